@@ -1,0 +1,82 @@
+"""`python -m fedprune`: compose -> build -> run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from fedprune import schema, sweep
+from fedprune.errors import FedpruneError
+
+log = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parent
+CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+"""Inside the package in an installed wheel, beside it in a checkout."""
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def job(config: DictConfig) -> None:
+    """One job, alone or of a sweep. In a sweep a job that fails leaves its reason, and the others go on."""
+    from fedprune import run  # torch and Lightning take seconds: --help and typos need not wait for them
+
+    hydra_config = HydraConfig.get()
+    folder, names = Path(hydra_config.runtime.output_dir), hydra_config.runtime.choices
+    alone = hydra_config.mode is RunMode.RUN
+    sweep.enroll(folder)
+    try:
+        chosen = {group: names[group] for group in sweep.GROUPS}
+        run.run(config, folder, chosen, hydra_config.overrides.task, os.environ.get(sweep.SWEEP, config.name))
+    except FedpruneError as error:
+        if not config.dry_run:
+            run.fail(folder, error, str(error))
+        log.error("%s\n%s", folder.name, error)
+        if alone:
+            sys.exit(1)
+    except Exception as error:
+        (folder / "error.log").write_text(traceback.format_exc())
+        run.fail(folder, error, f"{type(error).__name__}: {error}")
+        if alone:
+            raise
+        log.error("%s\nunexpected %s: %s (see error.log there)", folder.name, type(error).__name__, error)
+
+
+def arguments(given: list[str]) -> list[str]:
+    """Flags first: Hydra's parser refuses overrides after a flag, and users append `-m`."""
+    with_value = {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i", "--package", "-p", "--cfg", "-c"}
+    flags, overrides, rest = [], [], iter(given)
+    for word in rest:
+        if word.startswith("-") and not word.startswith("-="):
+            flags.append(word)
+            if word in with_value:
+                flags += [value for value in [next(rest, None)] if value is not None]
+        else:
+            overrides.append(word)
+    return flags + overrides
+
+
+def main() -> None:
+    """The command. Ctrl-C leaves what is done, and a state from which the same command resumes."""
+    sys.argv[1:] = arguments(sys.argv[1:])
+    several = [word for word in sys.argv if word.startswith("+experiment=") and "," in word]
+    if several:
+        print(f"{several[0]}: each runs as one job; a grid that an experiment declares is expanded only when it is launched alone")
+    schema.register()
+    sweep.register()
+    try:
+        job()
+    except KeyboardInterrupt:
+        print("\ninterrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

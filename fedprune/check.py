@@ -1,0 +1,115 @@
+"""What is wrong with a configuration: everything at once, before the first batch, each with what to type instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from fedprune.errors import ConfigError, DataError, Incompatible
+from fedprune.pruning.criterion import Criterion
+from fedprune.pruning.evidence import FROM_DATA, KNOWN, needs, unknown
+from fedprune.pruning.rewind import Rewind
+from fedprune.pruning.what import What, nearest
+from fedprune.types import Plan
+
+T = TypeVar("T")
+
+
+class Problems:
+    """Collects problems, so that all are reported together."""
+
+    def __init__(self) -> None:
+        self._wrong: list[str] = []
+        self._incompatible: list[str] = []
+
+    def attempt(self, function: Callable[..., T], *args: Any) -> T:
+        """The function's value; or nothing that may be used, if it found a problem (`stop_if_any` before using it)."""
+        try:
+            return function(*args)
+        except Incompatible as error:
+            self._incompatible += error.problems
+        except ConfigError as error:
+            self._wrong += error.problems
+        except DataError as error:
+            self._wrong.append(str(error))
+        return None  # type: ignore[return-value]
+
+    def add(self, problems: Iterable[str]) -> None:
+        """Problems of single values."""
+        self._wrong += problems
+
+    def add_incompatible(self, problems: Iterable[str]) -> None:
+        """Problems of combinations of values, each of which is fine."""
+        self._incompatible += problems
+
+    def stop_if_any(self) -> None:
+        """Raises ConfigError with all problems so far; Incompatible if only combinations are at fault."""
+        if self._wrong:
+            raise ConfigError(self._wrong + self._incompatible)
+        if self._incompatible:
+            raise Incompatible(*self._incompatible)
+
+
+def ranges(config: Any) -> list[str]:
+    """Scalars that are out of range."""
+    federated = config.federated
+    rules = {
+        f"density={config.density} is the fraction alive at the end: more than 0, at most 1": 0 < config.density <= 1,
+        f"rounds={config.rounds} must be at least 1": config.rounds >= 1,
+        f"eval_every={config.eval_every} must be at least 1 round": config.eval_every >= 1,
+        f"seed={config.seed} must not be negative": config.seed >= 0,
+        f"checkpoint_every={config.checkpoint_every} is in seconds: 0 or more": config.checkpoint_every >= 0,
+        f"federated.clients={federated.clients} must be at least 1": federated.clients >= 1,
+        f"federated.cohort={federated.cohort} must be from 1 to federated.clients={federated.clients}: "
+        "it is the number of clients that train in a round": 1 <= federated.cohort <= max(federated.clients, 1),
+    }
+    choices = {"weighting": ("examples", "uniform"), "broken": ("stop", "drop")}
+    wrong = {key: federated[key] for key, known in choices.items() if federated[key] not in known}
+    return [problem for problem, fine in rules.items() if not fine] + [
+        f"federated.{key}={value}: choose one of {', '.join(choices[key])}" for key, value in wrong.items()
+    ]
+
+
+def evidence(criterion: Criterion, names: dict[str, str]) -> list[str]:
+    """Formulas that ask for what nobody can measure. `names`: the chosen option of each group, for the message."""
+    formulas = {"drop": criterion.drop, "grow": criterion.grow}
+    asked = {role: unknown(formula) for role, formula in formulas.items() if formula is not None}
+    return [
+        f"criterion={names['criterion']}: its {role} formula asks for unknown evidence {', '.join(found)}; known: {', '.join(KNOWN)}"
+        for role, found in asked.items()
+        if found
+    ]
+
+
+def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, names: dict[str, str]) -> list[str]:
+    """Combinations of axes that mean nothing, each with what to choose instead."""
+    exchanges = any(event.swap for event in plan.events)
+    first = min((event.round for event in plan.events), default=plan.rounds)
+    asked = {name for formula in (criterion.drop, criterion.grow) if formula is not None for name in needs(formula)}
+    on_data = sorted(asked & set(FROM_DATA)) if plan.events else []
+    how_often, chosen = f"how_often={names['how_often']}", f"criterion={names['criterion']}"
+    rules = {
+        f"{how_often} exchanges units, and {chosen} has no formula to grow by: choose criterion=rigl or criterion=set": (
+            exchanges and criterion.grow is None
+        ),
+        f"{how_often} trains on from where it is, and rewind={names['rewind']} would undo that: choose rewind=none": (
+            exchanges and names["rewind"] != "none"
+        ),
+        f"{chosen} needs {', '.join(on_data)}, and where={names['where']} has no data: "
+        "choose where=cohort, or set where.proxy=500 to give the server a proxy set": (
+            bool(on_data) and getattr(where, "proxy", 1) == 0
+        ),
+        f"rewind.round={rewind.anchor} comes after the first prune event, which is after {first} rounds: "
+        "choose a smaller rewind.round, or rewind=init": plan.events != () and (rewind.anchor or 0) > first,
+    }
+    return [problem for problem, broken in rules.items() if broken]
+
+
+def min_per_layer(what: What, plan: Plan, units: dict[str, int]) -> list[str]:
+    """Whether every event can leave `min_per_layer` units in each layer. units: the number of units of each layer."""
+    needed = sum(min(what.min_per_layer, number) for number in units.values())
+    lowest = min((event.density * (1 - event.swap) for event in plan.events), default=1.0)
+    kept = nearest(lowest * sum(units.values()))
+    if kept >= needed:
+        return []
+    return [f"what.min_per_layer={what.min_per_layer} keeps {needed} units, and a density of {lowest:.4g} only {kept}: lower one"]

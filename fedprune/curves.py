@@ -1,0 +1,104 @@
+"""Tidy rows of all runs -> the lines of a figure: their labels, points and looks. Knows pandas, not matplotlib.
+
+A line is the mean over a cell's seeds. It has a point where every one of its seeds has a value, so that it never jumps because
+a seed joins or leaves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from fedprune.errors import FedpruneError
+
+# Okabe and Ito's colours, which everybody tells apart; brown for their yellow, which vanishes on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C6D31")
+DASHES = ("-", (0, (3.5, 1.2)), (0, (1, 1.1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")  # 9, so that with 8 colours a pair comes back only after 72
+LOOKS: dict[str, tuple[Any, ...]] = {"color": COLOURS, "linestyle": DASHES, "marker": MARKERS}
+
+LINES_IN_A_PANEL, PANELS = 8, 6
+
+
+def evaluated(frame: pd.DataFrame, x: str, by: list[str]) -> pd.DataFrame:
+    """The rows with a test accuracy and an `x`, cells in the order of their values, each with its label in `cell`.
+
+    Raises FedpruneError if there is none.
+    """
+    for metric in ("test/accuracy", x):
+        if metric not in frame or frame[metric].isna().all():
+            raise FedpruneError(f"nothing to draw: none of these runs has finished a round with a value of {metric}")
+    rows = frame[frame["test/accuracy"].notna() & frame[x].notna()]
+    rows = rows.sort_values(by, key=_sortable, kind="stable") if by else rows
+    return rows.assign(cell=labels(rows, by))
+
+
+def complete(rows: pd.DataFrame, point: str) -> pd.DataFrame:
+    """The rows of those points of each cell at which every one of its seeds has a value."""
+    seeds = rows.groupby("cell")["seed"].transform("nunique")
+    return rows[rows.groupby(["cell", point])["seed"].transform("nunique") == seeds]
+
+
+def curve(rows: pd.DataFrame, point: str) -> pd.DataFrame:
+    """One line's points: x, mean and sample standard deviation (%; NaN with one seed) of accuracy, prune events done."""
+    points = rows.groupby(point)
+    accuracy = points["test/accuracy"]
+    values = {"x": points["x"].mean(), "mean": accuracy.mean() * 100, "sd": accuracy.std(ddof=1) * 100}
+    return pd.DataFrame({**values, "events": points["prune/events"].mean()}).reset_index(drop=True)
+
+
+def labels(rows: pd.DataFrame, by: list[str]) -> pd.Series:
+    """'magnitude · init · clients=100' for each row; empty where nothing varies."""
+    words = [[_word(column, value) for value in rows[column]] for column in by] or [[""] * len(rows)]
+    return pd.Series([" · ".join(label) for label in zip(*words, strict=True)], index=rows.index, dtype=str)
+
+
+def telling(rows: pd.DataFrame, by: list[str]) -> list[str]:
+    """`by`, or the name alone where each cell has one of its own, as when published methods are compared."""
+    return ["name"] if "name" in by and rows["name"].nunique() == rows["cell"].nunique() else by
+
+
+def panel_column(rows: pd.DataFrame, by: list[str]) -> list[str]:
+    """At most one column whose values get a panel each, where all lines would be too many for one panel.
+
+    Of the columns that make the panels small enough, the one with fewest values; if none does, the one that makes them smallest.
+    """
+    few = [column for column in by if rows[column].nunique() <= PANELS]
+    if len(by) < 2 or rows["cell"].nunique() <= LINES_IN_A_PANEL or not few:
+        return []
+    lines = {column: int(rows.groupby(column)["cell"].nunique().max()) for column in few}
+    return [min(few, key=lambda column: (max(lines[column], LINES_IN_A_PANEL), rows[column].nunique()))]
+
+
+def looks(rows: pd.DataFrame, by: list[str]) -> dict[str, dict[str, Any]]:
+    """Colour, line style and marker of every value of the column `line`, each standing for one of the varying columns."""
+    channels = _channels(rows, by)
+    ranks = {look: pd.factorize(labels(rows, columns))[0] for look, columns in channels.items()}
+    chosen = {look: [LOOKS[look][rank % len(LOOKS[look])] for rank in ranks[look]] for look in LOOKS}
+    return {line: {look: chosen[look][at] for look in LOOKS} for at, line in enumerate(rows["line"])}
+
+
+def _channels(rows: pd.DataFrame, by: list[str]) -> dict[str, list[str]]:
+    """The column of most values is told by colour, the next by line style, then by marker; what is left joins the colour.
+
+    The target density comes last, because the figure over densities does not need it: its colours are those of the others.
+    """
+    colour, *rest = sorted(by, key=lambda column: (column == "density", -rows[column].nunique())) or [""]
+    channels: dict[str, list[str]] = {"color": [colour] if colour else [], "linestyle": [], "marker": []}
+    for column in rest:
+        values = rows[column].nunique()
+        free = [look for look in ("linestyle", "marker") if not channels[look] and values <= len(LOOKS[look])]
+        channels[(free or ["color"])[0]].append(column)
+    return channels | {"marker": channels["marker"] or channels["color"]}
+
+
+def _word(column: str, value: object) -> str:
+    """An answer speaks for itself; a number, a switch or a default needs the last part of its key before it."""
+    number = isinstance(value, (int, float))
+    text = f"{value:.10g}" if number else str(value)
+    return f"{column.split('.')[-1]}={text}" if number or text in {"true", "false", "default", "none", "null"} else text
+
+
+def _sortable(column: pd.Series) -> pd.Series:
+    return column if pd.api.types.is_numeric_dtype(column) else column.astype(str)

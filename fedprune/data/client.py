@@ -1,0 +1,159 @@
+"""What each client has: its own train, validation and test examples, as indices into the data set's training pool."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedprune.data.datasets import Dataset
+from fedprune.data.partition import Partition, stratified
+from fedprune.errors import ConfigError, DataError
+from fedprune.randomness import numpy_stream
+from fedprune.types import SERVER
+
+DRAWS = 100
+
+TRAIN, VAL, TEST, PROXY, UNUSED = range(5)
+"""The codes of `split` in partition.safetensors."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clients:
+    """Which training examples belong to whom: int64 index tensors into Dataset.x, disjoint, each in ascending order.
+
+    train, val, test: one tensor per client. server: the proxy set that the server holds back; may be empty.
+    """
+
+    train: tuple[Tensor, ...]
+    val: tuple[Tensor, ...]
+    test: tuple[Tensor, ...]
+    server: Tensor
+
+
+def federate(dataset: Dataset, how: Partition, clients: int, seed: int, proxy: int = 0) -> Clients:
+    """The clients' data: a function of the arguments and of nothing else.
+
+    `proxy` examples are held back for the server first, each class in its share; `how` divides the rest, drawn again (up to
+    100 times) while a client has too few; each client's part is shuffled and split. Fractions are rounded down, but a
+    fraction that is not zero takes one example at least, and training keeps one at least.
+
+    Raises ConfigError if `clients` or `proxy` is no such number, DataError if the data cannot be divided as asked.
+    """
+    _check_numbers(clients, proxy, len(dataset.y))
+    labels, rng = dataset.y.numpy(), numpy_stream(seed, "partition")
+    server = stratified(labels, proxy, numpy_stream(seed, "proxy"))
+    rest = np.delete(np.arange(len(labels)), server)
+    parts = _draw(labels[rest], how, clients, rng)
+    split = [_split(rest[rng.permutation(part)], how) for part in parts]
+    train, val, test = (tuple(map(_ascending, column)) for column in zip(*split, strict=True))
+    return Clients(train, val, test, _ascending(server))
+
+
+def label_histogram(clients: Clients, labels: Tensor, classes: int) -> np.ndarray:
+    """int64 [clients, classes]: how many examples of each class a client has (train, val and test together).
+
+    labels: those of the whole training pool, int64 [N].
+    """
+    parts = zip(clients.train, clients.val, clients.test, strict=True)
+    return np.stack([torch.bincount(labels[torch.cat(part)], minlength=classes).numpy() for part in parts])
+
+
+def save_partition(clients: Clients, labels: Tensor, path: str | Path) -> None:
+    """Write who has which example, and the labels, as safetensors: three tensors [N] over the training pool.
+
+    owner: int32, the client, or -1 for the server and for nobody. split: uint8, 0 train, 1 val, 2 test, 3 the server's
+    proxy set, 4 nobody's. label: int64; so the file can be drawn without the data set.
+    """
+    owner = torch.full((len(labels),), SERVER, dtype=torch.int32)
+    split = torch.full((len(labels),), UNUSED, dtype=torch.uint8)
+    for code, parts in ((TRAIN, clients.train), (VAL, clients.val), (TEST, clients.test)):
+        indices = torch.cat(parts)
+        owner[indices] = torch.repeat_interleave(
+            torch.arange(len(parts), dtype=torch.int32), torch.tensor([len(part) for part in parts])
+        )
+        split[indices] = code
+    split[clients.server] = PROXY
+    save_file({"owner": owner, "split": split, "label": labels.contiguous()}, path)
+
+
+def load_partition(path: str | Path) -> tuple[Clients, Tensor]:
+    """What `save_partition` wrote: the clients and the labels int64 [N]. Raises DataError for a missing or damaged file."""
+    try:
+        tensors = load_file(path)
+        owner, split, labels = (tensors[name] for name in ("owner", "split", "label"))
+    except (OSError, SafetensorError, KeyError) as failure:
+        raise DataError(f"{path} is not a saved partition ({failure}): run again to write it anew.") from failure
+    clients = int(owner.max()) + 1
+    train, val, test = (_owned(owner, split == code, clients) for code in (TRAIN, VAL, TEST))
+    return Clients(train, val, test, torch.nonzero(split == PROXY)[:, 0]), labels
+
+
+def _owned(owner: Tensor, wanted: Tensor, clients: int) -> tuple[Tensor, ...]:
+    indices = torch.nonzero(wanted)[:, 0]
+    order = torch.argsort(owner[indices], stable=True)
+    return torch.split(indices[order], torch.bincount(owner[indices], minlength=clients).tolist())
+
+
+def _check_numbers(clients: int, proxy: int, examples: int) -> None:
+    if clients < 1:
+        raise ConfigError([f"federated.clients={clients} is no number of clients: type a whole number from 1"])
+    if not 0 <= proxy < examples:
+        raise ConfigError(
+            [f"a server's proxy set of {proxy} examples cannot be held back from {examples}: choose 0 to {examples - 1}"]
+        )
+
+
+def _draw(labels: np.ndarray, how: Partition, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+    needed = max(how.min_examples, 1 + (how.val > 0) + (how.test > 0))  # one to train on, and one of each that is asked for
+    if clients * needed > len(labels):
+        raise DataError(
+            f"partition {how}: {clients} clients with at least {needed} examples each need {clients * needed}, "
+            f"and there are {len(labels)}. {_remedies(how, needed, '')}"
+        )
+    best: list[np.ndarray] = []
+    for _ in range(DRAWS):
+        parts = how(labels, clients, rng)
+        if min(map(len, parts)) >= needed:
+            return parts
+        best = max(best, parts, key=lambda candidate: min(map(len, candidate), default=-1))
+    raise DataError(_too_few(how, needed, [len(part) for part in best]))
+
+
+def _too_few(how: Partition, needed: int, sizes: list[int]) -> str:
+    poorest = int(np.argmin(sizes))
+    return (
+        f"partition {how}: {sum(size < needed for size in sizes)} of {len(sizes)} clients get fewer than {needed} examples "
+        f"in the best of {DRAWS} draws; client {poorest} gets {sizes[poorest]}. {_remedies(how, needed, how.remedy)}"
+    )
+
+
+def _remedies(how: Partition, needed: int, evener: str) -> str:
+    fewer = (
+        f"lower partition.min_examples={needed}" if needed == how.min_examples else "set partition.val=0 or partition.test=0"
+    )
+    return "Try one of: " + ", ".join(filter(None, [evener, "lower federated.clients", fewer])) + "."
+
+
+def _split(part: np.ndarray, how: Partition) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(train, val, test) of a client's shuffled examples."""
+    val = _share(how.val, len(part), leave=1 + (how.test > 0))
+    test = _share(how.test, len(part), leave=1 + val)
+    return part[val + test :], part[:val], part[val : val + test]
+
+
+def _share(fraction: float, total: int, leave: int) -> int:
+    if fraction == 0:
+        return 0
+    return min(max(1, math.floor(fraction * total + 1e-9)), total - leave)  # 0.29 * 100 is a hair below 29
+
+
+def _ascending(indices: np.ndarray) -> Tensor:
+    # The order carries no meaning (batches shuffle); sorted, a saved partition is read back as it was.
+    return torch.from_numpy(np.sort(indices).astype(np.int64))

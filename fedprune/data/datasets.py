@@ -1,0 +1,133 @@
+"""Data sets, one loader each: `(root: str) -> Dataset`. Images stay bytes; a batch is an index slice, then normalised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedprune.data.formats import damaged, read_cifar, read_idx
+from fedprune.data.partition import stratified
+from fedprune.data.sources import CIFAR10, CIFAR100, FASHION_MNIST, MNIST, Source, obtain
+from fedprune.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A labelled set of images.
+
+    x, y: the training pool, uint8 [N, C, H, W] and int64 [N]; it is what the clients and the server's proxy set are cut
+    from. test_x, test_y: the server's global test set, likewise. mean, std: per channel, over the training pool, in the
+    units of x (0..255; digits 0..16).
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.x.shape[1:]
+        return channels, height, width
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """uint8 [..., C, H, W] -> float32 of the same shape, (x - mean) / std for each channel; on the device of x."""
+        mean = torch.tensor(self.mean, device=x.device)[:, None, None]
+        std = torch.tensor(self.std, device=x.device)[:, None, None]
+        return (x.float() - mean) / std
+
+
+def digits(root: str = "") -> Dataset:
+    """The 1,797 handwritten digits of 8x8 pixels (0..16) that come with scikit-learn (Alpaydin & Kaynak 1998).
+
+    They have no official split: a fifth (359) is the test set, stratified, always the same. `root` is not used.
+    """
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    bunch = load_digits()
+    x = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
+    y = torch.from_numpy(bunch.target.astype(np.int64))
+    held_out = stratified(bunch.target, round(0.2 * len(y)), np.random.Generator(np.random.PCG64(0)))
+    test = torch.zeros(len(y), dtype=torch.bool)
+    test[torch.from_numpy(held_out)] = True
+    return Dataset("digits", x[~test], y[~test], x[test], y[test], classes=10, mean=(4.877912,), std=(6.013614,))
+
+
+def mnist(root: str) -> Dataset:
+    """60,000 + 10,000 handwritten digits, 1x28x28 (LeCun et al. 1998). Raises DataError for missing or damaged files."""
+    return _from_idx(MNIST, root, mean=33.318421, std=78.567490)
+
+
+def fashion_mnist(root: str) -> Dataset:
+    """60,000 + 10,000 pieces of clothing, 1x28x28 (Xiao et al. 2017). Raises DataError for missing or damaged files."""
+    return _from_idx(FASHION_MNIST, root, mean=72.940352, std=90.021182)
+
+
+def cifar10(root: str) -> Dataset:
+    """50,000 + 10,000 photographs in 10 classes, 3x32x32 (Krizhevsky 2009). Raises DataError for missing or damaged files."""
+    (path,) = obtain(CIFAR10, root)
+    *train, test = read_cifar(path, (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"), labels="labels")
+    mean, std = (125.306918, 122.950394, 113.865383), (62.993219, 62.088708, 66.704900)
+    return _from_cifar("cifar10", path, train, test, classes=10, mean=mean, std=std)
+
+
+def cifar100(root: str) -> Dataset:
+    """50,000 + 10,000 photographs in 100 classes, 3x32x32 (Krizhevsky 2009). Raises DataError for missing or damaged files."""
+    (path,) = obtain(CIFAR100, root)
+    *train, test = read_cifar(path, ("train", "test"), labels="fine_labels")
+    mean, std = (129.304166, 124.069963, 112.434050), (68.170243, 65.391808, 70.418370)
+    return _from_cifar("cifar100", path, train, test, classes=100, mean=mean, std=std)
+
+
+# MNIST and Fashion-MNIST use the same file names, so that one is easily read as the other; their first labels differ.
+_FIRST_LABELS = {"mnist": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4], "fashion_mnist": [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]}
+
+
+def _from_idx(source: Source, root: str, mean: float, std: float) -> Dataset:
+    train_x, train_y, test_x, test_y = obtain(source, root)
+    x, y = _labelled_idx(train_x, train_y)
+    others = [name for name, first in _FIRST_LABELS.items() if name != source.name and y[:10].tolist() == first]
+    if others:
+        raise DataError(
+            f"data={source.name}: {train_y} holds the labels of {others[0]}. Type data={others[0]}, or put the files of "
+            f"{source.name} into {Path(root) / source.name} (the two sets use the same file names)."
+        )
+    return Dataset(source.name, x, y, *_labelled_idx(test_x, test_y), classes=10, mean=(mean,), std=(std,))
+
+
+def _labelled_idx(images: Path, labels: Path) -> tuple[Tensor, Tensor]:
+    x, y = read_idx(images, dims=3)[:, None], read_idx(labels, dims=1).long()
+    if len(x) != len(y):
+        raise damaged(labels, f"it has {len(y)} labels for the {len(x)} images of {images}")
+    _check_labels(labels, y, classes=10)
+    return x, y
+
+
+def _from_cifar(
+    name: str,
+    path: Path,
+    train: list[tuple[Tensor, Tensor]],
+    test: tuple[Tensor, Tensor],
+    classes: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Dataset:
+    x, y = (torch.cat(parts) for parts in zip(*train, strict=True))
+    for labels in (y, test[1]):
+        _check_labels(path, labels, classes)
+    return Dataset(name, x, y, *test, classes=classes, mean=mean, std=std)
+
+
+def _check_labels(path: Path, y: Tensor, classes: int) -> None:
+    lowest, highest = int(y.min()), int(y.max())
+    if lowest < 0 or highest >= classes:
+        raise damaged(path, f"its labels reach from {lowest} to {highest} instead of 0 to {classes - 1}")

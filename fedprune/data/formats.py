@@ -1,0 +1,130 @@
+"""File contents -> arrays: IDX (MNIST and its kin) and the python version of CIFAR. Everything read is checked against itself.
+
+A damaged file is a DataError that names the file, what is wrong with it, and what to do.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import pickle
+import struct
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedprune.errors import DataError
+
+_UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)
+
+
+def damaged(path: Path, what: str) -> DataError:
+    """The error for a file whose content cannot be right."""
+    return DataError(
+        f"{path} is damaged: {what}. Delete it (or put a good copy in its place) and run again: what is missing is downloaded."
+    )
+
+
+def read_idx(path: Path, dims: int) -> Tensor:
+    """The uint8 tensor with `dims` dimensions in an IDX file, gzipped or not (judged by content, not by the file's name).
+
+    Format (LeCun, Cortes & Burges): two zero bytes, 0x08 for unsigned bytes, the number of dimensions, each size as a
+    big-endian uint32, then the data. Raises DataError if the file is anything else.
+    """
+    raw = _content(path)
+    start, begins = 4 + 4 * dims, bytes([0, 0, 8, dims])
+    if raw[:4] != begins:
+        raise damaged(path, f"it begins with the bytes {raw[:4].hex() or '(none)'} instead of {begins.hex()}")
+    if len(raw) < start:
+        raise damaged(path, f"it ends after {len(raw)} bytes, inside its header")
+    sizes = struct.unpack(f">{dims}I", raw[4:start])
+    if len(raw) - start != math.prod(sizes):
+        raise damaged(path, f"its header announces {math.prod(sizes)} bytes of data and {len(raw) - start} follow")
+    if not len(raw) - start:
+        raise damaged(path, "it holds no examples")
+    # The one copy (bytearray) gives the tensor memory that it may write to.
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=start).reshape(sizes)
+
+
+def read_cifar(path: Path, batches: tuple[str, ...], labels: str) -> list[tuple[Tensor, Tensor]]:
+    """(images uint8 [n, 3, 32, 32], labels int64 [n]) of each of the named `batches` of an archive or extracted folder.
+
+    labels: the key of the labels in a batch (`labels`, or `fine_labels` in CIFAR-100). Batches are pickles (Krizhevsky
+    2009); they are read by an unpickler that can build numpy arrays and nothing else, so that no file can run code.
+    Raises DataError for a batch that is missing, unreadable, asks for anything but arrays, or contradicts itself.
+    """
+    contents = _members(path, batches)
+    absent = [batch for batch in batches if batch not in contents]
+    if absent:
+        raise damaged(path, f"it lacks {', '.join(absent)}")
+    return [_cifar_batch(path / batch if path.is_dir() else path, batch, contents[batch], labels) for batch in batches]
+
+
+def _content(path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+        return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except _UNREADABLE as failure:
+        raise damaged(path, f"it cannot be read ({failure})") from failure
+
+
+def _members(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
+    """The content of each wanted file of a folder or tar archive, by its bare name."""
+    try:
+        if path.is_dir():
+            return {name: (path / name).read_bytes() for name in wanted if (path / name).is_file()}
+        with tarfile.open(path, "r|*") as archive:  # as a stream: a gzipped archive is read once, nothing is extracted
+            entries = ((Path(entry.name).name, archive.extractfile(entry)) for entry in archive if entry.isfile())
+            return {name: stream.read() for name, stream in entries if name in wanted and stream is not None}
+    except _UNREADABLE as failure:
+        raise damaged(path, f"it cannot be read ({failure})") from failure
+
+
+def _cifar_batch(path: Path, batch: str, content: bytes, labels: str) -> tuple[Tensor, Tensor]:
+    entries = _unpickled(path, batch, content)
+    x, y = entries.get("data"), entries.get(labels)
+    if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 2 or x.shape[1] != 3 * 32 * 32 or not len(x):
+        raise damaged(path, f"the `data` of {batch} is not a table of bytes with 3072 columns")
+    if not isinstance(y, list) or len(y) != len(x) or not all(isinstance(label, int) for label in y):
+        raise damaged(path, f"{batch} has {len(x)} images, and its `{labels}` are not as many whole numbers")
+    return torch.from_numpy(np.array(x)).reshape(-1, 3, 32, 32), torch.tensor(y, dtype=torch.int64)
+
+
+def _unpickled(path: Path, batch: str, content: bytes) -> dict[str, Any]:
+    try:
+        entries = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+        return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in entries.items()}
+    except Exception as failure:  # a damaged pickle can raise anything at all
+        raise damaged(path, f"{batch} cannot be read ({failure})") from failure
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes into the old pickle protocols; the real codecs.encode would load any codec it is asked for."""
+    return text.encode("latin1")
+
+
+_RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
+
+_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,  # as written by numpy 1
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,  # by numpy 2
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1,
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Looks names up in a table and never imports one."""
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs and which was not run")
+        return _ALLOWED[module, name]

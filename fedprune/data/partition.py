@@ -1,0 +1,173 @@
+"""Who gets which examples. Every partition is called as
+
+    (labels: np.ndarray [N] of int, clients: int, rng: np.random.Generator) -> list of `clients` index arrays into labels
+
+and the arrays are disjoint and hold every index once. Its parameters are its fields, and the keys of its yaml.
+
+Adding one: a frozen dataclass with `__call__` here or anywhere, and a yaml in conf/partition.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import numpy as np
+
+from fedprune.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition(ABC):
+    """What every partition has.
+
+    min_examples: what each client gets at least (train + val + test); a draw that gives less is drawn again. val, test:
+    the fractions of a client's examples that become its own validation and test set; each takes one example at least.
+    """
+
+    min_examples: int = 10
+    val: float = 0.1
+    test: float = 0.1
+
+    remedy: ClassVar[str] = ""  # what to change so that the clients' sizes differ less, in the words of the command line
+
+    @abstractmethod
+    def __call__(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """The indices into `labels` that each client gets."""
+
+    def __post_init__(self) -> None:
+        problems = list(self.problems())
+        if problems:
+            raise ConfigError(problems)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the parameters, in the words of the command line; a partition with its own adds to the list."""
+        fractions = self.val >= 0 and self.test >= 0 and self.val + self.test < 1
+        return [
+            *_unless(self.min_examples >= 0, f"partition.min_examples={self.min_examples} is negative: type 0 or more"),
+            *_unless(
+                fractions,
+                f"partition.val={self.val} and partition.test={self.test} are no fractions that leave something to train on: "
+                "type two numbers from 0 with a sum below 1, e.g. partition.val=0.1 partition.test=0.1",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        shared = {field.name for field in fields(Partition)}
+        own = [f"{field.name}={getattr(self, field.name)}" for field in fields(self) if field.name not in shared]
+        name = type(self).__name__
+        return f"{name}({', '.join(own)})" if own else name
+
+
+@dataclass(frozen=True)
+class Iid(Partition):
+    """Every client draws from the same distribution: all examples shuffled and dealt out, sizes equal to within one."""
+
+    def __call__(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        return np.array_split(rng.permutation(len(labels)), clients)
+
+
+@dataclass(frozen=True)
+class Dirichlet(Partition):
+    """Label skew: each class is divided among the clients in proportions p ~ Dirichlet(alpha, ..., alpha), drawn per class.
+
+    Small alpha: few classes per client, and unequal sizes; alpha -> infinity: every class in equal parts. The examples of
+    class k are shuffled and cut at the rounded cumulative proportions, so the counts are p times the class's size to
+    within one. Source: Yurochkin et al. 2019 (and Li et al. 2022, "NIID-Bench"). It is commonly cited as Hsu et al. 2019,
+    who draw the other way round: a class mix per client, and all clients of equal size.
+    """
+
+    alpha: float = 0.5
+
+    remedy: ClassVar[str] = "raise partition.alpha"
+
+    def __call__(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        owner = np.empty(len(labels), np.int64)
+        for label in np.unique(labels):
+            members = rng.permutation(np.flatnonzero(labels == label))
+            owner[members] = np.repeat(np.arange(clients), _counts(rng, clients, self.alpha, len(members)))
+        return _by_owner(owner, clients)
+
+    def problems(self) -> list[str]:
+        return [*super().problems(), *_alpha_problems(self.alpha)]
+
+
+@dataclass(frozen=True)
+class Shards(Partition):
+    """Label skew: examples sorted by label are cut into clients x classes equal shards, and each client gets `classes` of them.
+
+    Sizes are equal to within `classes` examples. A shard holds one label, and one more for each border between two labels
+    that lies inside it. So a client has at most `classes` labels where the shards' borders fall on the labels' (as in the
+    paper: 60,000 balanced examples, 200 shards); and otherwise at most 2 x classes, as long as no class is smaller than a
+    shard. Within a label the order is random. Source: McMahan et al. 2017, section 3.
+    """
+
+    classes: int = 2
+
+    remedy: ClassVar[str] = "lower partition.classes"
+
+    def __call__(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        shuffled = rng.permutation(len(labels))
+        by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+        shards = np.array_split(by_label, clients * self.classes)
+        hands = rng.permutation(len(shards)).reshape(clients, self.classes)
+        return [np.concatenate([shards[shard] for shard in hand]) for hand in hands]
+
+    def problems(self) -> list[str]:
+        wrong = f"partition.classes={self.classes} is not a number of shards: type a whole number from 1"
+        return [*super().problems(), *_unless(self.classes >= 1 and self.classes == int(self.classes), wrong)]
+
+
+@dataclass(frozen=True)
+class QuantitySkew(Partition):
+    """Sizes differ, labels do not: sizes are N times p ~ Dirichlet(alpha, ..., alpha), to within one; examples at random.
+
+    Source: Li et al. 2022 ("NIID-Bench", quantity skew).
+    """
+
+    alpha: float = 1.0
+
+    remedy: ClassVar[str] = "raise partition.alpha"
+
+    def __call__(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        cuts = np.cumsum(_counts(rng, clients, self.alpha, len(labels)))[:-1]
+        return np.split(rng.permutation(len(labels)), cuts)
+
+    def problems(self) -> list[str]:
+        return [*super().problems(), *_alpha_problems(self.alpha)]
+
+
+def stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` indices into `labels` [N], at random, each class in its share of N to within one example.
+
+    Systematic sampling: within its shuffled class the i-th example stands at (i + u) / size, with one random u per class
+    (which decides who gets the odd ones); the `count` lowest are taken.
+    """
+    shuffled = rng.permutation(len(labels))
+    grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    _, group, sizes = np.unique(labels[grouped], return_inverse=True, return_counts=True)
+    rank = np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[group]
+    standing = (rank + rng.random(len(sizes))[group]) / sizes[group]
+    return grouped[np.argsort(standing, kind="stable")[:count]]
+
+
+def _counts(rng: np.random.Generator, clients: int, alpha: float, total: int) -> np.ndarray:
+    """How many of `total` each client gets, in Dirichlet proportions; the sum is exact."""
+    cumulative = np.cumsum(rng.dirichlet(np.full(clients, alpha)))
+    cuts = np.rint(cumulative[:-1] * total).astype(np.int64)
+    return np.diff(cuts, prepend=0, append=total)
+
+
+def _by_owner(owner: np.ndarray, clients: int) -> list[np.ndarray]:
+    """The indices that each client owns, from the owner of each index."""
+    sizes = np.bincount(owner, minlength=clients)
+    return np.split(np.argsort(owner, kind="stable"), np.cumsum(sizes)[:-1])
+
+
+def _alpha_problems(alpha: float) -> list[str]:
+    return _unless(0 < alpha < float("inf"), f"partition.alpha={alpha} is not a positive number: type e.g. partition.alpha=0.5")
+
+
+def _unless(fine: bool, problem: str) -> list[str]:
+    return [] if fine else [problem]

@@ -1,0 +1,98 @@
+"""What the terminal shows: what a run is and will do, its progress, and a sweep's table. Reads well in a log file, too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fedprune.types import Plan
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def plan_text(plan: Plan, rewind: str) -> str:
+    """The plan as lines: the rounds of training, and every prune event between them."""
+    lines = [f"plan: {plan.rounds} rounds of training, {len(plan.events) or 'no'} prune event{'s' * (len(plan.events) != 1)}"]
+    back = "" if rewind == "none" else f", rewind {rewind}"
+    for event in plan.events:
+        swap = f", exchanging {event.swap:.3g} of the living" if event.swap else ""
+        lines.append(f"  after round {event.round:>5}: density {event.density:.4g}{swap}{back}")
+    return "\n".join(lines)
+
+
+def brief(plan: Plan, rewind: str, most: int = 12) -> str:
+    """The plan's lines, with the middle of a long one left out."""
+    lines = plan_text(plan, rewind).splitlines()
+    if len(lines) <= most:
+        return "\n".join(lines)
+    left_out = f"  ... {len(lines) - most + 1} more events (all of them: plan.txt) ..."
+    return "\n".join([*lines[: most - 3], left_out, *lines[-2:]])
+
+
+def about_text(about: Mapping[str, Any]) -> str:
+    """What a run is, in three lines."""
+    axes, name = about["axes"], about["name"]
+    recipe = " · ".join(axes[axis] for axis in ("what", "criterion", "when", "how_often", "where", "whose"))
+    return "\n".join(
+        [
+            f"{name}: {recipe} · rewind {axes['rewind']}",
+            f"model {axes['model']}: {about['parameters']:,} parameters, {about['prunable']:,} of them prunable",
+            f"data {axes['data']}, {axes['partition']}: {about['examples']:,} examples, {about['clients']} clients, "
+            f"{about['cohort']} per round; seed {about['seed']}",
+        ]
+    )
+
+
+def cost_text(rows: list[tuple[str, str]]) -> str:
+    """Names and values as aligned lines."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def amount(count: float, unit: str = "B") -> str:
+    """A count with a decimal prefix: 1.23 MB."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(count) < 1000:
+            return f"{count:.3g} {prefix}{unit}"
+        count /= 1000
+    return f"{count:.3g} P{unit}"
+
+
+class Live:
+    """Told of every round; shows the newest accuracy, density and bytes."""
+
+    def __init__(self, rounds: int, done: int, progress: Progress | None):
+        self._rounds, self._progress, self._accuracy = rounds, progress, "-"
+        self._task = progress.add_task("", total=rounds, completed=done, facts="") if progress else None
+        self._shown = time.monotonic()
+
+    def round(self, metrics: Mapping[str, float]) -> None:
+        """One round more."""
+        if "test/accuracy" in metrics:
+            self._accuracy = f"{100 * metrics['test/accuracy']:.1f} %"
+        facts = (
+            f"accuracy {self._accuracy}  density {metrics['density/weights']:.3g}  "
+            f"sent {amount(metrics['wire/total_bytes'])}"
+        )
+        done = int(metrics["round"]) + 1
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, facts=facts)
+        elif done == self._rounds or ("test/accuracy" in metrics and time.monotonic() - self._shown > 5):
+            self._shown = time.monotonic()
+            console.print(f"round {done:>5}/{self._rounds}  {facts}  loss {metrics.get('train/loss', float('nan')):.3f}")
+
+
+@contextmanager
+def live(rounds: int, done: int) -> Iterator[Live]:
+    """A progress display in a terminal; in a log file, a line every few seconds and at the end."""
+    if not console.is_terminal:
+        yield Live(rounds, done, None)
+        return
+    columns = (TextColumn("round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[facts]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        yield Live(rounds, done, progress)

@@ -1,0 +1,98 @@
+"""What a run will cost, before it trains: parameters, rounds, bytes and operations. Bytes are lengths of real encodings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fedprune.build import Experiment
+from fedprune.display import amount
+from fedprune.federated.costs import training_flops
+from fedprune.federated.sampling import cohort
+from fedprune.pruning.criterion import Formula
+from fedprune.pruning.evidence import FROM_DATA, needs
+from fedprune.pruning.mask import apply, ones, shrink
+from fedprune.types import SERVER, Job, Mask, Subnet, Update
+from fedprune.wire.message import about
+
+
+def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
+    """(name, value) rows. Training bytes and operations follow the plan's densities; evidence is counted for each event."""
+    plan, net = experiment.plan, experiment.net
+    down = up = flops = 0.0
+    subnets = _subnets(experiment)
+    for rounds, subnet in _stretches(experiment, subnets):
+        sent, received = _message_bytes(experiment, subnet)
+        down += rounds * config.federated.cohort * sent
+        up += rounds * config.federated.cohort * received
+        flops += rounds * _examples(experiment, config) * training_flops(experiment.flops, subnet)
+    prunable = sum(net.state_dict()[name].numel() for name in experiment.axes.what.names)
+    return [
+        ("parameters", f"{sum(p.numel() for p in net.parameters()):,} ({prunable:,} prunable)"),
+        ("rounds", f"{plan.rounds:,}, of {config.federated.cohort} clients each"),
+        ("bytes down", f"{amount(down)} for training"),
+        ("bytes up", f"{amount(up)} for training"),
+        ("bytes of evidence", amount(_evidence_bytes(experiment, config, subnets))),
+        ("operations", f"{amount(flops, 'FLOP')} of training, {amount(sum(experiment.flops.values()), 'FLOP')} an example when dense"),
+    ]
+
+
+def _masks(experiment: Experiment) -> list[Mask]:
+    """A mask as dense as before the first event, after it, after the second ...; which entries live does not matter here."""
+    params, what = experiment.net.state_dict(), experiment.axes.what
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: torch.rand(params[name].shape, generator=generator) for name in what.names}
+    full = ones(params, what.names)
+    return [full, *(shrink(full, scores, event.density, what) for event in experiment.plan.events)]
+
+
+def _subnets(experiment: Experiment) -> list[Subnet]:
+    params = experiment.net.state_dict()
+    return [Subnet(apply(params, mask), mask) for mask in _masks(experiment)]
+
+
+def _stretches(experiment: Experiment, subnets: list[Subnet]) -> list[tuple[int, Subnet]]:
+    """(rounds trained, the network then) between the plan's events."""
+    ends = [*(event.round for event in experiment.plan.events), experiment.plan.rounds]
+    starts = [0, *ends[:-1]]
+    return [(stop - start, subnet) for start, stop, subnet in zip(starts, ends, subnets, strict=True) if stop > start]
+
+
+def _message_bytes(experiment: Experiment, subnet: Subnet) -> tuple[int, int]:
+    """(bytes of a job, bytes of its update) for training this subnet."""
+    wire = experiment.wire
+    job = wire.encode_job(Job(0, 0, 0, 0, subnet), wire.subnet_block(subnet))
+    answer = wire.encode_update(Update(0, subnet, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}), subnet.mask)
+    return len(job), len(answer)
+
+
+def _examples(experiment: Experiment, config: Any) -> float:
+    """How many examples a cohort trains on in a round, on average."""
+    local, trained = config.local, [len(part) for part in experiment.clients.train]
+    per_client = local.steps * local.batch_size if local.steps else local.epochs * sum(trained) / len(trained)
+    return config.federated.cohort * per_client
+
+
+def _evidence_bytes(experiment: Experiment, config: Any, subnets: list[Subnet]) -> int:
+    """Bytes up and down of measuring evidence on clients: the network to each, what they measured back, at each event."""
+    criterion, fed = experiment.axes.criterion, config.federated
+    clients = experiment.where(cohort(config.seed, 0, fed.clients, fed.cohort), fed.clients, config.seed)
+    if clients == (SERVER,):
+        return 0
+    total = 0
+    for event, subnet in zip(experiment.plan.events, subnets, strict=False):
+        total += len(clients) * _evidence_message_bytes(experiment, subnet, criterion.drop, "alive")
+        if event.swap and criterion.grow:
+            total += len(clients) * _evidence_message_bytes(experiment, subnet, criterion.grow, "dead")
+    return total
+
+
+def _evidence_message_bytes(experiment: Experiment, subnet: Subnet, formula: Formula, which: str) -> int:
+    wire, wanted = experiment.wire, tuple(name for name in needs(formula) if name in FROM_DATA)
+    if not wanted:
+        return 0
+    cover = about(subnet.mask, which)
+    values = {name: alive.float() for name, alive in cover.items()}
+    job = wire.encode_job(Job(0, 0, 0, 0, subnet, wanted, which), wire.subnet_block(subnet))
+    return len(job) + len(wire.encode_update(Update(0, None, 0, dict.fromkeys(wanted, values), which), subnet.mask))

@@ -1,0 +1,132 @@
+"""One client's round: Job -> Update. A worker builds its own `ClientRound` once; only messages travel to and from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedprune.data.client import Clients
+from fedprune.data.datasets import Dataset
+from fedprune.local.module import Batch, LocalModule
+from fedprune.local.train import Recipe, fit, load
+from fedprune.pruning.evidence import FROM_DATA
+from fedprune.pruning.mask import apply
+from fedprune.randomness import torch_seed, torch_stream
+from fedprune.types import SERVER, Job, Params, Subnet, Update
+from fedprune.wire.message import Wire, about
+
+CHUNK = 2048  # examples that are gathered and normalised at once: a large client must not copy its whole data
+
+
+Arrays = dict[str, np.ndarray]
+"""Tensors on their way between processes: as torch tensors they would become shared memory."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A stretch of evaluation data: examples `start` to `stop` of `part`.
+
+    part: `global` is the server's test set; `val` and `test` are all clients' own parts, one client after the other.
+    """
+
+    part: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class ClientRound:
+    """Everything a client needs besides the job: the module to train, its data, and how it trains.
+
+    examples: how many of its training examples a client measures evidence on (None: all).
+    """
+
+    module: LocalModule
+    dataset: Dataset
+    clients: Clients
+    recipe: Recipe
+    wire: Wire
+    examples: int | None = None
+
+    def run(self, message: bytes, kept: Arrays) -> tuple[bytes, Arrays]:
+        """A job's bytes in, its update's bytes out; `kept` goes past the wire."""
+        job = replace(self.wire.decode_job(message), kept=_tensors(kept))
+        update = self.measure(job) if job.measure else self.train(job)
+        return self.wire.encode_update(update, job.subnet.mask), {name: t.numpy() for name, t in update.kept.items()}
+
+    def train(self, job: Job) -> Update:
+        """Train the subnet that was sent on the client's training part."""
+        indices = self.clients.train[job.client]
+        subnet = Subnet(job.subnet.params | job.kept, job.subnet.mask)
+        with torch.random.fork_rng(devices=[]):  # dropout and the like draw from the global state
+            torch.manual_seed(torch_seed(job.seed, "training", job.clock, job.client))
+            batches = self._shuffled(indices, torch_stream(job.seed, "batches", job.clock, job.client))
+            trained = fit(self.module, subnet, batches, self.recipe, self.recipe.lr_decay**job.clock)
+        metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
+        kept = {name: trained.params[name] for name in job.kept}
+        return Update(job.client, Subnet(apply(trained.params, subnet.mask), subnet.mask), len(indices), metrics=metrics, kept=kept)
+
+    def measure(self, job: Job) -> Update:
+        """Measure the evidence that was asked for, at the subnet that was sent; train nothing."""
+        indices = self.clients.server if job.client == SERVER else self.clients.train[job.client]
+        if self.examples is not None and self.examples < len(indices):
+            order = torch.randperm(len(indices), generator=torch_stream(job.seed, "evidence", job.round, job.client))
+            indices = indices[order[: self.examples]]
+        subnet, names = job.subnet, tuple(job.subnet.mask)
+        params = {name: value.to(self.module.device) for name, value in (subnet.params | job.kept).items()}
+        cover = about(subnet.mask, job.about)
+        evidence = {
+            name: apply({n: e.cpu() for n, e in FROM_DATA[name](self.module, params, names, self._in_order(indices)).items()}, cover)
+            for name in job.measure
+        }
+        return Update(job.client, None, len(indices), evidence, job.about, kept=job.kept)
+
+    def evaluate(self, block: bytes, kept: Arrays, where: Slice) -> tuple[np.ndarray, np.ndarray]:
+        """(loss, correct) of every example of a slice, for the network of a wire block."""
+        subnet = self.wire.read_subnet(block)
+        load(self.module, subnet.params | _tensors(kept))
+        self.module.eval()
+        losses, correct = zip(*(self._outcome(batch) for batch in self._evaluation(where)), strict=True)
+        return np.concatenate(losses), np.concatenate(correct)
+
+    @torch.no_grad()
+    def _outcome(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        losses, correct = self.module.outcome(batch)
+        return losses.float().cpu().numpy(), correct.cpu().numpy()
+
+    def _evaluation(self, where: Slice) -> Iterator[Batch]:
+        if where.part == "global":
+            yield from self._batches(self.dataset.test_x, self.dataset.test_y, torch.arange(where.start, where.stop), CHUNK)
+        else:
+            indices = torch.cat(getattr(self.clients, where.part))[where.start : where.stop]
+            yield from self._batches(self.dataset.x, self.dataset.y, indices, CHUNK)
+
+    def _in_order(self, indices: Tensor) -> Iterator[Batch]:
+        return self._batches(self.dataset.x, self.dataset.y, indices, self.recipe.batch_size)
+
+    def _shuffled(self, indices: Tensor, generator: torch.Generator) -> Iterator[Batch]:
+        """Batches of `epochs` passes, or `steps` batches of as many passes as needed; each pass in a new order."""
+        passes, left = self.recipe.epochs, self.recipe.steps
+        while passes is None or passes > 0:
+            order = indices[torch.randperm(len(indices), generator=generator)]
+            for batch in self._in_order(order):
+                if left is not None:
+                    if left == 0:
+                        return
+                    left -= 1
+                yield batch
+            passes = None if passes is None else passes - 1
+
+    def _batches(self, x: Tensor, y: Tensor, indices: Tensor, size: int) -> Iterator[Batch]:
+        """Gathered and normalised chunk by chunk, so that a batch is a view."""
+        for chunk in indices.split(max(CHUNK // size, 1) * size):
+            inputs = self.dataset.normalise(x[chunk].to(self.module.device))
+            yield from zip(inputs.split(size), y[chunk].to(self.module.device).split(size), strict=True)
+
+
+def _tensors(arrays: Arrays) -> Params:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

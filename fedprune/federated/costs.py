@@ -1,0 +1,61 @@
+"""What a run costs: densities, and the floating-point operations of training. Pure, from masks and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedprune.pruning import mask as masks
+from fedprune.pruning.what import What
+from fedprune.types import Subnet
+
+
+def densities(subnet: Subnet, what: What, parameters: tuple[str, ...]) -> dict[str, float]:
+    """density/weights (prunable entries), density/params (all parameters), density/units, and density/layer/<name>."""
+    living, prunable = masks.count(subnet.mask), masks.size(subnet.mask)
+    total = sum(subnet.params[name].numel() for name in parameters)
+    alive, units = what.alive_units(subnet.mask)
+    return {
+        "density/weights": living / prunable,
+        "density/params": (total - prunable + living) / total,
+        "density/units": alive / units,
+    } | {f"density/layer/{name.removesuffix('.weight')}": masks.density({name: alive}) for name, alive in subnet.mask.items()}
+
+
+def flops_per_example(net: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
+    """Operations (2 x multiply-accumulate) of one example's forward and backward pass, by layer, for the dense network.
+
+    inputs: a batch [B, ...]; the counts are per example. Layers are named as in `net`; what is in no layer is under "".
+    """
+    counter = FlopCounterMode(display=False, depth=None)
+    modes = {module: module.training for module in net.modules()}
+    buffers = {name: value.clone() for name, value in net.named_buffers()}
+    with torch.random.fork_rng(devices=[]), counter:
+        net.train()
+        net(inputs).sum().backward()
+    net.zero_grad(set_to_none=True)
+    for name, value in net.named_buffers():
+        value.copy_(buffers[name])
+    for module, training in modes.items():
+        module.training = training
+    return _leaves(counter, net, len(inputs))
+
+
+def _leaves(counter: FlopCounterMode, net: nn.Module, examples: int) -> dict[str, float]:
+    root = type(net).__name__
+    counts = {name.removeprefix(f"{root}."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    layers = {name: n / examples for name, n in counts.items() if isinstance(_module(net, name), (nn.Linear, nn.modules.conv._ConvNd))}
+    return layers | {"": counts["Global"] / examples - sum(layers.values())}
+
+
+def _module(net: nn.Module, name: str) -> nn.Module | None:
+    return dict(net.named_modules()).get(name)
+
+
+def training_flops(per_example: Mapping[str, float], subnet: Subnet) -> float:
+    """Operations of training on one example: each layer's count times its density (what sparse hardware would have to do)."""
+    density = {name.removesuffix(".weight"): masks.density({name: alive}) for name, alive in subnet.mask.items()}
+    return sum(flops * density.get(layer, 1.0) for layer, flops in per_example.items())

@@ -1,0 +1,137 @@
+"""Jobs out, updates in: everything that crosses the wire, encoded, sent to the executor, decoded, checked and counted."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from fedprune.errors import RunError
+from fedprune.federated.executor import Executor
+from fedprune.types import SERVER, Job, Mask, Params, State, Subnet, Update
+from fedprune.wire.message import Wire
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Tally:
+    """What a round's exchanges add up to; it grows while updates stream by, so that nobody has to hold them all."""
+
+    up_bytes: int = 0
+    down_bytes: int = 0
+    seen: int = 0  # examples trained on, passes counted
+    steps: int = 0
+    loss: float = 0.0  # summed over the examples seen
+    dropped: int = 0
+
+    def add(self, update: Update) -> None:
+        """Take up what a client says of its training."""
+        seen = int(update.metrics.get("seen", 0))
+        self.seen += seen
+        self.steps += int(update.metrics.get("steps", 0))
+        self.loss += update.metrics.get("loss", 0.0) * seen
+
+    def metrics(self) -> dict[str, float]:
+        """The round's metrics, summed over its clients; the loss is the mean over the examples seen (absent if none trained)."""
+        metrics: dict[str, float] = {"wire/up_bytes": self.up_bytes, "wire/down_bytes": self.down_bytes}
+        metrics |= {"train/examples": self.seen, "train/steps": self.steps, "clients/dropped": self.dropped}
+        return metrics | ({"train/loss": self.loss / self.seen} if self.seen else {})
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The server's end of the wire.
+
+    examples: the number of training examples of each client. own: names of the tensors that clients keep to themselves.
+    broken: what to do about an update that fails its checks: `stop` the run, or `drop` the update from the round.
+    """
+
+    wire: Wire
+    executor: Executor
+    seed: int
+    examples: Sequence[int]
+    own: tuple[str, ...] = ()
+    broken: str = "stop"
+
+    def train(self, state: State, cohort: Sequence[int], tally: Tally) -> Iterator[Update]:
+        """What these clients send back after training the server's network, in their order."""
+        return self._run([self._job(state, client, state.server) for client in cohort], state, tally)
+
+    def measure(
+        self, state: State, subnet: Subnet, clients: Sequence[int], evidence: tuple[str, ...], about: str, tally: Tally
+    ) -> Iterator[Update]:
+        """What these clients measured at `subnet`, in their order."""
+        jobs = [replace(self._job(state, client, subnet), measure=evidence, about=about) for client in clients]
+        return self._run(jobs, state, tally)
+
+    def kept_by(self, state: State, client: int) -> dict[str, np.ndarray]:
+        """What this client kept from its last round; the initial values if it has not trained yet."""
+        kept = state.kept.get(client) or {name: state.init[name] for name in self.own}
+        return {name: tensor.numpy() for name, tensor in kept.items()}
+
+    def _job(self, state: State, client: int, subnet: Subnet) -> Job:
+        return Job(client, state.round, state.clock, self.seed, subnet)
+
+    def _run(self, jobs: list[Job], state: State, tally: Tally) -> Iterator[Update]:
+        block = self.wire.subnet_block(jobs[0].subnet)
+        messages = [self.wire.encode_job(job, block) for job in jobs]
+        tasks = [("run", (message, self.kept_by(state, job.client))) for message, job in zip(messages, jobs, strict=True)]
+        sizes = [0 if job.client == SERVER else self.examples[job.client] for job in jobs]
+        for job, message, (answer, kept) in zip(jobs, messages, self.executor.map(tasks, sizes), strict=True):
+            if job.client != SERVER:  # what the server measures itself crosses no wire
+                tally.down_bytes += len(message)
+                tally.up_bytes += len(answer)
+            update = self._receive(answer, job)
+            if update is None:
+                tally.dropped += 1
+                continue
+            tally.add(update)
+            yield replace(update, kept={name: torch.from_numpy(array) for name, array in kept.items()})
+
+    def _receive(self, answer: bytes, job: Job) -> Update | None:
+        """The update if it can be read and passes its checks; else it is reported, and ends the run unless told otherwise."""
+        try:
+            update = self.wire.decode_update(answer, job.subnet.mask)
+            problem = _problem(update, job.subnet.mask)
+        except ValueError as error:
+            problem = f"its update cannot be read: {error}"
+        if problem is None:
+            return update
+        report = f"client {job.client} in round {job.round}: {problem}"
+        if self.broken == "stop":
+            raise RunError(f"{report}; to go on without such clients: federated.broken=drop")
+        log.warning("%s; left out of the round", report)
+        return None
+
+
+def _problem(update: Update, sent: Mask) -> str | None:
+    """Why an update must not be merged, or None."""
+    loss = update.metrics.get("loss", 0.0)
+    tensors = [*update.evidence.values(), update.subnet.params if update.subnet else {}]
+    if not math.isfinite(loss) or not all(_finite(params) for params in tensors):
+        return (
+            f"the training has diverged (loss {loss:.3g}; not all numbers are finite). "
+            "Lower local.optimizer.lr or set local.clip_norm=1"
+        )
+    return None if update.subnet is None else _stray(update.subnet, sent)
+
+
+def _finite(params: Params) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in params.values())
+
+
+def _stray(subnet: Subnet, sent: Mask) -> str | None:
+    """Whether an update lives outside the mask that its client was sent, or outside its own."""
+    for name, alive in subnet.mask.items():
+        if alive is sent[name]:  # the mask did not travel: the receiver's own was used
+            continue
+        if bool((alive & ~sent[name]).any()):
+            return f"its mask has entries in {name} that are dead in the mask it was sent"
+        if bool(subnet.params[name][~alive].any()):
+            return f"it has weights in {name} where its mask is dead"
+    return None

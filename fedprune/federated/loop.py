@@ -1,0 +1,108 @@
+"""The federated loop: remember -> prune -> sample -> broadcast -> train -> merge -> evaluate. One page, top to bottom.
+
+`round(state) -> (state, metrics)` is a pure state transition: replaying round 37 is loading state 36 and one call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from fedprune.federated.aggregate import ServerStep, masked, overlap_mean
+from fedprune.federated.costs import densities, training_flops
+from fedprune.federated.evaluate import Evaluation
+from fedprune.federated.exchange import Exchange, Tally
+from fedprune.federated.sampling import cohort
+from fedprune.federated.where import Where, measuring
+from fedprune.pruning.cycle import Axes
+from fedprune.pruning.mask import apply, ones
+from fedprune.pruning.rewind import Rewind
+from fedprune.types import Params, Plan, PruneEvent, State, Subnet, Update
+
+
+@dataclass(frozen=True)
+class FederatedLoop:
+    """What a run does, fixed from its first round to its last; what changes is in the State.
+
+    fresh: the n-th independent initialisation (0 is the one the run starts from). trained: the names of the parameters, which a
+    server optimizer moves (buffers are only averaged). flops: of training on one example, by layer of the dense network.
+    """
+
+    seed: int
+    plan: Plan
+    axes: Axes
+    where: Where
+    whose: Callable[..., State]
+    rewind: Rewind
+    server_step: ServerStep
+    weighting: str
+    clients: int
+    cohort: int
+    eval_every: int
+    exchange: Exchange
+    evaluation: Evaluation
+    fresh: Callable[[int], Params]
+    trained: tuple[str, ...]
+    flops: Mapping[str, float]
+
+    def start(self) -> State:
+        """The state before the first round: everything is alive."""
+        init = self.fresh(0)
+        return State(Subnet(init, ones(init, self.axes.what.names)), init=init, ticket=init)
+
+    def round(self, state: State) -> tuple[State, dict[str, float]]:
+        """One round. Returns the state after it, and its metrics."""
+        started, tally = time.perf_counter(), Tally()
+        state = self._remember(state)
+        for event in self._due(state):
+            state = self._prune(state, event, tally)
+        updates = self.exchange.train(state, self._cohort(state), tally)
+        after = replace(self._merge(state, updates), round=state.round + 1, clock=state.clock + 1)
+        after = replace(after, up_bytes=state.up_bytes + tally.up_bytes, down_bytes=state.down_bytes + tally.down_bytes)
+        trained = time.perf_counter()
+        metrics = {"round": state.round, "prune/events": state.events, **densities(state.server, self.axes.what, self.trained)}
+        metrics |= tally.metrics() | {"wire/total_bytes": after.up_bytes + after.down_bytes}
+        metrics |= {"flops/train": tally.seen * training_flops(self.flops, state.server)}
+        if self._evaluates(after):
+            metrics |= self.evaluation(after)
+        return after, metrics | {"time/train_s": trained - started, "time/round_s": time.perf_counter() - started}
+
+    def _remember(self, state: State) -> State:
+        """Keep the parameters to which a later rewind goes back."""
+        if state.clock != self.rewind.anchor or state.clock in state.anchors:
+            return state
+        return replace(state, anchors={**state.anchors, state.clock: state.server.params})
+
+    def _due(self, state: State) -> tuple[PruneEvent, ...]:
+        return tuple(event for event in self.plan.events[state.events :] if event.round <= state.round)
+
+    def _prune(self, state: State, event: PruneEvent, tally: Tally) -> State:
+        """One prune event, on evidence measured at this very state."""
+        clients = self.where(self._cohort(state), self.clients, self.seed)
+        measure = measuring(self.exchange, state, clients, tally)
+        return self.whose(state, event, self.axes, self.rewind, measure, lambda: self.fresh(state.events + 1))
+
+    def _cohort(self, state: State) -> tuple[int, ...]:
+        return cohort(self.seed, state.clock, self.clients, self.cohort)
+
+    def _merge(self, state: State, updates: Iterable[Update]) -> State:
+        """The updates' mean, taken as a step by the server optimizer, under the mask; and what each client keeps."""
+        kept = dict(state.kept)
+
+        def weighted() -> Iterator[tuple[Subnet, float]]:
+            for update in updates:
+                assert update.subnet is not None, "a client that was told to train sends a subnet"
+                kept.update({update.client: update.kept} if update.kept else {})
+                subnet = Subnet(update.subnet.params | update.kept, update.subnet.mask)
+                yield subnet, float(update.examples if self.weighting == "examples" else 1)
+
+        server = state.server
+        mean = overlap_mean(server.params, weighted())
+        params, momentum = self.server_step(server.params, mean, state.momentum, self.trained)
+        params = apply(params, server.mask)
+        return replace(state, server=Subnet(params, server.mask), momentum=masked(momentum, server.mask), kept=kept)
+
+    def _evaluates(self, state: State) -> bool:
+        """Every so many rounds, before each prune event, and at the end."""
+        return state.round % self.eval_every == 0 or state.round == self.plan.rounds or bool(self._due(state))

@@ -1,0 +1,85 @@
+"""Where the evidence is measured.
+
+Every `where` is (cohort of the coming round, number of clients, seed) -> the clients that measure. `examples` is how many of its
+training examples each of them uses (null: all).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from fedprune.errors import ConfigError, RunError
+from fedprune.federated.exchange import Exchange, Tally
+from fedprune.pruning.cycle import Measure
+from fedprune.pruning.evidence import FROM_DATA, mean
+from fedprune.randomness import numpy_stream, torch_stream
+from fedprune.types import SERVER, Params, State, Subnet, Update
+
+Where = Callable[[tuple[int, ...], int, int], tuple[int, ...]]
+
+
+def measuring(exchange: Exchange, state: State, clients: tuple[int, ...], tally: Tally) -> Measure:
+    """How evidence is had at this state: the server's own at hand, the rest measured by `clients` and averaged by examples."""
+
+    def measure(names: tuple[str, ...], subnet: Subnet, about: str) -> dict:
+        found: dict = {"params": {name: subnet.params[name] for name in subnet.mask}}
+        found["generator"] = lambda layer: torch_stream(exchange.seed, f"criterion {about} {layer}", state.events)
+        wanted = tuple(name for name in names if name in FROM_DATA)
+        if wanted:
+            updates = exchange.measure(state, subnet, clients, wanted, about, tally)
+            found |= _averaged(wanted, updates)
+        return {name: found[name] for name in names}
+
+    return measure
+
+
+def _averaged(names: tuple[str, ...], updates: Iterable[Update]) -> dict[str, Params]:
+    arrived = list(updates)
+    if not arrived:
+        raise RunError("no client delivered the evidence that the prune event needs")
+    return {name: mean((update.evidence[name], update.examples) for update in arrived) for name in names}
+
+
+@dataclass(frozen=True)
+class _Where:
+    examples: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.examples is not None and self.examples < 1:
+            raise ConfigError([f"where.examples={self.examples} must be at least 1; null means all of a client's examples"])
+
+
+@dataclass(frozen=True)
+class Server:
+    """The server itself: data-free, or on a proxy set of `proxy` training examples that it holds back from the clients."""
+
+    proxy: int = 0
+    examples: int | None = None
+
+    def __call__(self, cohort: tuple[int, ...], clients: int, seed: int) -> tuple[int, ...]:
+        return (SERVER,)
+
+
+@dataclass(frozen=True)
+class OneClient(_Where):
+    """One client, the same throughout the run."""
+
+    def __call__(self, cohort: tuple[int, ...], clients: int, seed: int) -> tuple[int, ...]:
+        return (int(numpy_stream(seed, "where").integers(clients)),)
+
+
+@dataclass(frozen=True)
+class Cohort(_Where):
+    """The clients of the coming round."""
+
+    def __call__(self, cohort: tuple[int, ...], clients: int, seed: int) -> tuple[int, ...]:
+        return cohort
+
+
+@dataclass(frozen=True)
+class AllClients(_Where):
+    """Every client."""
+
+    def __call__(self, cohort: tuple[int, ...], clients: int, seed: int) -> tuple[int, ...]:
+        return tuple(range(clients))

@@ -1,0 +1,201 @@
+"""Accuracy against density, bytes and rounds, a line per cell; and saving figures. Heat maps are in heat_maps.py.
+
+The frames are those of analysis.py, and `by` is its `varying(frame)`. A figure is a plain matplotlib `Figure`: it needs no screen
+and leaves nothing behind in pyplot. Lines are means over seeds, with one sample standard deviation around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from fedprune.curves import complete, curve, evaluated, labels, looks, panel_column, telling
+
+SUFFIXES = (".png", ".svg")
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "figure.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.93",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "legend.handlelength": 3,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.6,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "fedprune",  # the same figure is the same file, byte for byte
+}
+
+MANY_EVENTS = 12
+"""With more prune events than this, marks at events would hide what they mark."""
+
+Styles = dict[str, dict[str, Any]]
+"""Of each line's label: colour, line style and marker, as matplotlib's keywords."""
+
+DrawLine = Callable[[Axes, pd.DataFrame, dict[str, Any]], None]
+
+
+def accuracy_density(levels: pd.DataFrame, by: list[str]) -> Figure:
+    """Test accuracy (%) against weights remaining (%, log, from dense to sparse): a line per cell, a point per level.
+
+    `levels` is what `analysis.levels` returns. Cells that differ in nothing but the target density make one line together. A
+    cell that was never pruned is also drawn as a horizontal line. Raises FedpruneError if there is nothing to draw.
+    """
+    rows = complete(evaluated(levels, "density/weights", by), "prune/events")
+    # With personal masks or gates a level's density differs a little from seed to seed; it is one point all the same.
+    density = rows.groupby(["cell", "prune/events"])["density/weights"].transform("mean") * 100
+    rows = rows.assign(x=[float(f"{percent:.3g}") for percent in density])
+    by = [column for column in by if column != "density"]
+    rows = rows.assign(cell=labels(rows, by)).drop_duplicates(["cell", "seed", "x"], keep="last")
+    figure = _chart(rows, by, "x", _with_bars, "weights remaining (%)")
+    least, most = rows["x"].min(), rows["x"].max()
+    _logarithmic(figure, most * 1.15, min(least, most / 4) / 1.15)
+    return figure
+
+
+def accuracy_bytes(rounds: pd.DataFrame, by: list[str]) -> Figure:
+    """Test accuracy (%) against the megabytes (10^6 bytes, up and down, log) sent so far: a line per cell.
+
+    Markers are at the ends of levels. `rounds` is what `analysis.load_rounds` returns. Raises FedpruneError if there is nothing
+    to draw.
+    """
+    rows = complete(evaluated(rounds, "wire/total_bytes", by), "round")
+    rows = rows.assign(x=rows["wire/total_bytes"] / 1e6)
+    figure = _chart(rows, by, "round", _with_climbs, "sent up and down (MB)")
+    _logarithmic(figure, rows["x"].min() / 1.15, rows["x"].max() * 1.15)
+    return figure
+
+
+def accuracy_rounds(rounds: pd.DataFrame, by: list[str]) -> Figure:
+    """Test accuracy (%) against rounds of training: a line per cell, grey marks at prune events.
+
+    Markers are at the ends of levels. `rounds` is what `analysis.load_rounds` returns. Raises FedpruneError if there is nothing
+    to draw.
+    """
+    rows = complete(evaluated(rounds, "round", by), "round")
+    figure = _chart(rows.assign(x=rows["round"] + 1), by, "round", _with_marks, "rounds (grey: prune events)")
+    for axes in figure.axes:
+        axes.grid(visible=False, axis="x")
+        axes.set_xlim(left=0)
+    return figure
+
+
+def save(figure: Figure, path: Path | str) -> list[Path]:
+    """Write the figure to `path` with .png and with .svg; return both. The same figure gives the same bytes."""
+    path = Path(path)
+    name = path.stem if path.suffix in SUFFIXES else path.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_name(name + suffix) for suffix in SUFFIXES]
+    with matplotlib.rc_context(STYLE):
+        for file in files:
+            figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else {})
+    return files
+
+
+def _chart(rows: pd.DataFrame, by: list[str], point: str, draw: DrawLine, xlabel: str) -> Figure:
+    """All lines in one panel; where they are too many, a panel for each value of one column, with shared axes."""
+    by = telling(rows, by)
+    split = panel_column(rows, by)
+    within = [column for column in by if column not in split]
+    rows = rows.assign(panel=labels(rows, split), line=labels(rows, within))
+    styles, panels = looks(rows, within), list(rows.groupby("panel", sort=False))
+    with matplotlib.rc_context(STYLE):
+        figure, grid = _beside(styles) if len(panels) == 1 else _below(styles, len(panels))
+        for axes, (title, panel) in zip(grid, panels, strict=True):
+            axes.set(title=": ".join([*split, title]), xlabel=xlabel if axes.get_subplotspec().is_last_row() else "")
+            for line, mine in panel.groupby("line", sort=False):
+                draw(axes, curve(mine, point), styles[line])
+        figure.supylabel("test accuracy (%)")
+    return figure
+
+
+def _beside(styles: Styles) -> tuple[Figure, list[Axes]]:
+    """One panel of always the same width, with the legend to its right."""
+    alone = list(styles) == [""]
+    figure = Figure(figsize=(4.6 + (0 if alone else _width(styles)), max(3.4, 0.3 + 0.17 * len(styles))), layout="constrained")
+    if not alone:
+        figure.legend(handles=_handles(styles), loc="outside right upper")
+    return figure, [figure.add_subplot()]
+
+
+def _below(styles: Styles, panels: int) -> tuple[Figure, list[Axes]]:
+    """Panels in one row or two, with the legend below them."""
+    lines, width = 1 if panels <= 3 else 2, 7.5
+    columns = ceil(panels / lines)
+    figure = Figure(figsize=(width, 0.9 + 2.5 * lines), layout="constrained")
+    figure.legend(handles=_handles(styles), loc="outside lower center", ncols=max(1, min(4, int(width / _width(styles)))))
+    grid = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten())
+    for axes in grid[panels:]:
+        axes.remove()
+    for axes in grid[panels - columns : panels]:  # the lowest of each column
+        axes.tick_params(labelbottom=True)
+    return figure, grid[:panels]
+
+
+def _width(styles: Styles) -> float:
+    """About how many inches an entry of the legend takes."""
+    return 0.65 + 0.06 * max(map(len, styles))
+
+
+def _handles(styles: Styles) -> list[Line2D]:
+    return [Line2D([], [], label=line, **style) for line, style in styles.items()]
+
+
+def _with_bars(axes: Axes, line: pd.DataFrame, style: dict[str, Any]) -> None:
+    axes.errorbar(line["x"], line["mean"], line["sd"], elinewidth=0.7, **style)
+    if list(line["events"]) == [0]:
+        axes.axhline(line["mean"].iloc[0], linewidth=0.7, color=style["color"], linestyle=style["linestyle"], zorder=1)
+
+
+def _with_climbs(axes: Axes, line: pd.DataFrame, style: dict[str, Any]) -> None:
+    # Late levels of an iterative run lie close together on this axis: their ends are joined, the way to each is only hinted at.
+    ends = line[_ends_level(line)]
+    if len(ends) == 1:
+        return _with_band(axes, line, style)
+    axes.plot(line["x"], line["mean"], linewidth=0.5, alpha=0.4, color=style["color"])
+    _with_bars(axes, ends, style)
+
+
+def _with_band(axes: Axes, line: pd.DataFrame, style: dict[str, Any]) -> None:
+    ends = list(line.index[_ends_level(line)])
+    shown = ends if len(ends) <= MANY_EVENTS else [*range(0, len(line), ceil(len(line) / MANY_EVENTS))]
+    axes.plot(line["x"], line["mean"], markevery=shown, **style)
+    low, high = line["mean"] - line["sd"], line["mean"] + line["sd"]
+    axes.fill_between(line["x"], low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _with_marks(axes: Axes, line: pd.DataFrame, style: dict[str, Any]) -> None:
+    _with_band(axes, line, style)
+    # The round before a prune event is always evaluated: it is the last point with the old count of events.
+    pruned = line["x"][line["events"].diff().shift(-1) > 0]
+    height = 1 if len(pruned) <= MANY_EVENTS else 0.03
+    axes.vlines(pruned, 0, height, color="0.85", linewidth=0.8, zorder=0, transform=axes.get_xaxis_transform())
+
+
+def _ends_level(line: pd.DataFrame) -> pd.Series:
+    """Which points are the last with their count of prune events; the round before an event is always evaluated."""
+    return line["events"].diff().shift(-1) != 0
+
+
+def _logarithmic(figure: Figure, left: float, right: float) -> None:
+    for axes in figure.axes:
+        axes.set(xscale="log", xlim=(left, right))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.10g}"))
+        axes.xaxis.set_minor_locator(NullLocator())

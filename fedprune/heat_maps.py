@@ -1,0 +1,71 @@
+"""Two heat maps: how dense each layer of each cell came out, and which labels each client holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from safetensors.numpy import load_file
+
+from fedprune.curves import evaluated
+from fedprune.errors import FedpruneError
+from fedprune.figures import STYLE
+
+MAP_STYLE = STYLE | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}
+
+
+def layer_density(levels: pd.DataFrame, by: list[str]) -> Figure:
+    """The density (%) of every layer at each cell's last level, mean over seeds: a heat map of cells x layers.
+
+    `levels` is what `analysis.levels` returns. Raises FedpruneError if there is nothing to draw.
+    """
+    layers = [column for column in levels if column.startswith("density/layer/")]
+    if not layers or levels.empty:
+        raise FedpruneError("nothing to draw: no evaluated round of these runs has a value of density/layer/<name>")
+    last = evaluated(levels, layers[0], by).drop_duplicates("run", keep="last")
+    means = last.groupby("cell", sort=False)[layers].mean() * 100
+    names = [layer.removeprefix("density/layer/") for layer in layers]
+    with matplotlib.rc_context(MAP_STYLE):
+        figure = Figure(figsize=(2.5 + 0.5 * len(layers), 1.0 + 0.2 * len(means)), layout="constrained")
+        axes = figure.add_subplot(title="weights remaining (%)")
+        axes.imshow(means, aspect="auto", cmap="Blues", norm="log", interpolation="nearest")
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(means)), means.index)
+        _write_into(axes, means)
+    return figure
+
+
+def label_histogram(run: Path | str) -> Figure:
+    """How many training examples of each class (colour) each client holds, and how many in all (bars above).
+
+    Reads `histogram`, int64 [clients, classes], of a run folder's `partition.safetensors`. Raises FedpruneError without it.
+    """
+    path = Path(run) / "partition.safetensors"
+    if not path.exists():
+        raise FedpruneError(f"nothing to draw: '{path}' does not exist; name the folder of a run that got as far as its data")
+    counts = load_file(path)["histogram"]
+    with matplotlib.rc_context(MAP_STYLE):
+        figure = Figure(figsize=(6.5, 3.2), layout="constrained")
+        totals, classes = figure.subplots(2, 1, sharex=True, height_ratios=[1, 3])
+        totals.bar(range(len(counts)), counts.sum(axis=1), color="0.6", width=0.8)
+        totals.set_ylabel("examples")
+        shown = classes.imshow(counts.T, aspect="auto", cmap="Blues", interpolation="nearest", origin="lower")
+        classes.set(xlabel="client", ylabel="class")
+        for axis in (classes.xaxis, classes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+        figure.colorbar(shown, ax=classes, label="examples")
+    return figure
+
+
+def _write_into(axes: Axes, values: pd.DataFrame) -> None:
+    least, most = values[values > 0].min().min(), values.max().max()
+    for row, column in np.argwhere(values.notna().to_numpy()):
+        value = values.iat[row, column]
+        # White on the darker half of a logarithmic scale.
+        colour = "white" if value > (least * most) ** 0.5 and most > least else "black"
+        axes.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=6.5, color=colour)

@@ -1,0 +1,59 @@
+"""The local training step, as a LightningModule: subclass it for your own task and name it in `local.module._target_`.
+
+The federated loop calls the hooks below without a Trainer (see train.py); the same module trains under a plain `pl.Trainer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Batch = tuple[Tensor, ...]
+
+
+class LocalModule(pl.LightningModule):
+    """Classification with cross-entropy: batches are (inputs [B, ...], labels [B]), the network gives logits [B, classes].
+
+    net: the network that is pruned and federated; names in masks and plots are those of `net`.
+    optimizer: parameters -> torch optimizer, made anew for every job of every client.
+    """
+
+    def __init__(self, net: nn.Module, optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]):
+        super().__init__()
+        self.net = net
+        self.optimizer = optimizer
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.net(inputs)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The mean loss of one batch."""
+        inputs, labels = batch
+        loss = F.cross_entropy(self.net(inputs), labels)
+        self.log("train/loss", loss)
+        return loss
+
+    def outcome(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Per example: (loss [B] float32, correct [B] bool). What every evaluation is made of."""
+        inputs, labels = batch
+        logits = self.net(inputs)
+        return F.cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Logs val/loss and val/accuracy (under a Trainer)."""
+        losses, correct = self.outcome(batch)
+        self.log("val/loss", losses.mean(), batch_size=len(losses))
+        self.log("val/accuracy", correct.float().mean(), batch_size=len(losses))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer(self.net.parameters())
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's; outside a Trainer there is nobody to log to, and nothing is spent on it."""
+        if self._trainer is not None:
+            super().log(name, value, *args, **kwargs)

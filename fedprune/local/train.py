@@ -1,0 +1,151 @@
+"""fit: (module, subnet, batches) -> what training made of the subnet. The module's own hooks in a lean loop.
+
+A `pl.Trainer` per client and round costs several milliseconds against a step of one; nothing that it does is needed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.errors import ConfigError
+from fedprune.local.module import Batch, LocalModule
+from fedprune.types import Params, Subnet
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a client trains in one round.
+
+    epochs: passes over its training examples; or steps: that many batches, going on into further passes as needed.
+    lr_decay: the learning rate is multiplied by it once per round. clip_norm: the gradient's greatest L2 norm (null: no clipping).
+    proximal_mu: FedProx's pull to the weights that were sent, mu/2 |w - w_sent|^2. Li et al. 2020.
+    freeze_batchnorm: BatchNorm normalises with the running statistics it was sent, and does not change them.
+    """
+
+    epochs: int | None = 1
+    steps: int | None = None
+    batch_size: int = 32
+    lr_decay: float = 1.0
+    clip_norm: float | None = None
+    proximal_mu: float = 0.0
+    freeze_batchnorm: bool = False
+
+    def __post_init__(self) -> None:
+        rules = {
+            f"local.epochs={self.epochs} and local.steps={self.steps}: give one and set the other to null": (
+                (self.epochs is None) != (self.steps is None)
+            ),
+            f"local.epochs={self.epochs} must be at least 1": self.epochs is None or self.epochs >= 1,
+            f"local.steps={self.steps} must be at least 1": self.steps is None or self.steps >= 1,
+            f"local.batch_size={self.batch_size} must be at least 1": self.batch_size >= 1,
+            f"local.lr_decay={self.lr_decay} multiplies the learning rate every round: more than 0": self.lr_decay > 0,
+            f"local.clip_norm={self.clip_norm} must be positive; null for no clipping": self.clip_norm is None or self.clip_norm > 0,
+            f"local.proximal_mu={self.proximal_mu} must not be negative": self.proximal_mu >= 0,
+        }
+        problems = [problem for problem, fine in rules.items() if not fine]
+        if problems:
+            raise ConfigError(problems)
+
+
+class Trained(NamedTuple):
+    """What training made of a subnet's parameters and buffers.
+
+    loss: the mean over the examples seen. steps: of the optimizer. examples: seen, passes counted.
+    """
+
+    params: Params
+    loss: float
+    steps: int
+    examples: int
+
+
+def fit(module: LocalModule, subnet: Subnet, batches: Iterable[Batch], recipe: Recipe, decay: float = 1.0) -> Trained:
+    """Train `subnet` on `batches`. Dead entries are zero after every step, whatever the optimizer.
+
+    Gradients are masked before clipping, so that the norm is that of the living, and before the optimizer, so that its state
+    stays zero where nothing lives; weights are masked after the step, since an optimizer need not act entry by entry.
+    `decay` multiplies the learning rate. `subnet` is not changed.
+    """
+    load(module, subnet.params)
+    _set_mode(module, recipe)
+    optimizer = _optimizer(module, decay)
+    weights, masks = _masked(module, subnet)
+    parameters = list(module.net.parameters())
+    sent = [p.detach().clone() for p in parameters] if recipe.proximal_mu else []
+    total, steps, examples = torch.zeros((), device=module.device), 0, 0
+    for batch in batches:
+        optimizer.zero_grad()
+        loss = _loss(module, batch, steps)
+        loss.backward()
+        if sent:
+            _pull(parameters, sent, recipe.proximal_mu)
+        if masks:
+            torch._foreach_mul_([w.grad for w in weights if w.grad is not None], masks)
+        if recipe.clip_norm:
+            nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+        optimizer.step()
+        if masks:
+            with torch.no_grad():
+                torch._foreach_mul_(weights, masks)
+        total += loss.detach() * len(batch[0])
+        steps, examples = steps + 1, examples + len(batch[0])
+    return Trained(unload(module), float(total) / max(examples, 1), steps, examples)
+
+
+def load(module: LocalModule, params: Params) -> None:
+    """Copy `params` into the module's network: no storage is shared, so training leaves them as they are."""
+    with torch.no_grad():
+        for name, tensor in module.net.state_dict().items():
+            tensor.copy_(params[name])
+
+
+def unload(module: LocalModule) -> Params:
+    """A copy of the network's parameters and buffers, on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.net.state_dict().items()}
+
+
+def is_batchnorm(module: nn.Module) -> bool:
+    """Whether this layer keeps running statistics of its batches."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def _set_mode(module: LocalModule, recipe: Recipe) -> None:
+    module.train()
+    if recipe.freeze_batchnorm:
+        for layer in module.net.modules():
+            if is_batchnorm(layer):
+                layer.eval()
+
+
+def _optimizer(module: LocalModule, decay: float) -> torch.optim.Optimizer:
+    optimizer = module.configure_optimizers()
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(
+            [f"{type(module).__name__}.configure_optimizers returned {type(optimizer).__name__}: return one torch optimizer"]
+        )
+    for group in optimizer.param_groups:
+        group["lr"] *= decay
+    return optimizer
+
+
+def _masked(module: LocalModule, subnet: Subnet) -> tuple[list[nn.Parameter], list[Tensor]]:
+    """The parameters in which something is dead, and their masks as numbers (multiplying by numbers is what fuses)."""
+    holes = {name: alive for name, alive in subnet.mask.items() if not alive.all()}
+    parameters = dict(module.net.named_parameters())
+    return [parameters[name] for name in holes], [alive.to(parameters[name]) for name, alive in holes.items()]
+
+
+def _loss(module: LocalModule, batch: Batch, step: int) -> Tensor:
+    loss = module.training_step(batch, step)
+    return loss["loss"] if isinstance(loss, Mapping) else loss
+
+
+def _pull(parameters: list[nn.Parameter], sent: list[Tensor], mu: float) -> None:
+    """Add the gradient of mu/2 |w - w_sent|^2."""
+    with torch.no_grad():
+        torch._foreach_add_([p.grad for p in parameters], torch._foreach_sub(parameters, sent), alpha=mu)

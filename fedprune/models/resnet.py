@@ -1,0 +1,65 @@
+"""The residual networks for small images: `(shape: (C, H, W), classes, norm) -> nn.Module`, logits [B, classes]."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedprune.models.layers import initialise, normalisation, require_norm, require_size
+
+
+def resnet20(shape: tuple[int, int, int], classes: int, norm: str = "group") -> nn.Module:
+    """3x3 convolutions in three stages of three blocks, 16, 32 and 64 channels, then an average and one linear layer.
+
+    269,722 parameters on 3x32x32 with 10 classes, with either norm (He et al. 2016, section 4.2: shortcuts without
+    parameters). norm: `batch` as in the paper, or `group`, which has no running statistics for clients to disagree about
+    (Hsieh et al. 2020). Gaussian weights of variance 2 / fan_in, zero bias (He et al. 2015). Raises ConfigError for images
+    below 4x4 or another norm.
+    """
+    require_norm("resnet20", norm, ("group", "batch"))
+    require_size("resnet20", shape, 4, ("lenet_300_100",))
+    return initialise(Resnet(shape[0], classes, norm, blocks=3), nn.init.kaiming_normal_)
+
+
+class Resnet(nn.Module):
+    """`blocks` residual blocks in each of three stages; 6 * blocks + 2 layers."""
+
+    def __init__(self, channels: int, classes: int, norm: str, blocks: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        self.norm1 = normalisation(norm, 16)
+        self.stage1 = _stage(16, 16, norm, blocks)
+        self.stage2 = _stage(16, 32, norm, blocks)
+        self.stage3 = _stage(32, 64, norm, blocks)
+        self.fc = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> logits [B, classes]."""
+        x = F.relu(self.norm1(self.conv1(x)))
+        x = self.stage3(self.stage2(self.stage1(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+class Block(nn.Module):
+    """relu(shortcut(x) + two normalised convolutions of x); where channels grow, the image is halved."""
+
+    def __init__(self, channels: int, out: int, norm: str) -> None:
+        super().__init__()
+        self.grown = out - channels
+        self.conv1 = nn.Conv2d(channels, out, 3, stride=2 if self.grown else 1, padding=1, bias=False)
+        self.norm1 = normalisation(norm, out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.norm2 = normalisation(norm, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, out, H, W], or [B, out, H/2, W/2] (rounded up) where channels grow."""
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self._shortcut(x))
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        # He et al.'s option A: every second pixel, and zeros for the channels that are new.
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.grown)) if self.grown else x
+
+
+def _stage(channels: int, out: int, norm: str, blocks: int) -> nn.Sequential:
+    return nn.Sequential(Block(channels, out, norm), *(Block(out, out, norm) for _ in range(blocks - 1)))

@@ -1,0 +1,119 @@
+"""How often: the pruning schedule.
+
+Every schedule is (Window, final density) -> Plan. Densities are fractions of all units; a `rate` is a fraction of the survivors
+(two different keys, as in the literature).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedprune.errors import ConfigError
+from fedprune.pruning.when import Window
+from fedprune.types import Plan, PruneEvent
+
+SHAPES: dict[str, Callable[[float, float], float]] = {
+    "cubic": lambda t, density: density + (1 - density) * (1 - t) ** 3,
+    "linear": lambda t, density: 1 - (1 - density) * t,
+    "exponential": lambda t, density: density**t,
+}
+
+DECAYS: dict[str, Callable[[float], float]] = {
+    "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
+    "constant": lambda t: 1.0,
+}
+
+
+@dataclass(frozen=True)
+class Never:
+    """No event: the dense network."""
+
+    def __call__(self, window: Window, density: float) -> Plan:
+        return Plan((), window.rounds)
+
+
+@dataclass(frozen=True)
+class Iterative:
+    """Equal fractions of the survivors, either `times` times, or at the given `rate` until the density is reached.
+
+    With times = n the densities are density^(1/n), density^(2/n), ..., density; once is one-shot pruning. With rate = r they
+    are (1 - r)^k, the last one cut off at the density. Frankle & Carbin 2019 (r = 0.2).
+    """
+
+    times: int | None = None
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.times is None) == (self.rate is None):
+            raise ConfigError(
+                [f"how_often.times={self.times} and how_often.rate={self.rate}: give one and set the other to null"]
+            )
+        if self.times is not None and self.times < 1:
+            raise ConfigError([f"how_often.times={self.times} must be at least 1; for no pruning choose how_often=never"])
+        if self.rate is not None and not 0 < self.rate < 1:
+            raise ConfigError([f"how_often.rate={self.rate} is the fraction of the survivors to prune: between 0 and 1"])
+
+    def __call__(self, window: Window, density: float) -> Plan:
+        densities = self._densities(density)
+        rounds = window.spread(len(densities))
+        return window.plan(tuple(PruneEvent(r, d) for r, d in zip(rounds, densities, strict=True)))
+
+    def _densities(self, density: float) -> list[float]:
+        if density == 1:
+            return []
+        if self.times is not None:
+            return [density ** (k / self.times) for k in range(1, self.times)] + [density]
+        assert self.rate is not None
+        steps = math.ceil(math.log(density) / math.log(1 - self.rate) - 1e-9)
+        return [(1 - self.rate) ** k for k in range(1, steps)] + [density]
+
+
+@dataclass(frozen=True)
+class Gradual:
+    """An event every `every` rounds of the window, the density falling from 1 along `shape`.
+
+    cubic: d + (1 - d)(1 - t)^3 (Zhu & Gupta 2017); linear: 1 - (1 - d) t; exponential: d^t; t = k/n for the k-th of n events.
+    """
+
+    every: int = 1
+    shape: str = "cubic"
+
+    def __post_init__(self) -> None:
+        _check("every", self.every >= 1, f"how_often.every={self.every} must be at least 1 round")
+        _check("shape", self.shape in SHAPES, f"how_often.shape={self.shape}: choose one of {', '.join(SHAPES)}")
+
+    def __call__(self, window: Window, density: float) -> Plan:
+        rounds = window.every(self.every)
+        curve = SHAPES[self.shape]
+        return window.plan(tuple(PruneEvent(r, curve((k + 1) / len(rounds), density)) for k, r in enumerate(rounds)))
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """Dynamic sparse training: sparse from the start, and every `every` rounds of the window a fraction of the living is exchanged.
+
+    The fraction is `swap`, decayed over the window: cosine: swap (1 + cos(pi t)) / 2 with t = round / end of the window
+    (Evci et al. 2020; FedDST), or constant.
+    """
+
+    every: int = 10
+    swap: float = 0.3
+    decay: str = "cosine"
+
+    def __post_init__(self) -> None:
+        _check("every", self.every >= 1, f"how_often.every={self.every} must be at least 1 round")
+        _check("swap", 0 < self.swap < 1, f"how_often.swap={self.swap} is a fraction of the living: between 0 and 1")
+        _check("decay", self.decay in DECAYS, f"how_often.decay={self.decay}: choose one of {', '.join(DECAYS)}")
+
+    def __call__(self, window: Window, density: float) -> Plan:
+        rounds = [r for r in window.every(self.every) if r > 0]
+        swaps = [self.swap * DECAYS[self.decay](r / window.stop) for r in rounds]
+        exchanges = tuple(PruneEvent(r, density, s) for r, s in zip(rounds, swaps, strict=True))
+        return window.plan((PruneEvent(0, density), *exchanges))
+
+
+def _check(key: str, ok: bool, problem: str) -> None:
+    if not ok:
+        raise ConfigError([problem])

@@ -1,0 +1,77 @@
+"""Masks: what is alive. The two functions that carry the design are `shrink` and `regrow`.
+
+Every function takes dicts of tensors and returns new ones; nothing is changed in place. A Mask holds the prunable names only.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from fedprune.pruning.what import What
+from fedprune.types import Mask, Params, Scores
+
+
+def ones(params: Params, names: tuple[str, ...]) -> Mask:
+    """The mask in which every entry of the named tensors is alive."""
+    return {name: torch.ones(params[name].shape, dtype=torch.bool) for name in names}
+
+
+def apply(params: Params, mask: Mask) -> Params:
+    """`params` with every dead entry set to +0.0 (bitwise); names outside the mask are passed on as they are."""
+    return {name: torch.where(mask[name], value, 0) if name in mask else value for name, value in params.items()}
+
+
+def shrink(mask: Mask, scores: Scores, density: float, what: What) -> Mask:
+    """The best of the living: a subset of `mask` with the fraction `density` of all units alive.
+
+    Dead units score -inf. Counts are exact: the number of units kept is the nearest integer to density x units (half up); ties
+    go to the lower flat index of the alphabetically first name.
+    """
+    living = {name: scores[name].masked_fill(~alive, -math.inf) for name, alive in mask.items()}
+    kept = what.select(living, density)
+    return {name: kept[name] & alive for name, alive in mask.items()}
+
+
+def regrow(mask: Mask, scores: Scores, density: float, what: What) -> Mask:
+    """`mask` filled up with the best of the dead, until the fraction `density` of all units is alive.
+
+    Living units score +inf, so none is lost; a dead unit with score -inf is never grown (a veto).
+    """
+    everyone = {name: scores[name].masked_fill(alive, math.inf) for name, alive in mask.items()}
+    kept = what.select(everyone, density)
+    return {name: kept[name] | alive for name, alive in mask.items()}
+
+
+def count(mask: Mask) -> int:
+    """The number of living entries."""
+    return sum(int(alive.sum()) for alive in mask.values())
+
+
+def size(mask: Mask) -> int:
+    """The number of entries, dead or alive."""
+    return sum(alive.numel() for alive in mask.values())
+
+
+def density(mask: Mask) -> float:
+    """The fraction of the prunable entries that is alive (1.0 for a network with nothing to prune)."""
+    return count(mask) / size(mask) if size(mask) else 1.0
+
+
+def pack(mask: Mask) -> bytes:
+    """The mask as bits, one per entry: names in the order of the dict, entries in row-major order, the last byte zero-padded."""
+    if not mask:
+        return b""
+    return np.packbits(np.concatenate([alive.numpy().reshape(-1) for alive in mask.values()])).tobytes()
+
+
+def unpack(bits: bytes, shapes: dict[str, torch.Size]) -> Mask:
+    """The inverse of `pack`, given names and shapes in the same order. Raises ValueError if the length does not fit."""
+    total = sum(shape.numel() for shape in shapes.values())
+    if len(bits) != (total + 7) // 8:
+        raise ValueError(f"a mask of {total} entries takes {(total + 7) // 8} bytes, not {len(bits)}")
+    flat = torch.from_numpy(np.unpackbits(np.frombuffer(bits, np.uint8), count=total).view(np.bool_))
+    parts = flat.split([shape.numel() for shape in shapes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -1,0 +1,30 @@
+"""Every random stream is a function of (seed, purpose, round, client), and of nothing else.
+
+So the executor, the number of workers and the order of the clients cannot change a result, and a resumed run draws what the
+uninterrupted one would have drawn.
+"""
+
+import zlib
+
+import numpy as np
+import torch
+
+
+def _sequence(seed: int, purpose: str, round: int, client: int) -> np.random.SeedSequence:
+    # SeedSequence takes non-negative words only; the server is client -1.
+    return np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), round, client + 1])
+
+
+def numpy_stream(seed: int, purpose: str, round: int = 0, client: int = -1) -> np.random.Generator:
+    """A numpy generator for one purpose of one client in one round (client -1 is the server)."""
+    return np.random.Generator(np.random.PCG64(_sequence(seed, purpose, round, client)))
+
+
+def torch_seed(seed: int, purpose: str, round: int = 0, client: int = -1) -> int:
+    """A 63-bit seed for torch, independent of every other (seed, purpose, round, client)."""
+    return int(_sequence(seed, purpose, round, client).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def torch_stream(seed: int, purpose: str, round: int = 0, client: int = -1) -> torch.Generator:
+    """A torch CPU generator for one purpose of one client in one round (client -1 is the server)."""
+    return torch.Generator().manual_seed(torch_seed(seed, purpose, round, client))

@@ -1,0 +1,153 @@
+"""One run, from its folder to its summary: build, say what it will do, resume or start, loop, write down, finish.
+
+The folder: config.yaml, run.json (what it is), plan.txt, partition.safetensors, metrics.jsonl, state/, ticket.safetensors, and
+summary.json, written last: its presence means done. failed.json says why there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedprune import __version__, display, tracking
+from fedprune.build import Experiment, build, make
+from fedprune.checkpoint import load_state, replace_file, save_state, save_ticket
+from fedprune.data.client import save_partition
+from fedprune.display import console
+from fedprune.errors import Incompatible, RunError
+from fedprune.estimate import estimate
+from fedprune.federated.loop import FederatedLoop
+from fedprune.sweep import GROUPS, folder_hash
+from fedprune.types import State
+
+
+def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> None:
+    """Do what the configuration says, and leave the result in `folder`; nothing, if it is there already.
+
+    names: the chosen option of each group. sweep: what the run is grouped by. Raises FedpruneError.
+    """
+    if (folder / "summary.json").exists() and not (config.force or config.dry_run):
+        console.print(f"already done: {folder} (force=true does it again)")
+        return
+    about = _about(config, folder, names, overrides, sweep)
+    if not config.dry_run:
+        _begin(folder, config, about)
+    experiment = build(config, names)
+    about |= _facts(experiment, config)
+    console.print(display.about_text(about))
+    console.print(display.brief(experiment.plan, names["rewind"]))
+    if config.dry_run:
+        console.print(display.cost_text(estimate(experiment, config)))
+        return
+    _describe(folder, experiment, names, about)
+    _train(config, folder, experiment, about)
+
+
+def fail(folder: Path, error: Exception, reason: str) -> None:
+    """Leave the reason why there is no result."""
+    status = "skipped" if isinstance(error, Incompatible) else "failed"
+    _write(folder / "failed.json", {"status": status, "reason": reason})
+
+
+def _begin(folder: Path, config: DictConfig, about: Mapping[str, Any]) -> None:
+    """A folder that says what it is for, and holds nothing that a run with `force` would mistake for its own."""
+    stale = ["failed.json"] + (["summary.json", "metrics.jsonl", "state/state.safetensors"] if config.force else [])
+    for name in stale:
+        (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    _write(folder / "run.json", about)
+
+
+def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about: Mapping[str, Any]) -> None:
+    _write(folder / "run.json", about)
+    (folder / "plan.txt").write_text(display.plan_text(experiment.plan, names["rewind"]) + "\n")
+    save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors")
+
+
+def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapping[str, Any]) -> None:
+    """The rounds that are left, each written down as it ends; then the ticket and the summary."""
+    path = folder / "state" / "state.safetensors"
+    executor = experiment.executor()
+    try:
+        loop = experiment.loop(executor)
+        state = load_state(path) if path.exists() else loop.start()
+        tracking.keep_until(folder, state.round)
+        with make(config.logger)(folder, about) as logger, display.live(loop.plan.rounds, state.round) as live:
+            for state, metrics in _rounds(loop, state, path, config.checkpoint_every):
+                tracking.append(folder, metrics)
+                logger.round(metrics)
+                live.round(metrics)
+            _finish(folder, state, about, logger)
+    except BaseException:
+        executor.close(now=True)
+        raise
+    executor.close()
+
+
+def _rounds(loop: FederatedLoop, state: State, path: Path, seconds: float) -> Iterator[tuple[State, dict[str, float]]]:
+    """Round after round, with a checkpoint every so many seconds, at the end, and when it is interrupted between or in rounds."""
+    saved = time.monotonic()
+    try:
+        while state.round < loop.plan.rounds:
+            state, metrics = loop.round(state)
+            yield state, metrics
+            if time.monotonic() - saved >= seconds:
+                save_state(state, path)
+                saved = time.monotonic()
+    finally:
+        save_state(state, path)
+
+
+def _finish(folder: Path, state: State, about: Mapping[str, Any], logger: tracking.Logger) -> None:
+    """The ticket, the logger's end, and the summary last of all."""
+    rows = tracking.read_metrics(folder)
+    seconds = sum(row["time/round_s"] for row in rows)
+    metrics = rows[-1] | {"time/total_s": seconds}
+    ticket = folder / "ticket.safetensors"
+    provenance = {"name": about["name"], "axes": json.dumps(about["axes"]), "seed": str(about["seed"]), "fedprune": __version__}
+    save_ticket(state.ticket, state.server.mask, provenance, ticket)
+    logger.finish(metrics, [ticket, folder / "state" / "state.safetensors"])
+    _write(folder / "summary.json", {"status": "done", "metrics": metrics})
+
+
+def _about(
+    config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str
+) -> dict[str, Any]:
+    """What a run is, as far as its configuration says."""
+    return {
+        "name": config.name,
+        "id": folder_hash(config),
+        "sweep": sweep,
+        "axes": names,
+        "seed": config.seed,
+        "density": config.density,
+        "overrides": list(overrides),
+        "config": OmegaConf.to_container(config, resolve=True),
+    }
+
+
+def _facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
+    """What a run is, as far as its data and its network say."""
+    plan = experiment.plan
+    return {
+        "plan": {"events": [asdict(event) for event in plan.events], "rounds": plan.rounds},
+        "parameters": sum(parameter.numel() for parameter in experiment.net.parameters()),
+        "prunable": sum(dict(experiment.net.named_parameters())[name].numel() for name in experiment.axes.what.names),
+        "clients": config.federated.clients,
+        "cohort": config.federated.cohort,
+        "examples": sum(len(part) for part in experiment.clients.train),
+    }
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    try:
+        replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from error

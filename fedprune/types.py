@@ -1,0 +1,103 @@
+"""The nouns. All frozen: a function that wants another value returns another value, and tensors inside are never written to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+Params = dict[str, Tensor]
+"""A network's parameters and buffers, named as in its `state_dict()`."""
+
+Mask = dict[str, Tensor]
+"""bool, True = alive; prunable names only; shapes as in Params."""
+
+Scores = dict[str, Tensor]
+"""float32 or float64; names and shapes of a Mask; higher = keep, -inf = never."""
+
+SERVER = -1
+"""The client number under which the server itself measures (on its proxy set)."""
+
+
+@dataclass(frozen=True)
+class PruneEvent:
+    """After `round` rounds: bring the mask to `density` (fraction of units alive), exchanging the fraction `swap` of the living."""
+
+    round: int
+    density: float
+    swap: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run will do: its prune events in order, and the number of rounds it trains."""
+
+    events: tuple[PruneEvent, ...]
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Subnet:
+    """A network and what is alive in it. `params[n] == params[n] * mask[n]` for every prunable n."""
+
+    params: Params
+    mask: Mask
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a run is between two rounds. A checkpoint is this value and nothing else.
+
+    round: rounds that are done. clock: the position in the training run as rewinding counts it; learning rate, cohort and data
+    order follow the clock, so a rewound network sees what it saw the first time. events: prune events that are done. anchors:
+    parameters remembered by the clock at which they were taken. ticket: the weights that training started from after the last
+    event. momentum: the server optimizer's buffers. kept: what each client keeps to itself (never on the wire). sent: bytes
+    so far, up and down.
+    """
+
+    server: Subnet
+    init: Params
+    ticket: Params
+    round: int = 0
+    clock: int = 0
+    events: int = 0
+    anchors: Mapping[int, Params] = field(default_factory=dict)
+    momentum: Mapping[str, Params] = field(default_factory=dict)
+    kept: Mapping[int, Params] = field(default_factory=dict)
+    up_bytes: int = 0
+    down_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a client is sent. With `measure` empty it trains; otherwise it measures that evidence and trains nothing.
+
+    about: whether the evidence is asked of the living entries (to drop some) or of the dead ones (to grow some).
+    kept: what this client kept from its last round; stays with the client, never on the wire.
+    """
+
+    client: int
+    round: int
+    clock: int
+    seed: int
+    subnet: Subnet
+    measure: tuple[str, ...] = ()
+    about: str = "alive"
+    kept: Params = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Update:
+    """All that a client sends back: a trained subnet, or evidence about the living or the dead entries of the one it was sent.
+
+    `examples` weighs it in every mean; `kept` stays with the client, never on the wire.
+    """
+
+    client: int
+    subnet: Subnet | None
+    examples: int
+    evidence: Mapping[str, Params] = field(default_factory=dict)
+    about: str = "alive"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    kept: Params = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Job and Update to bytes and back: every byte that is reported was really produced."""

@@ -1,0 +1,114 @@
+"""Codecs: named tensors under a mask <-> bytes. Lossless: decode(encode(x)) == x, bit for bit.
+
+Every codec is (tensors, mask, known) -> bytes. `mask` covers some of the tensors (their dead entries are zero); `known` is the mask
+that the receiver already holds, if any. Sender and receiver build the same network, so names, shapes and types do not travel:
+both sides hold the `Layout`. The first byte says which codec it was, so that one `decode` reads them all.
+
+    dense    the mask as bits, and every value, dead or alive
+    bitmap   the mask as bits, and the values of the living
+    known    the values of the living, under the mask that the receiver holds
+    auto     the smallest of these
+
+A mask without a dead entry takes no bits (it is the flag 0 after the codec's number).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedprune.pruning.mask import pack, unpack
+from fedprune.types import Mask, Params
+
+Codec = Callable[[Params, Mask, Mask | None], bytes]
+
+DENSE, BITMAP, KNOWN = range(3)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What both ends of the wire know: names, shapes and types of the tensors, and which of them a mask covers."""
+
+    shapes: Mapping[str, torch.Size]
+    dtypes: Mapping[str, torch.dtype]
+    masked: tuple[str, ...]
+
+    @staticmethod
+    def of(tensors: Params, masked: tuple[str, ...]) -> Layout:
+        """The layout of these tensors."""
+        return Layout({n: t.shape for n, t in tensors.items()}, {n: t.dtype for n, t in tensors.items()}, masked)
+
+
+def dense(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
+    """Every value: what a framework that does not know about masks would send, and the mask."""
+    return _head(DENSE, mask) + b"".join(_raw(tensor) for tensor in tensors.values())
+
+
+def bitmap(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
+    """One bit per entry, and the values of the living."""
+    return _head(BITMAP, mask) + _living(tensors, mask)
+
+
+def auto(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
+    """The smallest: without the mask if the receiver holds it, else with it. (Dense is never smaller than a bitmap.)"""
+    if known is not None and _same(mask, known):
+        return bytes([KNOWN, 0]) + _living(tensors, mask)
+    return bitmap(tensors, mask)
+
+
+def decode(data: bytes | memoryview, layout: Layout, known: Mask | None = None) -> tuple[Params, Mask]:
+    """The tensors and the mask. Raises ValueError if the bytes are not an encoding of this layout."""
+    view = memoryview(data)
+    if len(view) < 2 or view[0] not in (DENSE, BITMAP, KNOWN):
+        raise ValueError("not an encoding of tensors")
+    codec, place = view[0], 2
+    shapes = {name: layout.shapes[name] for name in layout.masked}
+    if codec == KNOWN:
+        if known is None:
+            raise ValueError("the mask was left out, but the receiver holds none")
+        mask = known
+    elif view[1]:
+        length = (sum(shape.numel() for shape in shapes.values()) + 7) // 8
+        mask, place = unpack(bytes(view[place : place + length]), shapes), place + length
+    else:
+        mask = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
+    return _values(view[place:], layout, {} if codec == DENSE else mask), mask
+
+
+def _head(codec: int, mask: Mask) -> bytes:
+    if all(bool(alive.all()) for alive in mask.values()):
+        return bytes([codec, 0])
+    return bytes([codec, 1]) + pack(mask)
+
+
+def _same(mask: Mask, known: Mask) -> bool:
+    return mask.keys() == known.keys() and all(torch.equal(alive, known[name]) for name, alive in mask.items())
+
+
+def _living(tensors: Params, mask: Mask) -> bytes:
+    return b"".join(_raw(tensor[mask[name]] if name in mask else tensor) for name, tensor in tensors.items())
+
+
+def _raw(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _values(view: memoryview, layout: Layout, mask: Mask) -> Params:
+    """Read the tensors in the layout's order; under `mask`, only the living are there and the dead are zero."""
+    tensors, place = {}, 0
+    for name, shape in layout.shapes.items():
+        dtype = layout.dtypes[name]
+        number = int(mask[name].sum()) if name in mask else shape.numel()
+        end = place + number * dtype.itemsize
+        if end > len(view):
+            raise ValueError(f"{len(view)} bytes end before tensor {name}")
+        # One copy, because tensors must own writable memory and the bytes do not.
+        flat = torch.from_numpy(np.frombuffer(view[place:end], np.uint8).copy()).view(dtype)
+        tensors[name] = torch.zeros(shape, dtype=dtype).masked_scatter_(mask[name], flat) if name in mask else flat.view(shape)
+        place = end
+    if place != len(view):
+        raise ValueError(f"{len(view) - place} bytes too many after the last tensor")
+    return tensors

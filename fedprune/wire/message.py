@@ -1,0 +1,96 @@
+"""Messages: Job and Update <-> bytes.
+
+A message is a frame (magic, checksum), a JSON header (who, when, what for) and blocks of tensors, each a codec's encoding preceded
+by its length. `kept`, what a client keeps to itself, is in no message. What is trained is what was decoded, and the bytes that are
+reported are the lengths of these messages.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+
+import torch
+
+from fedprune.types import Job, Mask, Subnet, Update
+from fedprune.wire.codec import Codec, Layout, decode
+
+MAGIC = b"FP01"
+FRAME = struct.Struct("<4sII")  # magic, crc32 of the rest, length of the header
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Both ends of the wire: how tensors become bytes, and the layout of the network that is sent."""
+
+    codec: Codec
+    layout: Layout
+
+    def subnet_block(self, subnet: Subnet, known: Mask | None = None) -> bytes:
+        """A subnet as a block: made once, sent to many. Names outside the layout (what clients keep) stay behind."""
+        return self.codec({name: subnet.params[name] for name in self.layout.shapes}, subnet.mask, known)
+
+    def read_subnet(self, block: bytes | memoryview, known: Mask | None = None) -> Subnet:
+        """The subnet of a block. Raises ValueError."""
+        return Subnet(*decode(block, self.layout, known))
+
+    def encode_job(self, job: Job, block: bytes) -> bytes:
+        """A job as bytes; `block` is its subnet, already encoded."""
+        header = {"client": job.client, "round": job.round, "clock": job.clock, "seed": job.seed}
+        if job.measure:
+            header |= {"measure": job.measure, "about": job.about}
+        return _frame(header, [block])
+
+    def decode_job(self, message: bytes) -> Job:
+        """The job, with a subnet of its own memory. Raises ValueError on anything that is not a job."""
+        header, blocks = _unframe(message)
+        header["measure"] = tuple(header.get("measure", ()))
+        return Job(subnet=self.read_subnet(blocks[0]), **header)
+
+    def encode_update(self, update: Update, known: Mask) -> bytes:
+        """An update as bytes. `known` is the mask of the job that it answers; evidence covers the living or the dead of it."""
+        header = {"client": update.client, "examples": update.examples, "metrics": dict(update.metrics)}
+        header |= {"evidence": list(update.evidence), "about": update.about}
+        blocks = [] if update.subnet is None else [self.subnet_block(update.subnet, known)]
+        cover = about(known, update.about)
+        blocks += [self.codec(values, cover, cover) for values in update.evidence.values()]
+        return _frame(header, blocks)
+
+    def decode_update(self, message: bytes | memoryview, known: Mask) -> Update:
+        """The update. Raises ValueError on anything that is not an update under this mask's layout."""
+        header, blocks = _unframe(message)
+        names = header.pop("evidence")
+        subnet = self.read_subnet(blocks.pop(0), known) if len(blocks) > len(names) else None
+        cover = about(known, header["about"])
+        layout = Layout({name: alive.shape for name, alive in cover.items()}, dict.fromkeys(cover, torch.float32), tuple(cover))
+        evidence = {name: decode(block, layout, cover)[0] for name, block in zip(names, blocks, strict=True)}
+        return Update(subnet=subnet, evidence=evidence, **header)
+
+
+def about(mask: Mask, which: str) -> Mask:
+    """The entries that evidence is about: the living or the dead."""
+    return mask if which == "alive" else {name: ~alive for name, alive in mask.items()}
+
+
+def _frame(header: dict, blocks: list[bytes]) -> bytes:
+    head = json.dumps(header, separators=(",", ":")).encode()
+    body = head + b"".join(struct.pack("<I", len(block)) + block for block in blocks)
+    return FRAME.pack(MAGIC, zlib.crc32(body), len(head)) + body
+
+
+def _unframe(message: bytes | memoryview) -> tuple[dict, list[memoryview]]:
+    view = memoryview(message)
+    if len(view) < FRAME.size:
+        raise ValueError("a message shorter than its frame")
+    magic, checksum, length = FRAME.unpack_from(view)
+    body = view[FRAME.size :]
+    if magic != MAGIC or zlib.crc32(body) != checksum:
+        raise ValueError("a damaged message")
+    blocks, place = [], length
+    while place < len(body):
+        (size,) = struct.unpack_from("<I", body, place)
+        blocks.append(body[place + 4 : place + 4 + size])
+        place += 4 + size
+    return json.loads(bytes(body[:length])), blocks

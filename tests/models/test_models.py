@@ -1,0 +1,224 @@
+"""Every model, on every data set's shape: its exact size and logits, or a refusal that names models which do fit."""
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from fedprune.errors import ConfigError
+from fedprune.models.cnn import cnn_fedavg, cnn_small
+from fedprune.models.lenet import lenet5, lenet5_caffe, lenet_300_100
+from fedprune.models.resnet import resnet20
+from fedprune.models.vgg import vgg11
+
+CONF = Path(__file__).parents[2] / "conf" / "model"
+DIGITS, MNIST, CIFAR10, CIFAR100 = ((1, 8, 8), 10), ((1, 28, 28), 10), ((3, 32, 32), 10), ((3, 32, 32), 100)
+DATA = {"digits": DIGITS, "mnist": MNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
+FACTORIES = (lenet_300_100, lenet5, lenet5_caffe, cnn_fedavg, cnn_small, resnet20, vgg11)
+SMALLEST = {"lenet5": 16, "lenet5_caffe": 16, "cnn_small": 16, "cnn_fedavg": 4, "resnet20": 4, "vgg11": 32}
+
+
+def build(name: str, shape: tuple[int, int, int], classes: int, **overrides: str) -> nn.Module:
+    conf = OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), overrides)
+    return instantiate(conf, shape=shape, classes=classes, _convert_="all")
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_there_is_a_yaml_for_every_model():
+    assert {file.stem for file in CONF.glob("*.yaml")} == {factory.__name__ for factory in FACTORIES}
+
+
+@pytest.mark.parametrize(
+    ("factory", "data", "own", "expected"),
+    [
+        (lenet_300_100, MNIST, {}, 266_610),
+        (lenet5, MNIST, {}, 44_426),
+        (lenet5, CIFAR10, {}, 62_006),
+        (lenet5_caffe, MNIST, {}, 431_080),
+        (cnn_fedavg, MNIST, {}, 1_663_370),
+        (cnn_small, MNIST, {}, 21_840),
+        (resnet20, CIFAR10, {"norm": "batch"}, 269_722),
+        (resnet20, CIFAR10, {"norm": "group"}, 269_722),
+        (vgg11, CIFAR10, {"norm": "none"}, 9_225_610),
+        (vgg11, CIFAR10, {"norm": "batch"}, 9_228_362),
+        (vgg11, CIFAR10, {"norm": "group"}, 9_228_362),
+    ],
+)
+def test_the_number_of_parameters_is_the_published_one(factory, data, own, expected):
+    assert parameters(factory(*data, **own)) == expected
+
+
+@pytest.mark.parametrize(
+    ("factory", "weights"), [(lenet_300_100, 266_200), (lenet5_caffe, 430_500)], ids=["lenet_300_100", "lenet5_caffe"]
+)
+def test_the_number_of_weights_is_the_published_one(factory, weights):
+    network = factory(*MNIST)
+    assert sum(parameter.numel() for name, parameter in network.named_parameters() if name.endswith("weight")) == weights
+
+
+@pytest.mark.parametrize("data", DATA.values(), ids=DATA)
+@pytest.mark.parametrize("name", [factory.__name__ for factory in FACTORIES])
+def test_every_yaml_builds_a_network_with_the_right_logits_or_refuses_with_models_that_do(name, data):
+    shape, classes = data
+    x = torch.rand(2, *shape)
+    if min(shape[1:]) >= SMALLEST.get(name, 1):
+        assert build(name, shape, classes)(x).shape == (2, classes)
+        return
+    with pytest.raises(Exception) as refusal:  # hydra wraps the ConfigError
+        build(name, shape, classes)
+    message = str(refusal.value.__cause__ or refusal.value)
+    size = SMALLEST[name]
+    assert f"model={name} takes images of {size}x{size}" in message and "x".join(map(str, shape)) in message
+    instead = [other.split(",")[0] for other in message.split("type model=")[1].split(" or model=")]
+    assert instead and all(build(other, shape, classes)(x).shape == (2, classes) for other in instead)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_smallest_size_is_taken_and_one_less_is_refused(name):
+    factory = {factory.__name__: factory for factory in FACTORIES}[name]
+    side = SMALLEST[name]
+    assert factory((1, side, side), 3)(torch.rand(2, 1, side, side)).shape == (2, 3)
+    with pytest.raises(ConfigError, match=f"model={name} takes images of {side}x{side}"):
+        factory((1, side, side - 1), 3)
+
+
+@pytest.mark.parametrize("name", [factory.__name__ for factory in FACTORIES])
+def test_images_need_not_be_square(name):
+    assert build(name, (2, 33, 45), 4)(torch.rand(2, 2, 33, 45)).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "kind"),
+    [
+        ("resnet20", "batch", nn.BatchNorm2d),
+        ("resnet20", "group", nn.GroupNorm),
+        ("vgg11", "batch", nn.BatchNorm2d),
+        ("vgg11", "group", nn.GroupNorm),
+        ("vgg11", "none", None),
+    ],
+)
+def test_the_norm_is_the_one_asked_for(name, norm, kind):
+    network = build(name, *CIFAR10, norm=norm)
+    norms = [type(module) for module in network.modules() if isinstance(module, nn.BatchNorm2d | nn.GroupNorm)]
+    convs = sum(isinstance(module, nn.Conv2d) for module in network.modules())
+    assert norms == ([kind] * convs if kind else [])
+    assert all(group.num_channels == 16 * group.num_groups for group in network.modules() if isinstance(group, nn.GroupNorm))
+
+
+@pytest.mark.parametrize("factory", [resnet20, vgg11])
+def test_an_unknown_norm_is_refused_with_those_that_are_known(factory):
+    with pytest.raises(ConfigError, match=f"model.norm=layer is not known to model={factory.__name__}.*model.norm=batch"):
+        factory(*CIFAR10, norm="layer")
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_initial_values_are_a_function_of_torchs_seed(factory):
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        states.append(factory(*CIFAR10).state_dict())
+    first, again, other = states
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    drawn = [name for name, value in first.items() if value.ndim > 1]
+    assert drawn and not any(torch.equal(first[name], other[name]) for name in drawn)
+
+
+def fans(weight: torch.Tensor) -> tuple[int, int]:
+    field = weight[0, 0].numel()
+    return weight.shape[1] * field, weight.shape[0] * field
+
+
+@pytest.mark.parametrize(
+    ("factory", "variance", "bounded"),
+    [
+        (lenet_300_100, lambda fan_in, fan_out: 2 / (fan_in + fan_out), False),
+        (lenet5, lambda fan_in, fan_out: 2 / (fan_in + fan_out), False),
+        (lenet5_caffe, lambda fan_in, fan_out: 1 / fan_in, True),
+        (cnn_fedavg, lambda fan_in, fan_out: 2 / (fan_in + fan_out), True),
+        (cnn_small, lambda fan_in, fan_out: 1 / (3 * fan_in), True),
+        (resnet20, lambda fan_in, fan_out: 2 / fan_in, False),
+        (vgg11, lambda fan_in, fan_out: 2 / fan_in, False),
+    ],
+)
+def test_initial_weights_have_the_stated_distribution_and_biases_are_zero(factory, variance, bounded):
+    torch.manual_seed(0)
+    for name, parameter in factory(*CIFAR10).state_dict().items():
+        if parameter.ndim == 1:
+            assert torch.equal(parameter, torch.full_like(parameter, float("norm" in name and name.endswith("weight"))))
+        elif parameter.numel() > 2000:
+            std = variance(*fans(parameter)) ** 0.5
+            assert abs(float(parameter.std()) / std - 1) < 0.1, name
+            assert (float(parameter.abs().max()) <= 3**0.5 * std * (1 + 1e-6)) == bounded, name
+
+
+def nets() -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [factory(*CIFAR10) for factory in FACTORIES] + [resnet20(*CIFAR10, norm="batch"), vgg11(*CIFAR10, norm="group")]
+
+
+def test_networks_survive_pickling_and_copying_and_are_called_with_other_parameters():
+    x = torch.rand(2, 3, 32, 32)
+    for network in map(nn.Module.eval, nets()):
+        expected = network(x)
+        assert torch.equal(pickle.loads(pickle.dumps(network))(x), expected)
+        assert torch.equal(torch.func.functional_call(copy.deepcopy(network), dict(network.state_dict()), x), expected)
+        zeros = {name: torch.zeros_like(value) for name, value in network.named_parameters()}
+        assert torch.equal(torch.func.functional_call(network, zeros, x), torch.zeros(2, 10))
+
+
+def test_every_parameter_takes_part_and_the_input_is_left_alone():
+    x = torch.rand(8, 3, 32, 32)
+    before = x.clone()
+    for network in nets():
+        network(x).square().sum().backward()
+        assert torch.equal(x, before)
+        assert all(parameter.grad.abs().sum() > 0 for parameter in network.parameters())
+
+
+def test_per_example_gradients_can_be_taken():
+    network = cnn_small(*MNIST)
+    params, x = dict(network.named_parameters()), torch.rand(3, 1, 28, 28)
+
+    def loss(params, example):
+        return torch.func.functional_call(network, params, example[None]).square().sum()
+
+    grads = torch.func.vmap(torch.func.grad(loss), (None, 0))(params, x)
+    total = torch.func.grad(lambda params: torch.func.functional_call(network, params, x).square().sum())(params)
+    assert all(torch.allclose(grads[name].sum(0), total[name], rtol=1e-4, atol=1e-6) for name in params)
+
+
+def test_lenet5_caffe_has_its_only_relu_after_fc1():
+    network = lenet5_caffe(*MNIST)
+    x = torch.rand(2, 1, 28, 28)
+    pooled = nn.functional.max_pool2d
+    hidden = network.fc1(pooled(network.conv2(pooled(network.conv1(x), 2)), 2).flatten(1))
+    assert torch.equal(network(x), network.fc2(hidden.relu()))
+
+
+@pytest.mark.parametrize("factory", [lenet5, cnn_fedavg, cnn_small])
+def test_relu_after_pooling_is_relu_before_it(factory):
+    network = factory(*MNIST)
+    x = torch.rand(2, 1, 28, 28)
+    y = x
+    for conv in (network.conv1, network.conv2):
+        y = nn.functional.max_pool2d(conv(y).relu(), 2)
+    y = network.fc1(y.flatten(1)).relu()
+    y = network.fc3(network.fc2(y).relu()) if factory is lenet5 else network.fc2(y)
+    assert torch.equal(network(x), y)
+
+
+def test_the_shortcut_of_a_growing_block_takes_every_second_pixel_and_adds_zero_channels():
+    block = resnet20(*CIFAR10).eval().stage2[0]
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    x = torch.rand(1, 16, 6, 6)
+    y = block(x)
+    assert torch.equal(y[:, :16], x[:, :, ::2, ::2]) and torch.equal(y[:, 16:], torch.zeros(1, 16, 3, 3))
