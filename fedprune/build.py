@@ -100,7 +100,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     layout = Layout.of({name: tensor for name, tensor in net.state_dict().items() if name not in own}, what.names)
     wire = Wire(options["wire"], layout)
     recipe_of_clients = functools.partial(
-        client_round, OmegaConf.to_container(config, resolve=True), dataset, clients, recipe, wire, device
+        client_round, _container(config), dataset, clients, recipe, wire, device
     )
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
 
@@ -139,6 +139,10 @@ def client_round(
         net = make(config["model"], shape=dataset.shape, classes=dataset.classes)
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
     return ClientRound(module, dataset, clients, recipe, wire, config["where"].get("examples"))
+
+
+def _container(config: DictConfig) -> dict[str, Any]:
+    return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
 
 
 def make(config: Any, *args: Any, **kwargs: Any) -> Any:

@@ -18,6 +18,9 @@ DASHES = ("-", (0, (3.5, 1.2)), (0, (1, 1.1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")  # 9, so that with 8 colours a pair comes back only after 72
 LOOKS: dict[str, tuple[Any, ...]] = {"color": COLOURS, "linestyle": DASHES, "marker": MARKERS}
 
+Looks = dict[str, dict[str, Any]]
+"""Of each line: its color, linestyle and marker, as matplotlib's keywords."""
+
 LINES_IN_A_PANEL, PANELS = 8, 6
 
 
@@ -62,7 +65,7 @@ def telling(rows: pd.DataFrame, by: list[str]) -> list[str]:
 def panel_column(rows: pd.DataFrame, by: list[str]) -> list[str]:
     """At most one column whose values get a panel each, where all lines would be too many for one panel.
 
-    Of the columns that make the panels small enough, the one with fewest values; if none does, the one that makes them smallest.
+    Of the columns that make the panels small enough, the one with fewest values; if none does, the one that gets nearest.
     """
     few = [column for column in by if rows[column].nunique() <= PANELS]
     if len(by) < 2 or rows["cell"].nunique() <= LINES_IN_A_PANEL or not few:
@@ -71,7 +74,7 @@ def panel_column(rows: pd.DataFrame, by: list[str]) -> list[str]:
     return [min(few, key=lambda column: (max(lines[column], LINES_IN_A_PANEL), rows[column].nunique()))]
 
 
-def looks(rows: pd.DataFrame, by: list[str]) -> dict[str, dict[str, Any]]:
+def looks(rows: pd.DataFrame, by: list[str]) -> Looks:
     """Colour, line style and marker of every value of the column `line`, each standing for one of the varying columns."""
     channels = _channels(rows, by)
     ranks = {look: pd.factorize(labels(rows, columns))[0] for look, columns in channels.items()}
@@ -80,16 +83,16 @@ def looks(rows: pd.DataFrame, by: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _channels(rows: pd.DataFrame, by: list[str]) -> dict[str, list[str]]:
-    """The column of most values is told by colour, the next by line style, then by marker; what is left joins the colour.
-
-    The target density comes last, because the figure over densities does not need it: its colours are those of the others.
-    """
-    colour, *rest = sorted(by, key=lambda column: (column == "density", -rows[column].nunique())) or [""]
-    channels: dict[str, list[str]] = {"color": [colour] if colour else [], "linestyle": [], "marker": []}
-    for column in rest:
+    """The column of most values is told by colour, the next by line style, then by marker; what is left joins the colour."""
+    ranked = sorted(by, key=lambda column: -rows[column].nunique())
+    channels: dict[str, list[str]] = {"color": ranked[:1], "linestyle": [], "marker": []}
+    for column in ranked[1:]:
         values = rows[column].nunique()
         free = [look for look in ("linestyle", "marker") if not channels[look] and values <= len(LOOKS[look])]
         channels[(free or ["color"])[0]].append(column)
+    # Too many combinations for the colours come round with another marker, so the marker cannot stand for anything else.
+    if len(rows.drop_duplicates(channels["color"] or ["name"])) > len(COLOURS):
+        channels |= {"color": channels["color"] + channels["marker"], "marker": []}
     return channels | {"marker": channels["marker"] or channels["color"]}
 
 

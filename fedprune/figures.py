@@ -1,7 +1,7 @@
 """Accuracy against density, bytes and rounds, a line per cell; and saving figures. Heat maps are in heat_maps.py.
 
-The frames are those of analysis.py, and `by` is its `varying(frame)`. A figure is a plain matplotlib `Figure`: it needs no screen
-and leaves nothing behind in pyplot. Lines are means over seeds, with one sample standard deviation around them.
+The frames are those of analysis.py, and `by` is its `varying(frame)`. A figure is a plain matplotlib `Figure`: it needs no
+screen and leaves nothing behind in pyplot. Lines are means over seeds, with one sample standard deviation around them.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from fedprune.curves import complete, curve, evaluated, labels, looks, panel_column, telling
+from fedprune.curves import Looks, complete, curve, evaluated, labels, looks, panel_column, telling
 
 SUFFIXES = (".png", ".svg")
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
-    "axes.labelsize": 8,
     "figure.labelsize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -44,9 +43,6 @@ STYLE: dict[Any, Any] = {
 
 MANY_EVENTS = 12
 """With more prune events than this, marks at events would hide what they mark."""
-
-Styles = dict[str, dict[str, Any]]
-"""Of each line's label: colour, line style and marker, as matplotlib's keywords."""
 
 DrawLine = Callable[[Axes, pd.DataFrame, dict[str, Any]], None]
 
@@ -72,27 +68,27 @@ def accuracy_density(levels: pd.DataFrame, by: list[str]) -> Figure:
 def accuracy_bytes(rounds: pd.DataFrame, by: list[str]) -> Figure:
     """Test accuracy (%) against the megabytes (10^6 bytes, up and down, log) sent so far: a line per cell.
 
-    Markers are at the ends of levels. `rounds` is what `analysis.load_rounds` returns. Raises FedpruneError if there is nothing
-    to draw.
+    Markers are at the ends of levels. `rounds`: from `analysis.load_rounds`. Raises FedpruneError if there is nothing to draw.
     """
     rows = complete(evaluated(rounds, "wire/total_bytes", by), "round")
     rows = rows.assign(x=rows["wire/total_bytes"] / 1e6)
     figure = _chart(rows, by, "round", _with_climbs, "sent up and down (MB)")
-    _logarithmic(figure, rows["x"].min() / 1.15, rows["x"].max() * 1.15)
+    least, most = rows["x"].min(), rows["x"].max()
+    _logarithmic(figure, min(least, most / 2) / 1.15, most * 1.15)
     return figure
 
 
 def accuracy_rounds(rounds: pd.DataFrame, by: list[str]) -> Figure:
     """Test accuracy (%) against rounds of training: a line per cell, grey marks at prune events.
 
-    Markers are at the ends of levels. `rounds` is what `analysis.load_rounds` returns. Raises FedpruneError if there is nothing
-    to draw.
+    Markers are at the ends of levels. `rounds`: from `analysis.load_rounds`. Raises FedpruneError if there is nothing to draw.
     """
     rows = complete(evaluated(rounds, "round", by), "round")
     figure = _chart(rows.assign(x=rows["round"] + 1), by, "round", _with_marks, "rounds (grey: prune events)")
     for axes in figure.axes:
         axes.grid(visible=False, axis="x")
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     return figure
 
 
@@ -118,14 +114,16 @@ def _chart(rows: pd.DataFrame, by: list[str], point: str, draw: DrawLine, xlabel
     with matplotlib.rc_context(STYLE):
         figure, grid = _beside(styles) if len(panels) == 1 else _below(styles, len(panels))
         for axes, (title, panel) in zip(grid, panels, strict=True):
-            axes.set(title=": ".join([*split, title]), xlabel=xlabel if axes.get_subplotspec().is_last_row() else "")
+            axes.set_title(": ".join([*split, title]))
             for line, mine in panel.groupby("line", sort=False):
                 draw(axes, curve(mine, point), styles[line])
         figure.supylabel("test accuracy (%)")
+        for axes in grid:
+            axes.set_xlabel(xlabel if axes.xaxis.get_tick_params().get("labelbottom", True) else "")
     return figure
 
 
-def _beside(styles: Styles) -> tuple[Figure, list[Axes]]:
+def _beside(styles: Looks) -> tuple[Figure, list[Axes]]:
     """One panel of always the same width, with the legend to its right."""
     alone = list(styles) == [""]
     figure = Figure(figsize=(4.6 + (0 if alone else _width(styles)), max(3.4, 0.3 + 0.17 * len(styles))), layout="constrained")
@@ -134,7 +132,7 @@ def _beside(styles: Styles) -> tuple[Figure, list[Axes]]:
     return figure, [figure.add_subplot()]
 
 
-def _below(styles: Styles, panels: int) -> tuple[Figure, list[Axes]]:
+def _below(styles: Looks, panels: int) -> tuple[Figure, list[Axes]]:
     """Panels in one row or two, with the legend below them."""
     lines, width = 1 if panels <= 3 else 2, 7.5
     columns = ceil(panels / lines)
@@ -148,12 +146,12 @@ def _below(styles: Styles, panels: int) -> tuple[Figure, list[Axes]]:
     return figure, grid[:panels]
 
 
-def _width(styles: Styles) -> float:
+def _width(styles: Looks) -> float:
     """About how many inches an entry of the legend takes."""
     return 0.65 + 0.06 * max(map(len, styles))
 
 
-def _handles(styles: Styles) -> list[Line2D]:
+def _handles(styles: Looks) -> list[Line2D]:
     return [Line2D([], [], label=line, **style) for line, style in styles.items()]
 
 

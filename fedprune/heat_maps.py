@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from safetensors.numpy import load_file
 
-from fedprune.curves import evaluated
+from fedprune.curves import evaluated, labels, telling
 from fedprune.errors import FedpruneError
 from fedprune.figures import STYLE
 
@@ -28,14 +28,16 @@ def layer_density(levels: pd.DataFrame, by: list[str]) -> Figure:
     if not layers or levels.empty:
         raise FedpruneError("nothing to draw: no evaluated round of these runs has a value of density/layer/<name>")
     last = evaluated(levels, layers[0], by).drop_duplicates("run", keep="last")
-    means = last.groupby("cell", sort=False)[layers].mean() * 100
+    means = last.groupby(labels(last, telling(last, by)), sort=False)[layers].mean() * 100
     names = [layer.removeprefix("density/layer/") for layer in layers]
     with matplotlib.rc_context(MAP_STYLE):
-        figure = Figure(figsize=(2.5 + 0.5 * len(layers), 1.0 + 0.2 * len(means)), layout="constrained")
+        size = (0.5 + 0.06 * max(map(len, means.index)) + max(2, 0.5 * len(names)), 1.0 + 0.2 * len(means))
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot(title="weights remaining (%)")
         axes.imshow(means, aspect="auto", cmap="Blues", norm="log", interpolation="nearest")
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(means)), means.index)
+        axes.tick_params(length=0)
         _write_into(axes, means)
     return figure
 
@@ -52,12 +54,12 @@ def label_histogram(run: Path | str) -> Figure:
     with matplotlib.rc_context(MAP_STYLE):
         figure = Figure(figsize=(6.5, 3.2), layout="constrained")
         totals, classes = figure.subplots(2, 1, sharex=True, height_ratios=[1, 3])
-        totals.bar(range(len(counts)), counts.sum(axis=1), color="0.6", width=0.8)
+        totals.stairs(counts.sum(axis=1), np.arange(len(counts) + 1) - 0.5, fill=True, color="0.6")
         totals.set_ylabel("examples")
         shown = classes.imshow(counts.T, aspect="auto", cmap="Blues", interpolation="nearest", origin="lower")
         classes.set(xlabel="client", ylabel="class")
         for axis in (classes.xaxis, classes.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True))
+            axis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
         figure.colorbar(shown, ax=classes, label="examples")
     return figure
 

@@ -5,6 +5,8 @@ uninterrupted one would have drawn.
 """
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,6 +25,22 @@ def numpy_stream(seed: int, purpose: str, round: int = 0, client: int = -1) -> n
 def torch_seed(seed: int, purpose: str, round: int = 0, client: int = -1) -> int:
     """A 63-bit seed for torch, independent of every other (seed, purpose, round, client)."""
     return int(_sequence(seed, purpose, round, client).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """The global generator seeded inside, for layers that draw from it (dropout), and as it was before afterwards.
+
+    Not torch.manual_seed, which takes a millisecond to tell devices that are not there.
+    """
+    before = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(before)
 
 
 def torch_stream(seed: int, purpose: str, round: int = 0, client: int = -1) -> torch.Generator:

@@ -7,16 +7,20 @@ axes, density, swept keys, seed), those with a `/` are metrics, named as in metr
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from fedprune.errors import FedpruneError
+from fedprune.tracking import read_metrics
 
 Runs = Path | str | Sequence[Path]
 """A folder with run folders at or below it, or the run folders themselves."""
+
+UNSET = "default"
+"""What a run has in the column of a key that it was not given."""
 
 SUMS = {"total/up_bytes": "wire/up_bytes", "total/down_bytes": "wire/down_bytes", "total/flops": "flops/train"}
 
@@ -37,48 +41,64 @@ def load_runs(runs: Runs) -> pd.DataFrame:
     """A row per run: run (folder), status (done, failed, skipped, unfinished), reason, name, axes, density, swept keys, seed,
     the last round's metrics, and the sums over all rounds `total/up_bytes`, `total/down_bytes`, `total/flops`.
 
-    A swept key that a run was not given reads "default". Densities and accuracies are fractions, times are seconds.
-    Raises FedpruneError for a folder without runs and for damaged files.
+    Densities and accuracies are fractions, times are seconds. Raises FedpruneError for a folder without runs and for damaged
+    files.
     """
-    return _frame([{**_identity(run), **_outcome(run)} for run in _folders(runs)])
+    return _frame([{**which, **_outcome(Path(which["run"]))} for which in _identities(runs)])
 
 
 def load_rounds(runs: Runs) -> pd.DataFrame:
     """A row per finished round of every run: the identifying columns of `load_runs`, `round` (0-based) and its metrics.
 
-    Where a resumed run wrote a round twice, the later line counts. Raises as `load_runs`.
+    Raises as `load_runs`.
     """
-    return _frame([{**identity, **row} for run in _folders(runs) for identity in [_identity(run)] for row in _rounds(run)])
-
-
-def _folders(runs: Runs) -> list[Path]:
-    return find_runs(runs) if isinstance(runs, (str, Path)) else [Path(run) for run in runs]
+    return _frame([{**which, **row} for which in _identities(runs) for row in read_metrics(Path(which["run"]))])
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Identifying columns first, else in order of appearance. Unset keys read "default"; unset metrics and densities NaN."""
-    names = sorted(dict.fromkeys(name for row in rows for name in row), key=lambda name: "/" in name)
-    unset = {name: "default" for name in names if "/" not in name and name != "density"}
-    return pd.DataFrame([{**unset, **row} for row in rows], columns=names)
+    """Identifying columns first, metrics after them, else in order of appearance."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pd.DataFrame(rows, columns=sorted(names, key=lambda name: "/" in name))
 
 
-def _identity(run: Path) -> dict[str, Any]:
-    described = _read(run / "run.json")
-    status, reason = _status(run, described)
-    axes = {_column(axis): answer for axis, answer in described["axes"].items()}
-    swept = dict(map(_key_and_value, described["overrides"]))
-    density = described.get("density", swept.pop("density", None))
-    if swept.get("experiment") == described["name"]:  # a run is named after its experiment, unless it was renamed
-        del swept["experiment"]
-    which = {"name": described["name"], **axes, "density": density}
-    swept = {key: value for key, value in swept.items() if key not in which and key != "seed"}
-    return {"run": str(run), "status": status, "reason": reason, **which, **swept, "seed": described["seed"]}
+def _identities(runs: Runs) -> list[dict[str, Any]]:
+    """What each run is, with the same keys for all: every axis, and whatever any of them was swept over."""
+    listed = (
+        find_runs(runs) if isinstance(runs, (str, Path)) else [run for run in map(Path, runs) if (run / "run.json").exists()]
+    )
+    described = {folder: _read(folder / "run.json") for folder in listed}
+    axes = dict.fromkeys(axis for about in described.values() for axis in about["axes"])
+    swept = dict.fromkeys(key for about in described.values() for key in _overrides(about))
+    keys = [key for key in swept if key not in {*axes, "name", "density", "seed"}]
+    return [_identity(folder, about, axes, keys) for folder, about in described.items()]
 
 
-def _key_and_value(override: str) -> tuple[str, Any]:
-    """'+a.b=1' -> ('a.b', 1); '~c' -> ('c', 'removed')."""
-    key, _, value = override.partition("=")
-    return _column(key.lstrip("+~")), "removed" if key.startswith("~") else _scalar(value)
+def _identity(folder: Path, about: dict[str, Any], axes: Iterable[str], keys: Iterable[str]) -> dict[str, Any]:
+    status, reason = _status(folder, about)
+    return {
+        **{"run": str(folder), "status": status, "reason": reason, "name": about["name"]},
+        **{_column(axis): about["axes"].get(axis, UNSET) for axis in axes},
+        **{"density": about.get("density")},
+        **{_column(key): _configured(about, key) for key in keys},
+        **{"seed": about["seed"]},
+    }
+
+
+def _overrides(about: dict[str, Any]) -> dict[str, str]:
+    """['+a.b=1', '~c'] -> {'a.b': '1', 'c': 'removed'}; without an experiment that the run is named after anyway."""
+    pairs = [override.partition("=") for override in about["overrides"]]
+    swept = {key.lstrip("+~"): "removed" if key.startswith("~") else value.strip("'\"") for key, _, value in pairs}
+    return {key: value for key, value in swept.items() if (key, value) != ("experiment", about["name"])}
+
+
+def _configured(about: dict[str, Any], key: str) -> int | float | str:
+    """The value of a swept key: as the run's configuration has it, else as the override says."""
+    value: Any = about.get("config", {})
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        return value
+    return _number(_overrides(about).get(key, UNSET if value is None else json.dumps(value)))
 
 
 def _column(key: str) -> str:
@@ -86,61 +106,40 @@ def _column(key: str) -> str:
     return key.replace("/", ".")
 
 
-def _scalar(text: str) -> int | float | str:
+def _number(text: str) -> int | float | str:
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             pass
-    return text.strip("'\"")
+    return text
 
 
-def _status(run: Path, described: dict[str, Any]) -> tuple[str, str]:
-    if (run / "summary.json").exists():
+def _status(folder: Path, about: dict[str, Any]) -> tuple[str, str]:
+    if (folder / "summary.json").exists():
         return "done", ""
-    if (run / "failed.json").exists():
-        failed = _read(run / "failed.json")
+    if (folder / "failed.json").exists():
+        failed = _read(folder / "failed.json")
         return failed["status"], failed["reason"]
-    of_all = f" of {described['plan']['rounds']}" if described.get("plan") else ""
-    return "unfinished", f"{len(_rounds(run))}{of_all} rounds done"
+    of_all = f" of {about['plan']['rounds']}" if "plan" in about else ""
+    return "unfinished", f"{len(read_metrics(folder))}{of_all} rounds done"
 
 
-def _outcome(run: Path) -> dict[str, float]:
+def _outcome(folder: Path) -> dict[str, float]:
     """The last metrics of a run and the sums over its rounds; nothing for a run that never finished a round."""
-    rounds = _rounds(run)
+    rounds = read_metrics(folder)
     if not rounds:
         return {}
     sums = {total: sum(row.get(metric, 0) for row in rounds) for total, metric in SUMS.items()}
     seconds = {"time/total_s": sum(row.get("time/round_s", 0) for row in rounds)}
-    summary = run / "summary.json"
+    summary = folder / "summary.json"
     last = _read(summary)["metrics"] if summary.exists() else rounds[-1]
     return {**seconds, **{name: value for name, value in last.items() if "/" in name}, **sums}
 
 
-def _rounds(run: Path) -> list[dict[str, Any]]:
-    path = run / "metrics.jsonl"
-    *lines, last = path.read_text().split("\n") if path.exists() else [""]
-    rows = [_parse(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
-    # Without a newline at its end the last line was torn when the process was killed; half an object never parses.
-    rows += [json.loads(last)] if last.endswith("}") and _parses(last) else []
-    return [row for _, row in sorted({row["round"]: row for row in rows}.items())]
-
-
 def _read(path: Path) -> dict[str, Any]:
-    return _parse(path.read_text(), str(path))
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
     try:
-        return json.loads(text)
+        return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         mend = "delete that run's folder and start the same command again to repeat the run"
-        raise FedpruneError(f"{where} is damaged ({error}): {mend}") from error
-
-
-def _parses(text: str) -> bool:
-    try:
-        json.loads(text)
-    except json.JSONDecodeError:
-        return False
-    return True
+        raise FedpruneError(f"{path} is damaged ({error}): {mend}") from error

@@ -64,8 +64,10 @@ def wandb(folder: Path, about: About, project: str = "fedprune", mode: str = "au
     mode: online, offline, disabled, or auto: what WANDB_MODE says, else online if somebody is logged in, else offline.
     Whatever goes wrong with it is reported once, and the run goes on without it.
     """
-    run = _guarded(lambda: _init(folder, about, project, _mode(mode), timeout))
-    if run is None:
+    try:
+        run = _init(folder, about, project, _mode(mode), timeout)
+    except Exception as error:
+        _report(error)
         yield Silent()
         return
     status = 1
@@ -73,7 +75,10 @@ def wandb(folder: Path, about: About, project: str = "fedprune", mode: str = "au
         yield _Guard(_Board(run, about))
         status = 0
     finally:
-        _guarded(lambda: run.finish(exit_code=status))
+        try:
+            run.finish(exit_code=status)
+        except Exception as error:
+            _report(error)
 
 
 class _Board:
@@ -108,23 +113,21 @@ class _Guard:
         self._logger: Logger = logger
 
     def round(self, metrics: Metrics) -> None:
-        self._call(lambda: self._logger.round(metrics))
+        self._guard(lambda: self._logger.round(metrics))
 
     def finish(self, summary: Metrics, files: Sequence[Path]) -> None:
-        self._call(lambda: self._logger.finish(summary, files))
+        self._guard(lambda: self._logger.finish(summary, files))
 
-    def _call(self, function: Callable[[], None]) -> None:
-        if _guarded(lambda: function() or True) is None:
+    def _guard(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:
+            _report(error)
             self._logger = Silent()
 
 
-def _guarded(function: Callable[[], Any]) -> Any:
-    """The function's value; None, and a warning, if it fails: a logger must not end a run."""
-    try:
-        return function()
-    except Exception as error:
-        log.warning("Weights & Biases: %s; the run goes on without it (logger=none keeps it quiet)", error)
-        return None
+def _report(error: Exception) -> None:
+    log.warning("Weights & Biases: %s; the run goes on without it (logger=none keeps it quiet)", error)
 
 
 def _mode(mode: str) -> str:

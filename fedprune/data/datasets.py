@@ -43,7 +43,7 @@ class Dataset:
         """uint8 [..., C, H, W] -> float32 of the same shape, (x - mean) / std for each channel; on the device of x."""
         mean = torch.tensor(self.mean, device=x.device)[:, None, None]
         std = torch.tensor(self.std, device=x.device)[:, None, None]
-        return (x.float() - mean) / std
+        return x.float().sub_(mean).div_(std)  # in place on the copy: half the passes over memory
 
 
 def digits(root: str = "") -> Dataset:

@@ -26,20 +26,34 @@ def overlap_mean(server: Params, updates: Iterable[tuple[Subnet, float]]) -> Par
     does not grow with the cohort. Whole numbers (counters) are rounded to the nearest.
     """
     total: Params = {}
-    weight: dict[str, Tensor | float] = {}
+    shares: list[tuple[Mask, float]] = []  # of each mask, however many clients have it
     for subnet, share in updates:
-        for name, value in subnet.params.items():
-            part = value if value.is_floating_point() else value.double()
-            cover = share * subnet.mask[name] if name in subnet.mask else share
-            total[name] = total[name].add_(part, alpha=share) if name in total else part * share
-            weight[name] = weight.get(name, 0.0) + cover
-    return server | {name: _divide(total[name], weight[name], server[name]) for name in total}
+        _add(total, subnet.params, share)
+        if shares and shares[-1][0] is subnet.mask:
+            shares[-1] = (subnet.mask, shares[-1][1] + share)
+        else:
+            shares.append((subnet.mask, share))
+    everybody = sum(share for _, share in shares)
+    mean = {name: _rounded(value / everybody, server[name]) for name, value in total.items()}
+    masked_names = [name for name in mean if shares and name in shares[0][0]]
+    return server | mean | {name: _covered(name, total[name], shares, server[name]) for name in masked_names}
 
 
-def _divide(total: Tensor, weight: Tensor | float, server: Tensor) -> Tensor:
-    mean = total / weight
-    if isinstance(weight, Tensor):
-        mean = torch.where(weight > 0, mean, server)
+def _add(total: Params, params: Params, share: float) -> None:
+    """total += share * params, in place: the totals are our own."""
+    for name, value in params.items():
+        number = value if value.is_floating_point() else value.double()
+        total[name] = total[name].add_(number, alpha=share) if name in total else number * share
+
+
+def _covered(name: str, total: Tensor, shares: list[tuple[Mask, float]], server: Tensor) -> Tensor:
+    """The mean over those who hold an entry; the server's value where nobody does."""
+    weight = sum(share * mask[name] for mask, share in shares)
+    assert isinstance(weight, Tensor)
+    return torch.where(weight > 0, total / weight, server)
+
+
+def _rounded(mean: Tensor, server: Tensor) -> Tensor:
     return mean if server.is_floating_point() else mean.round().to(server.dtype)
 
 

@@ -15,7 +15,7 @@ from fedprune.local.module import Batch, LocalModule
 from fedprune.local.train import Recipe, fit, load
 from fedprune.pruning.evidence import FROM_DATA
 from fedprune.pruning.mask import apply
-from fedprune.randomness import torch_seed, torch_stream
+from fedprune.randomness import seeded, torch_seed, torch_stream
 from fedprune.types import SERVER, Job, Params, Subnet, Update
 from fedprune.wire.message import Wire, about
 
@@ -62,13 +62,12 @@ class ClientRound:
         """Train the subnet that was sent on the client's training part."""
         indices = self.clients.train[job.client]
         subnet = Subnet(job.subnet.params | job.kept, job.subnet.mask)
-        with torch.random.fork_rng(devices=[]):  # dropout and the like draw from the global state
-            torch.manual_seed(torch_seed(job.seed, "training", job.clock, job.client))
+        with seeded(torch_seed(job.seed, "training", job.clock, job.client), self.module.device):
             batches = self._shuffled(indices, torch_stream(job.seed, "batches", job.clock, job.client))
             trained = fit(self.module, subnet, batches, self.recipe, self.recipe.lr_decay**job.clock)
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
         kept = {name: trained.params[name] for name in job.kept}
-        return Update(job.client, Subnet(apply(trained.params, subnet.mask), subnet.mask), len(indices), metrics=metrics, kept=kept)
+        return Update(job.client, Subnet(trained.params, subnet.mask), len(indices), metrics=metrics, kept=kept)
 
     def measure(self, job: Job) -> Update:
         """Measure the evidence that was asked for, at the subnet that was sent; train nothing."""

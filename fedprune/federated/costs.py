@@ -30,7 +30,7 @@ def flops_per_example(net: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
 
     inputs: a batch [B, ...]; the counts are per example. Layers are named as in `net`; what is in no layer is under "".
     """
-    counter = FlopCounterMode(display=False, depth=None)
+    counter = FlopCounterMode(display=False)
     modes = {module: module.training for module in net.modules()}
     buffers = {name: value.clone() for name, value in net.named_buffers()}
     with torch.random.fork_rng(devices=[]), counter:

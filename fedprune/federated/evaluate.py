@@ -31,7 +31,7 @@ class Evaluation:
         """Metrics of the server's network: test/*, val/*, client/* (those whose part is empty are absent)."""
         losses, correct = self._outcomes(state)
         ends = np.cumsum([self.test, sum(self.val)])
-        metrics = {}
+        metrics: dict[str, float] = {}
         for name, loss, hits in zip(("test", "val"), np.split(losses, ends), np.split(correct, ends), strict=False):
             if len(hits):
                 metrics |= {f"{name}/accuracy": float(hits.mean()), f"{name}/loss": float(loss.mean())}

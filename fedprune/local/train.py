@@ -5,6 +5,7 @@ A `pl.Trainer` per client and round costs several milliseconds against a step of
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -65,36 +66,44 @@ class Trained(NamedTuple):
 
 
 def fit(module: LocalModule, subnet: Subnet, batches: Iterable[Batch], recipe: Recipe, decay: float = 1.0) -> Trained:
-    """Train `subnet` on `batches`. Dead entries are zero after every step, whatever the optimizer.
+    """Train `subnet` on `batches`. Dead entries are zero after every step, whatever the optimizer does to them.
 
-    Gradients are masked before clipping, so that the norm is that of the living, and before the optimizer, so that its state
-    stays zero where nothing lives; weights are masked after the step, since an optimizer need not act entry by entry.
     `decay` multiplies the learning rate. `subnet` is not changed.
     """
     load(module, subnet.params)
     _set_mode(module, recipe)
     optimizer = _optimizer(module, decay)
+    parameters: list[Tensor] = [p for p in module.net.parameters() if p.requires_grad]
     weights, masks = _masked(module, subnet)
-    parameters = list(module.net.parameters())
+    mask_gradients = bool(masks) and (recipe.clip_norm is not None or type(optimizer) not in ENTRYWISE)
     sent = [p.detach().clone() for p in parameters] if recipe.proximal_mu else []
-    total, steps, examples = torch.zeros((), device=module.device), 0, 0
-    for batch in batches:
+    losses, sizes = [], []
+    for step, batch in enumerate(batches):
         optimizer.zero_grad()
-        loss = _loss(module, batch, steps)
+        loss = _loss(module, batch, step)
         loss.backward()
         if sent:
             _pull(parameters, sent, recipe.proximal_mu)
-        if masks:
-            torch._foreach_mul_([w.grad for w in weights if w.grad is not None], masks)
-        if recipe.clip_norm:
+        if mask_gradients:
+            torch._foreach_mul_(_gradients(weights), masks)
+        if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
         optimizer.step()
         if masks:
             with torch.no_grad():
                 torch._foreach_mul_(weights, masks)
-        total += loss.detach() * len(batch[0])
-        steps, examples = steps + 1, examples + len(batch[0])
-    return Trained(unload(module), float(total) / max(examples, 1), steps, examples)
+        losses.append(loss.detach())
+        sizes.append(len(batch[0]))
+    total = float(torch.stack(losses) @ torch.tensor(sizes, dtype=losses[0].dtype, device=losses[0].device)) if losses else 0.0
+    return Trained(unload(module), total / max(sum(sizes), 1), len(sizes), sum(sizes))
+
+
+ENTRYWISE = {
+    *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax),
+    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop, torch.optim.ASGD, torch.optim.Rprop),
+}
+"""Optimizers that treat each entry by itself: what the dead do cannot reach the living, and masking weights after the step is enough.
+For any other, and before clipping, gradients are masked first, so that neither its state nor the norm knows of the dead."""
 
 
 def load(module: LocalModule, params: Params) -> None:
@@ -133,11 +142,21 @@ def _optimizer(module: LocalModule, decay: float) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _masked(module: LocalModule, subnet: Subnet) -> tuple[list[nn.Parameter], list[Tensor]]:
+def _masked(module: LocalModule, subnet: Subnet) -> tuple[list[Tensor], list[Tensor]]:
     """The parameters in which something is dead, and their masks as numbers (multiplying by numbers is what fuses)."""
-    holes = {name: alive for name, alive in subnet.mask.items() if not alive.all()}
+    holes = {name: alive for name, alive in subnet.mask.items() if not alive.numpy().all()}
     parameters = dict(module.net.named_parameters())
-    return [parameters[name] for name in holes], [alive.to(parameters[name]) for name, alive in holes.items()]
+    return [parameters[name] for name in holes], [_number(alive, parameters[name]) for name, alive in holes.items()]
+
+
+@functools.lru_cache(maxsize=64)
+def _number_as(alive: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return alive.to(device, dtype)
+
+
+def _number(alive: Tensor, like: Tensor) -> Tensor:
+    """A mask as zeros and ones of the parameter's type, remembered from job to job."""
+    return _number_as(alive, like.dtype, like.device)
 
 
 def _loss(module: LocalModule, batch: Batch, step: int) -> Tensor:
@@ -145,7 +164,11 @@ def _loss(module: LocalModule, batch: Batch, step: int) -> Tensor:
     return loss["loss"] if isinstance(loss, Mapping) else loss
 
 
-def _pull(parameters: list[nn.Parameter], sent: list[Tensor], mu: float) -> None:
+def _pull(parameters: list[Tensor], sent: list[Tensor], mu: float) -> None:
     """Add the gradient of mu/2 |w - w_sent|^2."""
     with torch.no_grad():
-        torch._foreach_add_([p.grad for p in parameters], torch._foreach_sub(parameters, sent), alpha=mu)
+        torch._foreach_add_(_gradients(parameters), torch._foreach_sub(parameters, sent), alpha=mu)
+
+
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]

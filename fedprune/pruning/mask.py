@@ -5,6 +5,7 @@ Every function takes dicts of tensors and returns new ones; nothing is changed i
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -60,6 +61,21 @@ def density(mask: Mask) -> float:
     return count(mask) / size(mask) if size(mask) else 1.0
 
 
+def full(mask: Mask) -> bool:
+    """Whether nothing is dead."""
+    return all(alive.numpy().all() for alive in mask.values())
+
+
+@functools.lru_cache(maxsize=64)
+def places(alive: torch.Tensor) -> np.ndarray | slice:
+    """An index of a mask tensor's living entries, flat and ascending: numbers, or the slice of everything if nothing is dead.
+
+    Remembered, since a mask never changes and serves many rounds.
+    """
+    flat = alive.numpy().reshape(-1)
+    return slice(None) if flat.all() else np.flatnonzero(flat)
+
+
 def pack(mask: Mask) -> bytes:
     """The mask as bits, one per entry: names in the order of the dict, entries in row-major order, the last byte zero-padded."""
     if not mask:
@@ -69,9 +85,15 @@ def pack(mask: Mask) -> bytes:
 
 def unpack(bits: bytes, shapes: dict[str, torch.Size]) -> Mask:
     """The inverse of `pack`, given names and shapes in the same order. Raises ValueError if the length does not fit."""
-    total = sum(shape.numel() for shape in shapes.values())
+    return dict(_unpack(bits, tuple(shapes.items())))
+
+
+@functools.lru_cache(maxsize=8)
+def _unpack(bits: bytes, shapes: tuple[tuple[str, torch.Size], ...]) -> Mask:
+    # Remembered: the same bits give the same tensors again, and what was worked out for them (`places`) still serves.
+    total = sum(shape.numel() for _, shape in shapes)
     if len(bits) != (total + 7) // 8:
         raise ValueError(f"a mask of {total} entries takes {(total + 7) // 8} bytes, not {len(bits)}")
     flat = torch.from_numpy(np.unpackbits(np.frombuffer(bits, np.uint8), count=total).view(np.bool_))
-    parts = flat.split([shape.numel() for shape in shapes.values()])
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    parts = flat.split([shape.numel() for _, shape in shapes])
+    return {name: part.view(shape) for (name, shape), part in zip(shapes, parts, strict=True)}

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedprune.pruning.mask import pack, unpack
+from fedprune.pruning.mask import apply, full, pack, places, unpack
 from fedprune.types import Mask, Params
 
 Codec = Callable[[Params, Mask, Mask | None], bytes]
@@ -44,7 +44,7 @@ class Layout:
 
 def dense(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
     """Every value: what a framework that does not know about masks would send, and the mask."""
-    return _head(DENSE, mask) + b"".join(_raw(tensor) for tensor in tensors.values())
+    return _head(DENSE, mask) + b"".join(_raw(tensor).tobytes() for tensor in tensors.values())
 
 
 def bitmap(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
@@ -75,25 +75,34 @@ def decode(data: bytes | memoryview, layout: Layout, known: Mask | None = None) 
         mask, place = unpack(bytes(view[place : place + length]), shapes), place + length
     else:
         mask = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
-    return _values(view[place:], layout, {} if codec == DENSE else mask), mask
+    if codec == DENSE:
+        return apply(_values(view[place:], layout, {}), mask), mask
+    return _values(view[place:], layout, mask), mask
 
 
 def _head(codec: int, mask: Mask) -> bytes:
-    if all(bool(alive.all()) for alive in mask.values()):
-        return bytes([codec, 0])
-    return bytes([codec, 1]) + pack(mask)
+    return bytes([codec, 0]) if full(mask) else bytes([codec, 1]) + pack(mask)
 
 
 def _same(mask: Mask, known: Mask) -> bool:
-    return mask.keys() == known.keys() and all(torch.equal(alive, known[name]) for name, alive in mask.items())
+    if mask.keys() != known.keys():
+        return False
+    return all(alive is known[name] or torch.equal(alive, known[name]) for name, alive in mask.items())
 
 
 def _living(tensors: Params, mask: Mask) -> bytes:
-    return b"".join(_raw(tensor[mask[name]] if name in mask else tensor) for name, tensor in tensors.items())
+    values = (_raw(tensor)[places(mask[name])] if name in mask else _raw(tensor) for name, tensor in tensors.items())
+    return b"".join(value.tobytes() for value in values)
 
 
-def _raw(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+"""Values travel as words of their size, so that every type of number does, and no bit is touched."""
+
+
+def _raw(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's values as a flat array of words, without a copy where it lies contiguous."""
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return flat.view(WORDS[tensor.dtype.itemsize])
 
 
 def _values(view: memoryview, layout: Layout, mask: Mask) -> Params:
@@ -101,13 +110,14 @@ def _values(view: memoryview, layout: Layout, mask: Mask) -> Params:
     tensors, place = {}, 0
     for name, shape in layout.shapes.items():
         dtype = layout.dtypes[name]
-        number = int(mask[name].sum()) if name in mask else shape.numel()
+        words = np.zeros(shape.numel(), WORDS[dtype.itemsize])
+        where = places(mask[name]) if name in mask else slice(None)
+        number = len(words) if isinstance(where, slice) else len(where)
         end = place + number * dtype.itemsize
         if end > len(view):
             raise ValueError(f"{len(view)} bytes end before tensor {name}")
-        # One copy, because tensors must own writable memory and the bytes do not.
-        flat = torch.from_numpy(np.frombuffer(view[place:end], np.uint8).copy()).view(dtype)
-        tensors[name] = torch.zeros(shape, dtype=dtype).masked_scatter_(mask[name], flat) if name in mask else flat.view(shape)
+        words[where] = np.frombuffer(view[place:end], words.dtype)
+        tensors[name] = torch.from_numpy(words).view(dtype).view(shape)
         place = end
     if place != len(view):
         raise ValueError(f"{len(view) - place} bytes too many after the last tensor")

@@ -38,7 +38,7 @@ class Wire:
 
     def encode_job(self, job: Job, block: bytes) -> bytes:
         """A job as bytes; `block` is its subnet, already encoded."""
-        header = {"client": job.client, "round": job.round, "clock": job.clock, "seed": job.seed}
+        header: dict[str, object] = {"client": job.client, "round": job.round, "clock": job.clock, "seed": job.seed}
         if job.measure:
             header |= {"measure": job.measure, "about": job.about}
         return _frame(header, [block])

@@ -1,0 +1,98 @@
+"""Writing the results table: as Markdown for a file, and as narrow as the terminal needs it.
+
+A measured column is one with its unit in brackets; all others say which cell a row is, or how it went.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+from rich import box
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+TEST, TEST_SD = "test accuracy (%)", "test sd (%)"
+
+# What a narrow terminal has to do without, first things first.
+DISPENSABLE = (
+    "val accuracy (%)",
+    "client accuracy (%)",
+    "training (GFLOPs)",
+    "client p10 (%)",
+    "time (s)",
+    "sent down (MB)",
+    "seeds",
+)
+
+
+def markdown(results: pd.DataFrame) -> str:
+    """A table in Markdown with every column, numbers rounded."""
+    rules = ["---:" if _is_number(results[column]) else "---" for column in results]
+    lines = [list(results), rules, *_texts(results)]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n" for line in lines)
+
+
+def show(results: pd.DataFrame, console: Console | None = None) -> Group:
+    """The table for a terminal, with the reasons of what did not finish below: `console.print(show(results))`.
+
+    A terminal that is too narrow gets fewer columns, and the names of those left out; a file or a pipe gets them all.
+    """
+    console = console or Console()
+    missing = [column for column in DISPENSABLE if column in results]
+    shown = _rich(results)
+    left_out: list[str] = []
+    while console.is_terminal and missing and (shown.width or 0) > console.width:
+        left_out.append(missing.pop(0))
+        shown = _rich(results.drop(columns=left_out))
+    return Group(shown, *_notes(results, left_out))
+
+
+def _rich(results: pd.DataFrame) -> Table:
+    cells = _with_spread(results.drop(columns=["reason"] + ["status"] * bool((results["status"] == "done").all())))
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in cells:
+        shown.add_column(
+            escape(column.replace(" ", "\n")), justify="right" if "(" in column else "left", no_wrap=True, vertical="bottom"
+        )
+    for row in cells.itertuples(index=False):
+        shown.add_row(*map(escape, row))
+    shown.width = Console(width=10_000).measure(shown).maximum
+    return shown
+
+
+def _with_spread(results: pd.DataFrame) -> pd.DataFrame:
+    """All cells as texts, columns without any left out; the standard deviation joins the mean."""
+    texts = pd.DataFrame(_texts(results), columns=list(results))
+    spread = texts.pop(TEST_SD)
+    texts[TEST] += spread.where(spread == "", " ± " + spread)
+    return texts.loc[:, (texts != "").any()]
+
+
+def _notes(results: pd.DataFrame, left_out: list[str]) -> list[Text]:
+    labels = list(results.columns[: list(results).index("seeds")])
+    reasons = results[results["reason"] != ""]
+    which = [" · ".join(row) for row in _texts(reasons[labels])]
+    notes = [
+        f"{cell}: {status}: {reason}" for cell, status, reason in zip(which, reasons["status"], reasons["reason"], strict=True)
+    ]
+    return [Text(note) for note in notes + [f"not shown for want of room: {', '.join(left_out)}"] * bool(left_out)]
+
+
+def _is_number(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column)
+
+
+def _texts(results: pd.DataFrame) -> list[list[str]]:
+    rows = results.itertuples(index=False)
+    return [[_text(value, column) for column, value in zip(results, row, strict=True)] for row in rows]
+
+
+def _text(value: object, column: str) -> str:
+    if pd.isna(value):
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    if column.endswith("(%)"):
+        return f"{value:.2f}"
+    return f"{value:.10g}" if "(" not in column else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
