@@ -61,7 +61,7 @@ def accuracy_density(levels: pd.DataFrame, by: list[str]) -> Figure:
     rows = rows.assign(cell=labels(rows, by)).drop_duplicates(["cell", "seed", "x"], keep="last")
     figure = _chart(rows, by, "x", _with_bars, "weights remaining (%)")
     least, most = rows["x"].min(), rows["x"].max()
-    _logarithmic(figure, most * 1.15, min(least, most / 4) / 1.15)
+    _logarithmic(figure, most * 1.15, min(least, most / 2) / 1.15)
     return figure
 
 
@@ -192,8 +192,9 @@ def _ends_level(line: pd.DataFrame) -> pd.Series:
 
 
 def _logarithmic(figure: Figure, left: float, right: float) -> None:
+    ticks = (1, 2, 5) if max(left, right) > 20 * min(left, right) else (1, 1.5, 2, 3, 5, 7)
     for axes in figure.axes:
         axes.set(xscale="log", xlim=(left, right))
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=ticks))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.10g}"))
         axes.xaxis.set_minor_locator(NullLocator())

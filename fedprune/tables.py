@@ -95,4 +95,4 @@ def _text(value: object, column: str) -> str:
         return str(value)
     if column.endswith("(%)"):
         return f"{value:.2f}"
-    return f"{value:.10g}" if "(" not in column else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:.10g}" if "(" not in column else f"{value:.0f}" if value >= 100 else f"{value:#.3g}"

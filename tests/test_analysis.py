@@ -21,13 +21,14 @@ def row(round: int, events: int, accuracy: float | None = None, density: float =
     line: dict[str, float] = {"round": round, "prune/events": events, "density/weights": density, "density/layer/fc": density}
     line |= {"wire/up_bytes": 2_000_000, "wire/down_bytes": 1_000_000, "wire/total_bytes": 3_000_000 * (round + 1)}
     line |= {"flops/train": 3e9, "time/round_s": 0.5}
-    evaluated = {
-        "test/accuracy": accuracy,
-        "val/accuracy": accuracy,
-        "client/accuracy_mean": accuracy,
-        "client/accuracy_p10": 0.5,
-    }
-    return line | (evaluated if accuracy is not None else {}) | more
+    if accuracy is not None:
+        line |= {
+            "test/accuracy": accuracy,
+            "val/accuracy": accuracy,
+            "client/accuracy_mean": accuracy,
+            "client/accuracy_p10": 0.5,
+        }
+    return line | more
 
 
 def write_run(folder: Path, rows=(), seed=0, overrides=(), failed=None, done=True, density=0.1, config=None, **axes) -> Path:

@@ -108,7 +108,7 @@ def test_the_largest_weight_of_every_layer_scores_1_in_lamp():
 def test_random_scores_are_uniform_from_a_stream_per_layer():
     params = {"a": torch.zeros(100, 50), "b": torch.zeros(100, 50)}
     scores = random(params, streams(0))
-    assert all(0 <= float(s.min()) and float(s.max()) < 1 and abs(float(s.mean()) - 0.5) < 0.02 for s in scores.values())
+    assert all(float(s.min()) >= 0 and float(s.max()) < 1 and abs(float(s.mean()) - 0.5) < 0.02 for s in scores.values())
     assert not torch.equal(scores["a"], scores["b"])
 
 

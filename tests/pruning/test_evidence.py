@@ -34,6 +34,11 @@ def state(net: nn.Module) -> Params:
     return {name: value.detach().clone() for name, value in net.state_dict().items()}
 
 
+def assert_same(a: Params, b: Params) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def module_at_other_weights(make_net=mlp) -> tuple[LocalModule, Params, tuple[str, ...]]:
     """A module, and the parameters of another network of the same kind, at which to measure."""
     torch.manual_seed(1)
@@ -121,7 +126,8 @@ def test_measuring_leaves_no_trace():
     for parameter in module.parameters():
         parameter.grad = torch.full_like(parameter, 7.0)
     flags = [part.training for part in module.modules()]
-    module_before, params_before, random_before = state(module.net), state_copy(params), torch.get_rng_state()
+    module_before, random_before = state(module.net), torch.get_rng_state()
+    params_before = {name: value.clone() for name, value in params.items()}
 
     grads(module, params, names, [data(8), data(8, seed=1)])
 
@@ -131,15 +137,6 @@ def test_measuring_leaves_no_trace():
     assert not any(value.requires_grad for value in params.values())
     assert all(bool((parameter.grad == 7.0).all()) for parameter in module.parameters())
     assert torch.equal(torch.get_rng_state(), random_before)
-
-
-def state_copy(params: Params) -> Params:
-    return {name: value.clone() for name, value in params.items()}
-
-
-def assert_same(a: Params, b: Params) -> None:
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_dropout_draws_from_the_callers_seed():

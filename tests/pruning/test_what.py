@@ -250,7 +250,7 @@ def test_what_does_not_fit_the_network_is_refused_with_a_way_out(what, error, me
 @pytest.mark.parametrize("scope", [globally, per_layer, erk])
 @pytest.mark.parametrize(("unit", "minimum"), [(weights, 6), (filters, 2)])
 def test_min_per_layer_outlives_any_event_in_every_scope(scope, unit, minimum):
-    # 4 and 40 filters, 36 and 1440 weights, the first layer's scores by far the lowest: neither one pool nor a tenth of the layer
+    # 4 and 40 filters, 36 and 1440 weights, the first layer lowest by far: neither one pool nor a tenth of the layer
     # would leave it its minimum.
     net = convs()
     what = What(unit, scope, layers=("conv",), min_per_layer=minimum).bind(net)

@@ -1,0 +1,187 @@
+"""Plans: every `when` with every `how_often`, written out by hand for a run of 10 rounds."""
+
+from itertools import pairwise, product
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from fedprune.build import make
+from fedprune.errors import ConfigError, Incompatible
+from fedprune.pruning.how_often import Dynamic, Gradual, Iterative, Never
+from fedprune.pruning.when import AfterTraining, BeforeTraining, DuringTraining, Window
+from fedprune.types import Plan, PruneEvent
+
+CONF = Path(__file__).parents[2] / "conf"
+BEFORE, DURING, AFTER = BeforeTraining(), DuringTraining(0.1, 0.6), AfterTraining()
+WHENS = [BEFORE, DURING, AFTER, DuringTraining(0.0, 1.0), DuringTraining(0.5, 0.51), DuringTraining(0.95, 1.0)]
+HOW_OFTENS = [
+    Never(),
+    *(Iterative(times=n) for n in (1, 3, 20)),
+    *(Iterative(rate=r) for r in (0.1, 0.2, 0.75)),
+    *(Gradual(every, shape) for every in (1, 3) for shape in ("cubic", "linear", "exponential")),
+    *(Dynamic(every, 0.3, decay) for every in (1, 4) for decay in ("cosine", "constant")),
+]
+
+
+def plan(when, how_often, density: float, rounds: int = 10) -> Plan:
+    return how_often(when(rounds), density)
+
+
+def events(made: Plan) -> list[tuple[int, float]]:
+    return [(event.round, round(event.density, 6)) for event in made.events]
+
+
+@pytest.mark.parametrize(
+    ("when", "how_often", "density", "expected", "rounds"),
+    [
+        (BEFORE, Never(), 0.25, [], 10),
+        (DURING, Never(), 0.25, [], 10),
+        (AFTER, Never(), 0.25, [], 10),
+        # One shot: at once, at the start of the window [1, 6), or after a run, with another to follow.
+        (BEFORE, Iterative(times=1), 0.25, [(0, 0.25)], 10),
+        (DURING, Iterative(times=1), 0.25, [(1, 0.25)], 10),
+        (AFTER, Iterative(times=1), 0.25, [(10, 0.25)], 20),
+        # Twice to a quarter: each leaves half of the survivors. The window's 5 rounds spread: 1 and 1 + 5 // 2.
+        (BEFORE, Iterative(times=2), 0.25, [(0, 0.5), (0, 0.25)], 10),
+        (DURING, Iterative(times=2), 0.25, [(1, 0.5), (3, 0.25)], 10),
+        (AFTER, Iterative(times=2), 0.25, [(10, 0.5), (20, 0.25)], 30),
+        # Half of the survivors each time, until 0.2: 0.5, 0.25, and the last cut off. Spread: 1, 1 + 5 // 3, 1 + 10 // 3.
+        (BEFORE, Iterative(rate=0.5), 0.2, [(0, 0.5), (0, 0.25), (0, 0.2)], 10),
+        (DURING, Iterative(rate=0.5), 0.2, [(1, 0.5), (2, 0.25), (4, 0.2)], 10),
+        (AFTER, Iterative(rate=0.5), 0.2, [(10, 0.5), (20, 0.25), (30, 0.2)], 40),
+        # Rounds 1, 3, 5: t = 1/3, 2/3, 1. Cubic: 0.1 + 0.9 (8/27, 1/27, 0). Exponential: 0.1^(1/3), 0.1^(2/3), 0.1.
+        (DURING, Gradual(2, "cubic"), 0.1, [(1, 0.366667), (3, 0.133333), (5, 0.1)], 10),
+        (DURING, Gradual(2, "linear"), 0.1, [(1, 0.7), (3, 0.4), (5, 0.1)], 10),
+        (DURING, Gradual(2, "exponential"), 0.1, [(1, 0.464159), (3, 0.215443), (5, 0.1)], 10),
+        (DURING, Gradual(5, "linear"), 0.1, [(1, 0.1)], 10),
+        # The run of the lottery ticket papers: 20 % of the survivors, 0.8^k until 0.5.
+        (AFTER, Iterative(rate=0.2), 0.5, [(10, 0.8), (20, 0.64), (30, 0.512), (40, 0.5)], 50),
+    ],
+)
+def test_plans_by_hand(when, how_often, density, expected, rounds):
+    made = plan(when, how_often, density)
+    assert events(made) == expected
+    assert made.rounds == rounds
+    assert all(event.swap == 0 for event in made.events)
+
+
+def test_dynamic_is_sparse_from_round_0_and_exchanges_a_falling_share():
+    # Window [1, 6), every 2: rounds 1, 3, 5; t = 1/6, 1/2, 5/6 of the way to its end; 0.3 (1 + cos pi t) / 2 with
+    # cos 30 = 0.866025, cos 90 = 0, cos 150 = -0.866025 degrees.
+    made = plan(DURING, Dynamic(2, 0.3, "cosine"), 0.1)
+    assert [(e.round, e.density, round(e.swap, 6)) for e in made.events] == [
+        (0, 0.1, 0.0),
+        (1, 0.1, 0.279904),
+        (3, 0.1, 0.15),
+        (5, 0.1, 0.020096),
+    ]
+    assert made.rounds == 10
+
+
+def test_dynamic_with_constant_decay_exchanges_the_same_share_always():
+    made = plan(DURING, Dynamic(2, 0.3, "constant"), 0.1)
+    assert made.events == (PruneEvent(0, 0.1), *(PruneEvent(r, 0.1, 0.3) for r in (1, 3, 5)))
+
+
+def test_dynamic_exchanges_nothing_in_round_0_where_it_has_only_just_pruned():
+    made = plan(DuringTraining(0.0, 1.0), Dynamic(5, 0.3, "constant"), 0.1)
+    assert made.events == (PruneEvent(0, 0.1), PruneEvent(5, 0.1, 0.3))
+
+
+@pytest.mark.parametrize("steps", range(1, 40))
+def test_a_density_that_is_a_power_of_the_rate_takes_just_that_many_events(steps):
+    densities = [event.density for event in plan(AFTER, Iterative(rate=0.2), 0.8**steps).events]
+    assert densities == pytest.approx([0.8**k for k in range(1, steps + 1)])
+
+
+@pytest.mark.parametrize("times", [1, 2, 7, 30])
+def test_every_event_of_a_number_of_times_prunes_the_same_share_of_the_survivors(times):
+    densities = [1.0] + [event.density for event in plan(AFTER, Iterative(times=times), 0.05).events]
+    assert [b / a for a, b in pairwise(densities)] == pytest.approx([0.05 ** (1 / times)] * times)
+
+
+def compositions() -> list[tuple[Plan, float]]:
+    """Every composition that is not refused, over many lengths and densities."""
+    made = []
+    for when, how_often, rounds, density in product(WHENS, HOW_OFTENS, (1, 2, 3, 7, 10, 100), (0.003, 0.107, 0.3, 0.5, 0.9)):
+        try:
+            made.append((plan(when, how_often, density, rounds), density))
+        except Incompatible:
+            assert isinstance(how_often, Gradual | Dynamic)
+            assert not isinstance(when, DuringTraining)
+    return made
+
+
+def test_every_plan_falls_and_ends_at_the_very_density_that_was_asked_for():
+    for made, density in compositions():
+        densities = [event.density for event in made.events]
+        assert densities == sorted(densities, reverse=True)
+        assert not densities or densities[-1] == density
+        assert all(density <= d < 1 for d in densities)
+
+
+def test_every_event_of_every_plan_comes_in_order_and_while_rounds_are_left_to_train():
+    for made, _ in compositions():
+        rounds = [event.round for event in made.events]
+        assert rounds == sorted(rounds)
+        assert all(0 <= r < made.rounds for r in rounds), made
+
+
+@pytest.mark.parametrize("when", [BEFORE, DURING, AFTER])
+@pytest.mark.parametrize("how_often", [Iterative(times=3), Iterative(rate=0.2)])
+def test_density_1_takes_no_event(when, how_often):
+    assert plan(when, how_often, 1.0) == Plan((), 10)
+
+
+@pytest.mark.parametrize("when", [BEFORE, AFTER])
+@pytest.mark.parametrize("how_often", [Gradual(), Dynamic()])
+def test_what_needs_a_window_of_rounds_is_refused_elsewhere_and_told_what_to_choose(when, how_often):
+    with pytest.raises(Incompatible, match=r"choose when=during_training, or how_often=iterative"):
+        plan(when, how_often, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("make_it", "message"),
+    [
+        (lambda: Iterative(), "how_often.times=None and how_often.rate=None: give one"),
+        (lambda: Iterative(times=2, rate=0.2), "how_often.times=2 and how_often.rate=0.2: give one"),
+        (lambda: Iterative(times=0), "how_often.times=0 must be at least 1; for no pruning choose how_often=never"),
+        (lambda: Iterative(rate=0.0), "how_often.rate=0.0 is the fraction of the survivors"),
+        (lambda: Iterative(rate=1.0), "how_often.rate=1.0 is the fraction of the survivors"),
+        (lambda: Gradual(every=0), "how_often.every=0 must be at least 1"),
+        (lambda: Gradual(shape="square"), "how_often.shape=square: choose one of cubic, linear, exponential"),
+        (lambda: Dynamic(every=0), "how_often.every=0 must be at least 1"),
+        (lambda: Dynamic(swap=0.0), "how_often.swap=0.0 is a fraction of the living"),
+        (lambda: Dynamic(swap=1.0), "how_often.swap=1.0 is a fraction of the living"),
+        (lambda: Dynamic(decay="linear"), "how_often.decay=linear: choose one of cosine, constant"),
+        (lambda: DuringTraining(start=-0.1), "when.start=-0.1 and when.stop=0.6 are fractions"),
+        (lambda: DuringTraining(stop=1.1), "when.start=0.1 and when.stop=1.1 are fractions"),
+        (lambda: DuringTraining(start=0.6, stop=0.6), "0 <= start < stop <= 1"),
+    ],
+)
+def test_a_parameter_out_of_range_is_refused_by_name(make_it, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_it()
+    assert not isinstance(caught.value, Incompatible)
+
+
+def test_windows_by_hand():
+    assert BEFORE(10) == Window(0, 0, 10)
+    assert DURING(10) == Window(1, 6, 10)
+    assert DuringTraining(0.25, 0.75)(10) == Window(3, 8, 10)  # 2.5 and 7.5: halves up
+    assert AFTER(10) == Window(10, 10, 10, repeats=True)
+
+
+def test_a_window_is_at_least_a_round_long_and_within_the_run():
+    for start, stop, rounds in product((0.0, 0.1, 0.5, 0.9, 0.99), (0.995, 1.0), range(1, 30)):
+        window = DuringTraining(start, stop)(rounds)
+        assert 0 <= window.first < window.stop <= rounds, window
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("how_often/*.yaml")), ids=lambda file: file.stem)
+def test_every_yaml_plans_a_run(file):
+    window = make(OmegaConf.load(CONF / "when" / "during_training.yaml"))(100)
+    made = make(OmegaConf.load(file))(window, 0.1)
+    assert made.rounds == 100
+    assert [event.density for event in made.events][-1:] == ([] if file.stem == "never" else [0.1])

@@ -1,0 +1,227 @@
+"""Messages: Job and Update there and back, what stays at home, and damage of every kind."""
+
+import json
+import math
+import zlib
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedprune.pruning.mask import apply
+from fedprune.types import Job, Mask, Params, Subnet, Update
+from fedprune.wire.codec import Layout, auto, bitmap, dense
+from fedprune.wire.message import FRAME, MAGIC, Wire, about
+
+CODECS = [dense, bitmap, auto]
+
+
+def subnet(seed: int = 0, density: float = 0.5) -> Subnet:
+    generator = torch.Generator().manual_seed(seed)
+    params = {"w": torch.randn(4, 5, generator=generator), "b": torch.randn(4, generator=generator), "n": torch.tensor(3)}
+    mask = {"w": torch.rand(4, 5, generator=generator) < density}
+    return Subnet(apply(params, mask), mask)
+
+
+def wire(codec=auto) -> Wire:
+    return Wire(codec, Layout.of(subnet().params, ("w",)))
+
+
+def evidence_about(mask: Mask, which: str, seed: int = 0) -> Params:
+    torch.manual_seed(seed)
+    return apply({name: torch.randn(alive.shape) for name, alive in mask.items()}, about(mask, which))
+
+
+def same(a: Params, b: Params) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def same_subnet(a: Subnet | None, b: Subnet | None) -> bool:
+    return a is b if a is None or b is None else same(a.params, b.params) and same(a.mask, b.mask)
+
+
+JOBS = [
+    Job(client=3, round=7, clock=2, seed=2**40, subnet=subnet()),
+    Job(client=0, round=0, clock=0, seed=0, subnet=subnet(), measure=("grads",), about="dead"),
+    Job(client=-1, round=0, clock=0, seed=0, subnet=subnet(density=1.0), measure=("grads", "sq_grads"), about="alive"),
+]
+
+UPDATES = [
+    Update(client=3, subnet=subnet(1), examples=17, metrics={"loss": 0.1 + 0.2, "steps": 4, "seen": 17}),
+    Update(client=0, subnet=None, examples=5, evidence={"grads": evidence_about(subnet().mask, "alive")}),
+    Update(client=0, subnet=None, examples=5, evidence={"grads": evidence_about(subnet().mask, "dead")}, about="dead"),
+    Update(
+        client=1,
+        subnet=subnet(),
+        examples=1,
+        evidence={k: evidence_about(subnet().mask, "alive", i) for i, k in enumerate("ab")},
+    ),
+    Update(client=2, subnet=None, examples=9),
+]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_arrives_as_it_was_sent(codec, job):
+    there = wire(codec)
+    back = there.decode_job(there.encode_job(job, there.subnet_block(job.subnet)))
+    assert same_subnet(back.subnet, job.subnet)
+    assert replace(back, subnet=None, about=job.about) == replace(job, subnet=None)
+    assert not job.measure or back.about == job.about
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("update", UPDATES)
+def test_an_update_arrives_as_it_was_sent(codec, update):
+    known = subnet().mask
+    back = wire(codec).decode_update(wire(codec).encode_update(update, known), known)
+    assert same_subnet(back.subnet, update.subnet)
+    assert list(back.evidence) == list(update.evidence)
+    assert all(same(back.evidence[name], update.evidence[name]) for name in update.evidence)
+    assert replace(back, subnet=None, evidence={}) == replace(update, subnet=None, evidence={})
+
+
+def test_a_loss_that_is_not_a_number_arrives_as_such():
+    update = Update(0, subnet(), 1, metrics={"loss": math.nan})
+    back = wire().decode_update(wire().encode_update(update, subnet().mask), subnet().mask)
+    assert math.isnan(back.metrics["loss"])
+
+
+def test_what_a_client_keeps_is_in_no_message():
+    kept = {"bn.weight": torch.full((4,), 1.2345)}
+    job = Job(0, 1, 1, 0, subnet(), kept=kept)
+    update = Update(0, subnet(), 5, kept=kept)
+    there = wire()
+    messages = there.encode_job(job, there.subnet_block(job.subnet)), there.encode_update(update, subnet().mask)
+    assert messages[0] == there.encode_job(replace(job, kept={}), there.subnet_block(job.subnet))
+    assert messages[1] == there.encode_update(replace(update, kept={}), subnet().mask)
+    assert there.decode_job(messages[0]).kept == {}
+    assert there.decode_update(messages[1], subnet().mask).kept == {}
+
+
+def test_tensors_outside_the_layout_stay_behind():
+    more = Subnet(subnet().params | {"bn.weight": torch.ones(4)}, subnet().mask)
+    assert wire().subnet_block(more) == wire().subnet_block(subnet())
+
+
+def test_an_update_under_the_mask_of_its_job_sends_no_mask():
+    # 20 entries: 3 bytes of mask.
+    update = Update(0, subnet(), 5)
+    known, other = subnet().mask, {"w": ~subnet().mask["w"]}
+    assert len(wire().encode_update(update, other)) - len(wire().encode_update(update, known)) == 3
+
+
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_evidence_about_the_living_takes_bytes_for_the_living_and_about_the_dead_for_the_dead(density):
+    mask = subnet(density=density).mask
+    alive = int(mask["w"].sum())
+    empty = len(wire().encode_update(Update(0, None, 5, evidence={}), mask))
+    for which, number in (("alive", alive), ("dead", 20 - alive)):
+        update = Update(0, None, 5, {"grads": evidence_about(mask, which)}, which)
+        message = wire().encode_update(update, mask)
+        quoted = len('"grads"') - (len("alive") - len(which))
+        assert len(message) == empty + quoted + 4 + 2 + 4 * number  # the block's length, the codec's head, the values
+        assert same(wire().decode_update(message, mask).evidence["grads"], update.evidence["grads"])
+
+
+def test_about_is_the_mask_or_its_complement():
+    mask = {"w": torch.tensor([True, False, True])}
+    assert about(mask, "alive")["w"].tolist() == [True, False, True]
+    assert about(mask, "dead")["w"].tolist() == [False, True, False]
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------------
+
+
+def messages() -> dict[str, bytes]:
+    there = wire()
+    return {
+        "job": there.encode_job(JOBS[0], there.subnet_block(JOBS[0].subnet)),
+        "update": there.encode_update(UPDATES[0], subnet().mask),
+        "evidence": there.encode_update(UPDATES[2], subnet().mask),
+    }
+
+
+def readers(message: bytes):
+    return [lambda: wire().decode_job(message), lambda: wire().decode_update(message, subnet().mask)]
+
+
+def refused(message: bytes) -> bool:
+    """Whether both readers refuse the message, with nothing but ValueError."""
+    for read in readers(message):
+        try:
+            read()
+        except ValueError:
+            continue
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", messages())
+def test_any_flipped_bit_is_noticed(name):
+    message = messages()[name]
+    for place in range(len(message)):
+        for bit in range(8):
+            garbled = bytearray(message)
+            garbled[place] ^= 1 << bit
+            assert refused(bytes(garbled)), (place, bit)
+
+
+@pytest.mark.parametrize("name", messages())
+def test_cut_and_lengthened_messages_are_noticed(name):
+    message = messages()[name]
+    assert all(refused(message[:length]) for length in range(len(message)))
+    assert all(refused(message + bytes(extra)) for extra in (1, 4, 100))
+    assert refused(message + message)
+
+
+@pytest.mark.parametrize("foreign", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 64, MAGIC, MAGIC + b"\x00" * 8])
+def test_foreign_bytes_are_refused(foreign):
+    assert refused(foreign)
+
+
+def test_a_job_is_no_update_and_an_update_no_job():
+    made = messages()
+    with pytest.raises(ValueError, match="."):
+        wire().decode_update(made["job"], subnet().mask)
+    for name in ("update", "evidence"):
+        with pytest.raises(ValueError, match="."):
+            wire().decode_job(made[name])
+
+
+def framed(header: object, *rest: bytes) -> bytes:
+    head = json.dumps(header).encode()
+    body = head + b"".join(rest)
+    return FRAME.pack(MAGIC, zlib.crc32(body), len(head)) + body
+
+
+BLOCK = (len(wire().subnet_block(subnet()))).to_bytes(4, "little") + wire().subnet_block(subnet())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        framed({}),
+        framed({}, BLOCK),
+        framed([], BLOCK),
+        framed(None),
+        framed(7, BLOCK),
+        framed({"client": 0, "round": 0, "clock": 0, "seed": 0}),
+        framed({"client": 0, "round": 0, "clock": 0, "seed": 0, "lr": 9}, BLOCK),
+        framed({"client": 0, "examples": 1, "metrics": {}, "evidence": ["grads"], "about": "alive"}),
+        framed({"client": 0, "examples": 1, "metrics": {}, "evidence": []}, BLOCK),
+        framed({"client": 0, "examples": 1, "metrics": {}, "evidence": 3, "about": "alive"}, BLOCK),
+        framed({"client": 0, "examples": 1, "metrics": {}, "evidence": [], "about": "alive"}, BLOCK, BLOCK),
+        framed({}, b"\x01"),
+        framed({}, b"\xff\xff\xff\xff"),
+    ],
+)
+def test_a_sound_frame_around_something_else_is_refused_with_valueerror(message):
+    assert refused(message)
+
+
+def test_an_update_for_another_network_is_refused():
+    other = Subnet({"w": torch.ones(3, 3)}, {"w": torch.ones(3, 3, dtype=torch.bool)})
+    message = Wire(auto, Layout.of(other.params, ("w",))).encode_update(Update(0, other, 5), other.mask)
+    with pytest.raises(ValueError, match="tensor|too many"):
+        wire().decode_update(message, subnet().mask)
