@@ -1,7 +1,7 @@
 """The floor: a bare PyTorch loop that does only the same local SGD steps, with one single-threaded worker per core.
 
-No masks, no messages, no merging, no evaluation: what is sent to a worker is a client's number, and nothing comes back. Whoever does all
-that as well cannot be faster; the ratio to this is the price of the framework.
+No masks, no messages, no merging, no evaluation: what is sent to a worker is a client's number, and nothing comes back.
+Whoever does all that as well cannot be faster; the ratio to this is the price of the framework.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Seconds per round against the floor, as ratios in one run: `make bench`, or `python benchmarks/rounds.py [--rounds 20]`.
 
-Fashion-MNIST, 100 clients, Dirichlet 0.5, 10 per round, one local epoch, batch 32, SGD with momentum. The floor and fedprune take turns,
-round by round, on the same cohorts; medians over the rounds. Evaluation is excluded.
+Fashion-MNIST, 100 clients, Dirichlet 0.5, 10 per round, one local epoch, batch 32, SGD with momentum. The floor and
+fedprune take turns, round by round, on the same cohorts; medians over the rounds. Evaluation is excluded.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def configuration(model: str, density: float) -> DictConfig:
 def running(model: str, density: float) -> Iterator[tuple[Experiment, object, object]]:
     """An experiment with its workers up, its loop, and its state before the first round."""
     config = configuration(model, density)
-    names = {group: "" for group in sweep.GROUPS} | {"rewind": "none"}
+    names = dict.fromkeys(sweep.GROUPS, "") | {"rewind": "none"}
     experiment = build(config, names)
     executor = experiment.executor()
     loop = experiment.loop(executor)

@@ -38,7 +38,7 @@ def job(config: DictConfig) -> None:
     except FedpruneError as error:
         if not config.dry_run:
             run.fail(folder, error, str(error))
-        log.error("%s\n%s", folder.name, error)
+        log.error("%s", error if alone else f"{folder.name}: {error}")
         if alone:
             sys.exit(1)
     except Exception as error:
@@ -51,7 +51,20 @@ def job(config: DictConfig) -> None:
 
 def arguments(given: list[str]) -> list[str]:
     """Flags first: Hydra's parser refuses overrides after a flag, and users append `-m`."""
-    with_value = {"--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i", "--package", "-p", "--cfg", "-c"}
+    with_value = {
+        "--config-path",
+        "-cp",
+        "--config-name",
+        "-cn",
+        "--config-dir",
+        "-cd",
+        "--info",
+        "-i",
+        "--package",
+        "-p",
+        "--cfg",
+        "-c",
+    }
     flags, overrides, rest = [], [], iter(given)
     for word in rest:
         if word.startswith("-") and not word.startswith("-="):
@@ -68,7 +81,9 @@ def main() -> None:
     sys.argv[1:] = arguments(sys.argv[1:])
     several = [word for word in sys.argv if word.startswith("+experiment=") and "," in word]
     if several:
-        print(f"{several[0]}: each runs as one job; a grid that an experiment declares is expanded only when it is launched alone")
+        print(
+            f"{several[0]}: each runs as one job; a grid that an experiment declares is expanded only when it is launched alone"
+        )
     schema.register()
     sweep.register()
     try:

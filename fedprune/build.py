@@ -1,7 +1,7 @@
 """Config -> objects. With __main__.py and sweep.py the only file that knows Hydra.
 
-The whole composition is checked before the first batch, and all its problems are reported at once. What an option can check by itself is
-checked where it is written; what only the composition can know is in check.py.
+The whole composition is checked before the first batch, and all its problems are reported at once. What an option can
+check by itself is checked where it is written; what only the composition can know is in check.py.
 """
 
 from __future__ import annotations
@@ -96,12 +96,12 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.stop_if_any()
 
     if criterion.grow is not None and not any(event.swap for event in plan.events):
-        log.warning("criterion=%s never grows under how_often=%s: it is its drop formula", names["criterion"], names["how_often"])
+        log.warning(
+            "criterion=%s never grows under how_often=%s: it is its drop formula", names["criterion"], names["how_often"]
+        )
     layout = Layout.of({name: tensor for name, tensor in net.state_dict().items() if name not in own}, what.names)
     wire = Wire(options["wire"], layout)
-    recipe_of_clients = functools.partial(
-        client_round, _container(config), dataset, clients, recipe, wire, device
-    )
+    recipe_of_clients = functools.partial(client_round, _container(config), dataset, clients, recipe, wire, device)
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
 
     def loop(executor: Executor) -> FederatedLoop:
@@ -126,8 +126,17 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
         )
 
     return Experiment(
-        plan, Axes(what, criterion), options["where"], dataset, clients, net, wire, flops, device,
-        functools.partial(_executor, config, device, recipe_of_clients), loop,
+        plan,
+        Axes(what, criterion),
+        options["where"],
+        dataset,
+        clients,
+        net,
+        wire,
+        flops,
+        device,
+        functools.partial(_executor, config, device, recipe_of_clients),
+        loop,
     )
 
 
@@ -166,7 +175,7 @@ def make(config: Any, *args: Any, **kwargs: Any) -> Any:
 def _mendable(cause: BaseException, config: Any) -> FedpruneError:
     if isinstance(cause, FedpruneError):
         return cause
-    return ConfigError([f"{config.get('_target_', config)}: {str(cause).splitlines()[0]}"])
+    return ConfigError([f"{config.get('_target_', config)}: {' '.join(str(cause).split())}"])
 
 
 def _plain(made: Any) -> Any:
@@ -209,7 +218,7 @@ def _fresh(config: DictConfig, dataset: Dataset, number: int) -> Params:
 
 
 def _optimizer(config: DictConfig, net: nn.Module) -> None:
-    """Try the client's optimizer once: its mistakes are found here (and torch's slow first import is over before workers fork)."""
+    """Try the client's optimizer once: to find its mistakes, and to have torch's slow first import over before workers fork."""
     module = make(config.local.module, net, make(config.local.optimizer))
     if not isinstance(module, LocalModule):
         raise ConfigError([f"local.module is a {type(module).__name__}: subclass fedprune.local.module.LocalModule"])

@@ -75,7 +75,7 @@ def evidence(criterion: Criterion, names: dict[str, str]) -> list[str]:
     formulas = {"drop": criterion.drop, "grow": criterion.grow}
     asked = {role: unknown(formula) for role, formula in formulas.items() if formula is not None}
     return [
-        f"criterion={names['criterion']}: its {role} formula asks for unknown evidence {', '.join(found)}; known: {', '.join(KNOWN)}"
+        f"criterion={names['criterion']}: {role} asks for unknown evidence {', '.join(found)}; known: {', '.join(KNOWN)}"
         for role, found in asked.items()
         if found
     ]
@@ -112,4 +112,6 @@ def min_per_layer(what: What, plan: Plan, units: dict[str, int]) -> list[str]:
     kept = nearest(lowest * sum(units.values()))
     if kept >= needed:
         return []
-    return [f"what.min_per_layer={what.min_per_layer} keeps {needed} units, and a density of {lowest:.4g} only {kept}: lower one"]
+    return [
+        f"what.min_per_layer={what.min_per_layer} keeps {needed} units, and a density of {lowest:.4g} only {kept}: lower one"
+    ]

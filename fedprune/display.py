@@ -76,8 +76,7 @@ class Live:
         if "test/accuracy" in metrics:
             self._accuracy = f"{100 * metrics['test/accuracy']:.1f} %"
         facts = (
-            f"accuracy {self._accuracy}  density {metrics['density/weights']:.3g}  "
-            f"sent {amount(metrics['wire/total_bytes'])}"
+            f"accuracy {self._accuracy}  density {metrics['density/weights']:.3g}  sent {amount(metrics['wire/total_bytes'])}"
         )
         done = int(metrics["round"]) + 1
         if self._progress is not None and self._task is not None:
@@ -93,6 +92,12 @@ def live(rounds: int, done: int) -> Iterator[Live]:
     if not console.is_terminal:
         yield Live(rounds, done, None)
         return
-    columns = (TextColumn("round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[facts]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("round"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[facts]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         yield Live(rounds, done, progress)

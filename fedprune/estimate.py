@@ -34,7 +34,10 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
         ("bytes down", f"{amount(down)} for training"),
         ("bytes up", f"{amount(up)} for training"),
         ("bytes of evidence", amount(_evidence_bytes(experiment, config, subnets))),
-        ("operations", f"{amount(flops, 'FLOP')} of training, {amount(sum(experiment.flops.values()), 'FLOP')} an example when dense"),
+        (
+            "operations",
+            f"{amount(flops, 'FLOP')} of training, {amount(sum(experiment.flops.values()), 'FLOP')} an example when dense",
+        ),
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,7 @@ from fedprune.data.client import save_partition
 from fedprune.display import console
 from fedprune.errors import Incompatible, RunError
 from fedprune.estimate import estimate
-from fedprune.federated.loop import FederatedLoop
-from fedprune.sweep import GROUPS, folder_hash
+from fedprune.sweep import folder_hash
 from fedprune.types import State
 
 
@@ -72,37 +71,31 @@ def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about
 
 
 def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapping[str, Any]) -> None:
-    """The rounds that are left, each written down as it ends; then the ticket and the summary."""
+    """The rounds that are left, each written down as it ends, with a checkpoint every so many seconds; then the results."""
     path = folder / "state" / "state.safetensors"
     executor = experiment.executor()
+    loop = experiment.loop(executor)
+    state = written = load_state(path) if path.exists() else loop.start()
+    tracking.keep_until(folder, state.round)
+    saved = time.monotonic()
     try:
-        loop = experiment.loop(executor)
-        state = load_state(path) if path.exists() else loop.start()
-        tracking.keep_until(folder, state.round)
         with make(config.logger)(folder, about) as logger, display.live(loop.plan.rounds, state.round) as live:
-            for state, metrics in _rounds(loop, state, path, config.checkpoint_every):
+            while state.round < loop.plan.rounds:
+                state, metrics = loop.round(state)
                 tracking.append(folder, metrics)
+                written = state
                 logger.round(metrics)
                 live.round(metrics)
+                if time.monotonic() - saved >= config.checkpoint_every:
+                    save_state(state, path)
+                    saved = time.monotonic()
+            save_state(state, path)
             _finish(folder, state, about, logger)
     except BaseException:
         executor.close(now=True)
+        save_state(written, path)  # interrupted or not, what is written down can be gone on from
         raise
     executor.close()
-
-
-def _rounds(loop: FederatedLoop, state: State, path: Path, seconds: float) -> Iterator[tuple[State, dict[str, float]]]:
-    """Round after round, with a checkpoint every so many seconds, at the end, and when it is interrupted between or in rounds."""
-    saved = time.monotonic()
-    try:
-        while state.round < loop.plan.rounds:
-            state, metrics = loop.round(state)
-            yield state, metrics
-            if time.monotonic() - saved >= seconds:
-                save_state(state, path)
-                saved = time.monotonic()
-    finally:
-        save_state(state, path)
 
 
 def _finish(folder: Path, state: State, about: Mapping[str, Any], logger: tracking.Logger) -> None:
@@ -117,9 +110,7 @@ def _finish(folder: Path, state: State, about: Mapping[str, Any], logger: tracki
     _write(folder / "summary.json", {"status": "done", "metrics": metrics})
 
 
-def _about(
-    config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str
-) -> dict[str, Any]:
+def _about(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> dict[str, Any]:
     """What a run is, as far as its configuration says."""
     return {
         "name": config.name,

@@ -1,6 +1,7 @@
 """What happens around jobs: how folders are named, which jobs belong to a sweep, and the table at its end.
 
-The folder of a job is named by what distinguishes it and a hash of its configuration, so that the same command finds what is done.
+The folder of a job is named by what distinguishes it and a hash of its configuration, so that the same command finds what
+is done.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def _word(override: str) -> str:
     key, _, value = override.lstrip("+~").partition("=")
     if key.startswith(("experiment", "name", "data.root", *VOLATILE)):
         return ""
-    return re.sub(r"[^\w.,+=]+", "_", value if key in GROUPS else f"{key.rpartition('/')[2]}={value}")
+    return re.sub(r"[^\w.,+=-]+", "_", value if key in GROUPS else f"{key.rpartition('/')[2]}={value}")
 
 
 def enroll(folder: Path) -> None:

@@ -22,7 +22,7 @@ SERVER = -1
 
 @dataclass(frozen=True)
 class PruneEvent:
-    """After `round` rounds: bring the mask to `density` (fraction of units alive), exchanging the fraction `swap` of the living."""
+    """After `round` rounds: bring the mask to `density` (of all units), exchanging the fraction `swap` of the living."""
 
     round: int
     density: float

@@ -1,7 +1,8 @@
 """What happens to BatchNorm: `average | local | frozen`. A policy is explicit, because it changes the result.
 
 average: scale, shift and running statistics are merged like weights.
-local: they never leave the client (FedBN, Li et al. 2021). The server's copy is their mean, for reporting only; it is never sent.
+local: they never leave the client (FedBN, Li et al. 2021). The server's copy is their mean, for reporting only; it is
+never sent.
 frozen: layers normalise with the statistics of the start, in training too; scale and shift are trained and merged.
 """
 
@@ -16,7 +17,7 @@ POLICIES = ("average", "local", "frozen")
 
 
 def own_names(net: nn.Module, policy: str) -> tuple[str, ...]:
-    """The tensors that clients keep to themselves under this policy. Raises ConfigError, or Incompatible without a BatchNorm."""
+    """The tensors that clients keep to themselves under this policy. Raises ConfigError, or Incompatible if it has none."""
     if policy not in POLICIES:
         raise ConfigError([f"federated.batchnorm={policy}: choose one of {', '.join(POLICIES)}"])
     layers = [name for name, module in net.named_modules() if is_batchnorm(module)]

@@ -79,7 +79,9 @@ class ClientRound:
         params = {name: value.to(self.module.device) for name, value in (subnet.params | job.kept).items()}
         cover = about(subnet.mask, job.about)
         evidence = {
-            name: apply({n: e.cpu() for n, e in FROM_DATA[name](self.module, params, names, self._in_order(indices)).items()}, cover)
+            name: apply(
+                {n: e.cpu() for n, e in FROM_DATA[name](self.module, params, names, self._in_order(indices)).items()}, cover
+            )
             for name in job.measure
         }
         return Update(job.client, None, len(indices), evidence, job.about, kept=job.kept)

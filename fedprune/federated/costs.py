@@ -47,7 +47,9 @@ def flops_per_example(net: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
 def _leaves(counter: FlopCounterMode, net: nn.Module, examples: int) -> dict[str, float]:
     root = type(net).__name__
     counts = {name.removeprefix(f"{root}."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    layers = {name: n / examples for name, n in counts.items() if isinstance(_module(net, name), (nn.Linear, nn.modules.conv._ConvNd))}
+    layers = {
+        name: n / examples for name, n in counts.items() if isinstance(_module(net, name), (nn.Linear, nn.modules.conv._ConvNd))
+    }
     return layers | {"": counts["Global"] / examples - sum(layers.values())}
 
 

@@ -1,7 +1,7 @@
 """Accuracy: the server's network on the global test set, and on every client's own validation and test parts.
 
-Clients that share a network are evaluated together; a client that keeps tensors to itself, with those. Slices have a fixed length,
-so that the numbers do not depend on the number of workers.
+Clients that share a network are evaluated together; a client that keeps tensors to itself, with those. Slices have a fixed
+length, so that the numbers do not depend on the number of workers.
 """
 
 from __future__ import annotations

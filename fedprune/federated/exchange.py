@@ -37,7 +37,7 @@ class Tally:
         self.loss += update.metrics.get("loss", 0.0) * seen
 
     def metrics(self) -> dict[str, float]:
-        """The round's metrics, summed over its clients; the loss is the mean over the examples seen (absent if none trained)."""
+        """The round's metrics, summed over clients; the loss is the mean over the examples seen (absent if there are none)."""
         metrics: dict[str, float] = {"wire/up_bytes": self.up_bytes, "wire/down_bytes": self.down_bytes}
         metrics |= {"train/examples": self.seen, "train/steps": self.steps, "clients/dropped": self.dropped}
         return metrics | ({"train/loss": self.loss / self.seen} if self.seen else {})

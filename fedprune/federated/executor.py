@@ -1,4 +1,5 @@
-"""Where clients run. An executor is map-shaped: tasks in, results out, in the order of the tasks. Results do not depend on which.
+"""Where clients run. An executor is map-shaped: tasks in, results out, in the order of the tasks. Results do not depend on
+which.
 
 A task is (method of ClientRound, its arguments): bytes and numpy arrays only. Modules never travel: each worker builds its own
 `ClientRound` once, because a pickled module shares its memory with every other worker.
@@ -50,13 +51,18 @@ class Serial:
 class Processes:
     """One single-threaded worker per core, each training whole clients, the largest first.
 
-    Workers are forked, so that the data set is shared and not copied; where fork is not available they are spawned (then the data
-    set's tensors lie in shared memory). workers: how many (None: one per core that this process may use).
+    Workers are forked, so that the data set is shared and not copied; where fork is not available they are spawned (then
+    the data set's tensors lie in shared memory). workers: how many (None: one per core that this process may use).
     """
 
     def __init__(self, factory: Factory, workers: int | None = None, start: str | None = None):
+        methods = multiprocessing.get_all_start_methods()
+        if workers is not None and workers < 1:
+            raise ConfigError([f"executor.workers={workers} must be at least 1; null means one per core"])
+        if start is not None and start not in methods:
+            raise ConfigError([f"executor.start={start} is not to be had here: choose one of {', '.join(methods)}, or null"])
         torch.set_num_threads(1)
-        method = start or ("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
+        method = start or ("fork" if "fork" in methods else "spawn")
         self._workers = workers or available_cores()
         context = multiprocessing.get_context(method)
         self._pool = ProcessPoolExecutor(self._workers, context, initializer=_begin, initargs=(factory,))
@@ -84,12 +90,6 @@ class Processes:
 def available_cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_workers(workers: int | None) -> None:
-    """Raises ConfigError unless `workers` is None or positive."""
-    if workers is not None and workers < 1:
-        raise ConfigError([f"executor.workers={workers} must be at least 1; null means one per core"])
 
 
 _client_round: ClientRound | None = None

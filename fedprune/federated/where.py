@@ -1,7 +1,7 @@
 """Where the evidence is measured.
 
-Every `where` is (cohort of the coming round, number of clients, seed) -> the clients that measure. `examples` is how many of its
-training examples each of them uses (null: all).
+Every `where` is (cohort of the coming round, number of clients, seed) -> the clients that measure. `examples` is how many
+of its training examples each of them uses (null: all).
 """
 
 from __future__ import annotations

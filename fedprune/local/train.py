@@ -23,7 +23,8 @@ class Recipe:
     """How a client trains in one round.
 
     epochs: passes over its training examples; or steps: that many batches, going on into further passes as needed.
-    lr_decay: the learning rate is multiplied by it once per round. clip_norm: the gradient's greatest L2 norm (null: no clipping).
+    lr_decay: the learning rate is multiplied by it once per round. clip_norm: the gradient's greatest L2 norm (null: no
+    clipping).
     proximal_mu: FedProx's pull to the weights that were sent, mu/2 |w - w_sent|^2. Li et al. 2020.
     freeze_batchnorm: BatchNorm normalises with the running statistics it was sent, and does not change them.
     """
@@ -45,7 +46,8 @@ class Recipe:
             f"local.steps={self.steps} must be at least 1": self.steps is None or self.steps >= 1,
             f"local.batch_size={self.batch_size} must be at least 1": self.batch_size >= 1,
             f"local.lr_decay={self.lr_decay} multiplies the learning rate every round: more than 0": self.lr_decay > 0,
-            f"local.clip_norm={self.clip_norm} must be positive; null for no clipping": self.clip_norm is None or self.clip_norm > 0,
+            f"local.clip_norm={self.clip_norm} must be positive; null for no clipping": self.clip_norm is None
+            or self.clip_norm > 0,
             f"local.proximal_mu={self.proximal_mu} must not be negative": self.proximal_mu >= 0,
         }
         problems = [problem for problem, fine in rules.items() if not fine]
@@ -102,8 +104,8 @@ ENTRYWISE = {
     *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax),
     *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop, torch.optim.ASGD, torch.optim.Rprop),
 }
-"""Optimizers that treat each entry by itself: what the dead do cannot reach the living, and masking weights after the step is enough.
-For any other, and before clipping, gradients are masked first, so that neither its state nor the norm knows of the dead."""
+"""Optimizers that treat each entry by itself: what the dead do cannot reach the living, so masking weights after the step is
+enough. For any other, and before clipping, gradients are masked first: neither its state nor the norm then knows of the dead."""
 
 
 def load(module: LocalModule, params: Params) -> None:

@@ -2,8 +2,8 @@
 
 Every formula is pure: (evidence, by the names of its arguments) -> Scores; **higher = keep, -inf = never**. The argument names
 are the dependency list (see evidence.py): `params` are the prunable tensors of the masked network, `grads` the gradient of the
-mean loss at them, `generator` a seeded torch generator by layer name. Scores of dead entries do not matter when dropping, scores
-of living ones do not matter when growing. Further parameters have defaults and are set in the yaml.
+mean loss at them, `generator` a seeded torch generator by layer name. Scores of dead entries do not matter when dropping,
+scores of living ones do not matter when growing. Further parameters have defaults and are set in the yaml.
 """
 
 from __future__ import annotations

@@ -92,7 +92,8 @@ class Gradual:
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Dynamic sparse training: sparse from the start, and every `every` rounds of the window a fraction of the living is exchanged.
+    """Dynamic sparse training: sparse from the start, and every `every` rounds of the window a fraction of the living is
+    exchanged.
 
     The fraction is `swap`, decayed over the window: cosine: swap (1 + cos(pi t)) / 2 with t = round / end of the window
     (Evci et al. 2020; FedDST), or constant.

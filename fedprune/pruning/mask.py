@@ -77,7 +77,7 @@ def places(alive: torch.Tensor) -> np.ndarray | slice:
 
 
 def pack(mask: Mask) -> bytes:
-    """The mask as bits, one per entry: names in the order of the dict, entries in row-major order, the last byte zero-padded."""
+    """The mask as bits, one per entry: names in the order of the dict, entries row by row, the last byte zero-padded."""
     if not mask:
         return b""
     return np.packbits(np.concatenate([alive.numpy().reshape(-1) for alive in mask.values()])).tobytes()

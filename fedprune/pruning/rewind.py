@@ -1,8 +1,9 @@
 """Rewind: what the survivors restart from after a prune event.
 
-Every rewind is (trained, anchors, fresh) -> Rewound: `trained` the parameters at the event, `anchors` those remembered by clock,
-`fresh` a function that draws a new initialisation. A rewind covers parameters and buffers, the position of the learning rate and
-the data order (the clock); optimizers start fresh in any case. `anchor` is the clock whose parameters it needs remembered.
+Every rewind is (trained, anchors, fresh) -> Rewound: `trained` the parameters at the event, `anchors` those remembered by
+clock, `fresh` a function that draws a new initialisation. A rewind covers parameters and buffers, the position of the
+learning rate and the data order (the clock); optimizers start fresh in any case. `anchor` is the clock whose parameters it
+needs remembered.
 """
 
 from __future__ import annotations

@@ -88,14 +88,16 @@ def globally(units: Scores, density: float, shapes: Shapes) -> Mask:
     return keep_best(units, nearest(density * sum(score.numel() for score in units.values())))
 
 
-def per_layer(units: Scores, density: float, shapes: Shapes, rates: Mapping[str, float] | None = None, step: float = 0.2) -> Mask:
+def per_layer(
+    units: Scores, density: float, shapes: Shapes, rates: Mapping[str, float] | None = None, step: float = 0.2
+) -> Mask:
     """Units compete within their layer; every layer gets the same density, except where `rates` says otherwise.
 
     rates: by layer ("first", "last" or a name), the rate relative to the other layers. A layer at rate 0.5 loses half as many
-    of its survivors in each step of the fraction `step`, as the output layer does in the lottery ticket papers: where the others
-    are at (1 - step)^k, it is at (1 - 0.5 step)^k. Frankle & Carbin 2019, section 2 and appendix G (step = 0.2).
+    of its survivors in each step of the fraction `step`, as the output layer does in the lottery ticket papers: where the
+    others are at (1 - step)^k, it is at (1 - 0.5 step)^k. Frankle & Carbin 2019, section 2 and appendix G (step = 0.2).
     """
-    rate = {name: 1.0 for name in units} | _by_name(rates or {}, tuple(units))
+    rate = dict.fromkeys(units, 1.0) | _by_name(rates or {}, tuple(units))
     return _layerwise(units, {name: layer_density(density, rate[name], step) for name in units})
 
 
@@ -172,7 +174,7 @@ class What:
             raise Incompatible(
                 f"the network has no {' or '.join(self.layers)} layer to prune: choose another model, or what=weights_global"
             )
-        skipped = _by_name({name: True for name in self.skip}, names)
+        skipped = _by_name(dict.fromkeys(self.skip, True), names)
         names = tuple(name for name in names if name not in skipped)
         if not names:
             raise Incompatible(f"what.skip={list(self.skip)} leaves nothing to prune")
@@ -206,7 +208,7 @@ def _protect(units: Tensor, number: int) -> Tensor:
 
 
 def _by_name(values: Mapping[str, float | bool], names: tuple[str, ...]) -> dict[str, float | bool]:
-    """"first", "last" and layer names resolved to tensor names. Raises ConfigError on a name that is not there."""
+    """ "first", "last" and layer names resolved to tensor names. Raises ConfigError on a name that is not there."""
     alias = {"first": names[0], "last": names[-1]} | {name: name for name in names}
     alias |= {name.removesuffix(".weight"): name for name in names}
     unknown = [key for key in values if key not in alias]

@@ -1,8 +1,8 @@
 """Codecs: named tensors under a mask <-> bytes. Lossless: decode(encode(x)) == x, bit for bit.
 
-Every codec is (tensors, mask, known) -> bytes. `mask` covers some of the tensors (their dead entries are zero); `known` is the mask
-that the receiver already holds, if any. Sender and receiver build the same network, so names, shapes and types do not travel:
-both sides hold the `Layout`. The first byte says which codec it was, so that one `decode` reads them all.
+Every codec is (tensors, mask, known) -> bytes. `mask` covers some of the tensors (their dead entries are zero); `known` is
+the mask that the receiver already holds, if any. Sender and receiver build the same network, so names, shapes and types do
+not travel: both sides hold the `Layout`. The first byte says which codec it was, so that one `decode` reads them all.
 
     dense    the mask as bits, and every value, dead or alive
     bitmap   the mask as bits, and the values of the living

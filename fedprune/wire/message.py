@@ -1,8 +1,8 @@
 """Messages: Job and Update <-> bytes.
 
-A message is a frame (magic, checksum), a JSON header (who, when, what for) and blocks of tensors, each a codec's encoding preceded
-by its length. `kept`, what a client keeps to itself, is in no message. What is trained is what was decoded, and the bytes that are
-reported are the lengths of these messages.
+A message is a frame (magic, checksum), a JSON header (who, when, what for) and blocks of tensors, each a codec's encoding
+preceded by its length. `kept`, what a client keeps to itself, is in no message. What is trained is what was decoded, and
+the bytes that are reported are the lengths of these messages.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from fedprune.pruning.mask import apply, count, density, ones, pack, regrow, shrink, size, unpack
+from fedprune.pruning.mask import apply, count, density, full, ones, pack, places, regrow, shrink, size, unpack
 from fedprune.pruning.what import What, globally, nearest, weights
 from fedprune.types import Mask, Scores
 
@@ -29,7 +29,7 @@ def random_mask(seed: int, alive: float = 0.5) -> Mask:
     return {name: torch.from_numpy(random.random(shape) < alive) for name, shape in SHAPES.items()}
 
 
-def full() -> Mask:
+def everything() -> Mask:
     return {name: torch.ones(shape, dtype=torch.bool) for name, shape in SHAPES.items()}
 
 
@@ -76,7 +76,7 @@ def test_shrink_keeps_the_best_of_the_living_by_score_then_name_then_index(seed,
 def test_regrow_keeps_all_the_living_and_adds_the_best_of_the_dead(seed, density):
     scores, mask = scores_with_ties(seed), random_mask(seed + 200, alive=0.3)
     living = entries(mask)
-    grown = best(scores, entries(full()) - living, max(half_up(density, TOTAL) - len(living), 0))
+    grown = best(scores, entries(everything()) - living, max(half_up(density, TOTAL) - len(living), 0))
     assert not grown & living
     assert entries(regrow(mask, scores, density, WHAT)) == living | grown
 
@@ -86,13 +86,13 @@ def test_ties_go_to_the_lower_flat_index_of_the_alphabetically_first_name():
     # 18 of 38: all 16 of a.weight, then the first two of b.weight, whatever the order of the dict.
     for names in (tuple(SHAPES), tuple(reversed(SHAPES))):
         what = What(weights, globally, names=names)
-        kept = shrink({n: full()[n] for n in names}, {n: equal[n] for n in names}, 18 / 38, what)
+        kept = shrink({n: everything()[n] for n in names}, {n: equal[n] for n in names}, 18 / 38, what)
         assert entries(kept) == {("a.weight", i) for i in range(16)} | {("b.weight", 0), ("b.weight", 1)}
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_masks_nest_over_a_falling_density_with_new_scores_at_every_step(seed):
-    mask = full()
+    mask = everything()
     for step, d in enumerate((0.8, 0.5, 0.5, 0.29, 0.1, 0.03, 0.01)):
         smaller = shrink(mask, scores_with_ties(100 * seed + step), d, WHAT)
         assert entries(smaller) <= entries(mask)
@@ -116,7 +116,7 @@ def test_a_score_of_minus_infinity_is_a_veto_against_growing():
     forbidden = random_mask(2, alive=0.5)
     vetoed = {name: score.masked_fill(forbidden[name], -math.inf) for name, score in scores.items()}
     grown = entries(regrow(mask, vetoed, 1.0, WHAT))
-    assert grown == entries(mask) | (entries(full()) - entries(forbidden))
+    assert grown == entries(mask) | (entries(everything()) - entries(forbidden))
 
 
 def test_where_every_score_is_minus_infinity_nothing_is_kept_and_nothing_grows():
@@ -137,7 +137,7 @@ def test_scores_of_the_dead_do_not_matter_to_shrink_nor_those_of_the_living_to_r
 
 @pytest.mark.parametrize("seed", range(4))
 def test_an_exchange_ends_at_the_exact_density(seed):
-    start = shrink(full(), scores_with_ties(seed), 0.5, WHAT)
+    start = shrink(everything(), scores_with_ties(seed), 0.5, WHAT)
     smaller = shrink(start, scores_with_ties(seed + 10), 0.5 * (1 - 0.3), WHAT)
     after = regrow(smaller, scores_with_ties(seed + 20), 0.5, WHAT)
     assert (count(start), count(smaller), count(after)) == (19, 13, 19)  # 38 x 0.5 = 19, 38 x 0.35 = 13.3
@@ -209,8 +209,32 @@ def test_bits_of_the_wrong_length_are_refused(length):
         unpack(bytes(length), {"w": torch.Size((3, 3))})
 
 
-def test_unpacked_masks_own_writable_memory():
-    bits = pack({"w": torch.zeros(9, dtype=torch.bool)})
-    mask = unpack(bits, {"w": torch.Size((9,))})
-    mask["w"].fill_(True)
-    assert count(unpack(bits, {"w": torch.Size((9,))})) == 0
+def test_what_is_done_to_an_unpacked_dict_does_not_reach_the_next_one():
+    bits, shapes = pack({"w": torch.tensor([True, False, True])}), {"w": torch.Size((3,))}
+    unpack(bits, shapes).clear()
+    assert unpack(bits, shapes)["w"].tolist() == [True, False, True]
+
+
+def test_the_same_bits_under_other_names_and_shapes_are_another_mask():
+    bits = bytes([0b1010_0000])
+    assert unpack(bits, {"w": torch.Size((4,))})["w"].tolist() == [True, False, True, False]
+    assert unpack(bits, {"w": torch.Size((2, 2))})["w"].tolist() == [[True, False], [True, False]]
+    split = unpack(bits, {"v": torch.Size((1,)), "w": torch.Size((3,))})
+    assert (split["v"].tolist(), split["w"].tolist()) == ([True], [False, True, False])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_places_index_the_living_in_order_also_of_a_mask_like_one_that_was_seen_before(seed):
+    for share in (0.0, 0.3, 1.0):
+        for alive in random_mask(seed, share).values():
+            values = np.arange(alive.numel())
+            assert values[places(alive)].tolist() == torch.nonzero(alive.flatten()).flatten().tolist()
+
+
+def test_a_mask_is_full_if_nothing_is_dead_in_any_layer():
+    assert full(everything())
+    assert full({})
+    for name in SHAPES:
+        mask = everything()
+        mask[name].view(-1)[-1] = False
+        assert not full(mask)

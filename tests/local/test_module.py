@@ -1,0 +1,83 @@
+"""The same module under a plain Trainer, in the lean loop, and on its own."""
+
+from functools import partial
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from fedprune.local.module import LocalModule
+from fedprune.local.train import Recipe, fit
+from fedprune.types import Subnet
+
+
+@pytest.fixture(scope="module")
+def digits() -> TensorDataset:
+    data = load_digits()
+    return TensorDataset(torch.tensor(data.data[:256] / 16, dtype=torch.float32), torch.tensor(data.target[:256]))
+
+
+def local_module() -> LocalModule:
+    torch.manual_seed(0)
+    return LocalModule(
+        nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), partial(torch.optim.SGD, lr=0.3, momentum=0.5)
+    )
+
+
+def trainer(**options) -> pl.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return pl.Trainer(accelerator="cpu", devices=1, **quiet, **options)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_it_trains_under_a_plain_trainer_and_takes_the_very_steps_of_the_lean_loop(digits):
+    batches = DataLoader(digits, batch_size=32)
+    module = local_module()
+    sent = {name: value.clone() for name, value in module.net.state_dict().items()}
+    before = float(F.cross_entropy(module(digits.tensors[0]), digits.tensors[1]).detach())
+
+    training = trainer(max_epochs=3)
+    training.fit(module, batches, batches)
+
+    after = float(F.cross_entropy(module(digits.tensors[0]), digits.tensors[1]).detach())
+    assert after < before / 2
+    lean = fit(local_module(), Subnet(sent, {}), [batch for _ in range(3) for batch in batches], Recipe())
+    torch.testing.assert_close(dict(module.net.state_dict()), lean.params)
+
+    hits = (module(digits.tensors[0]).argmax(1) == digits.tensors[1]).float().mean()
+    logged = training.callback_metrics
+    assert float(logged["val/loss"]) == pytest.approx(after, rel=1e-5)
+    assert float(logged["val/accuracy"]) == pytest.approx(float(hits))
+    assert "train/loss" in logged
+
+
+def test_outside_a_trainer_logging_is_harmless(digits):
+    module = local_module()
+    x, y = digits[:16]
+    assert module.log("anything", torch.tensor(1.0), on_epoch=True) is None
+    loss = module.training_step((x, y), 0)
+    assert loss.requires_grad
+    assert float(loss.detach()) == pytest.approx(float(F.cross_entropy(module.net(x), y).detach()))
+    assert module.validation_step((x, y), 0) is None
+
+
+def test_outcomes_are_per_example_and_by_hand():
+    # Logits (2, 0) for both; labels 0 and 1: losses log(1 + e^-2) = 0.126928 and log(1 + e^2) = 2.126928.
+    net = nn.Linear(1, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[2.0], [0.0]]))
+        net.bias.zero_()
+    loss, correct = LocalModule(net, partial(torch.optim.SGD, lr=0.1)).outcome((torch.ones(2, 1), torch.tensor([0, 1])))
+    assert loss.tolist() == pytest.approx([0.126928, 2.126928], abs=1e-6)
+    assert correct.tolist() == [True, False]
+
+
+def test_every_job_gets_an_optimizer_of_its_own_for_all_parameters():
+    module = local_module()
+    first, second = module.configure_optimizers(), module.configure_optimizers()
+    assert first is not second
+    assert [p for group in first.param_groups for p in group["params"]] == list(module.net.parameters())
