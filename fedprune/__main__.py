@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -86,6 +87,7 @@ def main() -> None:
         )
     schema.register()
     sweep.register()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's "stop" is as good as Ctrl-C
     try:
         job()
     except KeyboardInterrupt:

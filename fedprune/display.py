@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fedprune.types import Plan
+if TYPE_CHECKING:  # importing it takes torch's second, and --help needs none of it
+    from fedprune.types import Plan
 
 console = Console(highlight=False, soft_wrap=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequ
 def fail(folder: Path, error: Exception, reason: str) -> None:
     """Leave the reason why there is no result."""
     status = "skipped" if isinstance(error, Incompatible) else "failed"
-    _write(folder / "failed.json", {"status": status, "reason": reason})
+    with suppress(RunError):  # on a full disk the reason is on the screen all the same
+        _write(folder / "failed.json", {"status": status, "reason": reason})
 
 
 def _begin(folder: Path, config: DictConfig, about: Mapping[str, Any]) -> None:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,11 @@ def folder_hash(config: DictConfig) -> str:
     assert isinstance(plain, dict)
     kept = {key: value for key, value in plain.items() if key not in VOLATILE}
     kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return _digest(kept)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def folder_name(*, _root_: DictConfig) -> str:
@@ -84,7 +87,9 @@ class Report(Callback):
     """Gives a sweep its name, and at its end prints one table over its jobs and writes table and figures."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        os.environ[SWEEP] = time.strftime("%Y%m%d-%H%M%S")
+        given = [config.hydra.overrides.task, config.hydra.sweeper.get("params")]
+        os.environ[SWEEP] = f"{config.name}-{_digest(given)}"  # the same command again is the same sweep
+        _list(Path(config.hydra.sweep.dir), os.environ[SWEEP]).unlink(missing_ok=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)

@@ -106,7 +106,7 @@ def _check_numbers(clients: int, proxy: int, examples: int) -> None:
         raise ConfigError([f"federated.clients={clients} is no number of clients: type a whole number from 1"])
     if not 0 <= proxy < examples:
         raise ConfigError(
-            [f"a server's proxy set of {proxy} examples cannot be held back from {examples}: choose 0 to {examples - 1}"]
+            [f"where.proxy={proxy} examples cannot be held back for the server from {examples}: choose 0 to {examples - 1}"]
         )
 
 

@@ -49,8 +49,7 @@ def read_idx(path: Path, dims: int) -> Tensor:
         raise damaged(path, f"its header announces {math.prod(sizes)} bytes of data and {len(raw) - start} follow")
     if not len(raw) - start:
         raise damaged(path, "it holds no examples")
-    # The one copy (bytearray) gives the tensor memory that it may write to.
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=start).reshape(sizes)
+    return torch.frombuffer(raw, dtype=torch.uint8, offset=start).reshape(sizes)
 
 
 def read_cifar(path: Path, batches: tuple[str, ...], labels: str) -> list[tuple[Tensor, Tensor]]:
@@ -67,10 +66,16 @@ def read_cifar(path: Path, batches: tuple[str, ...], labels: str) -> list[tuple[
     return [_cifar_batch(path / batch if path.is_dir() else path, batch, contents[batch], labels) for batch in batches]
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path) -> bytearray:
+    """The file's content, unzipped, piece by piece into the one memory that the tensor will lie in."""
+    content = bytearray()
     try:
-        raw = path.read_bytes()
-        return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if zipped else open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                content += piece
+        return content
     except _UNREADABLE as failure:
         raise damaged(path, f"it cannot be read ({failure})") from failure
 

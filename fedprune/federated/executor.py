@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -62,7 +63,7 @@ class Processes:
         if start is not None and start not in methods:
             raise ConfigError([f"executor.start={start} is not to be had here: choose one of {', '.join(methods)}, or null"])
         torch.set_num_threads(1)
-        method = start or ("fork" if "fork" in methods else "spawn")
+        method = start or ("fork" if sys.platform == "linux" else "spawn")
         self._workers = workers or available_cores()
         context = multiprocessing.get_context(method)
         self._pool = ProcessPoolExecutor(self._workers, context, initializer=_begin, initargs=(factory,))
@@ -97,7 +98,8 @@ _client_round: ClientRound | None = None
 
 def _begin(factory: Factory) -> None:
     global _client_round
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle,
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and what it made of SIGTERM is not for its workers
     torch.set_num_threads(1)
     _client_round = factory()
 

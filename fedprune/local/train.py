@@ -105,7 +105,7 @@ ENTRYWISE = {
     *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop, torch.optim.ASGD, torch.optim.Rprop),
 }
 """Optimizers that treat each entry by itself: what the dead do cannot reach the living, so masking weights after the step is
-enough. For any other, and before clipping, gradients are masked first: neither its state nor the norm then knows of the dead."""
+enough. For any other, and before clipping, gradients are masked first: neither state nor norm then knows of the dead."""
 
 
 def load(module: LocalModule, params: Params) -> None:

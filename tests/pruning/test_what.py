@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 from fedprune.build import make
 from fedprune.errors import ConfigError, Incompatible, RunError
 from fedprune.pruning.mask import count, density, ones, regrow, shrink
-from fedprune.pruning.what import What, erk, erk_densities, filters, globally, per_layer, weights
+from fedprune.pruning.what import What, erk, filters, globally, per_layer, weights
 from fedprune.types import Mask, Scores
 
 CONF = Path(__file__).parents[2] / "conf" / "what"
@@ -89,20 +89,31 @@ def test_rates_are_of_the_named_layers():
         assert counts(shrink(dense(net, what), random_scores(dense(net, what)), 0.64, what)) == expected
 
 
-def test_a_rate_of_an_unknown_layer_is_refused_when_the_network_is_known_not_when_it_is_pruned():
-    what = What(weights, partial(per_layer, rates={"fc9": 0.5}))
-    with pytest.raises(ConfigError, match="fc9"):
-        what.bind(mlp(3, 3, 3))
+@pytest.mark.parametrize(
+    "scope",
+    [
+        partial(per_layer, rates={"fc9": 0.5}),
+        partial(per_layer, rates={"last": 5.0}),  # five times 20 % leaves nothing after one step
+        partial(per_layer, rates={"last": -0.5}),
+        partial(per_layer, rates={"last": 0.5}, step=0.0),
+        partial(per_layer, rates={"last": 0.5}, step=1.0),
+    ],
+    ids=["unknown layer", "too fast", "negative", "no step", "all in a step"],
+)
+def test_rates_that_do_not_fit_are_refused_when_the_network_is_known_and_not_when_it_is_pruned(scope):
+    with pytest.raises(ConfigError):
+        What(weights, scope).bind(mlp(3, 3, 3))
 
 
 def test_erk_densities_by_hand():
     # (2, 2): (2 + 2) / 4 = 1. (10, 10): 20 / 100 = 0.2. One unit of scale keeps 4 x 1 + 100 x 0.2 = 24 weights.
-    # 12 of 104 weights: scale 12 / 24 = 0.5, so densities 0.5 and 0.1.
-    shapes = {"small": torch.Size((2, 2)), "large": torch.Size((10, 10))}
-    assert erk_densities(shapes, 12 / 104) == pytest.approx({"small": 0.5, "large": 0.1})
-    # 54 of 104: scale 2.25 would give the small layer more than it has; it stays dense, the other gets (54 - 4) / 100.
-    assert erk_densities(shapes, 54 / 104) == pytest.approx({"small": 1.0, "large": 0.5})
-    assert erk_densities(shapes, 1.0) == pytest.approx({"small": 1.0, "large": 1.0})
+    #  12 of 104: scale 12 / 24 = 0.5, so densities 0.5 and 0.1.
+    #  54 of 104: scale 2.25 would give the small layer more than it has; it stays dense, the other gets 54 - 4.
+    shapes = {"small": (2, 2), "large": (10, 10)}
+    what = What(weights, erk, names=tuple(shapes))
+    mask = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
+    for total, expected in ((12, [2, 10]), (54, [4, 50]), (103, [4, 99]), (104, [4, 100])):
+        assert counts(shrink(mask, random_scores(mask), total / 104, what)) == expected
 
 
 def test_erk_counts_the_kernel():

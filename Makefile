@@ -1,0 +1,40 @@
+# fedprune: make run, make test; `make help` lists the rest. Needs Python 3.11 and make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ARGS   ?= +experiment=lth_fedavg -m
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint bench notebooks clean
+
+help:  ## what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(STAMP)  ## the environment in .venv
+
+run: $(STAMP)  ## the main job: the lottery ticket grid inside FedAvg, on data that comes along (ARGS= changes it)
+	$(BIN)/python -m fedprune $(ARGS)
+
+test: $(STAMP)  ## all tests
+	WANDB_MODE=offline $(BIN)/python -m pytest
+
+lint: $(STAMP)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## seconds per round and start-up, as ratios to a bare PyTorch loop (Fashion-MNIST)
+	$(BIN)/python benchmarks/rounds.py
+	$(BIN)/python benchmarks/start_up.py
+
+notebooks: $(STAMP)  ## execute the notebooks on the newest sweep of outputs/lth_fedavg
+	$(BIN)/python -m jupyter nbconvert --to html --execute notebooks/*.ipynb --output-dir outputs/notebooks
+
+clean:  ## remove the environment and caches; results in outputs/ stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache dist

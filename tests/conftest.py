@@ -1,0 +1,191 @@
+"""What the tests of whole runs share: a folder to work in, the command line, and experiments small enough to take no time."""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from omegaconf import DictConfig, open_dict
+
+from fedprune import schema, sweep
+from fedprune.__main__ import CONF, main
+from fedprune.build import Experiment, build
+from fedprune.federated.executor import Executor
+from fedprune.types import Params, State
+
+TINY = (
+    *("rounds=3", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=3"),
+    *("local.batch_size=16", "logger=none", "executor=serial", "density=0.3"),
+)
+"""Overrides that make a run take milliseconds."""
+
+torch.set_num_threads(1)  # as in every executor: what a test measures must not depend on the tests before it
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended, and what it said."""
+
+    rc: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out + self.err
+
+
+@functools.cache
+def _composed(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
+    schema.register()
+    sweep.register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
+    names = {group: config.hydra.runtime.choices[group] for group in sweep.GROUPS}
+    with open_dict(config):
+        del config["hydra"]
+    return config, names
+
+
+@pytest.fixture(scope="session")
+def compose() -> Callable[..., tuple[DictConfig, dict[str, str]]]:
+    """compose(*overrides) -> (config, the chosen option of each group), as `fedprune.build.build` takes them."""
+
+    def composed(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
+        config, names = _composed(*overrides)
+        return config.copy(), dict(names)
+
+    return composed
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Experiment]:
+    """tiny(*overrides) -> the experiment: four clients, two per round, three steps each, on digits."""
+    return lambda *overrides: build(*_composed(*TINY, *overrides))
+
+
+@pytest.fixture(scope="session")
+def play() -> Callable[..., list[tuple[State, dict[str, float]]]]:
+    """play(experiment) -> the state after each round, and its metrics. With `executor` on that one, with `state` from there."""
+
+    def rounds(
+        experiment: Experiment, executor: Executor | None = None, state: State | None = None, stop: int | None = None
+    ) -> list[tuple[State, dict[str, float]]]:
+        runs_on = executor or experiment.executor()
+        try:
+            loop = experiment.loop(runs_on)
+            return list(_play(loop, state or loop.start(), loop.plan.rounds if stop is None else stop))
+        finally:
+            if executor is None:
+                runs_on.close()
+
+    return rounds
+
+
+def _play(loop, state: State, stop: int) -> Iterator[tuple[State, dict[str, float]]]:
+    while state.round < stop:
+        state, metrics = loop.round(state)
+        yield state, metrics
+
+
+@pytest.fixture(scope="session")
+def equal() -> Callable[[Params, Params], bool]:
+    """Whether two dicts of tensors are the same, in names, types and every bit."""
+
+    def same(a: Params, b: Params) -> bool:
+        return list(a) == list(b) and all(a[n].dtype == b[n].dtype and torch.equal(bits(a[n]), bits(b[n])) for n in a)
+
+    return same
+
+
+@pytest.fixture(scope="session")
+def differences(equal) -> Callable[..., list[str]]:
+    """differences(state, other) -> the names of the fields in which they are not the same bit for bit."""
+
+    def found(a: State, b: State, ignore: tuple[str, ...] = ()) -> list[str]:
+        parts = {
+            **{f"server.{part}": equal(getattr(a.server, part), getattr(b.server, part)) for part in ("params", "mask")},
+            **{name: equal(getattr(a, name), getattr(b, name)) for name in ("init", "ticket")},
+            **{
+                name: list(getattr(a, name)) == list(getattr(b, name))
+                and all(equal(value, getattr(b, name)[key]) for key, value in getattr(a, name).items())
+                for name in ("anchors", "momentum", "kept")
+            },
+            **{name: getattr(a, name) == getattr(b, name) for name in ("round", "clock", "events", "up_bytes", "down_bytes")},
+        }
+        return [name for name, same in parts.items() if not same and name not in ignore]
+
+    return found
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor, so that -0.0 is not 0.0."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder `outputs` of an empty working directory, with nothing in the environment that a run would heed."""
+    monkeypatch.chdir(tmp_path)
+    for name in (sweep.SWEEP, "FEDPRUNE_DATA", "HYDRA_FULL_ERROR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def command(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """command(*arguments) -> what `python -m fedprune` does with them, in this process (which saves its imports)."""
+
+    def run(*arguments: str) -> Result:
+        out, err = io.StringIO(), io.StringIO()
+        handlers, level, rc = logging.root.handlers[:], logging.root.level, 0
+        monkeypatch.setattr(sys, "argv", ["fedprune", *arguments])
+        try:
+            with redirect_stdout(out), redirect_stderr(err):
+                main()
+        except SystemExit as stop:
+            rc = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        finally:
+            logging.root.handlers[:] = handlers
+            logging.root.setLevel(level)
+        return Result(rc, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture
+def fedprune(outputs: Path) -> Callable[..., Result]:
+    """fedprune(*arguments) -> what `python -m fedprune` does with them, in a process of its own."""
+
+    def run(*arguments: str, **environment: str) -> Result:
+        words = [sys.executable, "-m", "fedprune", *arguments]
+        ended = subprocess.run(
+            words, cwd=outputs.parent, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        return Result(ended.returncode, ended.stdout, ended.stderr)
+
+    return run
+
+
+@pytest.fixture
+def folder(outputs: Path) -> Callable[..., Path]:
+    """folder(name) -> the one run folder below outputs/<name>."""
+
+    def only(name: str = "fedprune") -> Path:
+        (found,) = sorted(path.parent for path in (outputs / name).glob("*/config.yaml"))
+        return found
+
+    return only

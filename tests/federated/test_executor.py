@@ -1,0 +1,199 @@
+"""Where clients run cannot be seen in a result: serial, processes, any number of workers, forked or spawned, any order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedprune.errors import ConfigError, RunError
+from fedprune.federated.client import Slice
+from fedprune.federated.executor import Processes, Serial, Task, available_cores
+
+# Evidence from clients, an exchange of units, BatchNorm tensors that stay with the client, dropout-free but shuffled batches.
+RIGL = ("criterion=rigl", "how_often=dynamic", "how_often.every=1", "rounds=4", "when.stop=1", "federated.cohort=3")
+BATCHNORM = ("model=resnet20", "model.norm=batch", "federated.batchnorm=local", "local.steps=1", "rounds=2", "criterion=snip")
+BATCHNORM += ("how_often=one_shot",)
+VOLATILE = ("time/train_s", "time/round_s")
+
+
+class Shuffled:
+    """Does its tasks in another order than they are asked for, and answers in theirs."""
+
+    def __init__(self, inner: Serial, seed: int):
+        self._inner, self._random = inner, random.Random(seed)
+
+    def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
+        places = list(range(len(tasks)))
+        self._random.shuffle(places)
+        done = {place: next(self._inner.map([tasks[place]], [sizes[place]])) for place in places}
+        return iter([done[place] for place in range(len(tasks))])
+
+    def close(self, now: bool = False) -> None:
+        self._inner.close(now)
+
+
+def without_times(metrics: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if key not in VOLATILE}
+
+
+@pytest.fixture(scope="module")
+def serial(tiny, play):
+    """What one process, client after client, makes of each experiment."""
+    return {overrides: play(tiny(*overrides)) for overrides in (RIGL, BATCHNORM)}
+
+
+def assert_same(played, reference, differences) -> None:
+    assert len(played) == len(reference)
+    for (state, metrics), (other, others) in zip(played, reference, strict=True):
+        assert differences(state, other) == []
+        assert without_times(metrics) == without_times(others)
+
+
+@pytest.mark.parametrize("overrides", [RIGL, BATCHNORM], ids=["rigl", "batchnorm"])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_any_number_of_processes_gives_what_one_process_gives_bit_for_bit(
+    overrides, workers, tiny, play, serial, differences
+):
+    played = play(tiny(*overrides, "executor=processes", f"executor.workers={workers}"))
+    assert_same(played, serial[overrides], differences)
+
+
+def test_spawned_processes_give_what_one_process_gives_bit_for_bit(tiny, play, serial, differences):
+    played = play(tiny(*RIGL, "executor=processes", "executor.workers=2", "executor.start=spawn"))
+    assert_same(played, serial[RIGL], differences)
+
+
+@pytest.mark.parametrize("overrides", [RIGL, BATCHNORM], ids=["rigl", "batchnorm"])
+def test_the_order_in_which_clients_run_cannot_be_seen(overrides, tiny, play, serial, differences):
+    experiment = tiny(*overrides)
+    for seed in (1, 2):
+        assert_same(play(experiment, Shuffled(experiment.executor(), seed)), serial[overrides], differences)
+
+
+class Counter:
+    """Stands in for a ClientRound: says how many tasks this worker did before this one, and who it is."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def count(self, name: str) -> tuple[str, int, int]:
+        time.sleep(0.02)
+        self.done += 1
+        return name, self.done, os.getpid()
+
+
+def tasks(*names: str) -> list[Task]:
+    return [("count", (name,)) for name in names]
+
+
+def test_answers_come_in_the_order_of_the_tasks_and_the_largest_start_first():
+    executor = Processes(Counter, workers=1)  # type: ignore[arg-type]
+    try:
+        answers = list(executor.map(tasks("a", "b", "c", "d"), [3, 50, 10, 20]))
+    finally:
+        executor.close()
+    assert [(name, number) for name, number, _ in answers] == [("a", 4), ("b", 1), ("c", 3), ("d", 2)]
+
+
+@pytest.mark.parametrize("workers", [1, 3, None])
+def test_workers_are_as_many_as_asked_or_as_cores_and_are_gone_when_closed(workers):
+    before = children()
+    executor = Processes(Counter, workers)  # type: ignore[arg-type]
+    try:
+        answers = list(executor.map(tasks(*"abcdefghijkl"), [0] * 12))
+        assert len(children() - before) == (workers or available_cores())
+        assert {worker for *_, worker in answers} <= children() - before
+    finally:
+        executor.close()
+    assert children() == before
+
+
+def children() -> set[int]:
+    return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+
+
+def test_each_worker_has_one_thread():
+    class Threads:
+        def count(self) -> int:
+            return torch.get_num_threads()
+
+    executor = Processes(Threads, workers=1)  # type: ignore[arg-type]
+    try:
+        assert list(executor.map([("count", ())], [0])) == [1]
+    finally:
+        executor.close()
+
+
+def test_closing_now_leaves_no_worker_and_does_not_touch_those_of_another_executor():
+    closed, kept = Processes(Counter, workers=1), Processes(Counter, workers=1)  # type: ignore[arg-type]
+    try:
+        ((_, _, worker),) = closed.map(tasks("a"), [0])
+        list(kept.map(tasks("b"), [0]))
+        closed.close(now=True)
+        assert [(name, number) for name, number, _ in kept.map(tasks("c"), [0])] == [("c", 2)]
+        assert wait_for(lambda: worker not in children())
+    finally:
+        kept.close()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_what_to_do(tiny, play):
+    experiment = tiny("executor=processes", "executor.workers=2")
+    executor = experiment.executor()
+    try:
+        ((state, _),) = play(experiment, executor, stop=1)
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+        with pytest.raises(RunError, match=r"a worker process died .*fewer workers \(executor\.workers, now 2\)"):
+            play(experiment, executor, state)
+    finally:
+        executor.close(now=True)
+
+
+def test_what_the_workers_own_never_travels(tiny, play):
+    """Tasks are bytes, numpy arrays and plain values: a module or a tensor would become memory shared between workers."""
+    experiment = tiny(*BATCHNORM)
+    seen: list[object] = []
+
+    class Spy(Serial):
+        def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
+            for (_, arguments), answer in zip(tasks, super().map(tasks, sizes), strict=True):
+                seen.extend([*arguments, *answer])
+                yield answer
+
+    play(experiment, Spy(lambda: experiment.executor()._client_round))
+    kinds = {type(part) for thing in seen for part in (thing.values() if isinstance(thing, dict) else [thing])}
+    assert kinds == {bytes, np.ndarray, Slice}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("executor.workers=0", "executor.workers=0 must be at least 1"),
+        ("executor.start=threads", "executor.start=threads is not to be had here: choose one of"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_can(override, message, tiny):
+    with pytest.raises(ConfigError, match=message):
+        tiny("executor=processes", override).executor()
+
+
+def test_closing_twice_does_no_harm():
+    executor = Processes(Counter, workers=1)  # type: ignore[arg-type]
+    executor.close()
+    executor.close(now=True)

@@ -1,0 +1,242 @@
+"""What is wrong with a configuration: every rule on its own, all at once, and which kind of wrong it is."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from fedprune.check import Problems, composition, evidence, min_per_layer, ranges
+from fedprune.errors import ConfigError, DataError, Incompatible, RunError
+from fedprune.federated.where import AllClients, Cohort, OneClient, Server
+from fedprune.pruning.criterion import Criterion, gradient, magnitude, random, snip
+from fedprune.pruning.rewind import Early, Keep, RandomReinit
+from fedprune.pruning.what import What, globally, weights
+from fedprune.types import Plan, PruneEvent
+
+CONF = Path(__file__).parents[1] / "conf"
+NAMES = {"criterion": "mine", "how_often": "often", "where": "there", "rewind": "none", "what": "that"}
+
+
+def config(**changes: object) -> DictConfig:
+    """The defaults, with some values changed ("federated.cohort" as federated__cohort)."""
+    sound = OmegaConf.load(CONF / "config.yaml")
+    made = OmegaConf.create({key: sound[key] for key in ("density", "rounds", "eval_every", "seed", "checkpoint_every")})
+    made.federated = OmegaConf.load(CONF / "federated" / "fedavg.yaml")
+    for key, value in changes.items():
+        OmegaConf.update(made, key.replace("__", "."), value)
+    return made
+
+
+# --- ranges ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_in_range():
+    assert ranges(config()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"density": 0.0}, "density=0.0 is the fraction alive"),
+        ({"density": -0.1}, "density=-0.1 is the fraction alive"),
+        ({"density": 1.01}, "density=1.01 is the fraction alive"),
+        ({"density": float("nan")}, "density=nan is the fraction alive"),
+        ({"rounds": 0}, "rounds=0 must be at least 1"),
+        ({"eval_every": 0}, "eval_every=0 must be at least 1"),
+        ({"seed": -1}, "seed=-1 must not be negative"),
+        ({"checkpoint_every": -1}, "checkpoint_every=-1 is in seconds"),
+        ({"federated__clients": 0, "federated__cohort": 1}, "federated.clients=0 must be at least 1"),
+        ({"federated__cohort": 0}, "federated.cohort=0 must be from 1 to federated.clients=20"),
+        ({"federated__cohort": 21}, "federated.cohort=21 must be from 1 to federated.clients=20"),
+        ({"federated__weighting": "votes"}, "federated.weighting=votes: choose one of examples, uniform"),
+        ({"federated__broken": "ignore"}, "federated.broken=ignore: choose one of stop, drop"),
+    ],
+)
+def test_a_value_out_of_range_is_reported_by_name_and_alone(changes, message):
+    problems = ranges(config(**changes))
+    assert len(problems) == 1
+    assert message in problems[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"density": 1.0},
+        {"density": 1e-6},
+        {"rounds": 1, "eval_every": 1, "seed": 0, "checkpoint_every": 0},
+        {"federated__cohort": 20},
+        {"federated__clients": 1, "federated__cohort": 1},
+        {"federated__weighting": "uniform", "federated__broken": "drop"},
+    ],
+)
+def test_values_at_the_edge_are_fine(changes):
+    assert ranges(config(**changes)) == []
+
+
+def test_all_values_out_of_range_are_reported_at_once():
+    wrong = {"density": 2.0, "rounds": 0, "eval_every": 0, "seed": -1, "federated__cohort": 99, "federated__weighting": "x"}
+    assert len(ranges(config(**wrong))) == len(wrong)
+
+
+# --- evidence --------------------------------------------------------------------------------------------------------------
+
+
+def test_formulas_that_ask_for_what_nobody_can_measure_are_reported_with_what_there_is():
+    def lunar(params, moon_phase): ...
+
+    (problem,) = evidence(Criterion(magnitude, lunar), NAMES)
+    assert "criterion=mine" in problem
+    assert "grow" in problem
+    assert "unknown evidence moon_phase; known: params," in problem
+    assert len(evidence(Criterion(lunar, lunar), NAMES)) == 2
+    assert evidence(Criterion(snip, random), NAMES) == []
+    assert evidence(Criterion(magnitude), NAMES) == []
+
+
+# --- composition -----------------------------------------------------------------------------------------------------------
+
+ONCE = Plan((PruneEvent(3, 0.1),), 10)
+NEVER = Plan((), 10)
+DYNAMIC = Plan((PruneEvent(0, 0.1), PruneEvent(2, 0.1, 0.3)), 10)
+RIGL = Criterion(magnitude, gradient)
+
+
+OPTIONS = {"none": Keep(), "init": Early(0), "round_3": Early(3), "round_4": Early(4), "random_reinit": RandomReinit()}
+
+
+def composed(plan: Plan = ONCE, criterion: Criterion | None = None, where: object = None, rewind: str = "none") -> list[str]:
+    names = NAMES | {"rewind": rewind}
+    return composition(plan, criterion or Criterion(magnitude), where or Cohort(), OPTIONS[rewind], names)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"plan": DYNAMIC, "criterion": RIGL},
+        {"criterion": RIGL},  # never grows, but that is a warning
+        {"criterion": Criterion(snip)},
+        {"criterion": Criterion(snip), "where": OneClient()},
+        {"criterion": Criterion(snip), "where": AllClients()},
+        {"criterion": Criterion(snip), "where": Server(proxy=100)},
+        {"criterion": Criterion(magnitude), "where": Server()},
+        {"criterion": Criterion(random), "where": Server()},
+        {"criterion": Criterion(snip), "where": Server(), "plan": NEVER},
+        {"rewind": "init"},
+        {"rewind": "round_3"},  # the first event is after 3 rounds
+        {"rewind": "round_4", "plan": NEVER},
+        {"rewind": "random_reinit"},
+    ],
+)
+def test_what_means_something_is_accepted(choices):
+    assert composed(**choices) == []
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        (
+            {"plan": DYNAMIC},
+            "how_often=often exchanges units, and criterion=mine has no formula to grow by: choose criterion=rigl",
+        ),
+        (
+            {"plan": DYNAMIC, "criterion": RIGL, "rewind": "random_reinit"},
+            "rewind=random_reinit would undo that: choose rewind=none",
+        ),
+        (
+            {"criterion": Criterion(snip), "where": Server()},
+            "criterion=mine needs grads, and where=there has no data: choose where=cohort, or set where.proxy=500",
+        ),
+        ({"plan": DYNAMIC, "criterion": RIGL, "where": Server()}, "criterion=mine needs grads, and where=there has no data"),
+        (
+            {"rewind": "round_4"},
+            "rewind.round=4 comes after the first prune event, which is after 3 rounds: choose",
+        ),
+    ],
+)
+def test_what_means_nothing_is_refused_with_what_to_choose_instead(choices, message):
+    (problem,) = composed(**choices)
+    assert message in problem
+
+
+def test_all_contradictions_are_reported_at_once():
+    assert len(composed(DYNAMIC, Criterion(snip), Server(), "round_4")) == 4
+
+
+# --- min_per_layer ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("minimum", "events", "fine"),
+    [
+        # 4 and 40 units. A minimum of 3 needs 3 + 3 = 6: 44 x 0.13 = 5.72, nearest 6; 44 x 0.12 = 5.28, nearest 5.
+        (3, [(0.5, 0.0), (0.13, 0.0)], True),
+        (3, [(0.5, 0.0), (0.12, 0.0)], False),
+        # 44 x 0.2 (1 - 0.4) = 5.28: too few in the middle of an exchange.
+        (3, [(0.2, 0.0), (0.2, 0.3)], True),
+        (3, [(0.2, 0.0), (0.2, 0.4)], False),
+        # A layer has no more units than it has: 4 + 10 = 14, 44 x 0.32 = 14.08.
+        (10, [(0.32, 0.0)], True),
+        (10, [(0.30, 0.0)], False),
+        (0, [(0.001, 0.0)], True),
+        (99, [], True),
+    ],
+)
+def test_every_event_must_leave_each_layer_its_minimum(minimum, events, fine):
+    what = What(weights, globally, min_per_layer=minimum)
+    plan = Plan(tuple(PruneEvent(0, density, swap) for density, swap in events), 10)
+    problems = min_per_layer(what, plan, {"a": 4, "b": 40})
+    assert (problems == []) == fine
+    assert all(f"what.min_per_layer={minimum} keeps" in problem for problem in problems)
+
+
+# --- problems --------------------------------------------------------------------------------------------------------------
+
+
+def fail(error: Exception):
+    raise error
+
+
+def test_attempt_gives_the_value_where_there_is_no_problem():
+    problems = Problems()
+    assert problems.attempt(lambda a, b: a + b, 1, 2) == 3
+    problems.add([])
+    problems.add_incompatible([])
+    problems.stop_if_any()
+
+
+def test_all_problems_are_reported_together_single_values_first():
+    problems = Problems()
+    problems.add_incompatible(["d together"])
+    problems.attempt(fail, Incompatible("e together"))
+    problems.attempt(fail, ConfigError(["a alone", "b alone"]))
+    problems.attempt(fail, DataError("c is missing"))
+    problems.add(["f alone"])
+    with pytest.raises(ConfigError) as caught:
+        problems.stop_if_any()
+    assert type(caught.value) is ConfigError
+    assert caught.value.problems == ["a alone", "b alone", "c is missing", "f alone", "d together", "e together"]
+    assert str(caught.value).splitlines()[0] == "- a alone"
+
+
+def test_only_combinations_are_a_cell_that_a_sweep_skips():
+    problems = Problems()
+    problems.attempt(fail, Incompatible("one", "two"))
+    problems.add_incompatible(["three"])
+    with pytest.raises(Incompatible) as caught:
+        problems.stop_if_any()
+    assert caught.value.problems == ["one", "two", "three"]
+
+
+def test_one_problem_is_told_without_a_list():
+    problems = Problems()
+    problems.add(["rounds=0 must be at least 1"])
+    with pytest.raises(ConfigError) as caught:
+        problems.stop_if_any()
+    assert str(caught.value) == "rounds=0 must be at least 1"
+
+
+@pytest.mark.parametrize("error", [RunError("no"), ZeroDivisionError("bug"), KeyError("bug")])
+def test_anything_else_is_not_the_configurations_fault(error):
+    with pytest.raises(type(error)):
+        Problems().attempt(fail, error)
