@@ -20,7 +20,7 @@ from floor import BATCH, LR, MOMENTUM, Floor
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from fedprune import schema, sweep
+from fedprune import folders, schema
 from fedprune.__main__ import CONF
 from fedprune.build import Experiment, build
 from fedprune.federated.executor import available_cores
@@ -50,7 +50,7 @@ def configuration(model: str, density: float) -> DictConfig:
 def running(model: str, density: float) -> Iterator[tuple[Experiment, object, object]]:
     """An experiment with its workers up, its loop, and its state before the first round."""
     config = configuration(model, density)
-    names = dict.fromkeys(sweep.GROUPS, "") | {"rewind": "none"}
+    names = dict.fromkeys(folders.GROUPS, "") | {"rewind": "none"}
     experiment = build(config, names)
     executor = experiment.executor()
     loop = experiment.loop(executor)
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     given = parser.parse_args()
     schema.register()
-    sweep.register()
+    folders.register()
     print(f"{platform.machine()}, {available_cores()} cores, torch {torch.__version__}, {given.rounds} rounds, medians")
     print(f"{'model':<16}{'density':>8}{'floor s':>10}{'fedprune s':>12}{'ratio':>8}{'at most':>9}")
     for model in given.models:

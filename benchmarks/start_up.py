@@ -44,8 +44,10 @@ def main() -> None:
             rows.append(one_run(Path(folder)))
     whole, first_round, memory = (statistics.median(column) for column in zip(*rows, strict=True))
     data = 70_000 * 28 * 28 / 1e6
-    print(f"command to end (one round and its evaluation): {whole:.1f} s, of which the round {first_round:.1f} s (at most 6)")
-    print(f"peak memory of the main process: {memory:.0f} MB, {memory - data:.0f} MB above the data set of {data:.0f} MB (at most 500)")
+    print(f"command to end, with one round and its evaluation: {whole:.1f} s (at most 6); the round {first_round:.1f} s")
+    print(
+        f"peak memory of the main process: {memory:.0f} MB, {memory - data:.0f} MB above the data set of {data:.0f} MB (at most 500)"
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fedprune import schema, sweep
+from fedprune import folders, schema, sweep
 from fedprune.errors import FedpruneError
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def job(config: DictConfig) -> None:
     alone = hydra_config.mode is RunMode.RUN
     sweep.enroll(folder)
     try:
-        chosen = {group: names[group] for group in sweep.GROUPS}
+        chosen = {group: names[group] for group in folders.GROUPS}
         run.run(config, folder, chosen, hydra_config.overrides.task, os.environ.get(sweep.SWEEP, config.name))
     except FedpruneError as error:
         if not config.dry_run:
@@ -86,7 +86,7 @@ def main() -> None:
             f"{several[0]}: each runs as one job; a grid that an experiment declares is expanded only when it is launched alone"
         )
     schema.register()
-    sweep.register()
+    folders.register()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's "stop" is as good as Ctrl-C
     try:
         job()

@@ -23,7 +23,7 @@ from fedprune.data.client import save_partition
 from fedprune.display import console
 from fedprune.errors import Incompatible, RunError
 from fedprune.estimate import estimate
-from fedprune.sweep import folder_hash
+from fedprune.folders import folder_hash
 from fedprune.types import State
 
 

@@ -7,6 +7,7 @@ import struct
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pooch
@@ -63,7 +64,7 @@ def write_idx(folder: Path, arrays: list[np.ndarray], zipped: bool = True) -> No
 class Python2Pickler(pickle._Pickler):
     """Writes text and bytes as Python 2 did, whose pickles the official CIFAR files are."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
     def save_text(self, text):
         content = text if isinstance(text, bytes) else text.encode("latin1")

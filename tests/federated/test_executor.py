@@ -60,9 +60,7 @@ def assert_same(played, reference, differences) -> None:
 
 @pytest.mark.parametrize("overrides", [RIGL, BATCHNORM], ids=["rigl", "batchnorm"])
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_any_number_of_processes_gives_what_one_process_gives_bit_for_bit(
-    overrides, workers, tiny, play, serial, differences
-):
+def test_any_number_of_processes_gives_what_one_process_gives_bit_for_bit(overrides, workers, tiny, play, serial, differences):
     played = play(tiny(*overrides, "executor=processes", f"executor.workers={workers}"))
     assert_same(played, serial[overrides], differences)
 

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from safetensors.numpy import load_file
 
-from fedprune.curves import evaluated, labels, telling
+from fedprune.analysis.curves import evaluated, labels, telling
+from fedprune.analysis.figures import STYLE
 from fedprune.errors import FedpruneError
-from fedprune.figures import STYLE
 
 MAP_STYLE = STYLE | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from fedprune.curves import Looks, complete, curve, evaluated, labels, looks, panel_column, telling
+from fedprune.analysis.curves import Looks, complete, curve, evaluated, labels, looks, panel_column, telling
 
 SUFFIXES = (".png", ".svg")
 

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 from safetensors.numpy import save_file
 
-from fedprune import analysis, curves, figures, heat_maps
+from fedprune import analysis
+from fedprune.analysis import curves, figures, heat_maps
 from fedprune.errors import FedpruneError
 
 Points = list[tuple[int, int, float, float | None]]

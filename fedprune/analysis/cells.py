@@ -1,29 +1,13 @@
-"""From run folders to one table and its figures; reading the folders is in run_folders.py, drawing in figures.py.
-
-    python -m fedprune.analysis outputs/lth_fedavg
-
-A *cell* is all runs that differ in nothing but the seed: a row of the table, a line in the figures.
-"""
+"""Runs -> cells. A *cell* is all runs that differ in nothing but the seed: a row of the table, a line in the figures."""
 
 from __future__ import annotations
 
-import argparse
-import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
 
-from fedprune import figures
-from fedprune.errors import FedpruneError
-from fedprune.run_folders import Runs, find_runs, load_rounds, load_runs
-from fedprune.sweep import VOLATILE
-from fedprune.tables import TEST, TEST_SD, markdown, show
-
-__all__ = ["find_runs", "levels", "load_rounds", "load_runs", "report", "show", "table", "varying"]
-
-log = logging.getLogger(__name__)
+from fedprune.analysis.tables import TEST, TEST_SD
+from fedprune.folders import VOLATILE
 
 NOT_IDENTIFYING = {"run", "status", "reason", "seed", "round"}
 
@@ -101,59 +85,3 @@ def _row(which: dict[str, object], cell: pd.DataFrame) -> dict[str, object]:
 
 def _measured(runs: pd.DataFrame, metric: str) -> pd.Series:
     return runs[metric].astype(float) if metric in runs else pd.Series(dtype=float)
-
-
-def report(runs: Runs, into: Path | str) -> pd.DataFrame:
-    """Write table.csv, table.md and figures/accuracy_{density,bytes,rounds}.{png,svg} into `into`; return the table.
-
-    Figures show the runs that are done. One that has no data is not drawn, an older one of its name is removed, and the log
-    says why. Raises as `load_runs`.
-    """
-    results, into = table(load_runs(runs)), Path(into)
-    into.mkdir(parents=True, exist_ok=True)
-    results.to_csv(into / "table.csv", index=False)
-    (into / "table.md").write_text(markdown(results))
-    rounds = load_rounds(runs)
-    draw(rounds[rounds["status"] == "done"] if len(rounds) else rounds, into / "figures")
-    return results
-
-
-def draw(rounds: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write the three figures of `report` over all cells in `rounds` into `folder`; return the files written."""
-    by = varying(rounds) if len(rounds) else []
-    kinds = {
-        "accuracy_density": lambda: figures.accuracy_density(levels(rounds), by),
-        "accuracy_bytes": lambda: figures.accuracy_bytes(rounds, by),
-        "accuracy_rounds": lambda: figures.accuracy_rounds(rounds, by),
-    }
-    written: list[Path] = []
-    for name, figure in kinds.items():
-        try:
-            written += figures.save(figure(), folder / name)
-        except FedpruneError as error:
-            log.warning("figure %s is left out: %s", name, error)
-            for suffix in figures.SUFFIXES:
-                (folder / name).with_suffix(suffix).unlink(missing_ok=True)
-    return written
-
-
-def main() -> None:
-    """`python -m fedprune.analysis FOLDER [--into DIR]`: write the report, print the table and what was written."""
-    parser = argparse.ArgumentParser(prog="python -m fedprune.analysis", description="One table and figures over all runs.")
-    parser.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/lth_fedavg")
-    parser.add_argument("--into", type=Path, help="where the report goes (default: the folder itself)")
-    given = parser.parse_args()
-    into = given.into or given.folder
-    try:
-        results = report(given.folder, into)
-    except FedpruneError as error:
-        parser.exit(1, f"{error}\n")
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(show(results, console))
-    for path in [into / "table.csv", into / "table.md", *sorted((into / "figures").glob("accuracy_*"))]:
-        console.print(path)
-
-
-if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
-    main()

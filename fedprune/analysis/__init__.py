@@ -1,0 +1,26 @@
+"""From run folders to tidy DataFrames (read), cells (cells), tables (tables) and figures (figures, heat_maps).
+
+    python -m fedprune.analysis outputs/lth_fedavg
+
+The rest of the package imports this only at the end of a sweep, because pandas and matplotlib take their time.
+"""
+
+from fedprune.analysis import figures, heat_maps
+from fedprune.analysis.cells import levels, table, varying
+from fedprune.analysis.read import find_runs, load_rounds, load_runs
+from fedprune.analysis.report import draw, report
+from fedprune.analysis.tables import show
+
+__all__ = [
+    "draw",
+    "figures",
+    "find_runs",
+    "heat_maps",
+    "levels",
+    "load_rounds",
+    "load_runs",
+    "report",
+    "show",
+    "table",
+    "varying",
+]

@@ -1,0 +1,34 @@
+"""`python -m fedprune.analysis FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from rich.console import Console
+
+from fedprune.analysis import report, show
+from fedprune.errors import FedpruneError
+
+
+def main() -> None:
+    """`python -m fedprune.analysis FOLDER [--into DIR]`: write the report, print the table and what was written."""
+    parser = argparse.ArgumentParser(prog="python -m fedprune.analysis", description="One table and figures over all runs.")
+    parser.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/lth_fedavg")
+    parser.add_argument("--into", type=Path, help="where the report goes (default: the folder itself)")
+    given = parser.parse_args()
+    into = given.into or given.folder
+    try:
+        results = report(given.folder, into)
+    except FedpruneError as error:
+        parser.exit(1, f"{error}\n")
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(show(results, console))
+    for path in [into / "table.csv", into / "table.md", *sorted((into / "figures").glob("accuracy_*"))]:
+        console.print(path)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    main()

@@ -1,0 +1,59 @@
+"""The folder of a job: what distinguishes it, and a hash of its configuration, so that the same command finds what is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+GROUPS = (
+    *("what", "criterion", "when", "how_often", "where", "whose", "rewind"),
+    *("federated", "partition", "data", "model", "local", "executor", "wire", "logger"),
+)
+"""The config groups, in the order in which they are asked; the first seven are the axes."""
+
+VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_every", "hydra")
+"""Keys that do not change a result: a run is the same run whatever they are."""
+
+MOST = 120  # characters of a folder's name
+
+
+def register() -> None:
+    """The resolver that names a job's folder."""
+    OmegaConf.register_new_resolver("fedprune.folder", folder_name, replace=True)
+
+
+def folder_hash(config: DictConfig) -> str:
+    """Eight hexadecimal digits of the configuration, volatile keys left out."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    kept = {key: value for key, value in plain.items() if key not in VOLATILE}
+    kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
+    return digest_of(kept)
+
+
+def digest_of(value: Any) -> str:
+    """Eight hexadecimal digits of anything that prints as JSON or text."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def folder_name(*, _root_: DictConfig) -> str:
+    """What distinguishes this job, as its overrides say, and the hash; an older folder of the same hash is used again."""
+    digest = folder_hash(_root_)
+    existing = sorted(Path(_root_.hydra.sweep.dir).glob(f"*-{digest}"))
+    if existing:
+        return existing[0].name
+    words = [_word(override) for override in _root_.hydra.overrides.task]
+    return "-".join([*filter(None, words), digest])[-MOST:].lstrip("-")
+
+
+def _word(override: str) -> str:
+    """A group's override by its option alone, another one whole; nothing for what does not distinguish a result."""
+    key, _, value = override.lstrip("+~").partition("=")
+    if key.startswith(("experiment", "name", "data.root", *VOLATILE)):
+        return ""
+    return re.sub(r"[^\w.,+=-]+", "_", value if key in GROUPS else f"{key.rpartition('/')[2]}={value}")

@@ -1,0 +1,275 @@
+"""The server's end of the wire: what is counted was really sent, and what cannot be right is not merged."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fedprune.errors import RunError
+from fedprune.federated.exchange import Exchange, Tally
+from fedprune.federated.executor import Task
+from fedprune.types import SERVER, Job, State, Subnet, Update
+from fedprune.wire.message import Wire
+
+ONE_SHOT = ("how_often=one_shot", "when=before_training")
+
+
+class Spy:
+    """Passes tasks on, and notes every message that crosses the wire: (job, its bytes, the bytes of the answer)."""
+
+    def __init__(self, inner: Any, wire: Wire, spoil: Callable[[Job, bytes], bytes] = lambda job, answer: answer):
+        self._inner, self._wire, self._spoil = inner, wire, spoil
+        self.seen: list[tuple[Job, int, int]] = []
+
+    def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
+        for (method, arguments), answer in zip(tasks, self._inner.map(tasks, sizes), strict=True):
+            if method == "run":
+                job = self._wire.decode_job(arguments[0])
+                spoiled = self._spoil(job, answer[0])
+                self.seen.append((job, len(arguments[0]), len(spoiled)))
+                answer = (spoiled, *answer[1:])
+            yield answer
+
+    def close(self, now: bool = False) -> None:
+        self._inner.close(now)
+
+    def bytes_of(self, round: int, measured: bool | None = None) -> tuple[int, int]:
+        """(down, up) in a round; of measuring or of training only."""
+        crossed = [(d, u) for job, d, u in self.seen if job.round == round and job.client != SERVER]
+        if measured is not None:
+            crossed = [
+                (d, u)
+                for job, d, u in self.seen
+                if (job.round, bool(job.measure)) == (round, measured) and job.client != SERVER
+            ]
+        return sum(d for d, _ in crossed), sum(u for _, u in crossed)
+
+
+def spied(experiment, spoil=None) -> Spy:
+    return Spy(experiment.executor(), experiment.wire, *([spoil] if spoil else []))
+
+
+# --- bytes -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("how_often=never",),
+        (*ONE_SHOT, "criterion=snip"),
+        (*ONE_SHOT, "criterion=snip", "wire=dense"),
+        ("criterion=rigl", "how_often=dynamic", "how_often.every=1", "when.stop=1"),
+        ("what=filters_per_layer", "model=cnn_fedavg", *ONE_SHOT, "wire=bitmap"),
+    ],
+    ids=lambda overrides: " ".join(overrides)[:60],
+)
+def test_reported_bytes_are_the_lengths_of_the_messages(overrides, tiny, play):
+    experiment = tiny(*overrides)
+    spy = spied(experiment)
+    played = play(experiment, spy)
+    total = 0
+    for state, metrics in played:
+        sent = (metrics["wire/down_bytes"], metrics["wire/up_bytes"])
+        assert sent == spy.bytes_of(metrics["round"])
+        total += sum(sent)
+        assert metrics["wire/total_bytes"] == state.down_bytes + state.up_bytes == total
+
+
+@pytest.mark.parametrize(
+    ("where", "measuring"),
+    [(("where=cohort",), 2), (("where=one_client",), 1), (("where=all_clients",), 4), (("where=server", "where.proxy=100"), 0)],
+    ids=lambda value: str(value),
+)
+def test_evidence_costs_bytes_from_every_client_that_measures_and_none_from_the_server(where, measuring, tiny, play):
+    experiment = tiny(*ONE_SHOT, "criterion=snip", *where)
+    spy = spied(experiment)
+    ((_, metrics),) = play(experiment, spy, stop=1)
+    jobs = [job for job, *_ in spy.seen if job.measure]
+    if where[0] == "where=server":
+        assert [job.client for job in jobs] == [SERVER]
+    else:
+        assert len({job.client for job in jobs}) == len(jobs) == measuring
+    down, up = spy.bytes_of(0, measured=True)
+    # The dense network goes down, and a gradient for every prunable weight comes up.
+    prunable = sum(tensor.numel() for name, tensor in experiment.net.state_dict().items() if name.endswith("weight"))
+    everything = sum(tensor.numel() for tensor in experiment.net.state_dict().values())
+    assert down == pytest.approx(4 * everything * measuring, rel=0.01)
+    assert up == pytest.approx(4 * prunable * measuring, rel=0.01)
+    training = spy.bytes_of(0, measured=False)
+    assert (metrics["wire/down_bytes"], metrics["wire/up_bytes"]) == (down + training[0], up + training[1])
+
+
+def test_one_client_that_measures_is_the_same_in_every_round_and_not_for_every_seed(tiny, play):
+    who = {}
+    for seed in (0, 1, 2, 3):
+        experiment = tiny("criterion=snip", "where=one_client", "how_often=gradual", "when.stop=1", f"seed={seed}")
+        spy = spied(experiment)
+        play(experiment, spy)
+        (who[seed],) = {job.client for job, *_ in spy.seen if job.measure}
+    assert len(set(who.values())) > 1
+
+
+@pytest.mark.parametrize("examples", [7, 10_000])
+def test_a_client_measures_on_as_many_examples_as_asked(examples, tiny, play):
+    experiment = tiny(*ONE_SHOT, "criterion=snip", "where=all_clients", f"where.examples={examples}")
+    weights = {}
+
+    def note(job: Job, answer: bytes) -> bytes:
+        if job.measure:
+            weights[job.client] = experiment.wire.decode_update(answer, job.subnet.mask).examples
+        return answer
+
+    play(experiment, spied(experiment, note), stop=1)
+    assert weights == {client: min(examples, len(part)) for client, part in enumerate(experiment.clients.train)}
+
+
+def test_codecs_change_bytes_and_nothing_else(tiny, play, differences):
+    overrides = ("criterion=rigl", "how_often=dynamic", "how_often.every=1", "when.stop=1", "density=0.1")
+    played = {codec: play(tiny(*overrides, f"wire={codec}")) for codec in ("dense", "bitmap", "auto")}
+    for codec in ("bitmap", "auto"):
+        for (state, _), (other, _) in zip(played[codec], played["dense"], strict=True):
+            assert differences(state, other, ignore=("up_bytes", "down_bytes")) == []
+    sent = {codec: (states[-1][0].down_bytes, states[-1][0].up_bytes) for codec, states in played.items()}
+    assert sent["auto"][0] == sent["bitmap"][0] < sent["dense"][0]
+    assert sent["auto"][1] < sent["bitmap"][1] < sent["dense"][1]
+
+
+def test_what_is_trained_is_what_was_decoded(tiny, play):
+    """A wire that loses the low half of every number changes the result: the loop has no other way around it."""
+    experiment = tiny("how_often=never")
+
+    def coarse(job: Job, answer: bytes) -> bytes:
+        update = experiment.wire.decode_update(answer, job.subnet.mask)
+        rounded = {n: t.bfloat16().float() for n, t in update.subnet.params.items()}
+        return experiment.wire.encode_update(replace(update, subnet=Subnet(rounded, update.subnet.mask)), job.subnet.mask)
+
+    ((state, _),) = play(experiment, spied(experiment, coarse), stop=1)
+    ((exact, _),) = play(experiment, stop=1)
+    assert not torch.equal(state.server.params["fc1.weight"], exact.server.params["fc1.weight"])
+    assert torch.allclose(state.server.params["fc1.weight"], exact.server.params["fc1.weight"], atol=1e-2)
+
+
+# --- broken updates --------------------------------------------------------------------------------------------------------
+
+
+def poison(experiment, client: int, how: str) -> Callable[[Job, bytes], bytes]:
+    """Spoils what one client answers."""
+
+    def spoil(job: Job, answer: bytes) -> bytes:
+        if job.client != client:
+            return answer
+        if how == "garbled":
+            return answer[:-1] + bytes([answer[-1] ^ 1])
+        if how == "cut":
+            return answer[: len(answer) // 2]
+        update = experiment.wire.decode_update(answer, job.subnet.mask)
+        if how == "nan loss":
+            return experiment.wire.encode_update(
+                replace(update, metrics={**update.metrics, "loss": float("nan")}), job.subnet.mask
+            )
+        params, mask = dict(update.subnet.params), dict(update.subnet.mask)
+        if how == "nan weight":
+            params["fc1.bias"] = params["fc1.bias"].index_fill(0, torch.tensor([3]), float("nan"))
+        if how == "grown":
+            mask["fc1.weight"] = torch.ones_like(mask["fc1.weight"])
+            params["fc1.weight"] = params["fc1.weight"] + 1
+        return experiment.wire.encode_update(replace(update, subnet=Subnet(params, mask)), job.subnet.mask)
+
+    return spoil
+
+
+BROKEN = {
+    "nan loss": "the training has diverged (loss nan",
+    "nan weight": "not all numbers are finite",
+    "garbled": "its update cannot be read: a damaged message",
+    "cut": "its update cannot be read: a damaged message",
+    "grown": "its mask has entries in fc1.weight that are dead in the mask it was sent",
+}
+
+
+@pytest.mark.parametrize(("how", "reason"), BROKEN.items())
+def test_a_broken_update_stops_the_run_and_names_its_client(how, reason, tiny, play):
+    experiment = tiny(*ONE_SHOT, "federated.cohort=4")
+    with pytest.raises(RunError) as caught:
+        play(experiment, spied(experiment, poison(experiment, 2, how)))
+    assert str(caught.value).startswith("client 2 in round 0: ")
+    assert reason in str(caught.value)
+    assert "federated.broken=drop" in str(caught.value)
+
+
+@pytest.mark.parametrize(("how", "reason"), BROKEN.items())
+def test_a_broken_update_is_left_out_and_counted_if_told_so(how, reason, tiny, play, equal, caplog):
+    experiment = tiny(*ONE_SHOT, "federated.cohort=4", "federated.broken=drop")
+    with caplog.at_level(logging.WARNING):
+        ((state, metrics),) = play(experiment, spied(experiment, poison(experiment, 2, how)), stop=1)
+    assert re.search(f"client 2 in round 0: .*{re.escape(reason)}.*; left out of the round", caplog.text)
+    assert metrics["clients/dropped"] == 1
+    assert metrics["train/steps"] == 3 * 3  # of the three others
+
+    # As if the three others had been the cohort. The broken answer is still counted: it did cross the wire.
+    others = experiment.loop(experiment.executor())
+    exchange, start = others.exchange, others._prune(others.start(), others.plan.events[0], Tally())
+    merged = others._merge(start, exchange.train(start, (0, 1, 3), Tally()))
+    assert equal(state.server.params, merged.server.params)
+    assert all(torch.isfinite(tensor).all() for tensor in state.server.params.values())
+    assert metrics["wire/up_bytes"] > 0
+
+
+def test_a_round_in_which_every_update_is_dropped_leaves_the_network_as_it_is(tiny, play, equal):
+    experiment = tiny(*ONE_SHOT, "federated.broken=drop", "local.optimizer.lr=1e30")
+    played = play(experiment)
+    for state, metrics in played:
+        assert metrics["clients/dropped"] == 2
+        assert "train/loss" not in metrics
+        assert equal(state.server.params, played[0][0].server.params)
+        assert all(torch.isfinite(tensor).all() for tensor in state.server.params.values())
+
+
+def test_evidence_that_no_client_delivers_ends_the_run_with_a_reason(tiny, play):
+    experiment = tiny(*ONE_SHOT, "criterion=snip", "federated.broken=drop")
+
+    def lose(job: Job, answer: bytes) -> bytes:
+        return b"" if job.measure else answer
+
+    with pytest.raises(RunError, match="no client delivered the evidence that the prune event needs"):
+        play(experiment, spied(experiment, lose))
+
+
+# --- tally -----------------------------------------------------------------------------------------------------------------
+
+
+def update(loss: float, seen: int, steps: int) -> Update:
+    return Update(0, None, seen, metrics={"loss": loss, "seen": seen, "steps": steps})
+
+
+def test_a_tally_sums_over_clients_and_averages_the_loss_over_the_examples_seen():
+    tally = Tally(up_bytes=5, down_bytes=7, dropped=1)
+    tally.add(update(1.0, 10, 2))
+    tally.add(update(4.0, 30, 3))
+    assert tally.metrics() == {
+        "wire/up_bytes": 5,
+        "wire/down_bytes": 7,
+        "train/examples": 40,
+        "train/steps": 5,
+        "clients/dropped": 1,
+        "train/loss": (10 * 1.0 + 30 * 4.0) / 40,
+    }
+    assert "train/loss" not in Tally().metrics()
+
+
+def test_what_a_client_has_not_kept_yet_is_what_the_network_began_with(tiny):
+    experiment = tiny("model=resnet20", "model.norm=batch", "federated.batchnorm=local")
+    loop = experiment.loop(experiment.executor())
+    exchange: Exchange = loop.exchange
+    start: State = loop.start()
+    kept = exchange.kept_by(start, 3)
+    assert set(kept) == set(exchange.own) != set()
+    mine = {name: torch.full_like(start.init[name], 7) for name in exchange.own}
+    assert all((array == 7).all() for array in exchange.kept_by(replace(start, kept={3: mine}), 3).values())
+    assert all((exchange.kept_by(replace(start, kept={3: mine}), 2)[name] == kept[name]).all() for name in kept)
