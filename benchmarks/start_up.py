@@ -43,11 +43,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(one_run(Path(folder)))
     whole, first_round, memory = (statistics.median(column) for column in zip(*rows, strict=True))
-    data = 70_000 * 28 * 28 / 1e6
     print(f"command to end, with one round and its evaluation: {whole:.1f} s (at most 6); the round {first_round:.1f} s")
-    print(
-        f"peak memory of the main process: {memory:.0f} MB, {memory - data:.0f} MB above the data set of {data:.0f} MB (at most 500)"
-    )
+    above = memory - 70_000 * 28 * 28 / 1e6
+    print(f"peak memory of the main process: {memory:.0f} MB, {above:.0f} MB above the data set (at most 500)")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, open_dict
 
-from fedprune import schema, sweep
+from fedprune import folders, schema, sweep
 from fedprune.__main__ import CONF, main
 from fedprune.build import Experiment, build
 from fedprune.federated.executor import Executor
@@ -49,10 +49,10 @@ class Result:
 @functools.cache
 def _composed(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
     schema.register()
-    sweep.register()
+    folders.register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
-    names = {group: config.hydra.runtime.choices[group] for group in sweep.GROUPS}
+    names = {group: config.hydra.runtime.choices[group] for group in folders.GROUPS}
     with open_dict(config):
         del config["hydra"]
     return config, names

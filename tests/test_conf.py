@@ -12,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import get_method
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from fedprune import sweep
+from fedprune import folders
 from fedprune.__main__ import CONF
 from fedprune.build import make
 from fedprune.data.datasets import Dataset
@@ -127,14 +127,14 @@ def test_every_parameter_that_a_user_may_set_is_in_its_yaml(path, compose):
 def test_every_group_has_a_default_and_the_taxonomy_is_complete(compose):
     _, names = compose()
     groups = {option(path)[0] for path in OPTIONS}
-    assert groups == {*sweep.GROUPS, "local/optimizer"}
-    assert set(names) == set(sweep.GROUPS)
+    assert groups == {*folders.GROUPS, "local/optimizer"}
+    assert set(names) == set(folders.GROUPS)
 
 
 def test_the_schema_is_in_no_group(compose):
     compose()  # registers it
     store = ConfigStore.instance()
-    for group in (*sweep.GROUPS, "local/optimizer", "experiment"):
+    for group in (*folders.GROUPS, "local/optimizer", "experiment"):
         with pytest.raises(OSError, match="not found"):
             store.list(group)
     assert "schema.yaml" in store.list("")
@@ -161,4 +161,4 @@ def test_every_axis_of_an_experiments_grid_is_a_text_of_values_that_compose(path
         assert "," in values, f"{key}: an axis of one value is none"
         for value in values.split(","):
             _, names = compose(f"+experiment={path.stem}", f"{key}={value.strip()}")
-            assert key not in sweep.GROUPS or names[key] == value.strip()
+            assert key not in folders.GROUPS or names[key] == value.strip()

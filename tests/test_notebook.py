@@ -8,7 +8,10 @@ import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
-from safetensors.numpy import save_file
+
+from fedprune.data import datasets
+from fedprune.data.client import federate, save_partition
+from fedprune.data.partition import Dirichlet
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -52,8 +55,8 @@ def _run(run: Path, answers: dict[str, str], overrides: list[str], seed: int, le
     rows = list(_rounds(axes, densities, rounds, random))
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run / "summary.json").write_text(json.dumps({"status": "done", "metrics": rows[-1] | {"time/total_s": 20.0}}))
-    histogram = np.stack([random.multinomial(72, random.dirichlet([0.3] * 10)) for _ in range(20)])
-    save_file({"histogram": histogram.astype(np.int64)}, run / "partition.safetensors")
+    digits = datasets.digits()
+    save_partition(federate(digits, Dirichlet(0.3), clients=20, seed=seed), digits.y, run / "partition.safetensors")
 
 
 def _rounds(axes: dict[str, str], densities: np.ndarray, rounds: int, random: np.random.Generator):

@@ -10,10 +10,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from safetensors.numpy import load_file
 
 from fedprune.analysis.curves import evaluated, labels, telling
 from fedprune.analysis.figures import STYLE
+from fedprune.data.client import label_histogram as histogram_of
+from fedprune.data.client import load_partition
 from fedprune.errors import FedpruneError
 
 MAP_STYLE = STYLE | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}
@@ -45,12 +46,13 @@ def layer_density(levels: pd.DataFrame, by: list[str]) -> Figure:
 def label_histogram(run: Path | str) -> Figure:
     """How many training examples of each class (colour) each client holds, and how many in all (bars above).
 
-    Reads `histogram`, int64 [clients, classes], of a run folder's `partition.safetensors`. Raises FedpruneError without it.
+    run: a run's folder. Raises FedpruneError without a readable `partition.safetensors` in it.
     """
     path = Path(run) / "partition.safetensors"
     if not path.exists():
         raise FedpruneError(f"nothing to draw: '{path}' does not exist; name the folder of a run that got as far as its data")
-    counts = load_file(path)["histogram"]
+    clients, labels = load_partition(path)
+    counts = histogram_of(clients, labels, int(labels.max()) + 1)
     with matplotlib.rc_context(MAP_STYLE):
         figure = Figure(figsize=(6.5, 3.2), layout="constrained")
         totals, classes = figure.subplots(2, 1, sharex=True, height_ratios=[1, 3])

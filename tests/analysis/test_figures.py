@@ -10,14 +10,17 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
-from safetensors.numpy import save_file
 
 from fedprune import analysis
 from fedprune.analysis import curves, figures, heat_maps
+from fedprune.data import datasets
+from fedprune.data.client import federate, save_partition
+from fedprune.data.partition import Dirichlet
 from fedprune.errors import FedpruneError
 
 Points = list[tuple[int, int, float, float | None]]
@@ -189,8 +192,12 @@ def test_layer_density_is_that_of_the_last_level():
 
 @pytest.mark.parametrize("clients", [10, 100])
 def test_label_histogram_shows_clients_and_classes(tmp_path: Path, clients: int):
-    counts = np.arange(clients * 10, dtype=np.int64).reshape(clients, 10)
-    save_file({"histogram": counts}, tmp_path / "partition.safetensors")
+    digits = datasets.digits()
+    parts = federate(digits, Dirichlet(0.5, min_examples=3), clients, seed=0)
+    save_partition(parts, digits.y, tmp_path / "partition.safetensors")
+    counts = np.zeros((clients, 10), int)
+    for client, part in enumerate(zip(parts.train, parts.val, parts.test, strict=True)):
+        np.add.at(counts[client], digits.y[torch.cat(part)].numpy(), 1)
     totals, classes, _ = heat_maps.label_histogram(tmp_path).axes
     assert np.array_equal(np.asarray(classes.get_images()[0].get_array()), counts.T)
     (bars,) = totals.patches
