@@ -1,4 +1,4 @@
-"""Config -> objects. With __main__.py and sweep.py the only file that knows Hydra.
+"""Config -> Experiment: every object of a run.
 
 The whole composition is checked before the first batch, and all its problems are reported at once. What an option can
 check by itself is checked where it is written; what only the composition can know is in check.py.
@@ -7,22 +7,19 @@ check by itself is checked where it is written; what only the composition can kn
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fedprune import check
 from fedprune.data.client import Clients, federate
 from fedprune.data.datasets import Dataset
-from fedprune.errors import ConfigError, FedpruneError
+from fedprune.errors import ConfigError
 from fedprune.federated.batchnorm import own_names
 from fedprune.federated.client import ClientRound
 from fedprune.federated.costs import flops_per_example
@@ -30,9 +27,9 @@ from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.executor import Executor, Processes, Serial
 from fedprune.federated.loop import FederatedLoop
-from fedprune.federated.where import Where
 from fedprune.local.module import LocalModule
 from fedprune.local.train import Recipe
+from fedprune.make import make
 from fedprune.pruning.cycle import Axes
 from fedprune.randomness import torch_seed
 from fedprune.types import Params, Plan
@@ -48,20 +45,52 @@ OBJECTS = ("what", "criterion", "when", "how_often", "where", "whose", "rewind",
 class Experiment:
     """Everything that a configuration stands for, checked.
 
-    executor: starts the workers. loop: the federated loop, given an executor. net: the network at its initialisation.
+    options: what each group of OBJECTS names, and the server's step. net: the network at its initialisation. own: the tensors
+    that clients keep to themselves. flops: of training on one example, by layer of the dense network.
     """
 
+    config: DictConfig
+    options: Mapping[str, Any]
     plan: Plan
     axes: Axes
-    where: Where
     dataset: Dataset
     clients: Clients
     net: nn.Module
+    recipe: Recipe
     wire: Wire
+    own: tuple[str, ...]
     flops: Mapping[str, float]
     device: str
-    executor: Callable[[], Executor]
-    loop: Callable[[Executor], FederatedLoop]
+
+    def executor(self) -> Executor:
+        """Start the workers."""
+        worker = functools.partial(
+            client_round, _container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device
+        )
+        if self.device != "cpu" and self.config.executor["_target_"].endswith(f".{Processes.__name__}"):
+            log.warning("on %s clients are trained one after the other: executor=serial", self.device)
+            return Serial(worker)
+        return make(self.config.executor, worker)
+
+    def loop(self, executor: Executor) -> FederatedLoop:
+        """The federated loop over these workers."""
+        config, federated, clients = self.config, self.config.federated, self.clients
+        exchange = Exchange(self.wire, executor, config.seed, _sizes(clients.train), self.own, federated.broken)
+        return FederatedLoop(
+            seed=config.seed,
+            plan=self.plan,
+            axes=self.axes,
+            **{name: self.options[name] for name in ("where", "whose", "rewind", "server_step")},
+            weighting=federated.weighting,
+            clients=federated.clients,
+            cohort=federated.cohort,
+            eval_every=config.eval_every,
+            exchange=exchange,
+            evaluation=Evaluation(exchange, len(self.dataset.test_y), _sizes(clients.val), _sizes(clients.test)),
+            fresh=functools.partial(_fresh, config, self.dataset),
+            trained=tuple(name for name, _ in self.net.named_parameters()),
+            flops=self.flops,
+        )
 
 
 def build(config: DictConfig, names: dict[str, str]) -> Experiment:
@@ -72,12 +101,12 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems = check.Problems()
     problems.add(check.ranges(config))
     options = {group: problems.attempt(make, config[group]) for group in OBJECTS}
+    options["server_step"] = problems.attempt(make, config.federated.server)
     recipe = problems.attempt(_recipe, config)
     device = problems.attempt(_device, config.device)
-    server_step = problems.attempt(make, config.federated.server)
     problems.stop_if_any()
 
-    dataset, criterion = options["data"], options["criterion"]
+    dataset, criterion, where = options["data"], options["criterion"], options["where"]
     net = problems.attempt(_net, config, dataset, 0)
     window = problems.attempt(options["when"], config.rounds)
     problems.stop_if_any()
@@ -85,13 +114,13 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     plan = problems.attempt(options["how_often"], window, config.density)
     what = problems.attempt(options["what"].bind, net)
     own = problems.attempt(own_names, net, config.federated.batchnorm)
-    proxy = getattr(options["where"], "proxy", 0)
+    proxy = getattr(where, "proxy", 0)
     clients = problems.attempt(federate, dataset, options["partition"], config.federated.clients, config.seed, proxy)
     problems.attempt(_optimizer, config, net)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
 
-    problems.add_incompatible(check.composition(plan, criterion, options["where"], options["rewind"], names))
+    problems.add_incompatible(check.composition(plan, criterion, where, options["rewind"], names))
     problems.add_incompatible(check.min_per_layer(what, plan, what.units(net.state_dict())))
     problems.stop_if_any()
 
@@ -99,45 +128,10 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
         log.warning(
             "criterion=%s never grows under how_often=%s: it is its drop formula", names["criterion"], names["how_often"]
         )
-    layout = Layout.of({name: tensor for name, tensor in net.state_dict().items() if name not in own}, what.names)
-    wire = Wire(options["wire"], layout)
-    recipe_of_clients = functools.partial(client_round, _container(config), dataset, clients, recipe, wire, device)
+    wire = Wire(options["wire"], Layout.of({n: t for n, t in net.state_dict().items() if n not in own}, what.names))
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
-
-    def loop(executor: Executor) -> FederatedLoop:
-        exchange = Exchange(wire, executor, config.seed, _sizes(clients.train), own, config.federated.broken)
-        return FederatedLoop(
-            seed=config.seed,
-            plan=plan,
-            axes=Axes(what, criterion),
-            where=options["where"],
-            whose=options["whose"],
-            rewind=options["rewind"],
-            server_step=server_step,
-            weighting=config.federated.weighting,
-            clients=config.federated.clients,
-            cohort=config.federated.cohort,
-            eval_every=config.eval_every,
-            exchange=exchange,
-            evaluation=Evaluation(exchange, len(dataset.test_y), _sizes(clients.val), _sizes(clients.test)),
-            fresh=functools.partial(_fresh, config, dataset),
-            trained=tuple(name for name, _ in net.named_parameters()),
-            flops=flops,
-        )
-
-    return Experiment(
-        plan,
-        Axes(what, criterion),
-        options["where"],
-        dataset,
-        clients,
-        net,
-        wire,
-        flops,
-        device,
-        functools.partial(_executor, config, device, recipe_of_clients),
-        loop,
-    )
+    axes = Axes(what, criterion)
+    return Experiment(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device)
 
 
 def client_round(
@@ -152,42 +146,6 @@ def client_round(
 
 def _container(config: DictConfig) -> dict[str, Any]:
     return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-
-
-def make(config: Any, *args: Any, **kwargs: Any) -> Any:
-    """The object that a config node names by `_target_`, called with these arguments too (a `_partial_` one is not called).
-
-    Raises ConfigError for what the user can mend, instead of Hydra's traceback.
-    """
-    try:
-        factory = _plain(instantiate(config, _partial_=True, _convert_="all"))
-    except InstantiationException as error:
-        raise _mendable(error.__cause__ or error, config) from error
-    if config.get("_partial_"):
-        return factory
-    try:
-        inspect.signature(factory).bind(*args, **kwargs)
-    except TypeError as error:
-        raise _mendable(error, config) from error
-    return _plain(factory(*args, **kwargs))
-
-
-def _mendable(cause: BaseException, config: Any) -> FedpruneError:
-    if isinstance(cause, FedpruneError):
-        return cause
-    return ConfigError([f"{config.get('_target_', config)}: {' '.join(str(cause).split())}"])
-
-
-def _plain(made: Any) -> Any:
-    """Hydra's own partials cost 0.1 ms a call and need not pickle: plain ones instead, also in the fields of what was made."""
-    if isinstance(made, functools.partial):
-        bound = {name: _plain(value) for name, value in made.keywords.items()}
-        return functools.partial(made.func, *made.args, **bound) if made.args or bound else made.func
-    if is_dataclass(made) and not isinstance(made, type):
-        values = {field.name: getattr(made, field.name) for field in fields(made)}
-        changed = {name: _plain(value) for name, value in values.items() if isinstance(value, functools.partial)}
-        return replace(made, **changed) if changed else made
-    return made
 
 
 def _recipe(config: DictConfig) -> Recipe:
@@ -226,13 +184,6 @@ def _optimizer(config: DictConfig, net: nn.Module) -> None:
         module.configure_optimizers()
     except (TypeError, ValueError) as error:
         raise ConfigError([f"local.optimizer: {error}"]) from error
-
-
-def _executor(config: DictConfig, device: str, factory: Callable[[], ClientRound]) -> Executor:
-    if device != "cpu" and config.executor["_target_"].endswith(f".{Processes.__name__}"):
-        log.warning("on %s clients are trained one after the other: executor=serial", device)
-        return Serial(factory)
-    return make(config.executor, factory)
 
 
 def _sizes(parts: tuple[torch.Tensor, ...]) -> list[int]:

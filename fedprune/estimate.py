@@ -80,7 +80,7 @@ def _examples(experiment: Experiment, config: Any) -> float:
 def _evidence_bytes(experiment: Experiment, config: Any, subnets: list[Subnet]) -> int:
     """Bytes up and down of measuring evidence on clients: the network to each, what they measured back, at each event."""
     criterion, fed = experiment.axes.criterion, config.federated
-    clients = experiment.where(cohort(config.seed, 0, fed.clients, fed.cohort), fed.clients, config.seed)
+    clients = experiment.options["where"](cohort(config.seed, 0, fed.clients, fed.cohort), fed.clients, config.seed)
     if clients == (SERVER,):
         return 0
     total = 0

@@ -17,13 +17,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedprune import __version__, display, tracking
-from fedprune.build import Experiment, build, make
+from fedprune.build import Experiment, build
 from fedprune.checkpoint import load_state, replace_file, save_state, save_ticket
 from fedprune.data.client import save_partition
 from fedprune.display import console
 from fedprune.errors import Incompatible, RunError
 from fedprune.estimate import estimate
 from fedprune.folders import folder_hash
+from fedprune.make import make
 from fedprune.types import State
 
 

@@ -1,0 +1,224 @@
+"""A run that was interrupted, killed or stopped goes on as if nothing had happened: bit for bit, and in metrics.jsonl."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fedprune.checkpoint import load_state
+from fedprune.run import run
+from fedprune.types import State
+
+ROUNDS = 40
+LONG = (
+    *("federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=4", "eval_every=7"),
+    *("federated=fedavgm", "criterion=rigl", "how_often=dynamic", "how_often.every=5", "when.start=0.2", "when.stop=1"),
+    *(f"rounds={ROUNDS}", "density=0.3", "logger=none", "checkpoint_every=0"),
+)
+"""A run with prune events, server momentum and evidence from clients."""
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what depends on the clock on the wall."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+
+
+def final(folder: Path) -> State:
+    assert (folder / "summary.json").exists()
+    return load_state(folder / "state" / "state.safetensors")
+
+
+def summary(folder: Path) -> dict[str, float]:
+    metrics = json.loads((folder / "summary.json").read_text())["metrics"]
+    return {key: value for key, value in metrics.items() if not key.startswith("time/")}
+
+
+def assert_same(folder: Path, reference: Path, differences) -> None:
+    assert differences(final(folder), final(reference)) == []
+    assert rows(folder) == rows(reference)
+    assert summary(folder) == summary(reference)
+    assert (folder / "ticket.safetensors").read_bytes() == (reference / "ticket.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, compose) -> Path:
+    """The folder of the same run, done in one go."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    config, names = compose(*LONG, "executor=serial")
+    run(config, folder, names, LONG, "reference")
+    assert len(rows(folder)) == ROUNDS
+    return folder
+
+
+@pytest.fixture
+def here(outputs: Path, compose) -> Callable[..., Path]:
+    """here(*overrides) -> the folder of the run, done or gone on with in this process."""
+
+    def do(*overrides: str) -> Path:
+        config, names = compose(*LONG, *overrides)
+        folder = outputs / "fedprune" / "run"
+        run(config, folder, names, LONG, "here")
+        return folder
+
+    return do
+
+
+class Stop(Exception):
+    """What the test throws into a run."""
+
+
+def throw_in_round(monkeypatch, number: int, error: type[BaseException] = Stop) -> None:
+    """The error comes when round `number` is about to be written down, as late as it can."""
+    from fedprune import tracking
+
+    append = tracking.append
+
+    def thrown(folder: Path, metrics: dict[str, float]) -> None:
+        if metrics["round"] == number:
+            raise error
+        append(folder, metrics)
+
+    monkeypatch.setattr(tracking, "append", thrown)
+
+
+@pytest.mark.parametrize("number", [0, 7, 20, ROUNDS - 1])
+def test_a_run_that_ends_in_any_round_goes_on_bit_for_bit(number, reference, here, monkeypatch, differences):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        throw_in_round(patch, number)
+        here("executor=serial")
+    folder = Path("outputs/fedprune/run")
+    assert not (folder / "summary.json").exists()
+    assert len(rows(folder)) == number
+    assert_same(here("executor=serial"), reference, differences)
+
+
+def test_a_run_that_is_interrupted_again_and_again_goes_on_bit_for_bit(reference, here, differences):
+    for number in (3, 4, 17, 30):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            throw_in_round(patch, number, KeyboardInterrupt)
+            here("executor=serial")
+    assert_same(here("executor=serial"), reference, differences)
+
+
+def test_a_run_may_go_on_with_other_workers(reference, here, differences):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        throw_in_round(patch, 10)
+        here("executor=processes", "executor.workers=2")
+    assert_same(here("executor=serial"), reference, differences)
+
+
+def test_without_a_checkpoint_of_its_own_a_killed_run_starts_anew_and_its_lines_are_not_doubled(reference, here, differences):
+    """A process that is killed between two checkpoints has written lines that the state does not know of."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        throw_in_round(patch, 12)
+        here("executor=serial")
+    folder = Path("outputs/fedprune/run")
+    shutil.rmtree(folder / "state")
+    assert_same(here("executor=serial"), reference, differences)
+
+
+def test_a_line_that_was_torn_is_written_again(reference, here, differences):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        throw_in_round(patch, 12)
+        here("executor=serial")
+    with open("outputs/fedprune/run/metrics.jsonl", "a") as file:
+        file.write('{"round": 12, "test/acc')
+    assert_same(here("executor=serial"), reference, differences)
+
+
+def test_what_is_done_is_not_done_again_unless_forced(reference, here, tmp_path, capsys, differences):
+    folder = Path("outputs/fedprune/run")
+    shutil.copytree(reference, folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    here("executor=serial")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert "already done" in capsys.readouterr().out
+    here("executor=serial", "force=true")
+    assert (folder / "summary.json").stat().st_mtime_ns > before[folder / "summary.json"]
+    assert_same(folder, reference, differences)
+
+
+# --- a process of its own --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen]:
+    """The command in a process group of its own; nothing of the group outlives the block."""
+    command = [sys.executable, "-m", "fedprune", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.005)
+    return condition()
+
+
+def metrics_written(outputs: Path) -> int:
+    return sum(len(path.read_text().splitlines()) for path in outputs.glob("*/*/metrics.jsonl"))
+
+
+def nobody_left(group: int) -> bool:
+    """Whether no process of the group is alive."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+WORKERS = ("executor=processes", "executor.workers=2")
+
+
+def test_a_killed_run_leaves_no_worker_behind_and_goes_on_bit_for_bit(reference, outputs, command, folder, differences):
+    with started(*LONG, *WORKERS) as process:
+        assert wait_for(lambda: metrics_written(outputs) >= 3)
+        process.kill()
+        process.wait()
+        workers_gone = wait_for(lambda: nobody_left(process.pid), 5)
+    assert not (folder() / "summary.json").exists()
+    assert len(rows(folder())) < ROUNDS
+    went_on = command(*LONG, "executor=serial")
+    assert (went_on.rc, went_on.err) == (0, "")
+    assert_same(folder(), reference, differences)
+    assert workers_gone, "workers outlive the process that they work for"
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
+def test_an_interrupted_run_says_so_leaves_no_worker_and_goes_on_bit_for_bit(
+    stop, reference, outputs, command, folder, differences
+):
+    with started(*LONG, *WORKERS) as process:
+        assert wait_for(lambda: metrics_written(outputs) >= 3)
+        # A terminal's Ctrl-C reaches every process of the group; a scheduler's request to end only the first.
+        (os.killpg if stop is signal.SIGINT else os.kill)(process.pid, stop)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert wait_for(lambda: nobody_left(process.pid), 5), "workers outlive the process that they work for"
+    assert err.strip() == "interrupted; what is done is kept, and the same command goes on from there"
+    assert "Traceback" not in out
+    assert not (folder() / "summary.json").exists()
+    done = len(rows(folder()))
+    assert 3 <= done < ROUNDS
+    assert load_state(folder() / "state" / "state.safetensors").round == done
+    went_on = command(*LONG, "executor=serial")
+    assert (went_on.rc, went_on.err) == (0, "")
+    assert_same(folder(), reference, differences)
