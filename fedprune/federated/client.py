@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -111,16 +112,9 @@ class ClientRound:
 
     def _shuffled(self, indices: Tensor, generator: torch.Generator) -> Iterator[Batch]:
         """Batches of `epochs` passes, or `steps` batches of as many passes as needed; each pass in a new order."""
-        passes, left = self.recipe.epochs, self.recipe.steps
-        while passes is None or passes > 0:
-            order = indices[torch.randperm(len(indices), generator=generator)]
-            for batch in self._in_order(order):
-                if left is not None:
-                    if left == 0:
-                        return
-                    left -= 1
-                yield batch
-            passes = None if passes is None else passes - 1
+        passes = itertools.count() if self.recipe.epochs is None else range(self.recipe.epochs)
+        orders = (indices[torch.randperm(len(indices), generator=generator)] for _ in passes)
+        return itertools.islice(itertools.chain.from_iterable(map(self._in_order, orders)), self.recipe.steps)
 
     def _batches(self, x: Tensor, y: Tensor, indices: Tensor, size: int) -> Iterator[Batch]:
         """Gathered and normalised chunk by chunk, so that a batch is a view."""

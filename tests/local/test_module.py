@@ -55,7 +55,8 @@ def test_it_trains_under_a_plain_trainer_and_takes_the_very_steps_of_the_lean_lo
     assert "train/loss" in logged
 
 
-def test_outside_a_trainer_logging_is_harmless(digits):
+@pytest.mark.filterwarnings("error")
+def test_outside_a_trainer_logging_is_harmless_and_silent(digits):
     module = local_module()
     x, y = digits[:16]
     assert module.log("anything", torch.tensor(1.0), on_epoch=True) is None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fedprune.build import make
+from fedprune.make import make
 from fedprune.pruning import criterion
 from fedprune.pruning.criterion import Criterion, gradient, lamp, magnitude, magnitude_gradient, random, snip
 from fedprune.pruning.evidence import KNOWN, needs, unknown

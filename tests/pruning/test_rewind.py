@@ -6,8 +6,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fedprune.build import make
 from fedprune.errors import ConfigError
+from fedprune.make import make
 from fedprune.pruning.rewind import Early, Keep, RandomReinit
 
 CONF = Path(__file__).parents[2] / "conf" / "rewind"

@@ -5,14 +5,15 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.utils import prune
 
-from fedprune.build import make
 from fedprune.errors import ConfigError, Incompatible, RunError
+from fedprune.make import make
 from fedprune.pruning.mask import count, density, ones, regrow, shrink
 from fedprune.pruning.what import What, erk, filters, globally, per_layer, weights
 from fedprune.types import Mask, Scores
@@ -131,6 +132,23 @@ def test_erk_keeps_exactly_as_many_weights_in_all_as_the_density_says():
     for percent in range(1, 101):
         # 17 x 13 + 13 x 11 + 11 x 7 = 441; the nearest integer, halves up, in whole numbers
         assert count(shrink(mask, random_scores(mask), percent / 100, what)) == (441 * percent + 50) // 100
+
+
+def test_erk_gives_every_layer_its_share_to_the_nearest_weight_or_so():
+    # The shares by another road: bisection for the scale at which min(size, scale x (in + out)) adds up to the total.
+    sizes, both = np.array([17 * 13, 13 * 11, 11 * 7, 7 * 2]), np.array([17 + 13, 13 + 11, 11 + 7, 7 + 2])
+    net = mlp(17, 13, 11, 7, 2)
+    what = What(weights, erk).bind(net)
+    mask = dense(net, what)
+    for total in range(1, sizes.sum(), 7):
+        low, high = 0.0, 1000.0
+        for _ in range(60):
+            scale = (low + high) / 2
+            low, high = (low, scale) if np.minimum(sizes, scale * both).sum() > total else (scale, high)
+        shares = np.minimum(sizes, scale * both)
+        kept = counts(shrink(mask, random_scores(mask), total / sizes.sum(), what))
+        assert sum(kept) == total
+        assert abs(kept - shares).max() < 1
 
 
 def test_erk_masks_nest_and_stay_exact_over_two_events_and_an_exchange():

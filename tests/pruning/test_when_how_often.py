@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from fedprune.build import make
 from fedprune.errors import ConfigError, Incompatible
+from fedprune.make import make
 from fedprune.pruning.how_often import Dynamic, Gradual, Iterative, Never
 from fedprune.pruning.when import AfterTraining, BeforeTraining, DuringTraining, Window
 from fedprune.types import Plan, PruneEvent
@@ -89,10 +89,13 @@ def test_dynamic_exchanges_nothing_in_round_0_where_it_has_only_just_pruned():
     assert made.events == (PruneEvent(0, 0.1), PruneEvent(5, 0.1, 0.3))
 
 
-@pytest.mark.parametrize("steps", range(1, 40))
-def test_a_density_that_is_a_power_of_the_rate_takes_just_that_many_events(steps):
-    densities = [event.density for event in plan(AFTER, Iterative(rate=0.2), 0.8**steps).events]
-    assert densities == pytest.approx([0.8**k for k in range(1, steps + 1)])
+@pytest.mark.parametrize("rate", [0.1, 0.2, 0.25, 0.5, 0.6])
+def test_a_density_that_is_a_power_of_the_rate_takes_just_that_many_events(rate):
+    for steps in range(1, 25):
+        # As a power, and as the decimal that one would type: 0.64 is not 0.8 * 0.8 = 0.6400000000000001.
+        for density in ((1 - rate) ** steps, float(f"{(1 - rate) ** steps:.12g}")):
+            densities = [event.density for event in plan(AFTER, Iterative(rate=rate), density).events]
+            assert densities == pytest.approx([(1 - rate) ** k for k in range(1, steps + 1)])
 
 
 @pytest.mark.parametrize("times", [1, 2, 7, 30])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fedprune.build import make
+from fedprune.make import make
 from fedprune.pruning.mask import apply
 from fedprune.types import Mask, Params
 from fedprune.wire.codec import Layout, auto, bitmap, decode, dense
