@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fedprune import folders
 from fedprune.__main__ import CONF
-from fedprune.build import make
+from fedprune.make import make
 from fedprune.data.datasets import Dataset
 from fedprune.errors import DataError
 from fedprune.federated.executor import Executor

@@ -26,17 +26,16 @@ def overlap_mean(server: Params, updates: Iterable[tuple[Subnet, float]]) -> Par
     does not grow with the cohort. Whole numbers (counters) are rounded to the nearest.
     """
     total: Params = {}
-    shares: list[tuple[Mask, float]] = []  # of each mask, however many clients have it
+    cover: Params = {}  # by entry, the weight of those who hold it
+    held, weight, everybody = Mask(), 0.0, 0.0
     for subnet, share in updates:
         _add(total, subnet.params, share)
-        if shares and shares[-1][0] is subnet.mask:
-            shares[-1] = (subnet.mask, shares[-1][1] + share)
-        else:
-            shares.append((subnet.mask, share))
-    everybody = sum(share for _, share in shares)
-    mean = {name: _rounded(value / everybody, server[name]) for name, value in total.items()}
-    masked_names = [name for name in mean if shares and name in shares[0][0]]
-    return server | mean | {name: _covered(name, total[name], shares, server[name]) for name in masked_names}
+        if subnet.mask is not held:  # clients in a row often share one mask: it is counted once for all of them
+            _add(cover, held, weight)
+            held, weight = subnet.mask, 0.0
+        weight, everybody = weight + share, everybody + share
+    _add(cover, held, weight)
+    return server | {name: _divide(total[name], cover.get(name, everybody), server[name]) for name in total}
 
 
 def _add(total: Params, params: Params, share: float) -> None:
@@ -46,15 +45,12 @@ def _add(total: Params, params: Params, share: float) -> None:
         total[name] = total[name].add_(number, alpha=share) if name in total else number * share
 
 
-def _covered(name: str, total: Tensor, shares: list[tuple[Mask, float]], server: Tensor) -> Tensor:
-    """The mean over those who hold an entry; the server's value where nobody does."""
-    weight = sum(share * mask[name] for mask, share in shares)
-    assert isinstance(weight, Tensor)
-    return torch.where(weight > 0, total / weight, server)
-
-
-def _rounded(mean: Tensor, server: Tensor) -> Tensor:
-    return mean if server.is_floating_point() else mean.round().to(server.dtype)
+def _divide(total: Tensor, weight: Tensor | float, server: Tensor) -> Tensor:
+    """The mean over those who hold an entry; the server's value where nobody does. In the server's type of number."""
+    mean = total / weight
+    if isinstance(weight, Tensor):
+        mean = torch.where(weight > 0, mean, server)
+    return mean.to(server.dtype) if server.is_floating_point() else mean.round().to(server.dtype)
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,9 @@ class FedAdam:
         first, second = momentum.get("m", {}), momentum.get("v", {})
         delta = {name: mean[name] - server[name] for name in trained}
         m = {name: self.beta1 * first.get(name, 0.0) + (1 - self.beta1) * delta[name] for name in trained}
-        v = {name: self.beta2 * second.get(name, self.tau**2) + (1 - self.beta2) * delta[name].square() for name in trained}
+        # Zero is no value that v can reach: it is an entry that was dead, and starts afresh.
+        old = {name: torch.where(second[name] == 0, self.tau**2, second[name]) for name in second}
+        v = {name: self.beta2 * old.get(name, self.tau**2) + (1 - self.beta2) * delta[name].square() for name in trained}
         step = {name: self.lr * m[name] / (v[name].sqrt() + self.tau) for name in trained}
         return mean | {name: server[name] + step[name] for name in trained}, {"m": m, "v": v}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
 from fedprune.local.module import Batch, LocalModule
-from fedprune.local.train import Recipe, fit, load
+from fedprune.local.train import Recipe, fit, load, set_mode
 from fedprune.pruning.evidence import FROM_DATA
 from fedprune.pruning.mask import apply
 from fedprune.randomness import seeded, torch_seed, torch_stream
@@ -79,6 +79,7 @@ class ClientRound:
         subnet, names = job.subnet, tuple(job.subnet.mask)
         params = {name: value.to(self.module.device) for name, value in (subnet.params | job.kept).items()}
         cover = about(subnet.mask, job.about)
+        set_mode(self.module, self.recipe)
         evidence = {
             name: apply(
                 {n: e.cpu() for n, e in FROM_DATA[name](self.module, params, names, self._in_order(indices)).items()}, cover

@@ -51,11 +51,10 @@ class _Where:
 
 
 @dataclass(frozen=True)
-class Server:
+class Server(_Where):
     """The server itself: data-free, or on a proxy set of `proxy` training examples that it holds back from the clients."""
 
     proxy: int = 0
-    examples: int | None = None
 
     def __call__(self, cohort: tuple[int, ...], clients: int, seed: int) -> tuple[int, ...]:
         return (SERVER,)

@@ -73,7 +73,7 @@ def fit(module: LocalModule, subnet: Subnet, batches: Iterable[Batch], recipe: R
     `decay` multiplies the learning rate. `subnet` is not changed.
     """
     load(module, subnet.params)
-    _set_mode(module, recipe)
+    set_mode(module, recipe)
     optimizer = _optimizer(module, decay)
     parameters: list[Tensor] = [p for p in module.net.parameters() if p.requires_grad]
     weights, masks = _masked(module, subnet)
@@ -87,7 +87,7 @@ def fit(module: LocalModule, subnet: Subnet, batches: Iterable[Batch], recipe: R
         if sent:
             _pull(parameters, sent, recipe.proximal_mu)
         if mask_gradients:
-            torch._foreach_mul_(_gradients(weights), masks)
+            _mask_gradients(weights, masks)
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
         optimizer.step()
@@ -125,7 +125,8 @@ def is_batchnorm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
-def _set_mode(module: LocalModule, recipe: Recipe) -> None:
+def set_mode(module: LocalModule, recipe: Recipe) -> None:
+    """Training mode; with frozen BatchNorm, those layers in evaluation mode."""
     module.train()
     if recipe.freeze_batchnorm:
         for layer in module.net.modules():
@@ -166,11 +167,15 @@ def _loss(module: LocalModule, batch: Batch, step: int) -> Tensor:
     return loss["loss"] if isinstance(loss, Mapping) else loss
 
 
+def _mask_gradients(weights: list[Tensor], masks: list[Tensor]) -> None:
+    for weight, mask in zip(weights, masks, strict=True):
+        if weight.grad is not None:
+            weight.grad.mul_(mask)
+
+
 def _pull(parameters: list[Tensor], sent: list[Tensor], mu: float) -> None:
     """Add the gradient of mu/2 |w - w_sent|^2."""
     with torch.no_grad():
-        torch._foreach_add_(_gradients(parameters), torch._foreach_sub(parameters, sent), alpha=mu)
-
-
-def _gradients(parameters: list[Tensor]) -> list[Tensor]:
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for parameter, start in zip(parameters, sent, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - start, alpha=mu)

@@ -8,8 +8,7 @@ the pooled data. Measuring has no side effects: module, buffers, random state an
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -35,29 +34,18 @@ class TrainingLoss(nn.Module):
 def grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
     """The gradient of the mean loss over all examples of `batches`, at `params`, for the named tensors (of module.net).
 
-    In training mode (batch statistics, as in training), on copies of the buffers.
+    In the mode that the module is in (to score what will be trained: that of training), on copies of the buffers.
     """
     tensors = {f"module.net.{name}": value.detach().clone() for name, value in params.items()}
     wanted = [tensors[f"module.net.{name}"].requires_grad_() for name in names]
     total, examples = [torch.zeros_like(w) for w in wanted], 0
-    with _training_mode(module):
+    with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
         for batch in batches:
             loss = torch.func.functional_call(TrainingLoss(module), tensors, (batch,))
             gradients = torch.autograd.grad(loss, wanted, materialize_grads=True)
             torch._foreach_add_(total, gradients, alpha=len(batch[0]))
             examples += len(batch[0])
     return {name: g / max(examples, 1) for name, g in zip(names, total, strict=True)}
-
-
-@contextmanager
-def _training_mode(module: nn.Module) -> Iterator[None]:
-    """Train mode, and the global random state forked (dropout draws from it); flags and state are given back as they were."""
-    flags = {part: part.training for part in module.modules()}
-    with torch.random.fork_rng(devices=[]):
-        module.train()
-        yield
-    for part, training in flags.items():
-        part.training = training
 
 
 FROM_SERVER = ("params", "generator")

@@ -16,7 +16,7 @@ from fedprune.types import Plan, PruneEvent
 
 SHAPES: dict[str, Callable[[float, float], float]] = {
     "cubic": lambda t, density: density + (1 - density) * (1 - t) ** 3,
-    "linear": lambda t, density: 1 - (1 - density) * t,
+    "linear": lambda t, density: density + (1 - density) * (1 - t),
     "exponential": lambda t, density: density**t,
 }
 

@@ -49,7 +49,7 @@ def filters(scores: Tensor, reduce: str = "mean") -> Tensor:
     reduce: how entries' scores become the unit's: `mean` (layers of different fan-in stay comparable), `sum`, or `l2`.
     """
     rows = scores.flatten(1)
-    dead = rows[:, 0] == -math.inf  # l2 would turn -inf into +inf
+    dead = (rows == -math.inf).any(1)  # l2 would turn -inf into +inf
     return REDUCE[reduce](rows).masked_fill(dead, -math.inf).view(-1, *[1] * (scores.dim() - 1))
 
 
@@ -98,7 +98,14 @@ def per_layer(
     others are at (1 - step)^k, it is at (1 - 0.5 step)^k. Frankle & Carbin 2019, section 2 and appendix G (step = 0.2).
     """
     rate = dict.fromkeys(units, 1.0) | _by_name(rates or {}, tuple(units))
-    return _layerwise(units, {name: layer_density(density, rate[name], step) for name in units})
+    if not 0 < step < 1 or not all(0 <= r * step < 1 for r in rate.values()):
+        raise ConfigError(
+            [
+                f"what.scope.step={step} is a fraction between 0 and 1, "
+                f"and what.scope.rates={dict(rates or {})} are at least 0 and below 1/step"
+            ]
+        )
+    return _layerwise(units, {name: nearest(layer_density(density, rate[name], step) * units[name].numel()) for name in units})
 
 
 def layer_density(density: float, rate: float, step: float) -> float:
@@ -107,41 +114,22 @@ def layer_density(density: float, rate: float, step: float) -> float:
 
 
 def erk(units: Scores, density: float, shapes: Shapes) -> Mask:
-    """Erdos-Renyi-Kernel densities: proportional to (in + out + kernel sizes) / (in * out * kernel area).
+    """Erdos-Renyi-Kernel densities: proportional to (in + out + kernel sizes) / (in * out * kernel area), and at most 1.
 
-    Layers that would exceed 1 stay dense and the rest is solved again, so that the whole has the density asked for.
-    Mocanu et al. 2018; Evci et al. 2020 (RigL), appendix C.
+    Mocanu et al. 2018; Evci et al. 2020 (RigL), appendix C; there a factor is solved for, anew while layers exceed 1.
+    Here the kept units are seats, apportioned by Sainte-Lague: layer n's k-th is worth w_n / (k - 1/2) with w_n its density's
+    weight times its size, and the most valuable are filled. That is the same up to rounding, has exactly the number asked for,
+    fills no layer twice, and never takes a unit back when the density rises, so that masks nest.
     """
-    return _layerwise(units, erk_densities({name: shapes[name] for name in units}, density), nearest(density * _units(units)))
+    weight = {name: sum(shapes[name]) / shapes[name].numel() * score.numel() for name, score in units.items()}
+    worth = {name: weight[name] / (torch.arange(score.numel(), dtype=torch.float64) + 0.5) for name, score in units.items()}
+    seats = keep_best(worth, nearest(density * sum(score.numel() for score in units.values())))
+    return _layerwise(units, {name: int(seat.sum()) for name, seat in seats.items()})
 
 
-def erk_densities(shapes: Shapes, density: float) -> dict[str, float]:
-    """The density of each layer under the Erdos-Renyi-Kernel rule; their size-weighted mean is `density`."""
-    raw = {name: sum(shape) / shape.numel() for name, shape in shapes.items()}
-    dense: set[str] = set()
-    while True:
-        rest = [name for name in shapes if name not in dense]
-        budget = density * sum(shape.numel() for shape in shapes.values()) - sum(shapes[name].numel() for name in dense)
-        scale = budget / sum(raw[name] * shapes[name].numel() for name in rest) if rest else 0.0
-        over = {name for name in rest if scale * raw[name] > 1}
-        if not over:
-            return {name: 1.0 if name in dense else scale * raw[name] for name in shapes}
-        dense |= over
-
-
-def _units(units: Scores) -> int:
-    return sum(score.numel() for score in units.values())
-
-
-def _layerwise(units: Scores, densities: Mapping[str, float], total: int | None = None) -> Mask:
-    """Keep the best of each layer. With `total`, counts are apportioned by largest remainder so that they add up to it."""
-    exact = {name: densities[name] * units[name].numel() for name in units}
-    counts = {name: nearest(x) for name, x in exact.items()}
-    if total is not None:
-        counts = {name: math.floor(x + 1e-9) for name, x in exact.items()}
-        by_remainder = sorted(units, key=lambda name: (counts[name] - exact[name], name))
-        for name in by_remainder[: total - sum(counts.values())]:
-            counts[name] += 1
+def _layerwise(units: Scores, counts: Mapping[str, int]) -> Mask:
+    """Keep the best of each layer, that many, and all that score +inf (they are protected)."""
+    counts = {name: max(counts[name], int((units[name] == math.inf).sum())) for name in units}
     return {name: keep_best({name: units[name]}, counts[name])[name] for name in units}
 
 
@@ -178,7 +166,9 @@ class What:
         names = tuple(name for name in names if name not in skipped)
         if not names:
             raise Incompatible(f"what.skip={list(self.skip)} leaves nothing to prune")
-        return replace(self, names=names)
+        bound = replace(self, names=names)
+        bound.select(net.state_dict(), 1.0)  # a rehearsal: what the scope does not like about its parameters is said now
+        return bound
 
     def select(self, scores: Scores, density: float) -> Mask:
         """Entries of the units to keep; higher scores first. Raises RunError, naming the layer, if a score is NaN."""

@@ -66,7 +66,7 @@ class DuringTraining:
             )
 
     def __call__(self, rounds: int) -> Window:
-        first = nearest(self.start * rounds)
+        first = min(nearest(self.start * rounds), rounds - 1)
         return Window(first, max(nearest(self.stop * rounds), first + 1), rounds)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +20,7 @@ from fedprune.types import Job, Mask, Subnet, Update
 from fedprune.wire.codec import Codec, Layout, decode
 
 MAGIC = b"FP01"
-FRAME = struct.Struct("<4sII")  # magic, crc32 of the rest, length of the header
+FRAME = struct.Struct("<4sI")  # magic, crc32 of the rest: the length of the header, the header, the blocks
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,11 @@ class Wire:
 
     def decode_job(self, message: bytes) -> Job:
         """The job, with a subnet of its own memory. Raises ValueError on anything that is not a job."""
-        header, blocks = _unframe(message)
-        header["measure"] = tuple(header.get("measure", ()))
-        return Job(subnet=self.read_subnet(blocks[0]), **header)
+        with _sound():
+            header, blocks = _unframe(message)
+            header["measure"] = tuple(header.get("measure", ()))
+            (block,) = blocks
+            return Job(subnet=self.read_subnet(block), **header)
 
     def encode_update(self, update: Update, known: Mask) -> bytes:
         """An update as bytes. `known` is the mask of the job that it answers; evidence covers the living or the dead of it."""
@@ -60,13 +64,25 @@ class Wire:
 
     def decode_update(self, message: bytes | memoryview, known: Mask) -> Update:
         """The update. Raises ValueError on anything that is not an update under this mask's layout."""
-        header, blocks = _unframe(message)
-        names = header.pop("evidence")
-        subnet = self.read_subnet(blocks.pop(0), known) if len(blocks) > len(names) else None
-        cover = about(known, header["about"])
-        layout = Layout({name: alive.shape for name, alive in cover.items()}, dict.fromkeys(cover, torch.float32), tuple(cover))
-        evidence = {name: decode(block, layout, cover)[0] for name, block in zip(names, blocks, strict=True)}
-        return Update(subnet=subnet, evidence=evidence, **header)
+        with _sound():
+            header, blocks = _unframe(message)
+            names = header.pop("evidence")
+            subnet = self.read_subnet(blocks.pop(0), known) if len(blocks) > len(names) else None
+            cover = about(known, header["about"])
+            layout = Layout(
+                {name: alive.shape for name, alive in cover.items()}, dict.fromkeys(cover, torch.float32), tuple(cover)
+            )
+            evidence = {name: decode(block, layout, cover)[0] for name, block in zip(names, blocks, strict=True)}
+            return Update(subnet=subnet, evidence=evidence, **header)
+
+
+@contextmanager
+def _sound() -> Iterator[None]:
+    """What does not fit in a message, wherever it shows, is one and the same to its reader."""
+    try:
+        yield
+    except (struct.error, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a message of this kind ({type(error).__name__}: {error})") from error
 
 
 def about(mask: Mask, which: str) -> Mask:
@@ -76,21 +92,21 @@ def about(mask: Mask, which: str) -> Mask:
 
 def _frame(header: dict, blocks: list[bytes]) -> bytes:
     head = json.dumps(header, separators=(",", ":")).encode()
-    body = head + b"".join(struct.pack("<I", len(block)) + block for block in blocks)
-    return FRAME.pack(MAGIC, zlib.crc32(body), len(head)) + body
+    body = b"".join(struct.pack("<I", len(part)) + part for part in (head, *blocks))
+    return FRAME.pack(MAGIC, zlib.crc32(body)) + body
 
 
 def _unframe(message: bytes | memoryview) -> tuple[dict, list[memoryview]]:
     view = memoryview(message)
     if len(view) < FRAME.size:
         raise ValueError("a message shorter than its frame")
-    magic, checksum, length = FRAME.unpack_from(view)
+    magic, checksum = FRAME.unpack_from(view)
     body = view[FRAME.size :]
     if magic != MAGIC or zlib.crc32(body) != checksum:
         raise ValueError("a damaged message")
-    blocks, place = [], length
+    parts, place = [], 0
     while place < len(body):
         (size,) = struct.unpack_from("<I", body, place)
-        blocks.append(body[place + 4 : place + 4 + size])
+        parts.append(body[place + 4 : place + 4 + size])
         place += 4 + size
-    return json.loads(bytes(body[:length])), blocks
+    return json.loads(bytes(parts[0])), parts[1:]

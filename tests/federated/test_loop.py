@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 
-from fedprune.build import make
+from fedprune.make import make
 from fedprune.federated.exchange import Tally
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.mask import apply, count

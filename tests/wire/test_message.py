@@ -191,8 +191,8 @@ def test_a_job_is_no_update_and_an_update_no_job():
 
 def framed(header: object, *rest: bytes) -> bytes:
     head = json.dumps(header).encode()
-    body = head + b"".join(rest)
-    return FRAME.pack(MAGIC, zlib.crc32(body), len(head)) + body
+    body = len(head).to_bytes(4, "little") + head + b"".join(rest)
+    return FRAME.pack(MAGIC, zlib.crc32(body)) + body
 
 
 BLOCK = (len(wire().subnet_block(subnet()))).to_bytes(4, "little") + wire().subnet_block(subnet())
