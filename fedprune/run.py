@@ -54,7 +54,7 @@ def fail(folder: Path, error: Exception, reason: str) -> None:
     """Leave the reason why there is no result."""
     status = "skipped" if isinstance(error, Incompatible) else "failed"
     with suppress(RunError):  # on a full disk the reason is on the screen all the same
-        _write(folder / "failed.json", {"status": status, "reason": reason})
+        _write(folder / "failed.json", _json({"status": status, "reason": reason}))
 
 
 def _begin(folder: Path, config: DictConfig, about: Mapping[str, Any]) -> None:
@@ -63,22 +63,23 @@ def _begin(folder: Path, config: DictConfig, about: Mapping[str, Any]) -> None:
     for name in stale:
         (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
-    _write(folder / "run.json", about)
+    _write(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    _write(folder / "run.json", _json(about))
 
 
 def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about: Mapping[str, Any]) -> None:
-    _write(folder / "run.json", about)
-    (folder / "plan.txt").write_text(display.plan_text(experiment.plan, names["rewind"]) + "\n")
+    _write(folder / "run.json", _json(about))
+    _write(folder / "plan.txt", display.plan_text(experiment.plan, names["rewind"]) + "\n")
     save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors")
 
 
 def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapping[str, Any]) -> None:
     """The rounds that are left, each written down as it ends, with a checkpoint every so many seconds; then the results."""
     path = folder / "state" / "state.safetensors"
+    before = load_state(path) if path.exists() else None
     executor = experiment.executor()
     loop = experiment.loop(executor)
-    state = written = load_state(path) if path.exists() else loop.start()
+    state = written = before or loop.start()
     tracking.keep_until(folder, state.round)
     saved = time.monotonic()
     try:
@@ -110,7 +111,7 @@ def _finish(folder: Path, state: State, about: Mapping[str, Any], logger: tracki
     provenance = {"name": about["name"], "axes": json.dumps(about["axes"]), "seed": str(about["seed"]), "fedprune": __version__}
     save_ticket(state.ticket, state.server.mask, provenance, ticket)
     logger.finish(metrics, [ticket, folder / "state" / "state.safetensors"])
-    _write(folder / "summary.json", {"status": "done", "metrics": metrics})
+    _write(folder / "summary.json", _json({"status": "done", "metrics": metrics}))
 
 
 def _about(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> dict[str, Any]:
@@ -140,8 +141,12 @@ def _facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
     try:
-        replace_file(path, (json.dumps(content, indent=2) + "\n").encode())
+        replace_file(path, text.encode())
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
+        raise RunError(f"cannot write {path}: {error.strerror}. Make room, and the same command goes on") from error

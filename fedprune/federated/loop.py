@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,9 +17,11 @@ from fedprune.federated.exchange import Exchange, Tally
 from fedprune.federated.sampling import cohort
 from fedprune.federated.where import Where, measuring
 from fedprune.pruning.cycle import Axes
-from fedprune.pruning.mask import apply, ones
+from fedprune.pruning.mask import apply, collapsed, ones
 from fedprune.pruning.rewind import Rewind
 from fedprune.types import Params, Plan, PruneEvent, State, Subnet, Update
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,10 @@ class FederatedLoop:
         """One prune event, on evidence measured at this very state."""
         clients = self.where(self._cohort(state), self.clients, self.seed)
         measure = measuring(self.exchange, state, clients, tally)
-        return self.whose(state, event, self.axes, self.rewind, measure, lambda: self.fresh(state.events + 1))
+        pruned = self.whose(state, event, self.axes, self.rewind, measure, lambda: self.fresh(state.events + 1))
+        for layer in collapsed(state.server.mask, pruned.server.mask):
+            log.warning("after round %d layer %s has lost its last unit; what.min_per_layer=1 keeps one", state.round, layer)
+        return pruned
 
     def _cohort(self, state: State) -> tuple[int, ...]:
         return cohort(self.seed, state.clock, self.clients, self.cohort)

@@ -61,6 +61,11 @@ def density(mask: Mask) -> float:
     return count(mask) / size(mask) if size(mask) else 1.0
 
 
+def collapsed(before: Mask, after: Mask) -> list[str]:
+    """The layers that were alive before and are not after: nothing passes through them any more."""
+    return [name for name, alive in after.items() if before[name].any() and not alive.any()]
+
+
 def full(mask: Mask) -> bool:
     """Whether nothing is dead."""
     return all(alive.numpy().all() for alive in mask.values())

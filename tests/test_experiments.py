@@ -1,0 +1,82 @@
+"""Every experiment that comes along runs from end to end with its whole grid, in a reduced form."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from fedprune.__main__ import CONF
+
+EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
+
+REDUCED = (
+    *("data=digits", "seed=0", "logger=none", "executor=serial", "rounds=2", "density=0.512", "eval_every=1"),
+    *("federated.clients=3", "federated.cohort=2", "local.epochs=null", "local.steps=2", "local.batch_size=8"),
+)
+
+
+def grid(path: Path) -> dict[str, list[str]]:
+    """The axes that the file declares."""
+    swept = OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params") or {}
+    return {key: [value.strip() for value in str(values).split(",")] for key, values in swept.items() if key != "seed"}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_runs_with_its_whole_grid(path, command):
+    result = command(f"+experiment={path.stem}", *REDUCED, "-m")
+    assert result.rc == 0, result.text
+    folder, axes = Path("outputs", path.stem), grid(path)
+    cells = math.prod(len(values) for key, values in axes.items() if not swept_away(key))
+    with open(folder / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == cells
+    assert {row["status"] for row in rows} <= {"done", "skipped"}
+    done = [row for row in rows if row["status"] == "done"]
+    assert len(done) >= cells / 2
+    for key, values in axes.items():
+        if not swept_away(key):
+            assert {row[key] for row in rows} == set(values), key
+    for row in done:
+        assert float(row["test accuracy (%)"]) > 0
+        assert float(row["sent up (MB)"]) > 0
+
+    finished = sorted(folder.glob("*/summary.json"))
+    assert len(finished) == len(done)
+    for summary in finished:
+        run = summary.parent
+        metrics, plan = json.loads(summary.read_text())["metrics"], json.loads((run / "run.json").read_text())["plan"]
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == plan["rounds"] == metrics["round"] + 1
+        if plan["events"]:
+            assert metrics["density/units"] == pytest.approx(plan["events"][-1]["density"], abs=0.15)
+    for figure in ("accuracy_density", "accuracy_bytes", "accuracy_rounds"):
+        for suffix in (".png", ".svg"):
+            assert (folder / "figures" / figure).with_suffix(suffix).stat().st_size > 1000
+
+
+def swept_away(key: str) -> bool:
+    """Whether the reduced form sets this key to one value."""
+    return key in {override.partition("=")[0] for override in REDUCED}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_says_what_it_will_cost_as_it_is(path, command):
+    """With its own numbers of rounds and clients, on the embedded data: composed, checked and estimated, not trained."""
+    result = command(f"+experiment={path.stem}", "data=digits", "dry_run=true")
+    assert result.rc == 0, result.text
+    assert f"{path.stem}: " in result.out
+    assert "bytes down" in result.out
+
+
+def test_the_main_job_has_at_least_twelve_cells_and_its_controls():
+    axes = grid(CONF / "experiment" / "lth_fedavg.yaml")
+    assert math.prod(len(values) for values in axes.values()) >= 12
+    assert {"iterative", "one_shot"} <= set(axes["how_often"])
+    assert {"init", "random_reinit"} <= set(axes["rewind"])
+    assert {"magnitude", "random"} <= set(axes["criterion"])
+    assert {"weights_global", "weights_per_layer"} <= set(axes["what"])

@@ -1,0 +1,254 @@
+"""Every point of what x criterion x when x how_often x where x whose x rewind is built or is refused with what to choose instead;
+and a sample in which the answers meet in as many pairs as they can is run, with the invariants of masks checked in every round."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fedprune import build as builder
+from fedprune.__main__ import CONF
+from fedprune.build import Experiment
+from fedprune.errors import Incompatible
+from fedprune.make import make
+from fedprune.pruning.evidence import FROM_DATA, needs
+from fedprune.pruning.mask import apply, count, size
+from fedprune.pruning.what import What, erk, globally, layer_density, nearest
+from fedprune.types import Mask, PruneEvent, State
+
+AXES = ("what", "criterion", "when", "how_often", "where", "whose", "rewind")
+OPTIONS = {axis: sorted(path.stem for path in (CONF / axis).glob("*.yaml")) for axis in AXES}
+Cell = tuple[str, ...]
+CELLS: list[Cell] = list(itertools.product(*OPTIONS.values()))
+
+TINY = (
+    *("rounds=5", "density=0.5", "model=cnn_fedavg", "federated.clients=4", "federated.cohort=2", "partition=iid"),
+    *("local.epochs=null", "local.steps=1", "local.batch_size=8", "eval_every=100", "executor=serial", "logger=none"),
+)
+TWEAKS = {
+    ("how_often", "gradual"): {"every": 1},
+    ("how_often", "dynamic"): {"every": 1},
+    ("rewind", "early"): {"round": 1},
+}
+"""So that a run of a few rounds sees several events."""
+
+SAMPLES = 40
+
+
+class Plain(dict):
+    """A configuration that is read without ceremony: OmegaConf takes most of the time that a cell takes."""
+
+    __getattr__ = dict.__getitem__
+
+
+@pytest.fixture(scope="module")
+def parts(compose) -> dict[tuple[str, str], DictConfig]:
+    """Each option's own configuration, composed once."""
+    found = {}
+    for axis, options in OPTIONS.items():
+        for option in options:
+            node = compose(f"{axis}={option}")[0][axis]
+            with open_dict(node):
+                node.update(TWEAKS.get((axis, option), {}))
+            found[axis, option] = node
+    return found
+
+
+@pytest.fixture(scope="module")
+def outcomes(parts, compose) -> dict[Cell, Experiment | Incompatible]:
+    """What the real `build` makes of every cell. What does not depend on the axes is made once."""
+    config, names = compose(*TINY)
+    whole = builder.build(config, names)
+    groups = {group: config[group] for group in builder.OBJECTS}
+    plain = Plain({**config, **groups, "federated": Plain(OmegaConf.to_container(config.federated))})
+    found: dict[Cell, Experiment | Incompatible] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "make", once(builder.make))
+        patch.setattr(builder, "federate", once(builder.federate))
+        patch.setattr(What, "bind", once(What.bind))
+        patch.setattr(What, "units", once(What.units))
+        for name, answer in {"_net": whole.net, "_optimizer": None, "_recipe": whole.recipe, "_device": "cpu"}.items():
+            patch.setattr(builder, name, lambda *_, answer=answer: answer)
+        patch.setattr(builder, "flops_per_example", lambda *_: whole.flops)
+        for cell in CELLS:
+            chosen = dict(zip(AXES, cell, strict=True))
+            nodes = {axis: parts[axis, option] for axis, option in chosen.items()}
+            try:
+                found[cell] = builder.build(Plain(plain | nodes), names | chosen)
+            except Incompatible as error:
+                found[cell] = error
+    return found
+
+
+def once(function: Callable) -> Callable:
+    """The function, asked only once for the same arguments: one object, or an equal plain value (state dicts are the net's)."""
+    answers: dict[tuple, Any] = {}
+    alive: list[object] = []  # so that no id is given to another object
+
+    def ask(*arguments: object) -> Any:
+        key = tuple(a if isinstance(a, int | str) else id(a) for a in arguments if not isinstance(a, dict) or "_target_" in a)
+        if key not in answers:
+            alive.append(arguments)
+            answers[key] = function(*arguments)
+        return answers[key]
+
+    return ask
+
+
+def test_every_cell_is_built_or_refused_with_what_to_choose_instead(outcomes):
+    assert set(outcomes) == set(CELLS)
+    refused = {cell: error for cell, error in outcomes.items() if isinstance(error, Incompatible)}
+    assert 0 < len(refused) < len(CELLS) / 2
+    for cell, error in refused.items():
+        assert all("choose" in problem for problem in error.problems), (cell, error)
+
+
+def test_every_option_is_built_somewhere(outcomes):
+    built = [cell for cell, outcome in outcomes.items() if isinstance(outcome, Experiment)]
+    for place, axis in enumerate(AXES):
+        assert {cell[place] for cell in built} == set(OPTIONS[axis])
+
+
+def test_whether_a_cell_is_built_follows_from_the_rules_that_the_messages_state(outcomes, parts):
+    criteria = {option: make(parts["criterion", option]) for option in OPTIONS["criterion"]}
+    grows = {option for option, criterion in criteria.items() if criterion.grow}
+    on_data = {o for o, c in criteria.items() if FROM_DATA.keys() & {*needs(c.drop), *(needs(c.grow) if c.grow else ())}}
+    assert {"rigl", "set"} <= grows and {"snip", "rigl"} <= on_data
+    for cell, outcome in outcomes.items():
+        is_ = dict(zip(AXES, cell, strict=True))
+        exchanges = is_["how_often"] == "dynamic" and is_["when"] == "during_training"
+        needs_window = is_["how_often"] in ("gradual", "dynamic")
+        drops = is_["how_often"] != "never"
+        refusals = [
+            needs_window and is_["when"] != "during_training",
+            exchanges and is_["criterion"] not in grows,
+            exchanges and is_["rewind"] != "none",
+            drops and is_["criterion"] in on_data and is_["where"] == "server",  # no proxy set by default
+            drops and is_["rewind"] == "early" and is_["when"] == "before_training",
+            drops and is_["rewind"] == "early" and is_["how_often"] == "dynamic",  # the first event is before round 0
+        ]
+        assert isinstance(outcome, Incompatible) == any(refusals), (cell, outcome)
+
+
+def test_a_plan_ends_at_the_density_and_in_order(outcomes):
+    for cell, outcome in outcomes.items():
+        if isinstance(outcome, Incompatible) or not outcome.plan.events:
+            continue
+        events, plan = outcome.plan.events, outcome.plan
+        assert events[-1].density == 0.5, cell
+        assert [event.round for event in events] == sorted(event.round for event in events), cell
+        assert [event.density for event in events] == sorted((event.density for event in events), reverse=True), cell
+        assert events[-1].round < plan.rounds, cell  # what is left trains at least once
+
+
+# --- a sample, run ---------------------------------------------------------------------------------------------------------
+
+
+def pairs(cell: Cell) -> Iterator[tuple]:
+    """Each two answers of a cell."""
+    return itertools.combinations(enumerate(cell), 2)
+
+
+def spread(cells: list[Cell], number: int) -> list[Cell]:
+    """A few cells in which as many pairs of answers meet as in so few they can: greedily, the same ones every time."""
+    shuffled = random.Random(0).sample(cells, len(cells))
+    chosen, met = [], set()
+    for _ in range(number):
+        best = max(shuffled[:1500], key=lambda cell: sum(pair not in met for pair in pairs(cell)))
+        chosen.append(best)
+        met |= set(pairs(best))
+        shuffled.remove(best)
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def sample(outcomes) -> list[Cell]:
+    return spread([cell for cell, outcome in outcomes.items() if isinstance(outcome, Experiment)], SAMPLES)
+
+
+@pytest.fixture(scope="module")
+def assembled(parts, compose) -> Callable[[Cell], Experiment]:
+    """The cell's experiment, with nothing left out."""
+    config, names = compose(*TINY)
+
+    def assemble(cell: Cell) -> Experiment:
+        whole, chosen = config.copy(), dict(zip(AXES, cell, strict=True))
+        for axis, option in chosen.items():
+            whole[axis] = parts[axis, option]
+        whole.rounds = 2 if chosen["when"] == "after_training" else config.rounds
+        return builder.build(whole, names | chosen)
+
+    return assemble
+
+
+def test_the_sample_has_every_option_and_most_pairs(sample, outcomes):
+    assert {answer for cell in sample for answer in enumerate(cell)} == {answer for cell in CELLS for answer in enumerate(cell)}
+    possible = {pair for cell, outcome in outcomes.items() if isinstance(outcome, Experiment) for pair in pairs(cell)}
+    assert len({pair for cell in sample for pair in pairs(cell)}) > 0.9 * len(possible)
+
+
+@pytest.mark.parametrize("number", range(SAMPLES))
+def test_a_cell_runs_and_its_masks_keep_their_word_in_every_round(number, sample, assembled, differences):
+    cell = sample[number]
+    experiment = assembled(cell)
+    loop = experiment.loop(experiment.executor())
+    before = loop.start()
+    while before.round < experiment.plan.rounds:
+        after, metrics = loop.round(before)
+        due = experiment.plan.events[before.events : after.events]
+        check_round(cell, experiment, before, after, due)
+        assert metrics["density/weights"] == count(after.server.mask) / size(after.server.mask)
+        assert metrics["prune/events"] == after.events
+        if after.round == experiment.plan.rounds:
+            again, _ = loop.round(before)
+            assert differences(again, after) == []
+        before = after
+    assert before.events == len(experiment.plan.events)
+
+
+def check_round(cell: Cell, experiment: Experiment, before: State, after: State, due: tuple[PruneEvent, ...]) -> None:
+    """(a) nothing dead has a value, not even -0.0; (b) counts are exact; (c) masks nest unless units are exchanged; (d) what is
+    rewound is what was saved."""
+    params, mask = after.server.params, after.server.mask
+    assert all(torch.isfinite(tensor).all() for tensor in params.values()), cell
+    for name, alive in mask.items():
+        assert not params[name][~alive].view(torch.int32).any(), (cell, name)
+        assert not after.ticket[name][~alive].view(torch.int32).any(), (cell, name)
+    if not due:
+        assert same(mask, before.server.mask), cell
+        return
+    assert exact(experiment, mask, due[-1].density), cell
+    nested = all(not (alive & ~before.server.mask[name]).any() for name, alive in mask.items())
+    assert nested or any(event.swap for event in due), cell
+    rewind = cell[AXES.index("rewind")]
+    if rewind in ("init", "early"):
+        saved = after.init if rewind == "init" else after.anchors[1]
+        assert all(torch.equal(after.ticket[name], tensor) for name, tensor in apply(saved, mask).items()), cell
+    if rewind != "none":
+        assert after.clock == {"init": 1, "early": 2, "random_reinit": 1}[rewind], cell
+
+
+def same(mask: Mask, other: Mask) -> bool:
+    return all(torch.equal(alive, other[name]) for name, alive in mask.items())
+
+
+def exact(experiment: Experiment, mask: Mask, density: float) -> bool:
+    """Whether the number of living units is the nearest to the density: of all of them, or of each layer's."""
+    what = experiment.axes.what
+    alive, units = what.alive_units(mask)
+    scope = getattr(what.scope, "func", what.scope)
+    if scope in (globally, erk):
+        return alive == nearest(density * units)
+    rates = getattr(what.scope, "keywords", {}).get("rates", {})
+    by_layer = {name: 1.0 for name in mask} | {list(mask)[-1]: rates.get("last", 1.0)}
+    totals = what.units(experiment.net.state_dict())
+    return all(
+        int((what.unit(mask[name].float()) > 0).sum()) == nearest(layer_density(density, rate, 0.2) * totals[name])
+        for name, rate in by_layer.items()
+    )
