@@ -121,7 +121,9 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.stop_if_any()
 
     problems.add_incompatible(check.composition(plan, criterion, where, options["rewind"], names))
-    problems.add_incompatible(check.min_per_layer(what, plan, what.units(net.state_dict())))
+    units = what.units(net.state_dict())
+    problems.add_incompatible(check.min_per_layer(what, plan, units))
+    problems.add_incompatible(check.scope(what, plan, units, names))
     problems.stop_if_any()
 
     if criterion.grow is not None and not any(event.swap for event in plan.events):

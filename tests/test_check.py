@@ -10,7 +10,9 @@ from fedprune.errors import ConfigError, DataError, Incompatible, RunError
 from fedprune.federated.where import AllClients, Cohort, OneClient, Server
 from fedprune.pruning.criterion import Criterion, gradient, magnitude, random, snip
 from fedprune.pruning.rewind import Early, Keep, RandomReinit
-from fedprune.pruning.what import What, globally, weights
+from fedprune.pruning.scope import globally
+from fedprune.pruning.unit import weights
+from fedprune.pruning.what import What
 from fedprune.types import Plan, PruneEvent
 
 CONF = Path(__file__).parents[1] / "conf"

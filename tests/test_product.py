@@ -19,7 +19,9 @@ from fedprune.errors import Incompatible
 from fedprune.make import make
 from fedprune.pruning.evidence import FROM_DATA, needs
 from fedprune.pruning.mask import apply, count, size
-from fedprune.pruning.what import What, erk, globally, layer_density, nearest
+from fedprune.pruning.rank import nearest
+from fedprune.pruning.scope import erk, globally, layer_density
+from fedprune.pruning.what import What
 from fedprune.types import Mask, PruneEvent, State
 
 AXES = ("what", "criterion", "when", "how_often", "where", "whose", "rewind")

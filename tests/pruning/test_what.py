@@ -15,7 +15,9 @@ from torch.nn.utils import prune
 from fedprune.errors import ConfigError, Incompatible, RunError
 from fedprune.make import make
 from fedprune.pruning.mask import count, density, ones, regrow, shrink
-from fedprune.pruning.what import What, erk, filters, globally, per_layer, weights
+from fedprune.pruning.scope import erk, globally, per_layer
+from fedprune.pruning.unit import filters, weights
+from fedprune.pruning.what import What
 from fedprune.types import Mask, Scores
 
 CONF = Path(__file__).parents[2] / "conf" / "what"
