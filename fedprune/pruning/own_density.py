@@ -57,7 +57,7 @@ class NOfM:
             widths = ", ".join(f"{name} has {width}" for name, width in wrong.items())
             raise Incompatible(
                 f"{self.n} of {self.m} inputs: {widths}, which {self.m} does not divide: "
-                f"choose what.skip=[{','.join(wrong)}] with what is skipped already, or another what.scope.m"
+                f"choose a what.scope.m that divides them, or add {', '.join(wrong)} to what.skip"
             )
         return {name: self._kept(score) for name, score in units.items()}
 
@@ -140,7 +140,7 @@ class Like:
         return [f"the ticket {self.ticket} keeps {kept} of {total} units: choose density={kept / total:.8g}"]
 
     def _stage(self, density: float, sizes: Mapping[str, int]) -> float:
-        """t of density = D^t; 1 if the nearest number of units is the ticket's: nobody should have to type all of its digits."""
+        """t of density = D^t; 1 if the nearest number of units is the ticket's: nobody has to type all of its digits."""
         kept, total = sum(self._counts(sizes).values()), sum(sizes.values())
         return 1.0 if nearest(density * total) == kept else math.log(density) / math.log(kept / total)
 

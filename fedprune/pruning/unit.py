@@ -55,7 +55,7 @@ def channels(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor
 
 
 def kernels(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
-    """What leads from one input channel to one output channel: a slice [o, i]. Grid [O, I, 1, ...]. In a linear layer, a weight."""
+    """What leads from one input channel to one output channel: a slice [o, i]. Grid [O, I, 1, ...]."""
     return _reduced(scores, tuple(range(2, scores.dim())), reduce, of) if scores.dim() > 2 else scores
 
 
@@ -76,12 +76,12 @@ def blocks(scores: Tensor, h: int, w: int, reduce: str = "mean", of: str = "sign
 
 
 def spread(grid: Tensor, shape: torch.Size) -> Tensor:
-    """What a grid says of units, said of each of their entries: the inverse of a unit, for a tensor of that shape."""
+    """What a grid says of units, said of each of their entries: a contiguous tensor of that shape."""
     whole = shape if grid.dim() == len(shape) else torch.Size((shape[0], shape[1:].numel()))
     for dim, (cells, size) in enumerate(zip(grid.shape, whole, strict=True)):
         if 1 < cells < size:
             grid = grid.repeat_interleave(size // cells, dim)
-    return grid.expand(whole).reshape(shape)
+    return grid.expand(whole).reshape(shape).contiguous()
 
 
 def _reduced(scores: Tensor, dims: tuple[int, ...], reduce: str, of: str, keepdim: bool = True) -> Tensor:
