@@ -31,6 +31,7 @@ from fedprune.local.module import LocalModule
 from fedprune.local.train import Recipe
 from fedprune.make import make
 from fedprune.pruning.cycle import Axes
+from fedprune.pruning.paths import effective_density
 from fedprune.randomness import torch_seed
 from fedprune.types import Params, Plan
 from fedprune.wire.codec import Layout
@@ -90,6 +91,7 @@ class Experiment:
             fresh=functools.partial(_fresh, config, self.dataset),
             trained=tuple(name for name, _ in self.net.named_parameters()),
             flops=self.flops,
+            effective=functools.partial(effective_density, self.net, shape=self.dataset.shape),
         )
 
 
