@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedprune.checkpoint import read
 from fedprune.errors import ConfigError, Incompatible, RunError
-from fedprune.pruning.rank import keep_best_of_each, nearest
+from fedprune.pruning.rank import CHUNK, how_many, keep_best_of_each, nearest
 from fedprune.pruning.scope import Shapes, by_layer, layerwise
 from fedprune.types import Mask, Plan, Scores
 
@@ -108,8 +108,9 @@ class Threshold:
 
 def _deviation(score: Tensor) -> float:
     """The population's standard deviation about zero of what is neither dead nor protected; 0.0 of nothing."""
-    living = score[score.isfinite()].double()
-    return float(living.square().mean().sqrt()) if len(living) else 0.0
+    living = score.isfinite()
+    squares = sum(float(part.double().square().sum()) for part in score.where(living, 0).reshape(-1).split(CHUNK))
+    return math.sqrt(squares / max(how_many(living), 1))
 
 
 @dataclass(frozen=True)

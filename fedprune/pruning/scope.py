@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.pruning.rank import keep_best, nearest
+from fedprune.pruning.rank import how_many, keep_best, nearest
 from fedprune.types import Mask, Scores
 
 Shapes = Mapping[str, torch.Size]
@@ -62,14 +62,15 @@ def erk(units: Scores, density: float, shapes: Shapes) -> Mask:
     fills no layer twice, and never takes a unit back when the density rises, so that masks nest.
     """
     weight = {name: sum(shapes[name]) / shapes[name].numel() * score.numel() for name, score in units.items()}
-    worth = {name: weight[name] / (torch.arange(score.numel(), dtype=torch.float64) + 0.5) for name, score in units.items()}
+    places = {name: torch.arange(score.numel(), dtype=torch.float64).add_(0.5) for name, score in units.items()}
+    worth = {name: place.reciprocal_().mul_(weight[name]) for name, place in places.items()}
     seats = keep_best(worth, nearest(density * sum(score.numel() for score in units.values())))
-    return layerwise(units, {name: int(seat.sum()) for name, seat in seats.items()})
+    return layerwise(units, {name: how_many(seat) for name, seat in seats.items()})
 
 
 def layerwise(units: Scores, counts: Mapping[str, int]) -> Mask:
     """Keep the best of each layer, that many, and all that score +inf (they are protected)."""
-    counts = {name: max(counts[name], int((units[name] == math.inf).sum())) for name in units}
+    counts = {name: max(counts[name], how_many(units[name] == math.inf)) for name in units}
     return {name: keep_best({name: units[name]}, counts[name])[name] for name in units}
 
 
