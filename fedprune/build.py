@@ -31,6 +31,7 @@ from fedprune.local.module import LocalModule
 from fedprune.local.train import Recipe
 from fedprune.make import make
 from fedprune.pruning.cycle import Axes
+from fedprune.pruning.paths import effective_density
 from fedprune.randomness import torch_seed
 from fedprune.types import Params, Plan
 from fedprune.wire.codec import Layout
@@ -90,6 +91,7 @@ class Experiment:
             fresh=functools.partial(_fresh, config, self.dataset),
             trained=tuple(name for name, _ in self.net.named_parameters()),
             flops=self.flops,
+            effective=functools.partial(effective_density, self.net, shape=self.dataset.shape),
         )
 
 
@@ -122,7 +124,9 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.stop_if_any()
 
     problems.add_incompatible(check.composition(plan, criterion, where, options["rewind"], names))
-    problems.add_incompatible(check.min_per_layer(what, plan, what.units(net.state_dict())))
+    units = what.units(net.state_dict())
+    problems.add_incompatible(check.min_per_layer(what, plan, units))
+    problems.add_incompatible(check.scope(what, plan, units, names))
     problems.stop_if_any()
 
     if criterion.grow is not None and not any(event.swap for event in plan.events):

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 from fedprune.errors import ConfigError, DataError, Incompatible
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.evidence import FROM_DATA, KNOWN, needs, unknown
+from fedprune.pruning.own_density import OwnDensity
+from fedprune.pruning.rank import nearest
 from fedprune.pruning.rewind import Rewind
-from fedprune.pruning.what import What, nearest
+from fedprune.pruning.what import What
 from fedprune.types import Plan
 
 T = TypeVar("T")
@@ -107,6 +109,8 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, na
 
 def min_per_layer(what: What, plan: Plan, units: dict[str, int]) -> list[str]:
     """Whether every event can leave `min_per_layer` units in each layer. units: the number of units of each layer."""
+    if what.emerges:
+        return []
     needed = sum(min(what.min_per_layer, number) for number in units.values())
     lowest = min((event.density * (1 - event.swap) for event in plan.events), default=1.0)
     kept = nearest(lowest * sum(units.values()))
@@ -115,3 +119,10 @@ def min_per_layer(what: What, plan: Plan, units: dict[str, int]) -> list[str]:
     return [
         f"what.min_per_layer={what.min_per_layer} keeps {needed} units, and a density of {lowest:.4g} only {kept}: lower one"
     ]
+
+
+def scope(what: What, plan: Plan, units: dict[str, int], names: dict[str, str]) -> list[str]:
+    """What a scope with densities of its own cannot keep of a plan. units: the number of units of each layer."""
+    if not isinstance(what.scope, OwnDensity):
+        return []
+    return [f"what={names['what']}: {problem}" for problem in what.scope.problems(plan, units)]

@@ -16,19 +16,22 @@ if TYPE_CHECKING:  # importing it takes torch's second, and --help needs none of
 console = Console(highlight=False, soft_wrap=True)
 
 
-def plan_text(plan: Plan, rewind: str) -> str:
-    """The plan as lines: the rounds of training, and every prune event between them."""
+def plan_text(plan: Plan, rewind: str, emerges: str = "") -> str:
+    """The plan as lines: the rounds of training, and every prune event between them.
+
+    emerges: what to say in the place of densities that only the events will show.
+    """
     lines = [f"plan: {plan.rounds} rounds of training, {len(plan.events) or 'no'} prune event{'s' * (len(plan.events) != 1)}"]
     back = "" if rewind == "none" else f", rewind {rewind}"
     for event in plan.events:
         swap = f", exchanging {event.swap:.3g} of the living" if event.swap else ""
-        lines.append(f"  after round {event.round:>5}: density {event.density:.4g}{swap}{back}")
+        lines.append(f"  after round {event.round:>5}: density {emerges or f'{event.density:.4g}'}{swap}{back}")
     return "\n".join(lines)
 
 
-def brief(plan: Plan, rewind: str, most: int = 12) -> str:
+def brief(plan: Plan, rewind: str, emerges: str = "", most: int = 12) -> str:
     """The plan's lines, with the middle of a long one left out."""
-    lines = plan_text(plan, rewind).splitlines()
+    lines = plan_text(plan, rewind, emerges).splitlines()
     if len(lines) <= most:
         return "\n".join(lines)
     left_out = f"  ... {len(lines) - most + 1} more events (all of them: plan.txt) ..."

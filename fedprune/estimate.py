@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from fedprune.build import Experiment
 from fedprune.display import amount
 from fedprune.federated.costs import training_flops
@@ -42,10 +40,12 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
 
 
 def _masks(experiment: Experiment) -> list[Mask]:
-    """A mask as dense as before the first event, after it, after the second ...; which entries live does not matter here."""
+    """A mask as dense as before the first event, after it, after the second ...; which entries live does not matter here.
+
+    By the initial magnitudes: where densities only emerge, that is the best guess there is.
+    """
     params, what = experiment.net.state_dict(), experiment.axes.what
-    generator = torch.Generator().manual_seed(0)
-    scores = {name: torch.rand(params[name].shape, generator=generator) for name in what.names}
+    scores = {name: params[name].abs() for name in what.names}
     full = ones(params, what.names)
     return [full, *(shrink(full, scores, event.density, what) for event in experiment.plan.events)]
 

@@ -42,7 +42,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequ
     experiment = build(config, names)
     about |= _facts(experiment, config)
     console.print(display.about_text(about))
-    console.print(display.brief(experiment.plan, names["rewind"]))
+    console.print(display.brief(experiment.plan, names["rewind"], experiment.axes.what.emerges))
     if config.dry_run:
         console.print(display.cost_text(estimate(experiment, config)))
         return
@@ -69,7 +69,8 @@ def _begin(folder: Path, config: DictConfig, about: Mapping[str, Any]) -> None:
 
 def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about: Mapping[str, Any]) -> None:
     write_text(folder / "run.json", _json(about))
-    write_text(folder / "plan.txt", display.plan_text(experiment.plan, names["rewind"]) + "\n")
+    plan = display.plan_text(experiment.plan, names["rewind"], experiment.axes.what.emerges)
+    write_text(folder / "plan.txt", plan + "\n")
     save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors")
 
 

@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from fedprune.check import Problems, composition, evidence, min_per_layer, ranges
+from fedprune.check import Problems, composition, evidence, min_per_layer, ranges, scope
 from fedprune.errors import ConfigError, DataError, Incompatible, RunError
 from fedprune.federated.where import AllClients, Cohort, OneClient, Server
 from fedprune.pruning.criterion import Criterion, gradient, magnitude, random, snip
+from fedprune.pruning.own_density import NOfM, Threshold
 from fedprune.pruning.rewind import Early, Keep, RandomReinit
-from fedprune.pruning.what import What, globally, weights
+from fedprune.pruning.scope import globally
+from fedprune.pruning.unit import weights
+from fedprune.pruning.what import What
 from fedprune.types import Plan, PruneEvent
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -188,6 +191,17 @@ def test_every_event_must_leave_each_layer_its_minimum(minimum, events, fine):
     problems = min_per_layer(what, plan, {"a": 4, "b": 40})
     assert (problems == []) == fine
     assert all(f"what.min_per_layer={minimum} keeps" in problem for problem in problems)
+
+
+def test_a_density_that_only_emerges_cannot_fall_short_of_a_minimum():
+    what = What(weights, Threshold(), min_per_layer=99)
+    assert min_per_layer(what, Plan((PruneEvent(0, 0.01),), 10), {"a": 4, "b": 40}) == []
+
+
+def test_what_a_scope_with_its_own_density_cannot_keep_is_reported_under_its_name():
+    (problem,) = scope(What(weights, NOfM(2, 4)), Plan((PruneEvent(0, 0.1),), 10), {"a": 4}, NAMES)
+    assert problem == "what=that: 2 of 4 units is a density of 0.5, not 0.1: choose density=0.5"
+    assert scope(What(weights, globally), DYNAMIC, {"a": 4}, NAMES) == []
 
 
 # --- problems --------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from fedprune.federated.where import Where, measuring
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.mask import apply, collapsed, ones
 from fedprune.pruning.rewind import Rewind
-from fedprune.types import Params, Plan, PruneEvent, State, Subnet, Update
+from fedprune.types import Mask, Params, Plan, PruneEvent, State, Subnet, Update
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ class FederatedLoop:
 
     fresh: the n-th independent initialisation (0 is the one the run starts from). trained: the names of the parameters, which a
     server optimizer moves (buffers are only averaged). flops: of training on one example, by layer of the dense network.
+    effective: the fraction of the prunable entries that lie on a path from input to output, of a mask.
     """
 
     seed: int
@@ -48,6 +49,7 @@ class FederatedLoop:
     fresh: Callable[[int], Params]
     trained: tuple[str, ...]
     flops: Mapping[str, float]
+    effective: Callable[[Mask], float]
 
     def start(self) -> State:
         """The state before the first round: everything is alive."""
@@ -58,13 +60,16 @@ class FederatedLoop:
         """One round. Returns the state after it, and its metrics."""
         started, tally = time.perf_counter(), Tally()
         state = self._remember(state)
-        for event in self._due(state):
+        due = self._due(state)
+        for event in due:
             state = self._prune(state, event, tally)
         updates = self.exchange.train(state, self._cohort(state), tally)
         after = replace(self._merge(state, updates), round=state.round + 1, clock=state.clock + 1)
         after = replace(after, up_bytes=state.up_bytes + tally.up_bytes, down_bytes=state.down_bytes + tally.down_bytes)
         trained = time.perf_counter()
         metrics = {"round": state.round, "prune/events": state.events, **densities(state.server, self.axes.what, self.trained)}
+        if due:  # the mask is a new one, and stays as it is until the next event
+            metrics |= {"density/effective": self.effective(state.server.mask)}
         metrics |= tally.metrics() | {"wire/total_bytes": after.up_bytes + after.down_bytes}
         metrics |= {"flops/train": tally.seen * training_flops(self.flops, state.server)}
         if self._evaluates(after):

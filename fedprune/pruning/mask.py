@@ -11,6 +11,7 @@ import math
 import numpy as np
 import torch
 
+from fedprune.pruning.rank import how_many
 from fedprune.pruning.what import What
 from fedprune.types import Mask, Params, Scores
 
@@ -31,7 +32,7 @@ def shrink(mask: Mask, scores: Scores, density: float, what: What) -> Mask:
     Dead units score -inf. Counts are exact: the number of units kept is the nearest integer to density x units (half up); ties
     go to the lower flat index of the alphabetically first name.
     """
-    living = {name: scores[name].masked_fill(~alive, -math.inf) for name, alive in mask.items()}
+    living = {name: torch.where(alive, scores[name], -math.inf) for name, alive in mask.items()}
     kept = what.select(living, density)
     return {name: kept[name] & alive for name, alive in mask.items()}
 
@@ -48,7 +49,7 @@ def regrow(mask: Mask, scores: Scores, density: float, what: What) -> Mask:
 
 def count(mask: Mask) -> int:
     """The number of living entries."""
-    return sum(int(alive.sum()) for alive in mask.values())
+    return sum(how_many(alive) for alive in mask.values())
 
 
 def size(mask: Mask) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.pruning.what import nearest
+from fedprune.pruning.rank import nearest
 from fedprune.types import Plan, PruneEvent
 
 

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from fedprune.federated.costs import densities, flops_per_example, training_flops
-from fedprune.pruning.what import What, filters, globally, weights
+from fedprune.pruning.scope import globally
+from fedprune.pruning.unit import filters, weights
+from fedprune.pruning.what import What
 from fedprune.types import Subnet
 
 

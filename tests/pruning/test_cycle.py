@@ -5,7 +5,9 @@ import torch
 
 from fedprune.pruning.criterion import Criterion, gradient, magnitude, random, snip
 from fedprune.pruning.cycle import Axes, prune
-from fedprune.pruning.what import What, globally, weights
+from fedprune.pruning.scope import globally
+from fedprune.pruning.unit import weights
+from fedprune.pruning.what import What
 from fedprune.types import Params, PruneEvent, Subnet
 
 WHAT = What(weights, globally, names=("w",))

@@ -11,7 +11,9 @@ from fedprune.local.module import LocalModule
 from fedprune.pruning.criterion import snip
 from fedprune.pruning.evidence import grads, mean, needs, unknown
 from fedprune.pruning.mask import ones, shrink
-from fedprune.pruning.what import What, globally, weights
+from fedprune.pruning.scope import globally
+from fedprune.pruning.unit import weights
+from fedprune.pruning.what import What
 from fedprune.types import Params
 
 SGD = partial(torch.optim.SGD, lr=0.1)

@@ -12,10 +12,13 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.utils import prune
 
+from fedprune.checkpoint import save_ticket
 from fedprune.errors import ConfigError, Incompatible, RunError
 from fedprune.make import make
 from fedprune.pruning.mask import count, density, ones, regrow, shrink
-from fedprune.pruning.what import What, erk, filters, globally, per_layer, weights
+from fedprune.pruning.scope import erk, globally, per_layer
+from fedprune.pruning.unit import filters, weights
+from fedprune.pruning.what import What
 from fedprune.types import Mask, Scores
 
 CONF = Path(__file__).parents[2] / "conf" / "what"
@@ -28,6 +31,12 @@ def mlp(*sizes: int) -> nn.Sequential:
 def convs() -> nn.Sequential:
     """Two convolutions of 4 and 40 filters, then a linear layer."""
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 40, 3), nn.Flatten(), nn.Linear(40, 10))
+
+
+def wide() -> nn.Sequential:
+    """Two convolutions and three linear layers; widths inside are multiples of 8."""
+    convolutions = (nn.Conv2d(1, 8, 3), nn.Conv2d(8, 40, 3), nn.Flatten())
+    return nn.Sequential(*convolutions, nn.Linear(40, 48), nn.Linear(48, 40), nn.Linear(40, 10))
 
 
 def dense(net: nn.Module, what: What) -> Mask:
@@ -329,10 +338,20 @@ def test_alive_units_counts_filters_that_live():
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_yaml_prunes_to_its_density_and_never_empties_a_layer_that_it_protects(file):
-    net = convs()
-    what = make(OmegaConf.load(file)).bind(net)
+def test_every_yaml_prunes_to_its_density_and_never_empties_a_layer_that_it_protects(file, tmp_path):
+    net = wide()
+    config = OmegaConf.load(file)
+    if "ticket" in config.scope:
+        mask = {name: torch.rand(alive.shape) < 0.2 for name, alive in dense(net, What(weights, globally).bind(net)).items()}
+        save_ticket(dict(net.state_dict()), mask, {}, tmp_path / "ticket.safetensors")
+        config.scope.ticket = str(tmp_path / "ticket.safetensors")
+    what = make(config).bind(net)
     mask = shrink(dense(net, what), random_scores(dense(net, what)), 0.2, what)
     alive, units = what.alive_units(mask)
-    assert 0.18 * units < alive < 0.26 * units  # the output layer at half the rate keeps 0.2^0.47 = 47 %
+    if file.stem in ("weights_2of4", "weights_4of8"):
+        assert alive == units / 2
+    elif file.stem == "weights_threshold":
+        assert alive == pytest.approx((1 - 3**-0.5) * units, rel=0.05)  # uniform on [0, 1): the mean square is 1/3
+    else:
+        assert 0.18 * units < alive < 0.26 * units  # the output layer at half the rate keeps 0.2^0.47 = 47 %
     assert min(living_units(what, mask)) >= what.min_per_layer

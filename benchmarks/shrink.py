@@ -1,0 +1,85 @@
+"""Time and memory of one `shrink`: 10 million weights, one pool, one thread. `python benchmarks/shrink.py [--weights 10]`.
+
+Each case is a process of its own, so that its peak is its own. Memory is the growth of the peak resident set over scores and
+mask, in multiples of the scores' size; copying the scores once is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+
+from fedprune.pruning.mask import count, shrink
+from fedprune.pruning.own_density import NOfM, Threshold
+from fedprune.pruning.scope import erk, globally, per_layer
+from fedprune.pruning.unit import filters, weights
+from fedprune.pruning.what import What
+
+SHAPES = {"conv.weight": (0.2, 512, 9), "wide.weight": (0.7, 1024, 1), "last.weight": (0.1, 1000, 1)}
+"""Three layers: their fraction of the weights, inputs, and kernel area."""
+
+CASES = {
+    "weights, globally": (weights, globally),
+    "weights, globally, a tenth alive": (weights, globally),
+    "weights, per layer": (weights, per_layer),
+    "weights, erk": (weights, erk),
+    "weights, 2 of 4": (weights, NOfM(2, 4)),
+    "weights, by threshold": (weights, Threshold(1.0)),
+    "filters, globally": (filters, globally),
+}
+REPEATS = 5
+SECONDS, MULTIPLES = 1.0, 3.0  # at most
+
+
+def peak() -> float:
+    """The peak resident set of this process, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure(case: str, millions: float) -> None:
+    """Print seconds (the median), and memory over scores and mask."""
+    torch.set_num_threads(1)
+    unit, scope = CASES[case]
+    sizes = {name: (int(part * millions * 1e6 / i / k), i, k) for name, (part, i, k) in SHAPES.items()}
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: torch.rand(size, generator=generator).pow_(2) for name, size in sizes.items()}
+    mask = {name: torch.ones(size, dtype=torch.bool) for name, size in sizes.items()}
+    what = What(unit, scope, names=tuple(sizes))
+    shrink({name: alive[:9] for name, alive in mask.items()}, {name: score[:9] for name, score in scores.items()}, 0.5, what)
+    if case.endswith("alive"):
+        mask = {name: score > 0.81 for name, score in scores.items()}
+    before, seconds = peak(), []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        kept = shrink(mask, scores, 0.05, what)
+        seconds.append(time.perf_counter() - started)
+    total = sum(score.numel() for score in scores.values())
+    growth = (peak() - before) / (4 * total)
+    print(f"{case:<34}{total / 1e6:>8.1f}{count(kept) / total:>10.3f}{statistics.median(seconds):>10.3f}{growth:>10.2f}")
+
+
+def main() -> None:
+    """Print a table, a row per case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=float, default=10.0, help="millions")
+    parser.add_argument("--case", choices=list(CASES), help="only this one, in this process")
+    given = parser.parse_args()
+    if given.case:
+        measure(given.case, given.weights)
+        return
+    print(f"{platform.machine()} ({platform.processor() or 'CPU'}), 1 thread, torch {torch.__version__}, medians of {REPEATS}")
+    print(f"{'case':<34}{'millions':>8}{'density':>10}{'seconds':>10}{'memory':>10}", flush=True)
+    for case in CASES:
+        subprocess.run([sys.executable, __file__, "--case", case, "--weights", str(given.weights)], check=True)
+    print(f"{'weights, globally: at most':<52}{SECONDS:>10.1f}{MULTIPLES:>10.1f}")
+
+
+if __name__ == "__main__":
+    main()

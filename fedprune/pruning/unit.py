@@ -1,0 +1,93 @@
+"""Units: which entries of a tensor live or die together.
+
+unit: (scores of one tensor [O, I, ...]) -> one score per unit, on a grid: with the tensor's dimensions or with those of its
+      matrix [O, I k k], and a unit covers size / grid entries along each of them.
+Higher = keep. -inf = dead: a unit with such an entry scores -inf, whatever the others are worth. +inf = protected.
+
+How a unit's score is made of its entries' scores is said in two words, since each choice gives other numbers:
+reduce: `mean` (units of different sizes stay comparable), `sum`, or `l2`, the root of the sum of squares.
+of:     `signed` scores as they are, or their `absolute` values (the same for criteria that never go below 0, and for l2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fedprune.errors import ConfigError, Incompatible
+
+Unit = Callable[[Tensor], Tensor]
+
+REDUCE: dict[str, Callable[[Tensor, tuple[int, ...], bool], Tensor]] = {
+    "mean": lambda entries, dims, keepdim: entries.mean(dims, keepdim),
+    "sum": lambda entries, dims, keepdim: entries.sum(dims, keepdim),
+    "l2": lambda entries, dims, keepdim: entries.square().sum(dims, keepdim).sqrt(),
+}
+OF: dict[str, Callable[[Tensor], Tensor]] = {"signed": lambda entries: entries, "absolute": torch.abs}
+
+
+def weights(scores: Tensor) -> Tensor:
+    """Every entry is a unit of its own."""
+    return scores
+
+
+def filters(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
+    """All that produces one output channel: a row [o, :, ...]. Grid [O, 1, ...]."""
+    return _reduced(scores, tuple(range(1, scores.dim())), reduce, of)
+
+
+def neurons(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
+    """All that produces one output of a linear layer: a row of [O, I]. Grid [O, 1]. A convolution's rows are `filters`."""
+    if scores.dim() != 2:
+        raise Incompatible("neurons are of linear layers: choose what.layers=[linear], or what=filters_global")
+    return filters(scores, reduce, of)
+
+
+def channels(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
+    """All that reads one input channel (of a linear layer: one input): [:, i, ...]. Grid [1, I, 1, ...].
+
+    In a convolution with groups: one place among the input channels of every group.
+    """
+    return _reduced(scores, (0, *range(2, scores.dim())), reduce, of)
+
+
+def kernels(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
+    """What leads from one input channel to one output channel: a slice [o, i]. Grid [O, I, 1, ...]."""
+    return _reduced(scores, tuple(range(2, scores.dim())), reduce, of) if scores.dim() > 2 else scores
+
+
+def blocks(scores: Tensor, h: int, w: int, reduce: str = "mean", of: str = "signed") -> Tensor:
+    """Tiles of h rows x w columns of the matrix [O, I k k]. Grid [O/h, I k k/w].
+
+    Raises Incompatible where tiles do not fit: at a ragged edge they would be smaller, and as cheap to keep as whole ones.
+    """
+    rows, columns = len(scores), scores[0].numel()
+    if h < 1 or w < 1:
+        raise ConfigError([f"what.unit.h={h} and what.unit.w={w} are a block's rows and columns: at least 1"])
+    if rows % h or columns % w:
+        raise Incompatible(
+            f"blocks of {h} x {w} do not fit into its {rows} x {columns} matrix: "
+            "choose what.unit.h and what.unit.w that divide them, or leave the layer out with what.skip"
+        )
+    return _reduced(scores.reshape(rows // h, h, columns // w, w), (1, 3), reduce, of, keepdim=False)
+
+
+def spread(grid: Tensor, shape: torch.Size) -> Tensor:
+    """What a grid says of units, said of each of their entries: a contiguous tensor of that shape."""
+    whole = shape if grid.dim() == len(shape) else torch.Size((shape[0], shape[1:].numel()))
+    for dim, (cells, size) in enumerate(zip(grid.shape, whole, strict=True)):
+        if 1 < cells < size:
+            grid = grid.repeat_interleave(size // cells, dim)
+    return grid.expand(whole).reshape(shape).contiguous()
+
+
+def _reduced(scores: Tensor, dims: tuple[int, ...], reduce: str, of: str, keepdim: bool = True) -> Tensor:
+    for key, value, known in (("reduce", reduce, tuple(REDUCE)), ("of", of, tuple(OF))):
+        if value not in known:
+            raise ConfigError([f"what.unit.{key}={value}: choose one of {', '.join(known)}"])
+    # Squares and absolute values would turn -inf into +inf, and -inf beside +inf is not a number.
+    dead = (scores == -math.inf).any(dims, keepdim)
+    return REDUCE[reduce](OF[of](scores), dims, keepdim).masked_fill(dead, -math.inf)
