@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fedprune.make import make
-from fedprune.pruning import criterion
+from fedprune.pruning import criterion, second_order, structured
 from fedprune.pruning.criterion import Criterion, gradient, lamp, magnitude, magnitude_gradient, random, snip
 from fedprune.pruning.evidence import KNOWN, needs, unknown
 from fedprune.types import Params, Scores
@@ -133,6 +133,7 @@ def evidence(seed: int) -> dict[str, Params]:
     generator = torch.Generator().manual_seed(seed)
     shapes = {"a": (3, 4), "b": (5,), "c": (2, 1, 3, 3)}
     made = {n: {k: torch.randn(s, generator=generator) for k, s in shapes.items()} for n in KNOWN if n != "generator"}
+    made["mask"] = {k: value > 0 for k, value in made["mask"].items()}
     return made | {"generator": streams(seed)}
 
 
@@ -154,8 +155,9 @@ def test_every_formula_has_a_yaml():
     # Those are formulas that are public and return Scores.
     formulas = {
         function
-        for name, function in inspect.getmembers(criterion, inspect.isfunction)
-        if not name.startswith("_") and function.__module__ == criterion.__name__
+        for file in (criterion, second_order, structured)
+        for name, function in inspect.getmembers(file, inspect.isfunction)
+        if not name.startswith("_") and function.__module__ == file.__name__
     }
     chosen = [formula for file in YAMLS for formula in (load(file).drop, load(file).grow)]
     assert formulas == {formula.func if isinstance(formula, partial) else formula for formula in chosen if formula}
