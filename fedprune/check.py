@@ -103,7 +103,9 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, na
         f"rewind.round={rewind.anchor} comes after the first prune event, which is after {first} rounds: "
         "choose a smaller rewind.round, or rewind=init": plan.events != () and (rewind.anchor or 0) > first,
         f"{chosen} compares with the weights at the start, and the first prune event is before any training: "
-        "choose when=during_training or when=after_training": "init_params" in asked and plan.events != () and first == 0,
+        "choose when=after_training, or when=during_training with a later when.start": "init_params" in asked
+        and plan.events != ()
+        and first == 0,
         f"{chosen} compares with the weights at the start, and rewind={names['rewind']} replaces them: choose rewind=init": (
             "init_params" in asked and len(plan.events) > 1 and names["rewind"] == "random_reinit"
         ),

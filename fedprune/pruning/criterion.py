@@ -72,8 +72,8 @@ def grasp(params: Params, hessian_grads: Params) -> Scores:
 def synflow(params: Params, flow_grads: Params) -> Scores:
     """|w dR/d|w||, R the flow through the network of absolute weights. Tanaka et al. 2020 (SynFlow); meant to be iterated.
 
-    With when=before_training, how_often=iterative and how_often.times=100 it is the paper's; one shot can empty a layer. As in
-    their code, biases and BatchNorm are absolute values too, so layers' sums are equal only where there are none.
+    With when=before_training and 100 steps of how_often=iterative it is the paper's; one shot can empty a layer. As in their
+    code, biases and BatchNorm are absolute values too, so layers' sums are equal only where there are none.
     """
     return {name: (w * flow_grads[name]).abs() for name, w in params.items()}
 

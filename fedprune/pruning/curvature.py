@@ -17,7 +17,7 @@ from fedprune.pruning.squares import per_example, squares, total
 from fedprune.types import Params
 
 DIRECTIONS = 64  # of the exact Hessian, at once
-EXACT = 10_000  # weights: beyond, the exact Hessian takes minutes
+EXACT = 20_000  # weights: beyond, the exact Hessian takes minutes
 BLOCK = 32  # entries of a tensor, by flat index, that WoodFisher relates to each other
 DAMPING = 1e-4
 

@@ -26,7 +26,7 @@ def fpgm(params: Params, mask: Mask) -> Scores:
     return {name: spread(_distances(_rows(w), _rows(mask[name]).any(1)), w) for name, w in params.items()}
 
 
-def bn_scale(params: Params, scales: Params) -> Scores:
+def bn_scale(scales: Params) -> Scores:
     """|gamma| of the normalisation that follows a filter. Liu et al. 2017 (network slimming).
 
     They train gamma with an L1 penalty, without which it says little. The normalisation itself stays: what a dead filter still
