@@ -77,6 +77,14 @@ def arguments(given: list[str]) -> list[str]:
     return flags + overrides
 
 
+ASKING = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
+"""Flags of commands that answer and write nothing."""
+
+
+def _writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK) and folder.is_dir() if folder.exists() else os.access(folder.absolute().parent, os.W_OK)
+
+
 def main() -> None:
     """The command. Ctrl-C leaves what is done, and a state from which the same command resumes."""
     sys.argv[1:] = arguments(sys.argv[1:])
@@ -85,6 +93,11 @@ def main() -> None:
         print(
             f"{several[0]}: each runs as one job; a grid that an experiment declares is expanded only when it is launched alone"
         )
+    if not ASKING & set(sys.argv) and not _writable(Path("outputs")):
+        print(
+            f"results go to {Path('outputs').absolute()}, which is not a folder to write to: start elsewhere", file=sys.stderr
+        )
+        sys.exit(1)
     schema.register()
     folders.register()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's "stop" is as good as Ctrl-C

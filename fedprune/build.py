@@ -39,7 +39,7 @@ from fedprune.wire.message import Wire
 
 log = logging.getLogger(__name__)
 
-OBJECTS = ("what", "criterion", "when", "how_often", "where", "whose", "rewind", "partition", "data", "wire")
+OBJECTS = ("what", "criterion", "when", "how_often", "where", "whose", "rewind", "partition", "data", "wire", "logger")
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     options["server_step"] = problems.attempt(make, config.federated.server)
     recipe = problems.attempt(_recipe, config)
     device = problems.attempt(_device, config.device)
+    problems.attempt(make, {**config.executor, "_partial_": True})
     problems.stop_if_any()
 
     dataset, criterion, where = options["data"], options["criterion"], options["where"]
@@ -181,13 +182,13 @@ def _fresh(config: DictConfig, dataset: Dataset, number: int) -> Params:
 
 def _optimizer(config: DictConfig, net: nn.Module) -> None:
     """Try the client's optimizer once: to find its mistakes, and to have torch's slow first import over before workers fork."""
-    module = make(config.local.module, net, make(config.local.optimizer))
-    if not isinstance(module, LocalModule):
-        raise ConfigError([f"local.module is a {type(module).__name__}: subclass fedprune.local.module.LocalModule"])
     try:
+        module = make(config.local.module, net, make(config.local.optimizer))
+        if not isinstance(module, LocalModule):
+            raise ConfigError([f"local.module is a {type(module).__name__}: subclass fedprune.local.module.LocalModule"])
         module.configure_optimizers()
-    except (TypeError, ValueError) as error:
-        raise ConfigError([f"local.optimizer: {error}"]) from error
+    except (ConfigError, TypeError, ValueError) as error:
+        raise ConfigError([f"local.optimizer or local.module: {error}"]) from error
 
 
 def _sizes(parts: tuple[torch.Tensor, ...]) -> list[int]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -59,28 +61,34 @@ def write(groups: Mapping[str, Params], metadata: Mapping[str, str], path: Path)
     tensors = {f"{group}/{name}": tensor for group, params in groups.items() for name, tensor in params.items()}
     order = json.dumps(list(tensors))
     # A tensor may stand in several groups at once; the format wants each in memory of its own.
-    content = save({name: tensor.clone() for name, tensor in tensors.items()}, {**metadata, "order": order})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, content)
-    except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror}. What was saved before is intact: make room, and the same command resumes"
-        ) from error
+    content = save(
+        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()},
+        {**metadata, "order": order},
+    )
+    replace_file(path, content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `replace_file`, for text."""
+    replace_file(path, text.encode())
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file in one step: complete and on the disk, or not at all."""
+    """Write a file in one step: complete and on the disk, or not at all. Raises RunError if it cannot."""
     partial = path.with_name(path.name + ".partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise RunError(
+            f"cannot write {path}: {error.strerror}. What was saved before is intact: make room, and the same command resumes"
+        ) from error
 
 
 def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:

@@ -19,7 +19,7 @@ GROUPS = (
 VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_every", "hydra")
 """Keys that do not change a result: a run is the same run whatever they are."""
 
-MOST = 120  # characters of a folder's name
+MOST = 200  # characters of a folder's name
 
 
 def register() -> None:
@@ -44,11 +44,11 @@ def digest_of(value: Any) -> str:
 def folder_name(*, _root_: DictConfig) -> str:
     """What distinguishes this job, as its overrides say, and the hash; an older folder of the same hash is used again."""
     digest = folder_hash(_root_)
-    existing = sorted(Path(_root_.hydra.sweep.dir).glob(f"*-{digest}"))
+    existing = sorted(Path(_root_.hydra.sweep.dir).glob(f"*{digest}"))
     if existing:
         return existing[0].name
     words = [_word(override) for override in _root_.hydra.overrides.task]
-    return "-".join([*filter(None, words), digest])[-MOST:].lstrip("-")
+    return "-".join(["-".join(filter(None, words))[:MOST], digest]).lstrip("-")
 
 
 def _word(override: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -21,26 +22,32 @@ def make(config: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         factory = _plain(instantiate(config, _partial_=True, _convert_="all"))
     except InstantiationException as error:
-        raise _mendable(error.__cause__ or error, config) from error
+        raise _mendable(error.__cause__ or error, config.get("_target_", config)) from error
     if config.get("_partial_"):
         return factory
-    try:
-        inspect.signature(factory).bind(*args, **kwargs)
-    except TypeError as error:
-        raise _mendable(error, config) from error
+    _check_arguments(inspect.signature(factory).bind, config.get("_target_"), *args, **kwargs)
     return _plain(factory(*args, **kwargs))
 
 
-def _mendable(cause: BaseException, config: Any) -> FedpruneError:
+def _check_arguments(bind: Callable[..., Any], target: object, *args: Any, **kwargs: Any) -> None:
+    try:
+        bind(*args, **kwargs)
+    except TypeError as error:
+        raise _mendable(error, target) from error
+
+
+def _mendable(cause: BaseException, target: object) -> FedpruneError:
     if isinstance(cause, FedpruneError):
         return cause
-    return ConfigError([f"{config.get('_target_', config)}: {' '.join(str(cause).split())}"])
+    return ConfigError([f"{target}: {' '.join(str(cause).split())}"])
 
 
 def _plain(made: Any) -> Any:
     """Hydra's own partials cost 0.1 ms a call and need not pickle: plain ones instead, also in the fields of what was made."""
     if isinstance(made, functools.partial):
         bound = {name: _plain(value) for name, value in made.keywords.items()}
+        name = f"{made.func.__module__}.{made.func.__qualname__}"
+        _check_arguments(inspect.signature(made.func).bind_partial, name, *made.args, **bound)
         return functools.partial(made.func, *made.args, **bound) if made.args or bound else made.func
     if is_dataclass(made) and not isinstance(made, type):
         values = {field.name: getattr(made, field.name) for field in fields(made)}

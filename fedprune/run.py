@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedprune import __version__, display, tracking
 from fedprune.build import Experiment, build
-from fedprune.checkpoint import load_state, replace_file, save_state, save_ticket
+from fedprune.checkpoint import load_state, save_state, save_ticket, write_text
 from fedprune.data.client import save_partition
 from fedprune.display import console
 from fedprune.errors import Incompatible, RunError
@@ -54,7 +54,7 @@ def fail(folder: Path, error: Exception, reason: str) -> None:
     """Leave the reason why there is no result."""
     status = "skipped" if isinstance(error, Incompatible) else "failed"
     with suppress(RunError):  # on a full disk the reason is on the screen all the same
-        _write(folder / "failed.json", _json({"status": status, "reason": reason}))
+        write_text(folder / "failed.json", _json({"status": status, "reason": reason}))
 
 
 def _begin(folder: Path, config: DictConfig, about: Mapping[str, Any]) -> None:
@@ -63,20 +63,20 @@ def _begin(folder: Path, config: DictConfig, about: Mapping[str, Any]) -> None:
     for name in stale:
         (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
-    _write(folder / "run.json", _json(about))
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    write_text(folder / "run.json", _json(about))
 
 
 def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about: Mapping[str, Any]) -> None:
-    _write(folder / "run.json", _json(about))
-    _write(folder / "plan.txt", display.plan_text(experiment.plan, names["rewind"]) + "\n")
+    write_text(folder / "run.json", _json(about))
+    write_text(folder / "plan.txt", display.plan_text(experiment.plan, names["rewind"]) + "\n")
     save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors")
 
 
 def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapping[str, Any]) -> None:
     """The rounds that are left, each written down as it ends, with a checkpoint every so many seconds; then the results."""
     path = folder / "state" / "state.safetensors"
-    before = load_state(path) if path.exists() else None
+    before = _resume(path, experiment) if path.exists() else None
     executor = experiment.executor()
     loop = experiment.loop(executor)
     state = written = before or loop.start()
@@ -102,6 +102,17 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
     executor.close()
 
 
+def _resume(path: Path, experiment: Experiment) -> State:
+    """The state to go on from. Raises RunError if it is not one of this network."""
+    state = load_state(path)
+    shapes = {name: tensor.shape for name, tensor in experiment.net.state_dict().items()}
+    if {name: t.shape for name, t in state.server.params.items()} != shapes or tuple(
+        state.server.mask
+    ) != experiment.axes.what.names:
+        raise RunError(f"{path} is the checkpoint of another network: run with force=true to start anew")
+    return state
+
+
 def _finish(folder: Path, state: State, about: Mapping[str, Any], logger: tracking.Logger) -> None:
     """The ticket, the logger's end, and the summary last of all."""
     rows = tracking.read_metrics(folder)
@@ -111,7 +122,7 @@ def _finish(folder: Path, state: State, about: Mapping[str, Any], logger: tracki
     provenance = {"name": about["name"], "axes": json.dumps(about["axes"]), "seed": str(about["seed"]), "fedprune": __version__}
     save_ticket(state.ticket, state.server.mask, provenance, ticket)
     logger.finish(metrics, [ticket, folder / "state" / "state.safetensors"])
-    _write(folder / "summary.json", _json({"status": "done", "metrics": metrics}))
+    write_text(folder / "summary.json", _json({"status": "done", "metrics": metrics}))
 
 
 def _about(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> dict[str, Any]:
@@ -143,10 +154,3 @@ def _facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
 
 def _json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        replace_file(path, text.encode())
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}. Make room, and the same command goes on") from error

@@ -20,14 +20,14 @@ def enroll(folder: Path) -> None:
     """Note that this run belongs to the sweep that is going on, if one is."""
     sweep = os.environ.get(SWEEP)
     if sweep:
-        list_ = _list(folder.parent, sweep)
-        list_.parent.mkdir(parents=True, exist_ok=True)
-        with open(list_, "a") as file:  # one short line: whole, even if several processes append
-            file.write(f"{folder.name}\n")
+        members = _members(folder.parent.parent, sweep)
+        members.parent.mkdir(parents=True, exist_ok=True)
+        with open(members, "a") as file:  # one short line: whole, even if several processes append
+            file.write(f"{folder.parent.name}/{folder.name}\n")
 
 
-def _list(folder: Path, sweep: str) -> Path:
-    return folder / ".sweeps" / sweep
+def _members(outputs: Path, sweep: str) -> Path:
+    return outputs / ".sweeps" / sweep
 
 
 class Report(Callback):
@@ -36,15 +36,13 @@ class Report(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         given = [config.hydra.overrides.task, config.hydra.sweeper.get("params")]
         os.environ[SWEEP] = f"{config.name}-{digest_of(given)}"  # the same command again is the same sweep
-        _list(Path(config.hydra.sweep.dir), os.environ[SWEEP]).unlink(missing_ok=True)
+        _members(Path(config.hydra.sweep.dir).parent, os.environ[SWEEP]).unlink(missing_ok=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        names = _list(folder, os.environ.pop(SWEEP)).read_text().splitlines()
-        runs = [folder / name for name in dict.fromkeys(names)]
-        if not any((run / "run.json").exists() for run in runs):
-            return  # a dry run
-        if summarise(runs, folder):
+        names = _members(folder.parent, os.environ.pop(SWEEP)).read_text().splitlines()
+        runs = [folder.parent / name for name in dict.fromkeys(names)]
+        if not config.dry_run and summarise(runs, folder):
             sys.exit(1)
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from fedprune.checkpoint import write_text as write
 from fedprune.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ def csv(folder: Path, about: About) -> Iterator[Logger]:
         if (folder / "metrics.jsonl").exists():
             import pandas
 
-            pandas.DataFrame(read_metrics(folder)).to_csv(folder / "metrics.csv", index=False)
+            with _reported("metrics.csv"):
+                pandas.DataFrame(read_metrics(folder)).to_csv(folder / "metrics.csv", index=False)
 
 
 @contextmanager
@@ -64,21 +66,16 @@ def wandb(folder: Path, about: About, project: str = "fedprune", mode: str = "au
     mode: online, offline, disabled, or auto: what WANDB_MODE says, else online if somebody is logged in, else offline.
     Whatever goes wrong with it is reported once, and the run goes on without it.
     """
-    try:
+    run, status = None, 1
+    with _reported("Weights & Biases"):
         run = _init(folder, about, project, _mode(mode), timeout)
-    except Exception as error:
-        _report(error)
-        yield Silent()
-        return
-    status = 1
     try:
-        yield _Guard(_Board(run, about))
+        yield Silent() if run is None else _Guard(_Board(run, about))
         status = 0
     finally:
-        try:
-            run.finish(exit_code=status)
-        except Exception as error:
-            _report(error)
+        with _reported("Weights & Biases"):
+            if run is not None:
+                run.finish(exit_code=status)
 
 
 class _Board:
@@ -119,15 +116,21 @@ class _Guard:
         self._guard(lambda: self._logger.finish(summary, files))
 
     def _guard(self, call: Callable[[], None]) -> None:
-        try:
+        told = False
+        with _reported("Weights & Biases"):
             call()
-        except Exception as error:
-            _report(error)
+            told = True
+        if not told:
             self._logger = Silent()
 
 
-def _report(error: Exception) -> None:
-    log.warning("Weights & Biases: %s; the run goes on without it (logger=none keeps it quiet)", error)
+@contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """A logger's failure is a warning: it must not end a run."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s: %s; the run goes on without it (logger=none keeps it quiet)", what, error)
 
 
 def _mode(mode: str) -> str:
@@ -184,4 +187,4 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 def keep_until(folder: Path, round: int) -> None:
     """Drop the rounds from `round` on: a resumed run does them again."""
     rows = [row for row in read_metrics(folder) if row["round"] < round]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

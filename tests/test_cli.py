@@ -57,11 +57,8 @@ def test_flags_may_stand_anywhere(typed, handed_over):
     assert arguments(typed) == handed_over
 
 
-@pytest.mark.parametrize("flag", [0, 3, None], ids=["first", "in the middle", "last"])
-def test_a_sweep_is_asked_for_anywhere(flag, command):
-    words = [*TINY, "seed=0,1", "dry_run=true"]
-    words.insert(len(words) if flag is None else flag, "-m")
-    result = command(*words)
+def test_a_sweep_is_asked_for_in_the_middle(command):
+    result = command(*TINY, "-m", "seed=0,1", "dry_run=true")
     assert result.rc == 0
     assert result.out.count("bytes down") == 2
 
@@ -92,25 +89,36 @@ def cells() -> list[tuple[str, str]]:
     return sorted((criterion, what) for what, criterion, *_ in axes("mine"))
 
 
+def assert_reported(result, folder: Path) -> None:
+    """A sweep leaves a table, sorted, and three figures twice each, prints the table and says where all this is."""
+    assert f"results: {folder}" in result.out
+    for column in ("accuracy", "density", "sent", "time", "criterion", "what", "magnitude", "weights_per_layer"):
+        assert column in result.out
+    assert (folder / "table.md").read_text().count("\n") == 2 + 4
+    for figure in ("accuracy_density", "accuracy_bytes", "accuracy_rounds"):
+        assert (folder / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (folder / "figures" / f"{figure}.svg").read_text()
+    with open(folder / "table.csv", newline="") as file:
+        accuracies = [float(row["test accuracy (%)"]) for row in csv.DictReader(file)]
+    assert accuracies == sorted(accuracies, reverse=True)
+
+
 ALL_FOUR = [(criterion, what) for criterion in ("magnitude", "random") for what in ("weights_global", "weights_per_layer")]
 
 
-def test_an_experiments_grid_is_expanded_with_m_and_only_then(command, mine):
+def test_an_experiments_grid_is_expanded_with_m_and_only_then_and_ends_with_its_results(command, mine):
     assert command(mine, *TINY, "+experiment=mine").rc == 0
     assert cells() == [("magnitude", "weights_global")]
     result = command(mine, *TINY, "+experiment=mine", "-m")
     assert result.rc == 0
     assert cells() == ALL_FOUR
     assert result.out.count("already done") == 1  # the single job is the grid's first cell
+    assert_reported(result, Path("outputs/mine"))
 
 
-def test_an_override_narrows_a_grid(command, mine):
-    assert command(mine, *TINY, "+experiment=mine", "criterion=lamp", "-m").rc == 0
-    assert cells() == [("lamp", "weights_global"), ("lamp", "weights_per_layer")]
-
-
-def test_an_override_adds_an_axis_to_a_grid(command, mine):
+def test_overrides_narrow_a_grid_and_add_axes_to_it(command, mine):
     assert command(mine, *TINY, "+experiment=mine", "criterion=lamp", "seed=0,1", "-m").rc == 0
+    assert cells() == [("lamp", "weights_global"), ("lamp", "weights_per_layer")]
     assert len(runs("mine")) == 4
     with open("outputs/mine/table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -126,20 +134,6 @@ def test_several_experiments_at_once_run_as_one_job_each_and_say_so(command, min
     assert "each runs as one job" not in command(mine, *TINY, "+experiment=mine", "dry_run=true").out
 
 
-def test_a_sweep_leaves_a_table_three_figures_and_says_where(command, mine):
-    result = command(mine, *TINY, "+experiment=mine", "-m")
-    folder = Path("outputs/mine")
-    assert f"results: {folder}" in result.out
-    for column in ("accuracy", "density", "sent", "time", "criterion", "what", "magnitude", "weights_per_layer"):
-        assert column in result.out
-    assert (folder / "table.md").read_text().count("\n") == 2 + 4
-    for figure in ("accuracy_density", "accuracy_bytes", "accuracy_rounds"):
-        assert (folder / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
-        assert "<svg" in (folder / "figures" / f"{figure}.svg").read_text()
-    accuracies = [float(row["test accuracy (%)"]) for row in csv.DictReader(open(folder / "table.csv", newline=""))]
-    assert accuracies == sorted(accuracies, reverse=True)
-
-
 # --- help and dry run ------------------------------------------------------------------------------------------------------
 
 
@@ -148,7 +142,9 @@ def test_help_explains_the_questions_and_lists_every_option_of_every_group(comma
     assert result.rc == 0
     for axis in AXES:
         assert re.search(rf"^  {axis} ", result.out, re.MULTILINE), axis
-    listed = dict(line.split(": ") for line in result.out.splitlines() if re.match(r"[a-z/_]+: [a-z0-9_]+(, [a-z0-9_]+)*$", line))
+    listed = dict(
+        line.split(": ") for line in result.out.splitlines() if re.match(r"[a-z/_]+: [a-z0-9_]+(, [a-z0-9_]+)*$", line)
+    )
     for folder in sorted({path.parent for path in CONF.rglob("*.yaml")} - {CONF}):
         group = str(folder.relative_to(CONF))
         if not group.startswith("hydra"):
@@ -170,7 +166,9 @@ def test_a_dry_run_prints_plan_and_costs_and_writes_nothing(command):
     for row in ("parameters", "rounds", "bytes down", "bytes up", "bytes of evidence", "operations"):
         assert re.search(rf"^  {row} ", result.out, re.MULTILINE), row
     assert "50,610 (50,200 prunable)" in result.out
-    assert "lth_fedavg: weights_per_layer · magnitude · after_training · iterative · cohort · shared · rewind init" in result.out
+    assert (
+        "lth_fedavg: weights_per_layer · magnitude · after_training · iterative · cohort · shared · rewind init" in result.out
+    )
     assert files() == {}
 
 
@@ -255,8 +253,8 @@ def test_the_same_command_again_skips_what_is_done_and_force_does_it_again(comma
         *((override, False) for override in ("partition.val=0.2", "name=other", "wire=dense", "where.examples=3")),
     ],
 )
-def test_a_run_is_the_same_run_unless_something_changes_its_result(typed, same, compose):
-    assert (folder_hash(compose(*TINY)[0]) == folder_hash(compose(*TINY, typed)[0])) is same
+def test_a_run_is_the_same_run_unless_something_changes_its_result(typed, same, assemble):
+    assert (folder_hash(assemble(*TINY)[0]) == folder_hash(assemble(*TINY, typed)[0])) is same
 
 
 def test_another_logger_finds_the_run_that_is_done(command):

@@ -1,5 +1,7 @@
-"""Every point of what x criterion x when x how_often x where x whose x rewind is built or is refused with what to choose instead;
-and a sample in which the answers meet in as many pairs as they can is run, with the invariants of masks checked in every round."""
+"""Every point of what x criterion x when x how_often x where x whose x rewind is built, or refused with what to choose instead.
+
+And a sample, in which the answers meet in as many pairs as they can, is run, with the invariants of masks checked every round.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ TWEAKS = {
 }
 """So that a run of a few rounds sees several events."""
 
-SAMPLES = 40
+SAMPLES = 32
 
 
 class Plain(dict):
@@ -190,7 +192,7 @@ def assembled(parts, compose) -> Callable[[Cell], Experiment]:
 def test_the_sample_has_every_option_and_most_pairs(sample, outcomes):
     assert {answer for cell in sample for answer in enumerate(cell)} == {answer for cell in CELLS for answer in enumerate(cell)}
     possible = {pair for cell, outcome in outcomes.items() if isinstance(outcome, Experiment) for pair in pairs(cell)}
-    assert len({pair for cell in sample for pair in pairs(cell)}) > 0.9 * len(possible)
+    assert len({pair for cell in sample for pair in pairs(cell)}) > 0.8 * len(possible)
 
 
 @pytest.mark.parametrize("number", range(SAMPLES))
@@ -246,7 +248,7 @@ def exact(experiment: Experiment, mask: Mask, density: float) -> bool:
     if scope in (globally, erk):
         return alive == nearest(density * units)
     rates = getattr(what.scope, "keywords", {}).get("rates", {})
-    by_layer = {name: 1.0 for name in mask} | {list(mask)[-1]: rates.get("last", 1.0)}
+    by_layer = dict.fromkeys(mask, 1.0) | {list(mask)[-1]: rates.get("last", 1.0)}
     totals = what.units(experiment.net.state_dict())
     return all(
         int((what.unit(mask[name].float()) > 0).sum()) == nearest(layer_density(density, rate, 0.2) * totals[name])

@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedprune import tracking
 from fedprune.checkpoint import load_state, read
 from fedprune.run import run
 from fedprune.types import State
 
-ROUNDS = 40
+ROUNDS = 20
 LONG = (
     *("federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=4", "eval_every=7"),
     *("federated=fedavgm", "criterion=rigl", "how_often=dynamic", "how_often.every=5", "when.start=0.2", "when.stop=1"),
@@ -81,10 +82,8 @@ class Stop(Exception):
     """What the test throws into a run."""
 
 
-def throw_in_round(monkeypatch, number: int, error: type[BaseException] = Stop) -> None:
-    """The error comes when round `number` is about to be written down, as late as it can."""
-    from fedprune import tracking
-
+def stop_in_round(number: int, job: Callable, *overrides: str, error: type[BaseException] = Stop) -> None:
+    """Do the job, and throw the error when round `number` is about to be written down, as late as it can come."""
     append = tracking.append
 
     def thrown(folder: Path, metrics: dict[str, float]) -> None:
@@ -92,14 +91,15 @@ def throw_in_round(monkeypatch, number: int, error: type[BaseException] = Stop) 
             raise error
         append(folder, metrics)
 
-    monkeypatch.setattr(tracking, "append", thrown)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking, "append", thrown)
+        with pytest.raises(error):
+            job(*overrides)
 
 
-@pytest.mark.parametrize("number", [0, 7, 20, ROUNDS - 1])
-def test_a_run_that_ends_in_any_round_goes_on_bit_for_bit(number, reference, here, monkeypatch, differences):
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        throw_in_round(patch, number)
-        here("executor=serial")
+@pytest.mark.parametrize("number", [0, 7, ROUNDS - 1])
+def test_a_run_that_ends_in_any_round_goes_on_bit_for_bit(number, reference, here, differences):
+    stop_in_round(number, here, "executor=serial")
     folder = Path("outputs/fedprune/run")
     assert not (folder / "summary.json").exists()
     assert len(rows(folder)) == number
@@ -107,40 +107,32 @@ def test_a_run_that_ends_in_any_round_goes_on_bit_for_bit(number, reference, her
 
 
 def test_a_run_that_is_interrupted_again_and_again_goes_on_bit_for_bit(reference, here, differences):
-    for number in (3, 4, 17, 30):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            throw_in_round(patch, number, KeyboardInterrupt)
-            here("executor=serial")
+    for number in (3, 4, 14):
+        stop_in_round(number, here, "executor=serial", error=KeyboardInterrupt)
     assert_same(here("executor=serial"), reference, differences)
 
 
 def test_a_run_may_go_on_with_other_workers(reference, here, differences):
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        throw_in_round(patch, 10)
-        here("executor=processes", "executor.workers=2")
+    stop_in_round(10, here, "executor=processes", "executor.workers=2")
     assert_same(here("executor=serial"), reference, differences)
 
 
 def test_without_a_checkpoint_of_its_own_a_killed_run_starts_anew_and_its_lines_are_not_doubled(reference, here, differences):
     """A process that is killed between two checkpoints has written lines that the state does not know of."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        throw_in_round(patch, 12)
-        here("executor=serial")
+    stop_in_round(12, here, "executor=serial")
     folder = Path("outputs/fedprune/run")
     shutil.rmtree(folder / "state")
     assert_same(here("executor=serial"), reference, differences)
 
 
 def test_a_line_that_was_torn_is_written_again(reference, here, differences):
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        throw_in_round(patch, 12)
-        here("executor=serial")
+    stop_in_round(12, here, "executor=serial")
     with open("outputs/fedprune/run/metrics.jsonl", "a") as file:
         file.write('{"round": 12, "test/acc')
     assert_same(here("executor=serial"), reference, differences)
 
 
-def test_what_is_done_is_not_done_again_unless_forced(reference, here, tmp_path, capsys, differences):
+def test_what_is_done_is_not_done_again_unless_forced(reference, here, capsys, differences):
     folder = Path("outputs/fedprune/run")
     shutil.copytree(reference, folder)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -152,14 +144,60 @@ def test_what_is_done_is_not_done_again_unless_forced(reference, here, tmp_path,
     assert_same(folder, reference, differences)
 
 
+def test_a_sweep_that_was_interrupted_keeps_what_is_done_and_goes_on_with_the_rest(command, outputs):
+    sweep = ("rounds=3", *LONG[:3], "local.epochs=null", "local.steps=1", "logger=none", "executor=serial", "seed=0,1,2", "-m")
+    append, written = tracking.append, []
+
+    def interrupted(folder: Path, metrics: dict[str, float]) -> None:
+        written.append(folder)
+        if len(written) == 5:  # in the second round of the second run
+            raise KeyboardInterrupt
+        append(folder, metrics)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking, "append", interrupted)
+        assert command(*sweep).rc == 130
+    assert len(list(outputs.glob("*/*/summary.json"))) == 1
+    assert len(list(outputs.glob("*/*/run.json"))) == 2
+    again = command(*sweep)
+    assert again.rc == 0
+    assert again.out.count("already done") == 1
+    assert len(list(outputs.glob("*/*/summary.json"))) == 3
+    assert all(len(rows(path.parent)) == 3 for path in outputs.glob("*/*/summary.json"))
+
+
 # --- a process of its own --------------------------------------------------------------------------------------------------
+
+
+SLOW = """
+import contextlib, time
+
+class Slow:
+    def round(self, metrics):
+        time.sleep(0.1)
+
+    def finish(self, summary, files):
+        pass
+
+@contextlib.contextmanager
+def slow(folder, about):
+    yield Slow()
+"""
+"""A logger that makes rounds last, so that a run can be caught in the middle. A logger does not change which run it is."""
 
 
 @contextlib.contextmanager
 def started(*arguments: str) -> Iterator[subprocess.Popen]:
     """The command in a process group of its own; nothing of the group outlives the block."""
-    command = [sys.executable, "-m", "fedprune", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    Path("slow.py").write_text(SLOW)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedprune", *arguments, "logger._target_=slow.slow"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
         yield process
     finally:

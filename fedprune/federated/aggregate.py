@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -22,35 +23,49 @@ ServerStep = Callable[[Params, Params, Momentum, tuple[str, ...]], tuple[Params,
 def overlap_mean(server: Params, updates: Iterable[tuple[Subnet, float]]) -> Params:
     """Each entry is the weighted mean over the clients whose mask holds it; where nobody holds it, the server's value stays.
 
-    With equal masks this is FedAvg (McMahan et al. 2017). Updates are taken up one by one, in the given order, so that memory
-    does not grow with the cohort. Whole numbers (counters) are rounded to the nearest.
+    With equal masks this is FedAvg (McMahan et al. 2017). Updates are taken up one by one, in the given order, into a running
+    mean: memory does not grow with the cohort, and networks that are equal average to themselves, bit for bit. Clients in a row
+    that share one mask are taken up together. Whole numbers (counters) are rounded to the nearest.
     """
-    total: Params = {}
-    cover: Params = {}  # by entry, the weight of those who hold it
-    held, weight, everybody = Mask(), 0.0, 0.0
-    for subnet, share in updates:
-        _add(total, subnet.params, share)
-        if subnet.mask is not held:  # clients in a row often share one mask: it is counted once for all of them
-            _add(cover, held, weight)
-            held, weight = subnet.mask, 0.0
-        weight, everybody = weight + share, everybody + share
-    _add(cover, held, weight)
-    return server | {name: _divide(total[name], cover.get(name, everybody), server[name]) for name in total}
+    mean: Params = {}
+    cover: dict[str, Tensor | float] = {}  # the weight of those who hold an entry
+    for _, alike in itertools.groupby(updates, key=_mask_of):
+        mask, params, weight = _running_mean(alike)
+        mean, cover = _join(mean, cover, params, {name: weight * mask[name] if name in mask else weight for name in params})
+    return server | {name: _where_held(mean[name], cover[name], server[name]) for name in mean}
 
 
-def _add(total: Params, params: Params, share: float) -> None:
-    """total += share * params, in place: the totals are our own."""
-    for name, value in params.items():
-        number = value if value.is_floating_point() else value.double()
-        total[name] = total[name].add_(number, alpha=share) if name in total else number * share
+def _mask_of(update: tuple[Subnet, float]) -> tuple[int, ...]:
+    """Which mask it is: decoding gives the same tensors for the same bits."""
+    return tuple(map(id, update[0].mask.values()))
 
 
-def _divide(total: Tensor, weight: Tensor | float, server: Tensor) -> Tensor:
-    """The mean over those who hold an entry; the server's value where nobody does. In the server's type of number."""
-    mean = total / weight
-    if isinstance(weight, Tensor):
-        mean = torch.where(weight > 0, mean, server)
-    return mean.to(server.dtype) if server.is_floating_point() else mean.round().to(server.dtype)
+def _running_mean(updates: Iterable[tuple[Subnet, float]]) -> tuple[Mask, Params, float]:
+    """(mask, mean, total weight) of networks that share one mask."""
+    mean, total, mask = Params(), 0.0, Mask()
+    for subnet, weight in updates:
+        total, mask = total + weight, subnet.mask
+        values = {name: value if value.is_floating_point() else value.double() for name, value in subnet.params.items()}
+        mean = {name: mean[name].lerp(value, weight / total) if mean else value for name, value in values.items()}
+    return mask, mean, total
+
+
+def _join(mean: Params, cover: Mapping, more: Params, weight: Mapping) -> tuple[Params, dict[str, Tensor | float]]:
+    """Two means as one; `cover` and `weight` say, by entry or for a whole tensor, how much stands behind them."""
+    if not mean:
+        return more, dict(weight)
+    both = {name: cover[name] + weight[name] for name in more}
+    part = {name: _share(weight[name], both[name]) for name in more}
+    return {name: mean[name] + (more[name] - mean[name]) * part[name] for name in more}, both
+
+
+def _share(weight: Tensor | float, both: Tensor | float) -> Tensor | float:
+    return torch.where(both > 0, weight / both, 0.0) if isinstance(both, Tensor) else weight / both
+
+
+def _where_held(mean: Tensor, cover: Tensor | float, server: Tensor) -> Tensor:
+    held = torch.where(cover > 0, mean, server) if isinstance(cover, Tensor) else mean
+    return held.to(server.dtype) if server.is_floating_point() else held.round().to(server.dtype)
 
 
 @dataclass(frozen=True)

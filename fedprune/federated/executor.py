@@ -11,9 +11,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 import torch
@@ -63,16 +66,15 @@ class Processes:
         if start is not None and start not in methods:
             raise ConfigError([f"executor.start={start} is not to be had here: choose one of {', '.join(methods)}, or null"])
         torch.set_num_threads(1)
-        method = start or ("fork" if sys.platform == "linux" else "spawn")
+        method = start or ("fork" if sys.platform == "linux" and "fork" in methods else "spawn")
         self._workers = workers or available_cores()
+        self._own: set[BaseProcess] = set()
         context = multiprocessing.get_context(method)
         self._pool = ProcessPoolExecutor(self._workers, context, initializer=_begin, initargs=(factory,))
 
     def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
-        futures: dict[int, Future] = {}
         try:
-            for place in sorted(range(len(tasks)), key=lambda i: -sizes[i]):
-                futures[place] = self._pool.submit(_perform, *tasks[place])
+            futures = self._submit(tasks, sizes)
             for place in range(len(tasks)):
                 yield futures.pop(place).result()
         except BrokenProcessPool as error:
@@ -81,9 +83,17 @@ class Processes:
                 f"if memory is short, use fewer workers (executor.workers, now {self._workers}) or executor=serial"
             ) from error
 
+    def _submit(self, tasks: Sequence[Task], sizes: Sequence[int]) -> dict[int, Future]:
+        """The largest first; and note which processes the pool starts for it, since it does not say."""
+        others = set(multiprocessing.active_children()) - self._own
+        largest_first = sorted(range(len(tasks)), key=lambda place: -sizes[place])
+        futures = {place: self._pool.submit(_perform, *tasks[place]) for place in largest_first}
+        self._own |= set(multiprocessing.active_children()) - others
+        return futures
+
     def close(self, now: bool = False) -> None:
         if now:
-            for worker in multiprocessing.active_children():
+            for worker in self._own:
                 worker.terminate()
         self._pool.shutdown(wait=not now, cancel_futures=True)
 
@@ -101,7 +111,15 @@ def _begin(factory: Factory) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle,
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and what it made of SIGTERM is not for its workers
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     _client_round = factory()
+
+
+def _end_with(parent: int) -> None:
+    """A worker must not outlive the process that it works for, which may have been killed without a chance to say so."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _perform(method: str, arguments: tuple) -> Any:

@@ -88,6 +88,11 @@ def pack(mask: Mask) -> bytes:
     return np.packbits(np.concatenate([alive.numpy().reshape(-1) for alive in mask.values()])).tobytes()
 
 
+def all_alive(shapes: dict[str, torch.Size]) -> bytes:
+    """What `pack` makes of a mask of these shapes with nothing dead."""
+    return np.packbits(np.ones(sum(shape.numel() for shape in shapes.values()), bool)).tobytes()
+
+
 def unpack(bits: bytes, shapes: dict[str, torch.Size]) -> Mask:
     """The inverse of `pack`, given names and shapes in the same order. Raises ValueError if the length does not fit."""
     return dict(_unpack(bits, tuple(shapes.items())))

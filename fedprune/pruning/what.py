@@ -48,6 +48,8 @@ def filters(scores: Tensor, reduce: str = "mean") -> Tensor:
 
     reduce: how entries' scores become the unit's: `mean` (layers of different fan-in stay comparable), `sum`, or `l2`.
     """
+    if reduce not in REDUCE:
+        raise ConfigError([f"what.unit.reduce={reduce}: choose one of {', '.join(REDUCE)}"])
     rows = scores.flatten(1)
     dead = (rows == -math.inf).any(1)  # l2 would turn -inf into +inf
     return REDUCE[reduce](rows).masked_fill(dead, -math.inf).view(-1, *[1] * (scores.dim() - 1))

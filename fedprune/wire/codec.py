@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedprune.pruning.mask import apply, full, pack, places, unpack
+from fedprune.pruning.mask import all_alive, apply, full, pack, places, unpack
 from fedprune.types import Mask, Params
 
 Codec = Callable[[Params, Mask, Mask | None], bytes]
@@ -74,7 +74,7 @@ def decode(data: bytes | memoryview, layout: Layout, known: Mask | None = None) 
         length = (sum(shape.numel() for shape in shapes.values()) + 7) // 8
         mask, place = unpack(bytes(view[place : place + length]), shapes), place + length
     else:
-        mask = {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
+        mask = unpack(all_alive(shapes), shapes)
     if codec == DENSE:
         return apply(_values(view[place:], layout, {}), mask), mask
     return _values(view[place:], layout, mask), mask

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -117,6 +118,15 @@ def test_workers_are_as_many_as_asked_or_as_cores_and_are_gone_when_closed(worke
 
 def children() -> set[int]:
     return {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+
+
+@pytest.mark.parametrize(("platform", "method"), [("linux", "fork"), ("darwin", "spawn"), ("win32", "spawn")])
+def test_workers_are_spawned_where_they_cannot_be_forked_safely(platform, method, monkeypatch):
+    asked, get_context = [], multiprocessing.get_context
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda name: (asked.append(name), get_context(name))[1])
+    Processes(Counter, workers=1).close()  # type: ignore[arg-type]
+    assert asked == [method]
 
 
 def test_each_worker_has_one_thread():

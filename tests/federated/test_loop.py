@@ -9,12 +9,12 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 
-from fedprune.make import make
 from fedprune.federated.exchange import Tally
 from fedprune.federated.sampling import cohort
+from fedprune.make import make
 from fedprune.pruning.mask import apply, count
 from fedprune.randomness import torch_stream
-from fedprune.types import Job, Params, State
+from fedprune.types import Job, Mask, Params, State
 
 LTH = ("when=after_training", "how_often=iterative", "rewind=init", "rounds=2", "density=0.512")  # three events, four runs
 ALL = ("federated.cohort=4",)
@@ -41,13 +41,16 @@ def batches_of(experiment, seed: int, clock: int, client: int, size: int, epochs
             yield experiment.dataset.normalise(experiment.dataset.x[part]), experiment.dataset.y[part]
 
 
-def train_plainly(net: torch.nn.Module, batches, lr: float = 0.05, momentum: float = 0.9) -> None:
-    """The loop that everybody has written."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum, fused=True)
+def train_plainly(net: torch.nn.Module, batches, lr: float = 0.05, mask: Mask | None = None) -> None:
+    """The loop that everybody has written; dead weights are put back to zero after every step."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, fused=True)
     for inputs, labels in batches:
         optimizer.zero_grad()
         F.cross_entropy(net(inputs), labels).backward()
         optimizer.step()
+        with torch.no_grad():
+            for name, alive in (mask or {}).items():
+                net.get_parameter(name).mul_(alive)
 
 
 # --- against plain torch ---------------------------------------------------------------------------------------------------
@@ -56,13 +59,16 @@ CENTRAL = ("federated=centralized", "federated.clients=1", "federated.cohort=1")
 EPOCHS = ("local.steps=null", "local.epochs=2", "local.batch_size=64")
 
 
-def test_a_round_of_fedavg_is_the_mean_of_two_clients_trained_by_hand(tiny, play):
-    experiment = tiny("federated.clients=2", "partition=quantity_skew", *EPOCHS)
+@pytest.mark.parametrize("how_often", ["never", "one_shot"])
+def test_a_round_of_fedavg_is_the_mean_of_two_clients_trained_by_hand(how_often, tiny, play):
+    experiment = tiny("federated.clients=2", "partition=quantity_skew", *EPOCHS, f"how_often={how_often}")
     ((state, metrics),) = play(experiment, stop=1)
+    mask = state.server.mask
+    assert count(mask) == {"never": 50_200, "one_shot": 15_060}[how_often]
     trained, sizes = [], []
     for client in (0, 1):
-        experiment.net.load_state_dict(first_state(experiment).init)
-        train_plainly(experiment.net, batches_of(experiment, 0, 0, client, 64, epochs=2))
+        experiment.net.load_state_dict(apply(first_state(experiment).init, mask))
+        train_plainly(experiment.net, batches_of(experiment, 0, 0, client, 64, epochs=2), mask=mask)
         trained.append({name: tensor.clone() for name, tensor in experiment.net.state_dict().items()})
         sizes.append(len(experiment.clients.train[client]))
     assert sizes[0] != sizes[1]
@@ -77,18 +83,18 @@ def test_uniform_weighting_is_the_plain_mean(tiny, play):
     skewed = ("federated.clients=2", "partition=quantity_skew")
     experiment = tiny(*skewed, "federated.weighting=uniform")
     ((state, _),) = play(experiment, stop=1)
-    alone = [trained_alone(experiment, client) for client in (0, 1)]
+    alone = trained_alone(experiment, 0, 1)
     for name, tensor in state.server.params.items():
         assert torch.allclose(tensor, (alone[0][name] + alone[1][name]) / 2, atol=1e-6), name
     ((weighted, _),) = play(tiny(*skewed), stop=1)
     assert not torch.allclose(weighted.server.params["fc1.weight"], state.server.params["fc1.weight"], atol=1e-6)
 
 
-def trained_alone(experiment, client: int) -> Params:
-    """What this client makes of the initial network."""
-    client_round, start = experiment.executor()._client_round, first_state(experiment)
-    update = client_round.train(Job(client, 0, 0, 0, start.server))
-    return update.subnet.params
+def trained_alone(experiment, *clients: int) -> list[Params]:
+    """What each of these clients makes of the initial network."""
+    executor = experiment.executor()
+    start = experiment.loop(executor).start().server
+    return [executor._client_round.train(Job(client, 0, 0, 0, start)).subnet.params for client in clients]
 
 
 def test_centralized_is_a_plain_training_loop_bit_for_bit(tiny, play, equal):
@@ -312,7 +318,7 @@ def statistics(params: Params) -> Params:
 def test_average_merges_the_statistics_like_weights(tiny, play):
     experiment = tiny(*BATCHNORM, "federated.batchnorm=average")
     ((state, _),) = play(experiment, stop=1)
-    alone = [trained_alone(experiment, client) for client in range(4)]
+    alone = trained_alone(experiment, 0, 1, 2, 3)
     sizes = [len(part) for part in experiment.clients.train]
     for name, tensor in statistics(state.server.params).items():
         mean = sum(s * a[name].double() for s, a in zip(sizes, alone, strict=True)) / sum(sizes)
