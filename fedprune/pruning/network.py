@@ -50,7 +50,8 @@ def scales(network: Network, params: Params, names: tuple[str, ...]) -> Params:
 
 def unscaled(network: Network, names: tuple[str, ...]) -> str | None:
     """Why `scales` of these layers are not to be had, or None."""
-    without = [name.removesuffix(".weight") for name in names if name not in normalised(network, names)]
+    scaled = normalised(network, names)
+    without = [name.removesuffix(".weight") for name in names if name not in scaled]
     if not without:
         return None
     if len(without) == len(names):

@@ -2,6 +2,20 @@
 
 import pytest
 import torch
+from measuring import (
+    SGD,
+    Squares,
+    assert_no_trace,
+    batchnorm_dropout,
+    cnn,
+    data,
+    elsewhere,
+    flat,
+    hessian,
+    losses,
+    mlp,
+    prunable,
+)
 from torch import nn
 
 from fedprune.local.module import LocalModule
@@ -16,8 +30,6 @@ from fedprune.pruning.curvature import (
 )
 from fedprune.pruning.evidence import mean
 from fedprune.pruning.network import Network
-from measuring import SGD, Squares, assert_no_trace, batchnorm_dropout, cnn, data, elsewhere, flat, hessian
-from measuring import losses, mlp, prunable
 
 ALL = (sq_grads, sq_grads_sampled, gauss_newton_diag, hessian_diag, fisher_inverse_diag)
 
