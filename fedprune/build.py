@@ -31,6 +31,7 @@ from fedprune.local.module import LocalModule
 from fedprune.local.train import Recipe
 from fedprune.make import make
 from fedprune.pruning.cycle import Axes
+from fedprune.pruning.network import Network
 from fedprune.pruning.paths import effective_density
 from fedprune.randomness import torch_seed
 from fedprune.types import Params, Plan
@@ -81,6 +82,7 @@ class Experiment:
             seed=config.seed,
             plan=self.plan,
             axes=self.axes,
+            network=Network(self.net, self.dataset.shape),
             **{name: self.options[name] for name in ("where", "whose", "rewind", "server_step")},
             weighting=federated.weighting,
             clients=federated.clients,
@@ -125,6 +127,8 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
 
     problems.add_incompatible(check.composition(plan, criterion, where, options["rewind"], names))
     units = what.units(net.state_dict())
+    network = Network(net, dataset.shape)
+    problems.add_incompatible(check.obstacles(plan, criterion, network, what.names, names))
     problems.add_incompatible(check.min_per_layer(what, plan, units))
     problems.add_incompatible(check.scope(what, plan, units, names))
     problems.stop_if_any()

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from fedprune.errors import ConfigError, DataError, Incompatible
 from fedprune.pruning.criterion import Criterion
-from fedprune.pruning.evidence import FROM_DATA, KNOWN, needs, unknown
+from fedprune.pruning.evidence import FROM_DATA, KNOWN, OBSTACLES, needs, unknown
+from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import nearest
 from fedprune.pruning.rewind import Rewind
@@ -87,7 +88,7 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, na
     """Combinations of axes that mean nothing, each with what to choose instead."""
     exchanges = any(event.swap for event in plan.events)
     first = min((event.round for event in plan.events), default=plan.rounds)
-    asked = {name for formula in (criterion.drop, criterion.grow) if formula is not None for name in needs(formula)}
+    asked = _asked(criterion)
     on_data = sorted(asked & set(FROM_DATA)) if plan.events else []
     how_often, chosen = f"how_often={names['how_often']}", f"criterion={names['criterion']}"
     rules = {
@@ -103,8 +104,28 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, na
         ),
         f"rewind.round={rewind.anchor} comes after the first prune event, which is after {first} rounds: "
         "choose a smaller rewind.round, or rewind=init": plan.events != () and (rewind.anchor or 0) > first,
+        f"{chosen} compares with the weights at the start, and the first prune event is before any training: "
+        "choose when=after_training, or when=during_training with a later when.start": "init_params" in asked
+        and plan.events != ()
+        and first == 0,
+        f"{chosen} compares with the weights at the start, and rewind={names['rewind']} replaces them: choose rewind=init": (
+            "init_params" in asked and len(plan.events) > 1 and names["rewind"] == "random_reinit"
+        ),
     }
     return [problem for problem, broken in rules.items() if broken]
+
+
+def obstacles(
+    plan: Plan, criterion: Criterion, network: Network, prunable: tuple[str, ...], names: dict[str, str]
+) -> list[str]:
+    """Evidence that this network cannot give about its prunable tensors, each with what to choose instead."""
+    asked = sorted(_asked(criterion) & OBSTACLES.keys()) if plan.events else []
+    found = (OBSTACLES[name](network, prunable) for name in asked)
+    return [f"criterion={names['criterion']}: {problem}" for problem in found if problem is not None]
+
+
+def _asked(criterion: Criterion) -> set[str]:
+    return {name for formula in (criterion.drop, criterion.grow) if formula is not None for name in needs(formula)}
 
 
 def min_per_layer(what: What, plan: Plan, units: dict[str, int]) -> list[str]:

@@ -3,15 +3,19 @@
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fedprune.check import Problems, composition, evidence, min_per_layer, ranges, scope
+from fedprune.check import Problems, composition, evidence, min_per_layer, obstacles, ranges, scope
 from fedprune.errors import ConfigError, DataError, Incompatible, RunError
 from fedprune.federated.where import AllClients, Cohort, OneClient, Server
-from fedprune.pruning.criterion import Criterion, gradient, magnitude, random, snip
+from fedprune.pruning.criterion import Criterion, gradient, magnitude, magnitude_increase, random, snip
+from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import NOfM, Threshold
 from fedprune.pruning.rewind import Early, Keep, RandomReinit
 from fedprune.pruning.scope import globally
+from fedprune.pruning.second_order import obd_sweep
+from fedprune.pruning.structured import activation, bn_scale
 from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
 from fedprune.types import Plan, PruneEvent
@@ -164,6 +168,47 @@ def test_what_means_nothing_is_refused_with_what_to_choose_instead(choices, mess
 
 def test_all_contradictions_are_reported_at_once():
     assert len(composed(DYNAMIC, Criterion(snip), Server(), "round_4")) == 4
+
+
+FROM_START = Criterion(magnitude_increase)
+
+
+@pytest.mark.parametrize("choices", [{}, {"rewind": "random_reinit"}, {"rewind": "init"}, {"plan": NEVER}])
+def test_the_weights_at_the_start_may_be_compared_with_after_some_training(choices):
+    assert composed(criterion=FROM_START, **choices) == []
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"plan": Plan((PruneEvent(0, 0.1),), 10)}, "is before any training: choose when=after_training"),
+        (
+            {"plan": Plan((PruneEvent(3, 0.5), PruneEvent(6, 0.1)), 10), "rewind": "random_reinit"},
+            "rewind=random_reinit replaces them: choose rewind=init",
+        ),
+    ],
+)
+def test_the_weights_at_the_start_must_be_others_and_still_count(choices, message):
+    (problem,) = composed(criterion=FROM_START, **choices)
+    assert message in problem
+
+
+# --- obstacles -------------------------------------------------------------------------------------------------------------
+
+
+def test_evidence_that_the_network_cannot_give_is_refused_if_it_would_be_asked_for():
+    network = Network(torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Sigmoid(), torch.nn.Linear(5, 3)), (6,))
+    both, first = ("0.weight", "2.weight"), ("0.weight",)
+    for formula, words in {
+        bn_scale: ["criterion=mine: no layer", "choose"],
+        obd_sweep: ["criterion=mine: the backward sweep does not pass 1 (Sigmoid): choose criterion=obd_gauss_newton"],
+        activation: ["criterion=mine: what 2 puts out", "choose what.skip=[2]"],
+    }.items():
+        (problem,) = obstacles(ONCE, Criterion(formula), network, both, NAMES)
+        assert all(word in problem for word in words)
+        assert obstacles(NEVER, Criterion(formula), network, both, NAMES) == []
+    assert obstacles(ONCE, Criterion(activation), network, first, NAMES) == []
+    assert obstacles(ONCE, Criterion(snip, gradient), network, both, NAMES) == []
 
 
 # --- min_per_layer ---------------------------------------------------------------------------------------------------------

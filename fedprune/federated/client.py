@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,6 +40,16 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Again:
+    """Batches that can be gone through more than once, made anew each time: no client's data is held twice."""
+
+    make: Callable[[], Iterator[Batch]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.make()
+
+
+@dataclass(frozen=True)
 class ClientRound:
     """Everything a client needs besides the job: the module to train, its data, and how it trains.
 
@@ -73,19 +83,17 @@ class ClientRound:
     def measure(self, job: Job) -> Update:
         """Measure the evidence that was asked for, at the subnet that was sent; train nothing."""
         indices = self.clients.server if job.client == SERVER else self.clients.train[job.client]
-        if self.examples is not None and self.examples < len(indices):
-            order = torch.randperm(len(indices), generator=torch_stream(job.seed, "evidence", job.round, job.client))
-            indices = indices[order[: self.examples]]
+        order = torch.randperm(len(indices), generator=torch_stream(job.seed, "evidence", job.round, job.client))
+        indices = indices[order[: self.examples]]
         subnet, names = job.subnet, tuple(job.subnet.mask)
         params = {name: value.to(self.module.device) for name, value in (subnet.params | job.kept).items()}
         cover = about(subnet.mask, job.about)
         set_mode(self.module, self.recipe)
-        evidence = {
-            name: apply(
-                {n: e.cpu() for n, e in FROM_DATA[name](self.module, params, names, self._in_order(indices)).items()}, cover
-            )
-            for name in job.measure
-        }
+        evidence = {}
+        for name in job.measure:
+            with seeded(torch_seed(job.seed, f"evidence {name}", job.round, job.client), self.module.device):
+                found = FROM_DATA[name](self.module, params, names, Again(lambda: self._in_order(indices)))
+            evidence[name] = apply({n: e.cpu() for n, e in found.items()}, cover)
         return Update(job.client, None, len(indices), evidence, job.about, kept=job.kept)
 
     def evaluate(self, block: bytes, kept: Arrays, where: Slice) -> tuple[np.ndarray, np.ndarray]:

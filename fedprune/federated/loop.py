@@ -18,6 +18,7 @@ from fedprune.federated.sampling import cohort
 from fedprune.federated.where import Where, measuring
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.mask import apply, collapsed, ones
+from fedprune.pruning.network import Network
 from fedprune.pruning.rewind import Rewind
 from fedprune.types import Mask, Params, Plan, PruneEvent, State, Subnet, Update
 
@@ -28,14 +29,16 @@ log = logging.getLogger(__name__)
 class FederatedLoop:
     """What a run does, fixed from its first round to its last; what changes is in the State.
 
-    fresh: the n-th independent initialisation (0 is the one the run starts from). trained: the names of the parameters, which a
-    server optimizer moves (buffers are only averaged). flops: of training on one example, by layer of the dense network.
+    network: as the server has it, for evidence that takes no data. fresh: the n-th independent initialisation (0 is the one the
+    run starts from). trained: the names of the parameters, which a server optimizer moves (buffers are only averaged). flops:
+    of training on one example, by layer of the dense network.
     effective: the fraction of the prunable entries that lie on a path from input to output, of a mask.
     """
 
     seed: int
     plan: Plan
     axes: Axes
+    network: Network
     where: Where
     whose: Callable[..., State]
     rewind: Rewind
@@ -88,7 +91,7 @@ class FederatedLoop:
     def _prune(self, state: State, event: PruneEvent, tally: Tally) -> State:
         """One prune event, on evidence measured at this very state."""
         clients = self.where(self._cohort(state), self.clients, self.seed)
-        measure = measuring(self.exchange, state, clients, tally)
+        measure = measuring(self.exchange, self.network, state, clients, tally)
         pruned = self.whose(state, event, self.axes, self.rewind, measure, lambda: self.fresh(state.events + 1))
         for layer in collapsed(state.server.mask, pruned.server.mask):
             log.warning("after round %d layer %s has lost its last unit; what.min_per_layer=1 keeps one", state.round, layer)

@@ -12,19 +12,23 @@ from dataclasses import dataclass
 from fedprune.errors import ConfigError, RunError
 from fedprune.federated.exchange import Exchange, Tally
 from fedprune.pruning.cycle import Measure
-from fedprune.pruning.evidence import FROM_DATA, mean
+from fedprune.pruning.evidence import FROM_DATA, FROM_NETWORK, mean
+from fedprune.pruning.network import Network
 from fedprune.randomness import numpy_stream, torch_stream
 from fedprune.types import SERVER, Params, State, Subnet, Update
 
 Where = Callable[[tuple[int, ...], int, int], tuple[int, ...]]
 
 
-def measuring(exchange: Exchange, state: State, clients: tuple[int, ...], tally: Tally) -> Measure:
+def measuring(exchange: Exchange, network: Network, state: State, clients: tuple[int, ...], tally: Tally) -> Measure:
     """How evidence is had at this state: the server's own at hand, the rest measured by `clients` and averaged by examples."""
 
     def measure(names: tuple[str, ...], subnet: Subnet, about: str) -> dict:
-        found: dict = {"params": {name: subnet.params[name] for name in subnet.mask}}
+        found: dict = {"params": {name: subnet.params[name] for name in subnet.mask}, "mask": subnet.mask}
+        found["init_params"] = {name: state.init[name] for name in subnet.mask}
         found["generator"] = lambda layer: torch_stream(exchange.seed, f"criterion {about} {layer}", state.events)
+        for name in FROM_NETWORK.keys() & {*names}:
+            found[name] = FROM_NETWORK[name](network, subnet.params, tuple(subnet.mask))
         wanted = tuple(name for name in names if name in FROM_DATA)
         if wanted:
             updates = exchange.measure(state, subnet, clients, wanted, about, tally)

@@ -4,6 +4,8 @@ Every formula is pure: (evidence, by the names of its arguments) -> Scores; **hi
 are the dependency list (see evidence.py): `params` are the prunable tensors of the masked network, `grads` the gradient of the
 mean loss at them, `generator` a seeded torch generator by layer name. Scores of dead entries do not matter when dropping,
 scores of living ones do not matter when growing. Further parameters have defaults and are set in the yaml.
+
+Here: weights, gradients and flow. In second_order.py: curvature. In structured.py: one score for a whole unit.
 """
 
 from __future__ import annotations
@@ -56,6 +58,56 @@ def magnitude_gradient(params: Params, grads: Params, alpha: float = 1.0, beta: 
     A reconstruction of Levai & Zombori 2020 from its abstract; meant for use inside a train-score-prune-rewind loop.
     """
     return {name: w.abs().pow(alpha) * grads[name].abs().pow(beta) for name, w in params.items()}
+
+
+def grasp(params: Params, hessian_grads: Params) -> Scores:
+    """w (H g), signed: high where removing the weight costs the most gradient norm. Wang, Zhang & Grosse 2020 (GraSP).
+
+    To first order, |g|^2 changes by -2 w (H g) when w is removed. The paper writes S(-w) = -w (H g) and removes the *highest*;
+    ours is its negative, to be kept high, and never an absolute value. Their code divides logits by 200; ours does not.
+    """
+    return {name: w * hessian_grads[name] for name, w in params.items()}
+
+
+def synflow(params: Params, flow_grads: Params) -> Scores:
+    """|w dR/d|w||, R the flow through the network of absolute weights. Tanaka et al. 2020 (SynFlow); meant to be iterated.
+
+    With when=before_training and 100 steps of how_often=iterative it is the paper's; one shot can empty a layer. As in their
+    code, biases and BatchNorm are absolute values too, so layers' sums are equal only where there are none.
+    """
+    return {name: (w * flow_grads[name]).abs() for name, w in params.items()}
+
+
+def taylor(params: Params, grads: Params, signed: bool = False) -> Scores:
+    """|w g|: the change of the loss, to first order, when w is removed. Molchanov et al. 2017, 2019.
+
+    signed: -w g instead, so that a unit that sums its entries has its own first-order change. There, the 2017 paper takes the
+    absolute value of the sum and the 2019 one its square; of single weights, all orders are those of |w g|.
+    """
+    scores = {name: -w * grads[name] for name, w in params.items()}
+    return scores if signed else {name: score.abs() for name, score in scores.items()}
+
+
+def movement(movement: Params) -> Scores:
+    """-sum_t w_t g_t over training steps: weights that grow away from zero score high. Sanh, Wolf & Rush 2020.
+
+    The paper collects the sum over the whole run, with pruned weights still receiving gradients; here it is one pass over a
+    client's data from the weights at the event, and the dead stay dead. At the first step it is -w g.
+    """
+    return dict(movement)
+
+
+def large_final_same_sign(params: Params, init_params: Params) -> Scores:
+    """|w| where w still has the sign it began with, 0 elsewhere. Zhou et al. 2019 ("Deconstructing lottery tickets").
+
+    Their mask criterion: max(0, w_final sign(w_init)). Where nothing began (an initial 0), it is 0.
+    """
+    return {name: (w * init_params[name].sign()).clamp_min(0) for name, w in params.items()}
+
+
+def magnitude_increase(params: Params, init_params: Params) -> Scores:
+    """|w_final| - |w_init|, signed: how much a weight has grown. Zhou et al. 2019 ("Deconstructing lottery tickets")."""
+    return {name: w.abs() - init_params[name].abs() for name, w in params.items()}
 
 
 def lamp(params: Params) -> Scores:

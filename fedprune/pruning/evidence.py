@@ -1,56 +1,64 @@
-"""Evidence: the closed vocabulary that a formula may ask for by argument name, and how each piece is measured.
+"""Evidence: the closed vocabulary that a formula may ask for by argument name, who has each piece, and how parts are averaged.
 
-`params`, `generator`: anyone has them. `grads`: from batches of training data, on the client.
+    params, mask            the prunable tensors of the masked network, and what is alive in them
+    init_params             the prunable tensors as the run began
+    generator               a seeded torch generator by layer name
+    flow_grads, scales      what is in the network itself: see network.py
+    grads, hessian_grads, movement                       from training data, by first derivatives: see gradients.py
+    sq_grads, sq_grads_sampled, gauss_newton_diag, hessian_diag, fisher_inverse_diag      by curvature: see curvature.py
+    hessian_sweep           the same by backward_sweep.py
+    activations, activity   what units put out: see activity.py
+
 Measure where the data is, average the evidence, score once: with gradients averaged by example count, federated SNIP is SNIP on
-the pooled data. Measuring has no side effects: module, buffers, random state and `.grad` are as before.
+the pooled data. Everything is named and shaped as the mask is: what belongs to a whole unit stands at each of its entries.
+Measuring has no side effects: module, buffers, random state and `.grad` are as before.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
-import torch
-from torch import Tensor, nn
-
+from fedprune.pruning.activity import activations, activity
+from fedprune.pruning.backward_sweep import hessian_sweep, no_sweep
+from fedprune.pruning.curvature import (
+    fisher_inverse_diag,
+    gauss_newton_diag,
+    hessian_diag,
+    sq_grads,
+    sq_grads_sampled,
+    too_large,
+)
+from fedprune.pruning.gradients import grads, hessian_grads, movement
+from fedprune.pruning.network import Network, flow_grads, no_flow, puts_out, scales, unscaled
 from fedprune.types import Params
 
-Batch = tuple[Tensor, ...]
-Loss = Callable[[Batch], Tensor]
+FROM_SERVER = ("params", "mask", "init_params", "generator")
 
+FROM_NETWORK: dict[str, Callable[[Network, Params, tuple[str, ...]], Params]] = {
+    function.__name__: function for function in (flow_grads, scales)
+}
 
-class TrainingLoss(nn.Module):
-    """A LightningModule's training loss as something that `functional_call` can evaluate at other parameters."""
+FROM_DATA: dict[str, Callable[..., Params]] = {
+    function.__name__: function
+    for function in (
+        *(grads, hessian_grads, movement),
+        *(sq_grads, sq_grads_sampled, gauss_newton_diag, hessian_diag, hessian_sweep, fisher_inverse_diag),
+        *(activations, activity),
+    )
+}
 
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
+OBSTACLES: dict[str, Callable[[Network, tuple[str, ...]], str | None]] = {
+    "flow_grads": no_flow,
+    "scales": unscaled,
+    "hessian_diag": too_large,
+    "hessian_sweep": no_sweep,
+    "activations": puts_out,
+    "activity": puts_out,
+}
+"""(network, names of the prunable tensors) -> why this evidence is not to be had there and what to choose instead, or None."""
 
-    def forward(self, batch: Batch) -> Tensor:
-        loss = self.module.training_step(batch, 0)  # type: ignore[operator]
-        return loss["loss"] if isinstance(loss, Mapping) else loss
-
-
-def grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
-    """The gradient of the mean loss over all examples of `batches`, at `params`, for the named tensors (of module.net).
-
-    In the mode that the module is in (to score what will be trained: that of training), on copies of the buffers.
-    """
-    tensors = {f"module.net.{name}": value.detach().clone() for name, value in params.items()}
-    wanted = [tensors[f"module.net.{name}"].requires_grad_() for name in names]
-    total, examples = [torch.zeros_like(w) for w in wanted], 0
-    with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
-        for batch in batches:
-            loss = torch.func.functional_call(TrainingLoss(module), tensors, (batch,))
-            gradients = torch.autograd.grad(loss, wanted, materialize_grads=True)
-            torch._foreach_add_(total, gradients, alpha=len(batch[0]))
-            examples += len(batch[0])
-    return {name: g / max(examples, 1) for name, g in zip(names, total, strict=True)}
-
-
-FROM_SERVER = ("params", "generator")
-FROM_DATA: dict[str, Callable[..., Params]] = {"grads": grads}
-KNOWN = (*FROM_SERVER, *FROM_DATA)
+KNOWN = (*FROM_SERVER, *FROM_NETWORK, *FROM_DATA)
 
 
 def needs(formula: Callable) -> tuple[str, ...]:

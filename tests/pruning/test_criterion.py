@@ -10,9 +10,34 @@ import torch
 from omegaconf import OmegaConf
 
 from fedprune.make import make
-from fedprune.pruning import criterion
-from fedprune.pruning.criterion import Criterion, gradient, lamp, magnitude, magnitude_gradient, random, snip
+from fedprune.pruning import criterion, second_order, structured
+from fedprune.pruning.criterion import (
+    Criterion,
+    gradient,
+    grasp,
+    lamp,
+    large_final_same_sign,
+    magnitude,
+    magnitude_gradient,
+    magnitude_increase,
+    movement,
+    random,
+    snip,
+    synflow,
+    taylor,
+)
 from fedprune.pruning.evidence import KNOWN, needs, unknown
+from fedprune.pruning.second_order import (
+    fisher_empirical,
+    fisher_true,
+    obd_exact,
+    obd_gauss_newton,
+    obd_sweep,
+    taylor_second,
+    woodfisher,
+)
+from fedprune.pruning.structured import activation, apoz, bn_scale, filter_norm, fpgm
+from fedprune.pruning.unit import filters
 from fedprune.types import Params, Scores
 
 CONF = Path(__file__).parents[2] / "conf" / "criterion"
@@ -105,6 +130,116 @@ def test_the_largest_weight_of_every_layer_scores_1_in_lamp():
         assert int(score.argmax()) == int(params[name].abs().argmax())
 
 
+def test_grasp_is_signed_weight_times_hessian_gradient():
+    # w * (H g): 1 * -4, -2 * 0.5, 0 * 9, 3 * 1 and -0.5 * 2, 4 * -0.25. The paper's S is the negative, its highest are removed.
+    assert close(grasp(PARAMS, GRADS), {"a": [[-4, -1], [0, 3]], "b": [-1, -1]})
+
+
+def test_synflow_is_never_negative():
+    assert close(synflow(PARAMS, GRADS), {"a": [[4, 1], [0, 3]], "b": [1, 1]})
+
+
+def test_taylor_is_the_absolute_product_or_the_signed_change_of_the_loss():
+    assert close(taylor(PARAMS, GRADS), {"a": [[4, 1], [0, 3]], "b": [1, 1]})
+    # L(w - w) - L(w) = -w g to first order.
+    assert close(taylor(PARAMS, GRADS, signed=True), {"a": [[4, 1], [0, -3]], "b": [1, 1]})
+
+
+def test_movement_is_its_evidence():
+    assert close(movement(GRADS), {"a": [[-4, 0.5], [9, 1]], "b": [2, -0.25]})
+
+
+def test_large_final_same_sign_is_zero_where_the_sign_changed():
+    # Signs of the initial weights: -, +, +, + and -, 0. Only 1 against -, -2 against + changed; 4 began at 0.
+    init = {"a": torch.tensor([[-4.0, 0.5], [9.0, 1.0]]), "b": torch.tensor([-2.0, 0.0])}
+    assert close(large_final_same_sign(PARAMS, init), {"a": [[0, 0], [0, 3]], "b": [0.5, 0]})
+
+
+def test_magnitude_increase_is_signed():
+    # |w| - |w_0|: 1 - 4, 2 - 0.5, 0 - 9, 3 - 1 and 0.5 - 2, 4 - 0.25.
+    assert close(magnitude_increase(PARAMS, GRADS), {"a": [[-3, 1.5], [-9, 2]], "b": [-1.5, 3.75]})
+
+
+CURVATURE = {"a": torch.tensor([[2.0, 3.0], [5.0, -4.0]]), "b": torch.tensor([8.0, 0.5])}
+
+
+@pytest.mark.parametrize("formula", [obd_exact, obd_sweep, obd_gauss_newton, fisher_empirical, fisher_true])
+def test_saliency_is_half_the_curvature_times_the_squared_weight(formula):
+    # h w^2 / 2: 2 * 1 / 2, 3 * 4 / 2, 0, -4 * 9 / 2 and 8 * 0.25 / 2, 0.5 * 16 / 2.
+    assert close(formula(PARAMS, CURVATURE), {"a": [[1, 6], [0, -18]], "b": [1, 4]})
+
+
+def test_taylor_second_adds_the_slope_to_the_saliency():
+    # -w g + h w^2 / 2: 4 + 1, 1 + 6, 0, -3 - 18 and 1 + 1, 1 + 4.
+    assert close(taylor_second(PARAMS, GRADS, CURVATURE), {"a": [[5, 7], [0, -21]], "b": [2, 5]})
+
+
+def test_saliency_is_the_rise_of_a_quadratic_loss_and_its_second_order_change_exactly():
+    # L = (h1 w1^2 + h2 w2^2) / 2 - c w, at w, with gradient h w - c: removing one weight changes L by what taylor_second says.
+    w, h, c = torch.tensor([1.5, -2.0]).double(), torch.tensor([4.0, 0.5]).double(), torch.tensor([1.0, 3.0]).double()
+    loss = lambda w: (h * w.square()).sum() / 2 - (c * w).sum()  # noqa: E731
+    removed = [loss(w * keep) - loss(w) for keep in (torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))]
+    assert close(taylor_second({"w": w}, {"w": h * w - c}, {"w": h}), {"w": [float(change) for change in removed]})
+
+
+def test_woodfisher_is_the_rise_after_the_others_have_moved():
+    # w^2 / (2 [F^-1]_qq): 1 / 4, 4 / 6, 0, 9 / 2 and 0.25 / 16, 16 / 1.
+    inverse = {"a": torch.tensor([[2.0, 3.0], [5.0, 1.0]]), "b": torch.tensor([8.0, 0.5])}
+    assert close(woodfisher(PARAMS, inverse), {"a": [[1 / 4, 2 / 3], [0, 4.5]], "b": [1 / 64, 16]})
+
+
+def test_woodfisher_is_what_the_quadratic_loss_rises_by_at_its_new_minimum():
+    # Brute force: E(d) = d' F d / 2 with d_q = -w_q held and the other entry free, d_r = -F_rq d_q / F_rr.
+    w, fisher = torch.tensor([1.0, -2.0]).double(), torch.tensor([[2.0, 1.0], [1.0, 3.0]]).double()
+    rises = []
+    for q, r in ((0, 1), (1, 0)):
+        d = torch.zeros(2).double()
+        d[q] = -w[q]
+        d[r] = -fisher[r, q] * d[q] / fisher[r, r]
+        rises.append(float(d @ fisher @ d / 2))
+    assert close(woodfisher({"w": w}, {"w": fisher.inverse().diagonal()}), {"w": rises})
+
+
+FILTERS = {"c": torch.tensor([[[[3.0, -4.0]]], [[[0.0, 0.0]]], [[[3.0, 0.0]]]])}
+
+
+def test_filter_norms_are_constant_over_a_filter():
+    # |3| + |-4| = 7 and sqrt(9 + 16) = 5; 0; 3.
+    assert close(filter_norm(FILTERS), {"c": [[[[7, 7]]], [[[0, 0]]], [[[3, 3]]]]})
+    assert close(filter_norm(FILTERS, p=2), {"c": [[[[5, 5]]], [[[0, 0]]], [[[3, 3]]]]})
+
+
+def test_fpgm_is_the_sum_of_distances_to_the_living_filters():
+    # Distances: (3, -4)-(0, 0) 5, (3, -4)-(3, 0) 4, (0, 0)-(3, 0) 3. Sums: 9, 8, 7: the last is the most replaceable, though
+    # the second has the smallest norm.
+    alive = {"c": torch.ones(3, 1, 1, 2, dtype=torch.bool)}
+    assert close(fpgm(FILTERS, alive), {"c": [[[[9, 9]]], [[[8, 8]]], [[[7, 7]]]]})
+    # With the second dead, only the distance of 4 is left between the others.
+    alive["c"][1] = False
+    scores = fpgm(FILTERS, alive)["c"]
+    assert scores[0, 0, 0].tolist() == [4, 4] and scores[2, 0, 0].tolist() == [4, 4]
+
+
+def test_fpgm_by_brute_force():
+    torch.manual_seed(0)
+    w = torch.randn(5, 3, 2, 2)
+    expected = [sum(float((a - b).norm()) for b in w) for a in w]
+    scores = fpgm({"w": w}, {"w": torch.ones_like(w, dtype=torch.bool)})["w"]
+    torch.testing.assert_close(scores[:, 0, 0, 0], torch.tensor(expected))
+    assert torch.equal(scores, scores[:, :1, :1, :1].expand(w.shape))
+
+
+@pytest.mark.parametrize("formula", [bn_scale, activation, apoz])
+def test_what_belongs_to_units_is_measured_and_passed_on(formula):
+    assert close(formula(FILTERS), {"c": FILTERS["c"].tolist()})
+
+
+@pytest.mark.parametrize("make_formula", [lambda: filter_norm(FILTERS), lambda: filter_norm(FILTERS, p=2)])
+def test_the_mean_over_a_filter_is_the_filters_number(make_formula):
+    scores = make_formula()["c"]
+    assert torch.equal(filters(scores, reduce="mean").flatten(), scores[:, 0, 0, 0])
+
+
 def test_random_scores_are_uniform_from_a_stream_per_layer():
     params = {"a": torch.zeros(100, 50), "b": torch.zeros(100, 50)}
     scores = random(params, streams(0))
@@ -133,6 +268,7 @@ def evidence(seed: int) -> dict[str, Params]:
     generator = torch.Generator().manual_seed(seed)
     shapes = {"a": (3, 4), "b": (5,), "c": (2, 1, 3, 3)}
     made = {n: {k: torch.randn(s, generator=generator) for k, s in shapes.items()} for n in KNOWN if n != "generator"}
+    made["mask"] = {k: value > 0 for k, value in made["mask"].items()}
     return made | {"generator": streams(seed)}
 
 
@@ -154,8 +290,9 @@ def test_every_formula_has_a_yaml():
     # Those are formulas that are public and return Scores.
     formulas = {
         function
-        for name, function in inspect.getmembers(criterion, inspect.isfunction)
-        if not name.startswith("_") and function.__module__ == criterion.__name__
+        for file in (criterion, second_order, structured)
+        for name, function in inspect.getmembers(file, inspect.isfunction)
+        if not name.startswith("_") and function.__module__ == file.__name__
     }
     chosen = [formula for file in YAMLS for formula in (load(file).drop, load(file).grow)]
     assert formulas == {formula.func if isinstance(formula, partial) else formula for formula in chosen if formula}

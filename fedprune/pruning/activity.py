@@ -1,0 +1,51 @@
+"""Evidence from what units put out: (module, params, names, batches) -> one value per output unit, at every entry of its row.
+
+A unit's output is what leaves its layer and the normalisation that takes it in directly, if any, cut off at zero: as if a ReLU
+came next, whichever nonlinearity does. In evaluation mode; a mean over examples and positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.pruning.network import followers, normalisations, spread
+from fedprune.pruning.probe import Batch, calls, evaluated, gathered, over_examples, owners
+from fedprune.types import Params
+
+
+def activations(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
+    """The mean of max(output, 0)."""
+    return _mean_over_units(module, params, names, batches, Tensor.relu)
+
+
+def activity(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
+    """The fraction of the outputs that is positive: one minus the average percentage of zeros."""
+    return _mean_over_units(module, params, names, batches, lambda output: (output > 0).float())
+
+
+def _mean_over_units(
+    module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch], of: Callable[[Tensor], Tensor]
+) -> Params:
+    net: nn.Module = module.net  # type: ignore[assignment]
+    layers, norms = owners(net, names), normalisations(net)
+    like = {name: params[name].new_zeros(len(params[name])) for name in names}
+
+    @torch.no_grad()
+    def summed(batch: Batch) -> Params:
+        with calls(layers | norms) as seen:
+            torch.func.functional_call(net, params, (batch[0],))
+        last = {name: name for name in names} | followers(seen, names, tuple(norms))
+        return {name: len(batch[0]) * _by_unit([of(call.output) for call in seen[last[name]]], like[name]) for name in names}
+
+    with evaluated(module):
+        means = over_examples(summed, gathered(batches), like)
+    return {name: spread(means[name], params[name]) for name in names}
+
+
+def _by_unit(outputs: list[Tensor], like: Tensor) -> Tensor:
+    """The mean of each unit over examples, positions and calls. Units are the second dimension, or the last (of sequences)."""
+    rows = [output if output.shape[1] == len(like) else output.transpose(1, -1) for output in outputs]
+    return torch.stack([row.transpose(0, 1).flatten(1).mean(1) for row in rows]).mean(0) if rows else like

@@ -1,0 +1,152 @@
+"""Evidence from second derivatives and their stand-ins. A square of a mean is not a mean of squares: all of these look at
+examples one by one, so the network is in evaluation mode (a single example has no batch statistics; nothing is dropped).
+
+Every function is (module, params, names, batches) -> one tensor per name, a mean over the examples of `batches`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.pruning.network import Network
+from fedprune.pruning.probe import Batch, evaluated, gathered, loss_at, loss_hessian, loss_of_outputs, over_examples, split
+from fedprune.pruning.squares import per_example, squares, total
+from fedprune.types import Params
+
+DIRECTIONS = 64  # of the exact Hessian, at once
+EXACT = 20_000  # weights: beyond, the exact Hessian takes minutes
+BLOCK = 32  # entries of a tensor, by flat index, that WoodFisher relates to each other
+DAMPING = 1e-4
+
+
+def sq_grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
+    """The mean of the examples' squared gradients: the diagonal of the *empirical* Fisher matrix, at the labels given."""
+
+    def cotangents(outputs: Tensor, batch: Batch) -> Tensor:
+        return _slopes(module, outputs, batch)
+
+    return _mean_squares(module, params, names, batches, cotangents)
+
+
+def sq_grads_sampled(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
+    """As sq_grads at labels drawn from the network's own softmax, one per example: the diagonal of the *true* Fisher matrix,
+    estimated without bias. For classifiers: batches (inputs, labels), outputs [B, classes]."""
+
+    def cotangents(outputs: Tensor, batch: Batch) -> Tensor:
+        inputs, labels = batch
+        drawn = torch.multinomial(outputs.softmax(1).cpu(), 1).squeeze(1)
+        return _slopes(module, outputs, (inputs, drawn.to(labels)))
+
+    return _mean_squares(module, params, names, batches, cotangents)
+
+
+def gauss_newton_diag(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
+    """diag J' L J with J the outputs by the weights and L the loss's Hessian by the outputs: never negative.
+
+    L = S S'; each example contributes the square of J' S r for one vector r of random signs, which is right on average,
+    and exactly where L has rank one (one output, or two classes).
+    """
+
+    def cotangents(outputs: Tensor, batch: Batch) -> Tensor:
+        values, vectors = torch.linalg.eigh(loss_hessian(module, outputs, batch))
+        signs = torch.randint(2, values.shape).to(values) * 2 - 1
+        return (vectors @ (values.clamp_min(0).sqrt() * signs).unsqueeze(-1)).squeeze(-1)
+
+    return _mean_squares(module, params, names, batches, cotangents)
+
+
+def hessian_diag(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
+    """The exact diagonal of the Hessian, by one forward derivative of the gradient per entry: for small networks."""
+    wanted, others = split(params, names)
+
+    def slopes(at: Params, batch: Batch) -> Params:
+        return torch.func.grad(lambda w: loss_at(module, w | others, batch))(at)
+
+    def diagonal(batch: Batch) -> Params:
+        return {name: len(batch[0]) * _diagonal(lambda at: slopes(at, batch), wanted, name) for name in wanted}
+
+    with evaluated(module):
+        return over_examples(diagonal, batches, wanted)
+
+
+def too_large(network: Network, names: tuple[str, ...]) -> str | None:
+    """Why `hessian_diag` is not to be had of this network, or None."""
+    params = network.net.state_dict()
+    weights = sum(params[name].numel() for name in names)
+    if weights <= EXACT:
+        return None
+    return (
+        f"the exact Hessian takes a pass per weight, here {weights:,}, and is for at most {EXACT:,}: "
+        "choose criterion=obd_sweep or criterion=obd_gauss_newton"
+    )
+
+
+def fisher_inverse_diag(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
+    """The diagonal of (lambda I + mean of g g')^-1, the empirical Fisher matrix restricted to blocks of BLOCK entries that
+    follow each other in a tensor. Entries that are zero, as the dead are, are in no block.
+
+    Of several clients this is the mean of the inverses, not the inverse of the mean: an approximation.
+    """
+    wanted, others = split(params, names)
+    net: nn.Module = module.net  # type: ignore[assignment]
+
+    def outer(batch: Batch) -> Params:
+        parts = per_example(net, wanted, others, batch[0], lambda outputs: _slopes(module, outputs, batch))
+        return total({name: _outer(torch.where(wanted[name] != 0, g, 0)) for name, g in some.items()} for some in parts)
+
+    like = {name: w.new_zeros(-(-w.numel() // BLOCK), BLOCK, BLOCK) for name, w in wanted.items()}
+    with evaluated(module):
+        blocks = over_examples(outer, gathered(batches), like)
+    return {name: _inverse_diagonal(block, wanted[name]) for name, block in blocks.items()}
+
+
+def _slopes(module: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
+    """Of each example's own loss by its outputs."""
+    return torch.func.grad(lambda z: len(z) * loss_of_outputs(module, z, batch))(outputs)
+
+
+def _mean_squares(
+    module: nn.Module,
+    params: Params,
+    names: tuple[str, ...],
+    batches: Iterable[Batch],
+    cotangents: Callable[[Tensor, Batch], Tensor],
+) -> Params:
+    wanted, others = split(params, names)
+    net: nn.Module = module.net  # type: ignore[assignment]
+
+    def summed(batch: Batch) -> Params:
+        return squares(net, wanted, others, batch[0], lambda outputs: cotangents(outputs, batch))
+
+    with evaluated(module):
+        return over_examples(summed, gathered(batches), wanted)
+
+
+def _diagonal(slopes: Callable[[Params], Params], wanted: Params, name: str) -> Tensor:
+    shape = wanted[name].shape
+
+    def along(direction: Tensor) -> Tensor:
+        def slope(w: Tensor) -> Tensor:
+            return slopes({**wanted, name: w})[name]
+
+        return (torch.func.jvp(slope, (wanted[name],), (direction.view(shape),))[1] * direction.view(shape)).sum()
+
+    numbers = torch.arange(shape.numel(), device=wanted[name].device).split(DIRECTIONS)
+    basis = (nn.functional.one_hot(some, shape.numel()).to(wanted[name]) for some in numbers)
+    return torch.cat([torch.func.vmap(along)(directions) for directions in basis]).view(shape)
+
+
+def _outer(slopes: Tensor) -> Tensor:
+    """Sum over the examples of g g', by block: [B, ...] -> [blocks, BLOCK, BLOCK]."""
+    flat = slopes.flatten(1)
+    padded = nn.functional.pad(flat, (0, -flat.shape[1] % BLOCK)).view(len(flat), -1, BLOCK).transpose(0, 1)
+    return padded.transpose(1, 2) @ padded
+
+
+def _inverse_diagonal(blocks: Tensor, like: Tensor) -> Tensor:
+    damping = DAMPING * torch.eye(BLOCK, dtype=torch.float64, device=blocks.device)
+    parts = [torch.linalg.inv(some.double() + damping).diagonal(dim1=1, dim2=2) for some in blocks.split(1024)]
+    return torch.cat(parts).flatten()[: like.numel()].view(like.shape).to(like)

@@ -1,0 +1,80 @@
+"""Evidence from first derivatives: how gradients, their curvature along themselves, and the way of weights are measured.
+
+Every function is (module, params, names, batches) -> one tensor per name, a mean over the examples of `batches`: the module's
+loss at `params` (all of module.net), about the named tensors. `batches` is gone through once or more.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from fedprune.pruning.probe import Batch, TrainingLoss, loss_at, over_examples, split
+from fedprune.types import Params
+
+
+def grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
+    """The gradient of the mean loss over all examples.
+
+    In the mode that the module is in (to score what will be trained: that of training), on copies of the buffers.
+    """
+    wanted, others = split(params, names)
+    tensors = [w.requires_grad_() for w in wanted.values()]
+
+    def gradient(batch: Batch) -> Params:
+        found = torch.autograd.grad(loss_at(module, wanted | others, batch), tensors, materialize_grads=True)
+        torch._foreach_mul_(found, len(batch[0]))
+        return dict(zip(wanted, found, strict=True))
+
+    return over_examples(gradient, batches, wanted)
+
+
+def hessian_grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
+    """H g: the Hessian of the mean loss times its gradient, over the living of the named tensors. What GraSP asks for.
+
+    Both passes see the same batches (and the same dropout), in the mode that the module is in. g of an entry that is zero,
+    as the dead are, is no part of it: it will not be trained. Of several clients this is the mean of each one's H g, which
+    is not H g of the pooled data: a product of means is not the mean of products.
+    """
+    along = grads(module, params, names, batches)
+    along = {name: torch.where(params[name] != 0, g, 0) for name, g in along.items()}
+    wanted, others = split(params, names)
+    tensors = [w.requires_grad_() for w in wanted.values()]
+
+    def product(batch: Batch) -> Params:
+        loss = loss_at(module, wanted | others, batch)
+        first = torch.autograd.grad(loss, tensors, create_graph=True, materialize_grads=True)
+        slope = sum((g * along[name]).sum() for name, g in zip(wanted, first, strict=True))
+        second = torch.autograd.grad(slope, tensors, materialize_grads=True)  # type: ignore[arg-type]
+        return {name: len(batch[0]) * hg for name, hg in zip(wanted, second, strict=True)}
+
+    return over_examples(product, batches, wanted)
+
+
+def movement(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
+    """-sum_t w_t g_t over the steps of one pass over `batches`, trained with the module's optimizer and then forgotten.
+
+    A replay: a copy of the module is trained from `params`, which stay as they are. Entries that are zero, as the dead are,
+    stay zero. g_t is a batch's gradient; the learning rate is the optimizer's, before any decay by round.
+    """
+    replica = copy.deepcopy(module)
+    weights = dict(replica.net.named_parameters())  # type: ignore[union-attr, operator]
+    replica.net.load_state_dict(params)  # type: ignore[union-attr, operator]
+    optimizer, loss = replica.configure_optimizers(), TrainingLoss(replica)  # type: ignore[operator]
+    alive = {name: weights[name].detach() != 0 for name in names}
+    moved = {name: torch.zeros_like(params[name]) for name in names}
+    with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
+        for batch in batches:
+            optimizer.zero_grad()
+            loss(batch).backward()
+            with torch.no_grad():
+                for name in names:
+                    gradient = weights[name].grad
+                    moved[name] -= 0 if gradient is None else weights[name] * gradient
+                optimizer.step()
+                for name in names:
+                    weights[name] *= alive[name]
+    return moved

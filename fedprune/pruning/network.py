@@ -1,0 +1,111 @@
+"""Evidence that is in the network itself: it needs no data, so the server has it at hand whatever `where` says.
+
+Every function is (network, params, names) -> one tensor per name; `params` are all of the network's parameters and buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.pruning.probe import Call, calls, evaluated, owners
+from fedprune.types import Params
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network as the server has it. shape: of one input."""
+
+    net: nn.Module
+    shape: tuple[int, ...]
+
+    def run(self, params: Params, inputs: Tensor) -> Tensor:
+        """Its outputs at other parameters and buffers, in evaluation mode."""
+        with evaluated(self.net):
+            return torch.func.functional_call(self.net, params, (inputs,))
+
+
+def flow_grads(network: Network, params: Params, names: tuple[str, ...]) -> Params:
+    """dR / d|w|, R the sum of the outputs for an input of ones, with every weight, bias and buffer replaced by its absolute
+    value. In float64, since flows grow with every layer; BatchNorm normalises with its running statistics."""
+    state = {name: value.abs().double() if value.is_floating_point() else value for name, value in params.items()}
+    wanted = [state[name].requires_grad_() for name in names]
+    flow = network.run(state, torch.ones(1, *network.shape, dtype=torch.float64)).sum()
+    return dict(zip(names, torch.autograd.grad(flow, wanted, materialize_grads=True), strict=True))
+
+
+def scales(network: Network, params: Params, names: tuple[str, ...]) -> Params:
+    """|gamma| of the normalisation that takes in a layer's outputs directly, spread over the entries that make each output.
+
+    Zero for layers that none follows (build refuses to score those).
+    """
+    gammas = {name: params[f"{norm}.weight"].abs() for name, norm in normalised(network, names).items()}
+    return {name: spread(gammas[name], params[name]) if name in gammas else torch.zeros_like(params[name]) for name in names}
+
+
+def unscaled(network: Network, names: tuple[str, ...]) -> str | None:
+    """Why `scales` of these layers are not to be had, or None."""
+    scaled = normalised(network, names)
+    without = [name.removesuffix(".weight") for name in names if name not in scaled]
+    if not without:
+        return None
+    if len(without) == len(names):
+        return "no layer that may be pruned is followed by a normalisation: choose model=resnet20, or criterion=filter_norm"
+    return f"no normalisation follows {', '.join(without)}: choose what.skip=[{','.join(without)}], or criterion=filter_norm"
+
+
+def no_flow(network: Network, names: tuple[str, ...]) -> str | None:
+    """Why `flow_grads` mean nothing in this network, or None."""
+    stuck = [
+        f"{name} ({type(layer).__name__})"
+        for name, layer in network.net.named_modules()
+        if isinstance(layer, NORMS) and getattr(layer, "running_mean", None) is None
+    ]
+    if not stuck:
+        return None
+    return f"{some(stuck)} would divide the flow by itself: choose model.norm=batch, or criterion=snip"
+
+
+def puts_out(network: Network, names: tuple[str, ...]) -> str | None:
+    """Why what these layers put out are not all activations, or None: one gives the network's own outputs."""
+    with torch.no_grad(), calls(owners(network.net, names)) as seen:
+        outputs = network.run(dict(network.net.state_dict()), torch.zeros(1, *network.shape))
+    last = [name.removesuffix(".weight") for name in names if any(call.passed is outputs for call in seen[name])]
+    if not last:
+        return None
+    return f"what {last[0]} puts out are the network's outputs, and none is idle: choose what.skip=[{last[0]}]"
+
+
+def some(parts: list[str], number: int = 3) -> str:
+    """The first of a list, and how many more there are: for messages."""
+    return ", ".join(parts[:number]) + (f" and {len(parts) - number} more" if len(parts) > number else "")
+
+
+def normalised(network: Network, names: tuple[str, ...]) -> dict[str, str]:
+    """The normalisation with a scale that takes in the outputs of the layer of each name; only the layers that have one."""
+    layers, norms = owners(network.net, names), normalisations(network.net)
+    with torch.no_grad(), calls(layers | norms) as seen:
+        network.run(dict(network.net.state_dict()), torch.zeros(1, *network.shape))
+    return followers(seen, names, tuple(norms))
+
+
+def normalisations(net: nn.Module) -> dict[str, nn.Module]:
+    """The layers that scale each unit by a parameter, by name."""
+    return {name: layer for name, layer in net.named_modules() if isinstance(layer, NORMS) and layer.weight is not None}
+
+
+def followers(seen: Mapping[str, list[Call]], names: tuple[str, ...], norms: tuple[str, ...]) -> dict[str, str]:
+    """Which of `norms` takes in just what the layer of a name puts out."""
+    makers = {id(call.passed): name for name in names for call in seen[name]}
+    pairs = ((makers.get(id(call.inputs)), norm) for norm in norms for call in seen[norm])
+    return {name: norm for name, norm in pairs if name is not None}
+
+
+def spread(units: Tensor, like: Tensor) -> Tensor:
+    """One value per output unit, at every entry that produces it: [O] -> the shape [O, ...] of `like`."""
+    return units.view(-1, *[1] * (like.dim() - 1)).expand(like.shape).clone()
