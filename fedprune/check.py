@@ -10,7 +10,8 @@ from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.evidence import FROM_DATA, KNOWN, needs, unknown
 from fedprune.pruning.rewind import Rewind
 from fedprune.pruning.what import What, nearest
-from fedprune.types import Plan
+from fedprune.ticket.begin import broken_units
+from fedprune.types import Mask, Plan
 
 T = TypeVar("T")
 
@@ -103,6 +104,13 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, na
         "choose a smaller rewind.round, or rewind=init": plan.events != () and (rewind.anchor or 0) > first,
     }
     return [problem for problem, broken in rules.items() if broken]
+
+
+def whole_units(mask: Mask, what: What, plan: Plan, names: dict[str, str]) -> list[str]:
+    """Whether the mask that a run starts from can be pruned on: it has to be of whole units."""
+    if not plan.events:
+        return []
+    return broken_units(mask, what, names, f"how_often={names['how_often']} prunes by units")
 
 
 def min_per_layer(what: What, plan: Plan, units: dict[str, int]) -> list[str]:

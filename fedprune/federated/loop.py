@@ -30,6 +30,7 @@ class FederatedLoop:
 
     fresh: the n-th independent initialisation (0 is the one the run starts from). trained: the names of the parameters, which a
     server optimizer moves (buffers are only averaged). flops: of training on one example, by layer of the dense network.
+    begin: the ticket that the run starts from, whose weights are then its initialisation.
     """
 
     seed: int
@@ -48,11 +49,16 @@ class FederatedLoop:
     fresh: Callable[[int], Params]
     trained: tuple[str, ...]
     flops: Mapping[str, float]
+    begin: Subnet | None = None
 
     def start(self) -> State:
-        """The state before the first round: everything is alive."""
+        """The state before the first round: the ticket that is given, or a dense initialisation."""
+        begin = self.begin or self._dense()
+        return State(begin, init=begin.params, ticket=begin.params)
+
+    def _dense(self) -> Subnet:
         init = self.fresh(0)
-        return State(Subnet(init, ones(init, self.axes.what.names)), init=init, ticket=init)
+        return Subnet(init, ones(init, self.axes.what.names))
 
     def round(self, state: State) -> tuple[State, dict[str, float]]:
         """One round. Returns the state after it, and its metrics."""
