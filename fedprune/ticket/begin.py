@@ -22,6 +22,7 @@ from fedprune.types import Mask, Params, Subnet
 
 PERMUTE = ("none", "within_layers", "global")
 HEAD = ("keep", "fresh")
+UNKNOWN = "choose the model and data set that it comes from"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def misfits(
 ) -> list[str]:
     """Layers in which the ticket and the network differ, each with what to choose instead."""
     here = f"model={names['model']} on data={names['data']}"
-    origin = f"choose model={ticket.axes.get('model', '?')} with images of the shape of data={ticket.axes.get('data', '?')}"
+    known = {"model", "data"} <= set(ticket.axes)
+    origin = "choose model={model} with images of the shape of data={data}".format_map(ticket.axes) if known else UNKNOWN
     problems = []
     for name in [*fresh, *(name for name in ticket.params if name not in fresh)]:
         theirs, ours = _shape(ticket.params.get(name)), _shape(fresh.get(name))
