@@ -115,13 +115,10 @@ def _finish(folder: Path, state: State, about: Mapping[str, Any], logger: tracki
 
 
 def _provenance(about: Mapping[str, Any]) -> dict[str, str]:
-    """Where a ticket comes from, and what it takes to make its network again."""
+    """Where a ticket comes from, and what it takes to make its network again. Nothing that may change when a run goes on."""
     model = {"option": about["axes"]["model"], "config": about["config"]["model"]}
     network = model | {"shape": about["shape"], "classes": about["classes"]}
-    texts = {
-        key: json.dumps(value)
-        for key, value in (("axes", about["axes"]), ("overrides", about["overrides"]), ("network", network))
-    }
+    texts = {key: json.dumps(value) for key, value in (("axes", about["axes"]), ("network", network))}
     return {"name": about["name"], "seed": str(about["seed"]), "id": about["id"], "fedprune": __version__} | texts
 
 

@@ -59,8 +59,8 @@ def _counts(alive: int, entries: int) -> tuple[str, str, str]:
 
 def picture(ticket: Ticket) -> Figure:
     """The masks, a panel for each layer: outputs downwards, inputs to the right, dark where it is alive."""
-    columns = min(COLUMNS, len(ticket.mask)) or 1
-    rows = math.ceil(len(ticket.mask) / columns) or 1
+    columns = min(COLUMNS, len(ticket.mask)) if len(ticket.mask) != 4 else 2
+    rows = math.ceil(len(ticket.mask) / columns)
     figure = Figure(figsize=(0.6 + 2.9 * columns, 0.3 + 2.3 * rows), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False).flatten())
     for axes, (name, alive) in zip(grid, ticket.mask.items(), strict=False):

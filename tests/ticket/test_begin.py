@@ -209,7 +209,7 @@ def test_the_command_takes_a_run_folder_whatever_its_name_and_says_what_it_start
     again = command(*TINY, f"ticket.path={source}/ticket.safetensors", "name=file")
     assert again.rc == 0, again.text
     provenance = load_ticket(folder("file")).provenance
-    assert {"name", "seed", "axes", "overrides", "network", "id", "fedprune"} <= set(provenance)
+    assert {"name", "seed", "axes", "network", "id", "fedprune"} <= set(provenance)
 
 
 def test_a_sweep_over_tickets_runs_each_and_skips_the_one_that_does_not_fit(command, outputs):
