@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -51,7 +52,7 @@ def job(config: DictConfig) -> None:
 
 
 def arguments(given: list[str]) -> list[str]:
-    """Flags first: Hydra's parser refuses overrides after a flag, and users append `-m`."""
+    """Flags first, for Hydra's parser refuses overrides after a flag, and users append `-m`; and paths in quotes."""
     with_value = {
         "--config-path",
         "-cp",
@@ -73,7 +74,7 @@ def arguments(given: list[str]) -> list[str]:
             if word in with_value:
                 flags += [value for value in [next(rest, None)] if value is not None]
         else:
-            overrides.append(word)
+            overrides.append(_quoted(word))
     return flags + overrides
 
 
@@ -83,6 +84,16 @@ ASKING = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", 
 
 def _writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK) and folder.is_dir() if folder.exists() else os.access(folder.absolute().parent, os.W_OK)
+
+
+def _quoted(word: str) -> str:
+    """`ticket=FILE`, or several for a sweep, as `ticket.path` and in quotes: run folders have = and , in their names."""
+    key, _, value = word.partition("=")
+    if key not in ("ticket", "ticket.path") or value.startswith("{"):
+        return word
+    key = "ticket.path"
+    files = [value] if Path(value).exists() else value.split(",")
+    return f"{key}={','.join(map(json.dumps, files))}" if all(Path(file).exists() for file in files) else f"{key}={value}"
 
 
 def main() -> None:

@@ -34,7 +34,8 @@ from fedprune.pruning.cycle import Axes
 from fedprune.pruning.network import Network
 from fedprune.pruning.paths import effective_density
 from fedprune.randomness import torch_seed
-from fedprune.types import Params, Plan
+from fedprune.ticket import Begin
+from fedprune.types import Params, Plan, Subnet
 from fedprune.wire.codec import Layout
 from fedprune.wire.message import Wire
 
@@ -48,7 +49,8 @@ class Experiment:
     """Everything that a configuration stands for, checked.
 
     options: what each group of OBJECTS names, and the server's step. net: the network at its initialisation. own: the tensors
-    that clients keep to themselves. flops: of training on one example, by layer of the dense network.
+    that clients keep to themselves. flops: of training on one example, by layer of the dense network. begin: the ticket that
+    the run starts from (None: dense, from `net`).
     """
 
     config: DictConfig
@@ -63,6 +65,7 @@ class Experiment:
     own: tuple[str, ...]
     flops: Mapping[str, float]
     device: str
+    begin: Subnet | None = None
 
     def executor(self) -> Executor:
         """Start the workers."""
@@ -94,6 +97,7 @@ class Experiment:
             trained=tuple(name for name, _ in self.net.named_parameters()),
             flops=self.flops,
             effective=functools.partial(effective_density, self.net, shape=self.dataset.shape),
+            begin=self.begin,
         )
 
 
@@ -107,6 +111,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     options = {group: problems.attempt(make, config[group]) for group in OBJECTS}
     options["server_step"] = problems.attempt(make, config.federated.server)
     recipe = problems.attempt(_recipe, config)
+    ticket = problems.attempt(_ticket, config)
     device = problems.attempt(_device, config.device)
     problems.attempt(make, {**config.executor, "_partial_": True})
     problems.stop_if_any()
@@ -125,6 +130,10 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
 
+    begin = problems.attempt(ticket, net, what, config.seed, names)
+    if begin is not None:
+        problems.add_incompatible(check.whole_units(begin.mask, what, plan, names))
+
     problems.add_incompatible(check.composition(plan, criterion, where, options["rewind"], names))
     units = what.units(net.state_dict())
     network = Network(net, dataset.shape)
@@ -140,7 +149,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     wire = Wire(options["wire"], Layout.of({n: t for n, t in net.state_dict().items() if n not in own}, what.names))
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
     axes = Axes(what, criterion)
-    return Experiment(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device)
+    return Experiment(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin)
 
 
 def client_round(
@@ -160,6 +169,10 @@ def _container(config: DictConfig) -> dict[str, Any]:
 def _recipe(config: DictConfig) -> Recipe:
     local = {field.name: config.local[field.name] for field in fields(Recipe) if field.name in config.local}
     return Recipe(**local, freeze_batchnorm=config.federated.batchnorm == "frozen")
+
+
+def _ticket(config: DictConfig) -> Begin:
+    return Begin(**config.ticket)
 
 
 def _device(name: str) -> str:

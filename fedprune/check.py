@@ -13,7 +13,8 @@ from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import nearest
 from fedprune.pruning.rewind import Rewind
 from fedprune.pruning.what import What
-from fedprune.types import Plan
+from fedprune.ticket.begin import broken_units
+from fedprune.types import Mask, Plan
 
 T = TypeVar("T")
 
@@ -126,6 +127,13 @@ def obstacles(
 
 def _asked(criterion: Criterion) -> set[str]:
     return {name for formula in (criterion.drop, criterion.grow) if formula is not None for name in needs(formula)}
+
+
+def whole_units(mask: Mask, what: What, plan: Plan, names: dict[str, str]) -> list[str]:
+    """Whether the mask that a run starts from can be pruned on: it has to be of whole units."""
+    if not plan.events:
+        return []
+    return broken_units(mask, what, names, f"how_often={names['how_often']} prunes by units")
 
 
 def min_per_layer(what: What, plan: Plan, units: dict[str, int]) -> list[str]:

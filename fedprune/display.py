@@ -42,14 +42,23 @@ def about_text(about: Mapping[str, Any]) -> str:
     """What a run is, in three lines."""
     axes, name = about["axes"], about["name"]
     recipe = " · ".join(axes[axis] for axis in ("what", "criterion", "when", "how_often", "where", "whose"))
+    start = [_start_text(about["config"]["ticket"], about["begin"]["density"])] if about.get("begin") else []
     return "\n".join(
         [
             f"{name}: {recipe} · rewind {axes['rewind']}",
             f"model {axes['model']}: {about['parameters']:,} parameters, {about['prunable']:,} of them prunable",
             f"data {axes['data']}, {axes['partition']}: {about['examples']:,} examples, {about['clients']} clients, "
             f"{about['cohort']} per round; seed {about['seed']}",
+            *start,
         ]
     )
+
+
+def _start_text(ticket: Mapping[str, Any], density: float) -> str:
+    """Which ticket a run starts from, and what is changed about it."""
+    changes = {"permute": ("none", "masks shuffled {}"), "head": ("keep", "head {}")}
+    changed = [text.format(ticket[key].replace("_", " ")) for key, (usual, text) in changes.items() if ticket[key] != usual]
+    return ", ".join([f"from ticket {ticket['path']}", *changed, f"density {density:.4g}"])
 
 
 def cost_text(rows: list[tuple[str, str]]) -> str:

@@ -46,7 +46,7 @@ def _masks(experiment: Experiment) -> list[Mask]:
     """
     params, what = experiment.net.state_dict(), experiment.axes.what
     scores = {name: params[name].abs() for name in what.names}
-    full = ones(params, what.names)
+    full = experiment.begin.mask if experiment.begin else ones(params, what.names)
     return [full, *(shrink(full, scores, event.density, what) for event in experiment.plan.events)]
 
 

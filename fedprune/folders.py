@@ -19,6 +19,7 @@ GROUPS = (
 VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_every", "hydra")
 """Keys that do not change a result: a run is the same run whatever they are."""
 
+QUOTES = "\"'"
 MOST = 200  # characters of a folder's name
 
 
@@ -32,6 +33,8 @@ def folder_hash(config: DictConfig) -> str:
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
     kept = {key: value for key, value in plain.items() if key not in VOLATILE}
+    if kept["ticket"]["path"] is None:
+        del kept["ticket"]  # a run without one is what it was before there were any
     kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
     return digest_of(kept)
 
@@ -51,9 +54,18 @@ def folder_name(*, _root_: DictConfig) -> str:
     return "-".join(["-".join(filter(None, words))[:MOST], digest]).lstrip("-")
 
 
+def _ticket(path: Path) -> str:
+    """A ticket by the hash of its run, or by its own name."""
+    if path.suffix == ".safetensors" and path.name != "ticket.safetensors":
+        return path.stem
+    return (path.parent if path.suffix == ".safetensors" else path).name.rpartition("-")[2]
+
+
 def _word(override: str) -> str:
     """A group's override by its option alone, another one whole; nothing for what does not distinguish a result."""
     key, _, value = override.lstrip("+~").partition("=")
+    if key == "ticket.path":
+        return f"ticket={_ticket(Path(value.strip(QUOTES)))}"
     if key.startswith(("experiment", "name", "data.root", *VOLATILE)):
         return ""
     return re.sub(r"[^\w.,+=-]+", "_", value if key in GROUPS else f"{key.rpartition('/')[2]}={value}")

@@ -25,6 +25,7 @@ from fedprune.errors import Incompatible, RunError
 from fedprune.estimate import estimate
 from fedprune.folders import folder_hash
 from fedprune.make import make
+from fedprune.pruning.mask import density
 from fedprune.types import State
 
 
@@ -120,10 +121,17 @@ def _finish(folder: Path, state: State, about: Mapping[str, Any], logger: tracki
     seconds = sum(row["time/round_s"] for row in rows)
     metrics = rows[-1] | {"time/total_s": seconds}
     ticket = folder / "ticket.safetensors"
-    provenance = {"name": about["name"], "axes": json.dumps(about["axes"]), "seed": str(about["seed"]), "fedprune": __version__}
-    save_ticket(state.ticket, state.server.mask, provenance, ticket)
+    save_ticket(state.ticket, state.server.mask, _provenance(about), ticket)
     logger.finish(metrics, [ticket, folder / "state" / "state.safetensors"])
     write_text(folder / "summary.json", _json({"status": "done", "metrics": metrics}))
+
+
+def _provenance(about: Mapping[str, Any]) -> dict[str, str]:
+    """Where a ticket comes from, and what it takes to make its network again. Nothing that may change when a run goes on."""
+    model = {"option": about["axes"]["model"], "config": about["config"]["model"]}
+    network = model | {"shape": about["shape"], "classes": about["classes"]}
+    texts = {key: json.dumps(value) for key, value in (("axes", about["axes"]), ("network", network))}
+    return {"name": about["name"], "seed": str(about["seed"]), "id": about["id"], "fedprune": __version__} | texts
 
 
 def _about(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> dict[str, Any]:
@@ -150,6 +158,9 @@ def _facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
         "clients": config.federated.clients,
         "cohort": config.federated.cohort,
         "examples": sum(len(part) for part in experiment.clients.train),
+        "shape": list(experiment.dataset.shape),
+        "classes": experiment.dataset.classes,
+        "begin": None if experiment.begin is None else {"density": density(experiment.begin.mask)},
     }
 
 

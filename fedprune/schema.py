@@ -38,6 +38,15 @@ class Local:
 
 
 @dataclass
+class Ticket:
+    """Where the run starts from; see fedprune.ticket.begin.Begin."""
+
+    path: str | None = None
+    permute: str = "none"
+    head: str = "keep"
+
+
+@dataclass
 class Config:
     """The whole configuration: the taxonomy's groups, and the scalars."""
 
@@ -61,6 +70,7 @@ class Config:
     rounds: int = 100
     eval_every: int = 5
     seed: int = 0
+    ticket: Ticket = field(default_factory=Ticket)
     device: str = "auto"
     checkpoint_every: float = 10.0
     dry_run: bool = False

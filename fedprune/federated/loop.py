@@ -33,6 +33,7 @@ class FederatedLoop:
     run starts from). trained: the names of the parameters, which a server optimizer moves (buffers are only averaged). flops:
     of training on one example, by layer of the dense network.
     effective: the fraction of the prunable entries that lie on a path from input to output, of a mask.
+    begin: the ticket that the run starts from, whose weights are then its initialisation.
     """
 
     seed: int
@@ -53,11 +54,16 @@ class FederatedLoop:
     trained: tuple[str, ...]
     flops: Mapping[str, float]
     effective: Callable[[Mask], float]
+    begin: Subnet | None = None
 
     def start(self) -> State:
-        """The state before the first round: everything is alive."""
+        """The state before the first round: the ticket that is given, or a dense initialisation."""
+        begin = self.begin or self._dense()
+        return State(begin, init=begin.params, ticket=begin.params)
+
+    def _dense(self) -> Subnet:
         init = self.fresh(0)
-        return State(Subnet(init, ones(init, self.axes.what.names)), init=init, ticket=init)
+        return Subnet(init, ones(init, self.axes.what.names))
 
     def round(self, state: State) -> tuple[State, dict[str, float]]:
         """One round. Returns the state after it, and its metrics."""

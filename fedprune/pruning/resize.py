@@ -1,0 +1,77 @@
+"""Cut layers to the channels that are kept. A smaller network is its architecture, these indices and a plain state_dict."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedprune.errors import ConfigError
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
+
+Kept = dict[str, dict[str, Any]]
+"""By layer: {"out": channel numbers, "in": channel numbers, "bias": true if it was given one}. Plain JSON."""
+
+
+def resize(net: nn.Module, kept: Kept) -> nn.Module:
+    """A copy of the network with the kept channels only. Its parameters are new objects: build the optimizer from it.
+
+    Raises ConfigError, naming the layer, if the network has no such layer or channels.
+    """
+    smaller = copy.deepcopy(net)
+    for name, places in kept.items():
+        try:
+            layer = smaller.get_submodule(name)
+            _cut(layer, places)
+        except (AttributeError, IndexError) as error:
+            raise ConfigError([f"layer {name} of the smaller network does not fit {type(net).__name__} ({error})"]) from error
+    return smaller
+
+
+def resize_mask(mask: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
+    """The mask of the smaller network."""
+    return {
+        name: _rows(_columns(alive, kept.get(_layer(name), {})), kept.get(_layer(name), {})) for name, alive in mask.items()
+    }
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _cut(layer: nn.Module, places: Mapping[str, Any]) -> None:
+    if places.get("bias") and layer.bias is None:
+        layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))  # type: ignore[operator,arg-type]
+    for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+        if tensor.dim() == 0:  # BatchNorm's count of batches
+            continue
+        cut = _rows(_columns(tensor.detach(), places) if name == "weight" else tensor.detach(), places).clone()
+        if isinstance(tensor, nn.Parameter):
+            setattr(layer, name, nn.Parameter(cut, requires_grad=tensor.requires_grad))
+        else:
+            layer.register_buffer(name, cut, persistent=name not in layer._non_persistent_buffers_set)
+    _count(layer, places)
+
+
+def _count(layer: nn.Module, places: Mapping[str, Any]) -> None:
+    """The numbers that a layer remembers of itself."""
+    widths = {end: len(places[end]) for end in ("out", "in") if end in places}
+    for end, width in widths.items():
+        if isinstance(layer, nn.GroupNorm):
+            layer.num_groups, layer.num_channels = layer.num_groups * width // layer.num_channels, width
+        elif isinstance(layer, NORMS):
+            layer.num_features = width
+        else:
+            setattr(layer, f"{end}_{'features' if isinstance(layer, nn.Linear) else 'channels'}", width)
+
+
+def _rows(tensor: Tensor, places: Mapping[str, Any]) -> Tensor:
+    return tensor[places["out"]] if "out" in places else tensor
+
+
+def _columns(tensor: Tensor, places: Mapping[str, Any]) -> Tensor:
+    return tensor[:, places["in"]] if "in" in places else tensor

@@ -1,0 +1,9 @@
+"""Tickets as files: read, shown, started from, exported.
+
+python -m fedprune.ticket show outputs/lth_fedavg/JOB/ticket.safetensors
+"""
+
+from fedprune.ticket.begin import Begin
+from fedprune.ticket.read import Ticket, load_ticket
+
+__all__ = ["Begin", "Ticket", "load_ticket"]

@@ -1,0 +1,63 @@
+"""`python -m fedprune.ticket`: what a ticket is, and its network in other formats."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from fedprune.errors import FedpruneError
+from fedprune.ticket import show
+from fedprune.ticket.export import export, load_network
+from fedprune.ticket.read import load_ticket
+
+
+def main() -> None:
+    """`show FILE [--into DIR]`, `export FILE --to FILE [--compact] [--config-dir DIR]`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fedprune.ticket", description="Tickets: a mask and the weights to train it from."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    shown = commands.add_parser("show", help="where it comes from, the density of each layer, and a picture of the masks")
+    shown.add_argument("file", type=Path, help="a ticket.safetensors, or the folder of its run")
+    shown.add_argument("--into", type=Path, help="the folder for the picture (default: beside the ticket)")
+    shown.set_defaults(do=_show)
+    exported = commands.add_parser("export", help="the network as ONNX, safetensors or a plain state_dict")
+    exported.add_argument(
+        "file", type=Path, help="a run folder (its trained network), or a ticket.safetensors (the ticket's weights)"
+    )
+    exported.add_argument("--to", type=Path, required=True, help="model.onnx, model.safetensors or state_dict.pt")
+    exported.add_argument("--compact", action="store_true", help="without its dead filters and neurons")
+    exported.add_argument("--config-dir", type=Path, help="where model/*.yaml of your own are")
+    exported.set_defaults(do=_export)
+    given = parser.parse_args()
+    try:
+        given.do(given)
+    except FedpruneError as error:
+        parser.exit(1, f"{error}\n")
+
+
+def _show(given: argparse.Namespace) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    ticket = load_ticket(given.file)
+    console.print(show.summary(ticket))
+    console.print(f"masks: {show.draw(ticket, given.into)}")
+
+
+def _export(given: argparse.Namespace) -> None:
+    from fedprune.__main__ import CONF  # Hydra: not needed to show one
+
+    network = load_network(given.file, [folder for folder in (given.config_dir, CONF) if folder])
+    dense = sum(parameter.numel() for parameter in network.net.parameters())
+    network = network.smaller() if given.compact else network
+    export(network, given.to)
+    left = sum(parameter.numel() for parameter in network.net.parameters())
+    print(f"{given.to}: {left:,} parameters" + (f" of {dense:,}" if given.compact else ""))
+    print(
+        f"inputs: {'x'.join(map(str, network.example.shape[1:]))}, normalised as in training (mean and scale of the data set)"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Read a ticket: a mask, the weights to train it from, and where it comes from. Reading never runs code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedprune import checkpoint
+from fedprune.errors import DataError, RunError
+from fedprune.pruning import mask as masks
+from fedprune.types import Mask, Params
+
+GROUPS = {"params", "mask"}
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A saved subnet. provenance: the run it comes from, as text by key; path: the file, for messages."""
+
+    params: Params
+    mask: Mask
+    provenance: Mapping[str, str]
+    path: Path
+
+    @property
+    def axes(self) -> dict[str, str]:
+        """The chosen option of each config group of the run it comes from."""
+        return dict(parsed(self.provenance, "axes"))
+
+    @property
+    def density(self) -> float:
+        """The fraction of the prunable entries that is alive."""
+        return masks.density(self.mask)
+
+
+def load_ticket(path: Path | str) -> Ticket:
+    """The ticket in a file, or in a run folder. Raises DataError, naming the file, if it is missing, damaged or foreign."""
+    path = Path(path)
+    path = path / "ticket.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise DataError(f"there is no ticket {path}: give the ticket.safetensors of a finished run, or the run's folder")
+    try:
+        groups, provenance = checkpoint.read(path)
+    except (RunError, TypeError) as error:
+        raise DataError(f"{path} is damaged or no ticket of fedprune: {error.__cause__ or error}") from error
+    if not set(groups) <= GROUPS or "params" not in groups or "axes" not in provenance:
+        raise DataError(f"{path} is not a ticket of fedprune: it holds {', '.join(sorted(groups)) or 'nothing of ours'}")
+    ticket = Ticket(groups["params"], groups.get("mask", {}), provenance, path)
+    for problem in _problems(ticket):
+        raise DataError(f"{path} is damaged: {problem}")
+    return ticket
+
+
+def parsed(provenance: Mapping[str, str], key: str) -> Any:
+    """A value of the provenance that is written as JSON; {} if it is not there."""
+    return json.loads(provenance.get(key, "{}"))
+
+
+def _problems(ticket: Ticket) -> list[str]:
+    """What cannot be in a ticket that was written by a run."""
+    try:
+        axes = ticket.axes
+    except ValueError:
+        return ["its axes are not JSON"]
+    problems = [] if all(isinstance(value, str) for value in axes.values()) else ["its axes are not names"]
+    for name, alive in ticket.mask.items():
+        if name not in ticket.params or ticket.params[name].shape != alive.shape or alive.dtype != torch.bool:
+            problems.append(f"the mask of {name} is not one of its weights")
+    problems += [f"{name} has entries that are not numbers" for name, value in ticket.params.items() if not _finite(value)]
+    return problems
+
+
+def _finite(value: torch.Tensor) -> bool:
+    return not value.is_floating_point() or bool(value.isfinite().all())

@@ -1,0 +1,241 @@
+"""What is exported gives the outputs of the network that was trained; checkpoints of torch's own pruning go both ways."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn.utils import prune
+
+from fedprune.__main__ import CONF
+from fedprune.checkpoint import load_state, save_ticket
+from fedprune.errors import ConfigError, DataError
+from fedprune.models.cnn import cnn_small
+from fedprune.models.resnet import resnet20
+from fedprune.pruning.resize import resize
+from fedprune.ticket.__main__ import main
+from fedprune.ticket.export import Network, export, load_network
+from fedprune.ticket.read import load_ticket
+from fedprune.ticket.torch_prune import from_torch_prune, to_torch_prune
+from fedprune.types import Subnet
+
+TINY = (
+    *("rounds=1", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=2"),
+    *("local.batch_size=16", "logger=none", "executor=serial", "local.optimizer.lr=0.5"),
+)
+FILTERS = ("model=cnn_fedavg", "what=filters_per_layer", "density=0.5", "when=before_training", "how_often=one_shot")
+
+
+@pytest.fixture
+def run_folder(command, folder) -> Path:
+    """A finished run with half of its filters, on 8x8 images."""
+    result = command(*TINY, *FILTERS)
+    assert result.rc == 0, result.text
+    return folder()
+
+
+@pytest.fixture
+def exported(monkeypatch, capsys):
+    """exported(*arguments) -> (exit status, out, err) of `python -m fedprune.ticket export`."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ticket", "export", *map(str, words)])
+        try:
+            main()
+        except SystemExit as stop:
+            return int(stop.code or 0), *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    return run
+
+
+def outputs(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return net.eval()(x)
+
+
+def inputs(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def onnx_outputs(path: Path, x: torch.Tensor) -> torch.Tensor:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {"inputs": x.numpy()})[0])
+
+
+@pytest.mark.parametrize("compacted", [False, True], ids=["dense", "compact"])
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_trained_network_gives_the_same_outputs_as_onnx(compacted, size, run_folder, exported, tmp_path):
+    trained = load_network(run_folder, [CONF])
+    rc, out, err = exported(run_folder, "--to", tmp_path / "new" / "model.onnx", *["--compact"] * compacted)
+    assert rc == 0, err
+    assert "inputs: 1x8x8, normalised as in training" in out
+    x = inputs(size, 1, 8, 8)
+    torch.testing.assert_close(onnx_outputs(tmp_path / "new" / "model.onnx", x), outputs(trained.net, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_a_compacted_state_dict_and_its_kept_channels_make_the_network_again(ending, run_folder, exported, tmp_path, capsys):
+    trained, file = load_network(run_folder, [CONF]), tmp_path / f"model.{ending}"
+    rc, out, _ = exported(run_folder, "--to", file, "--compact")
+    assert rc == 0 and "parameters of" in out
+    if ending == "pt":
+        state, kept = torch.load(file, weights_only=True), json.loads((tmp_path / "model.kept.json").read_text())
+    else:
+        with safe_open(file, "pt") as opened:
+            state, kept = load_file(file), json.loads(opened.metadata()["kept"])
+    small = resize(trained.net, kept)
+    small.load_state_dict(state)
+    x = inputs(3, 1, 8, 8)
+    torch.testing.assert_close(outputs(small, x), outputs(trained.net, x), rtol=1e-5, atol=1e-5)
+    assert sum(p.numel() for p in small.parameters()) < 0.6 * sum(p.numel() for p in trained.net.parameters())
+
+
+def test_a_folder_is_its_trained_network_and_a_ticket_its_weights(run_folder, equal):
+    trained = load_state(run_folder / "state" / "state.safetensors").server
+    ticket = load_ticket(run_folder)
+    assert equal(dict(load_network(run_folder, [CONF]).net.state_dict()), trained.params)
+    assert equal(dict(load_network(ticket.path, [CONF]).net.state_dict()), ticket.params)
+    assert not equal(trained.params, ticket.params)
+
+
+def test_a_dense_state_dict_is_plain(run_folder, exported, tmp_path):
+    assert exported(run_folder, "--to", tmp_path / "m.pt")[0] == 0
+    assert exported(run_folder, "--to", tmp_path / "m.safetensors")[0] == 0
+    plain = torch.load(tmp_path / "m.pt", weights_only=True)
+    assert type(plain) is dict and all(torch.equal(plain[name], t) for name, t in load_file(tmp_path / "m.safetensors").items())
+    assert not (tmp_path / "m.kept.json").exists()
+
+
+def test_a_network_with_batchnorm_and_residuals_goes_to_onnx(tmp_path):
+    net = resnet20((3, 8, 8), 10, norm="batch").eval()
+    mask = {"stage1.0.conv1.weight": torch.ones(16, 16, 3, 3, dtype=torch.bool)}
+    mask["stage1.0.conv1.weight"][:8] = False
+    network = Network(net, mask, torch.zeros(1, 3, 8, 8)).smaller()
+    export(network, tmp_path / "m.onnx")
+    x = inputs(2, 3, 8, 8)
+    torch.testing.assert_close(onnx_outputs(tmp_path / "m.onnx", x), outputs(network.net, x), rtol=1e-4, atol=1e-5)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_exported_is_said_in_one_line(run_folder, exported, tmp_path, monkeypatch):
+    for words, said in (
+        (("--to", tmp_path / "m.h5"), "the ending says the format, choose one of .onnx, .safetensors, .pt"),
+        (("--to", run_folder / "run.json" / "m.pt"), "cannot write"),
+    ):
+        rc, _, err = exported(run_folder, *words)
+        assert rc == 1 and said in err and err.count("\n") == 1
+    rc, _, err = exported(tmp_path / "nothing", "--to", tmp_path / "m.pt")
+    assert rc == 1 and "there is no ticket" in err
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    rc, _, err = exported(run_folder, "--to", tmp_path / "m.onnx")
+    assert rc == 1 and "pip install 'fedprune[onnx]'" in err
+
+
+def rewritten(run_folder: Path, **network: object) -> Path:
+    """The run's ticket with another description of its network."""
+    ticket = load_ticket(run_folder)
+    text = json.dumps(json.loads(ticket.provenance["network"]) | network)
+    path = run_folder / "other.safetensors"
+    save_ticket(ticket.params, ticket.mask, {**ticket.provenance, "network": text}, path)
+    return path
+
+
+def test_what_a_file_names_is_never_called(run_folder, tmp_path):
+    evil = {"_target_": "pathlib.Path.touch", "_args_": [str(tmp_path / "trace")]}
+    path = rewritten(run_folder, config={**evil, "more": evil, "shape": evil})
+    assert load_network(path, [CONF]).net is not None
+    for option in ("../model/cnn_fedavg", "os.system", "nothing"):
+        with pytest.raises(DataError, match="is not known here; for a model of your own give --config-dir DIR"):
+            load_network(rewritten(run_folder, option=option), [CONF])
+    assert not (tmp_path / "trace").exists()
+
+
+def test_another_network_or_none_is_named(run_folder):
+    with pytest.raises(DataError, match="is not of the network that model=lenet_300_100 is here"):
+        load_network(rewritten(run_folder, option="lenet_300_100", config={}), [CONF])
+    with pytest.raises(DataError, match="does not say which network it is of"):
+        load_network(rewritten(run_folder, shape=None), [CONF])
+
+
+def test_a_model_of_ones_own_is_found_in_its_folder(run_folder, exported, tmp_path):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "mine.yaml").write_text((CONF / "model" / "cnn_fedavg.yaml").read_text())
+    path = rewritten(run_folder, option="mine")
+    assert exported(path, "--to", tmp_path / "m.pt")[0] == 1
+    assert exported(path, "--to", tmp_path / "m.pt", "--config-dir", tmp_path / "mine")[0] == 0
+
+
+# --- torch.nn.utils.prune --------------------------------------------------------------------------------------------------
+
+
+def pruned() -> nn.Module:
+    """A network that was pruned by torch's own tool, and trained on: what is masked in it is not zero any more."""
+    net = cnn_small((1, 16, 16), 4)
+    prune.l1_unstructured(net.conv2, "weight", amount=0.5)
+    prune.ln_structured(net.fc1, "weight", amount=0.3, n=2, dim=0)
+    with torch.no_grad():
+        net.conv2.weight_orig += 0.1
+    return net
+
+
+def test_a_checkpoint_of_torchs_prune_gives_the_network_that_it_computes():
+    theirs = pruned()
+    subnet = from_torch_prune(theirs.state_dict())
+    ours = cnn_small((1, 16, 16), 4)
+    ours.load_state_dict(subnet.params)
+    x = inputs(2, 1, 16, 16)
+    assert torch.equal(outputs(ours, x), outputs(theirs, x))
+    assert set(subnet.mask) == {"conv2.weight", "fc1.weight"}
+    assert all(not subnet.params[name][~alive].any() for name, alive in subnet.mask.items())
+
+
+def test_a_subnet_goes_to_torchs_prune_and_back():
+    subnet = from_torch_prune(pruned().state_dict())
+    state, theirs = to_torch_prune(subnet), cnn_small((1, 16, 16), 4)
+    prune.identity(theirs.conv2, "weight")
+    prune.identity(theirs.fc1, "weight")
+    theirs.load_state_dict(state)  # strict: every name is there, and no other
+    again = from_torch_prune(theirs.state_dict())
+    for one, other in ((subnet.params, again.params), (subnet.mask, again.mask)):
+        assert set(one) == set(other) and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize(("there", "missing"), [("w_mask", "w_orig"), ("w_orig", "w_mask")])
+def test_half_of_a_pair_is_named(there, missing):
+    with pytest.raises(DataError, match=f"{there} without {missing}"):
+        from_torch_prune({there: torch.ones(2)})
+
+
+def test_what_was_never_pruned_passes_as_it_is():
+    subnet = from_torch_prune({"fc.weight": torch.ones(2, 2), "fc.bias": torch.zeros(2)})
+    assert subnet.mask == {} and list(subnet.params) == ["fc.weight", "fc.bias"]
+    assert list(to_torch_prune(Subnet(subnet.params, {}))) == ["fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.full((2,), 0.5), torch.ones(3), torch.tensor([1.0, np.nan])], ids=["half", "shape", "nan"]
+)
+def test_a_mask_that_is_none_is_named(mask):
+    with pytest.raises(DataError, match="w_mask is not a mask of w_orig"):
+        from_torch_prune({"w_orig": torch.ones(2), "w_mask": mask})
+
+
+def test_an_imported_subnet_is_a_ticket(tmp_path, tiny):
+    subnet = from_torch_prune(pruned().state_dict())
+    save_ticket(subnet.params, subnet.mask, {"name": "imported", "axes": "{}"}, tmp_path / "t.safetensors")
+    assert load_ticket(tmp_path / "t.safetensors").density < 0.7
+    with pytest.raises(
+        ConfigError, match=r"fc1.weight is 50x20 in the ticket .*: choose the model and data set that it comes from"
+    ):
+        tiny(f"ticket.path={tmp_path / 't.safetensors'}")
