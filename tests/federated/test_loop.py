@@ -181,12 +181,26 @@ def test_server_optimizers_keep_masked_momentum_and_forget_it_when_rewound(optio
                 assert not part[name][~alive].any()
         assert all(torch.isfinite(tensor).all() for tensor in state.server.params.values())
         assert metrics["clients/dropped"] == 0
-    # The first round after a rewind starts without momentum: v of FedAvgM is then what one round makes of zero.
-    if option == "fedavgm":
-        before, after = played[2][0].momentum["v"], played[1][0]
-        assert after.momentum["v"]["fc1.bias"].any()
-        moved = played[2][0].ticket["fc1.bias"] - played[2][0].server.params["fc1.bias"]
-        assert torch.allclose(before["fc1.bias"], moved, atol=1e-6)
+    assert [state.momentum for state in starts(experiment, play)] == [{}, {}, {}]
+    for state in starts(tiny(f"federated={option}", *LTH, "rewind=none"), play):
+        assert set(state.momentum) == keys
+        assert all(part["fc1.bias"].any() for part in state.momentum.values())
+        assert not any(part[n][~alive].any() for part in state.momentum.values() for n, alive in state.server.mask.items())
+
+
+def test_whatever_a_server_optimizer_does_the_dead_stay_dead(tiny):
+    def noisy(server, mean, momentum, trained):
+        return {name: value + 1 for name, value in mean.items()}, {
+            "noise": {name: torch.ones_like(mean[name]) for name in trained}
+        }
+
+    experiment = tiny("how_often=one_shot", "when=before_training")
+    loop = replace(experiment.loop(experiment.executor()), server_step=noisy)
+    state, _ = loop.round(loop.start())
+    for name, alive in state.server.mask.items():
+        assert not state.server.params[name][~alive].any()
+        assert not state.momentum["noise"][name][~alive].any()
+        assert state.server.params[name][alive].mean() > 0.5
 
 
 # --- rewinding -------------------------------------------------------------------------------------------------------------
@@ -351,6 +365,14 @@ def test_local_tensors_never_cross_the_wire_and_are_kept_by_each_client(tiny, pl
     client_round = experiment.executor()._client_round
     again = client_round.train(Job(1, 1, 1, 0, first.server, kept=first.kept[1]))
     assert equal({name: again.kept[name] for name in first.kept[1]}, second.kept[1])
+
+
+def test_after_a_rewind_to_the_start_clients_have_kept_nothing(tiny, play):
+    after = ("when=after_training", "how_often=one_shot", "rounds=1", "local.steps=1", "federated.batchnorm=local")
+    (rewound,) = starts(tiny(*BATCHNORM, *after, "rewind=init"), play)
+    assert rewound.kept == {}
+    (trained,) = starts(tiny(*BATCHNORM, *after, "rewind=none"), play)
+    assert sorted(trained.kept) == [0, 1, 2, 3]
 
 
 def test_a_client_that_sits_a_round_out_keeps_what_it_kept(tiny, play, equal):
