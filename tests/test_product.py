@@ -109,18 +109,22 @@ def outcomes(parts, compose) -> dict[Cell, Experiment | Incompatible]:
 
 
 def once(function: Callable) -> Callable:
-    """The function, asked only once for the same arguments: one object, or an equal plain value (state dicts are the net's)."""
+    """The function, asked only once for the same arguments: one object, or equal plain values (state dicts are the net's)."""
     answers: dict[tuple, Any] = {}
     alive: list[object] = []  # so that no id is given to another object
 
     def ask(*arguments: object) -> Any:
-        key = tuple(a if isinstance(a, int | str) else id(a) for a in arguments if not isinstance(a, dict) or "_target_" in a)
+        key = tuple(str(a) if isinstance(a, int | str) or type(a) is dict else id(a) for a in arguments if not _tensors(a))
         if key not in answers:
             alive.append(arguments)
             answers[key] = function(*arguments)
         return answers[key]
 
     return ask
+
+
+def _tensors(argument: object) -> bool:
+    return isinstance(argument, dict) and "_target_" not in argument
 
 
 def test_every_cell_is_built_or_refused_with_what_to_choose_instead(outcomes):

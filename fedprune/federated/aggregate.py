@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedprune.errors import ConfigError
+from fedprune.pruning.mask import pack
 from fedprune.types import Mask, Params, Subnet
 
 Momentum = Mapping[str, Params]
@@ -29,15 +30,10 @@ def overlap_mean(server: Params, updates: Iterable[tuple[Subnet, float]]) -> Par
     """
     mean: Params = {}
     cover: dict[str, Tensor | float] = {}  # the weight of those who hold an entry
-    for _, alike in itertools.groupby(updates, key=_mask_of):
+    for _, alike in itertools.groupby(updates, key=lambda update: pack(update[0].mask)):
         mask, params, weight = _running_mean(alike)
         mean, cover = _join(mean, cover, params, {name: weight * mask[name] if name in mask else weight for name in params})
     return server | {name: _where_held(mean[name], cover[name], server[name]) for name in mean}
-
-
-def _mask_of(update: tuple[Subnet, float]) -> tuple[int, ...]:
-    """Which mask it is: decoding gives the same tensors for the same bits."""
-    return tuple(map(id, update[0].mask.values()))
 
 
 def _running_mean(updates: Iterable[tuple[Subnet, float]]) -> tuple[Mask, Params, float]:

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from fedprune.errors import RunError
+from fedprune.federated.aggregate import overlap_mean
 from fedprune.federated.exchange import Exchange, Tally
 from fedprune.federated.executor import Task
+from fedprune.pruning.mask import apply
 from fedprune.types import SERVER, Job, State, Subnet, Update
 from fedprune.wire.message import Wire
 
@@ -138,6 +140,18 @@ def test_codecs_change_bytes_and_nothing_else(tiny, play, differences):
     sent = {codec: (states[-1][0].down_bytes, states[-1][0].up_bytes) for codec, states in played.items()}
     assert sent["auto"][0] == sent["bitmap"][0] < sent["dense"][0]
     assert sent["auto"][1] < sent["bitmap"][1] < sent["dense"][1]
+
+
+def test_whether_equal_masks_are_one_object_cannot_be_seen_in_the_mean():
+    """Decoding remembers masks, up to a number: what it happens to remember must not reach a result."""
+    generator = torch.Generator().manual_seed(0)
+    mask = {"w": torch.rand(50, 40, generator=generator) < 0.5}
+    server, *weights = (apply({"w": torch.randn(50, 40, generator=generator)}, mask) for _ in range(6))
+    for examples in ((3.0, 7.0, 2.0, 5.0, 1.0), (1.0,) * 5):
+        one = overlap_mean(server, [(Subnet(w, mask), n) for w, n in zip(weights, examples, strict=True)])
+        copies = [{"w": mask["w"].clone()} for _ in weights]
+        other = overlap_mean(server, [(Subnet(w, m), n) for w, m, n in zip(weights, copies, examples, strict=True)])
+        assert torch.equal(one["w"], other["w"])
 
 
 def test_what_is_trained_is_what_was_decoded(tiny, play):
