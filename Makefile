@@ -29,9 +29,10 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## seconds per round and start-up, as ratios to a bare PyTorch loop (Fashion-MNIST)
+bench: $(STAMP)  ## seconds per round and start-up against a bare PyTorch loop (Fashion-MNIST); time and memory of shrink
 	$(BIN)/python benchmarks/rounds.py
 	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python benchmarks/shrink.py
 
 notebooks: $(STAMP)  ## execute the notebooks on the newest sweep of outputs/lth_fedavg
 	$(BIN)/python -m jupyter nbconvert --to html --execute notebooks/*.ipynb --output-dir outputs/notebooks

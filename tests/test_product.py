@@ -70,7 +70,7 @@ def parts(compose, tmp_path_factory) -> dict[tuple[str, str], DictConfig]:
 
 
 def half_a_ticket(compose, folder: Path) -> Path:
-    """A ticket for the network of these tests, in which each weight lives with even chances, all in all exactly half of them."""
+    """A ticket for the network of these tests, in which half of the weights live, at random."""
     net = builder.build(*compose(*TINY)).net
     what = What(weights, globally).bind(net)
     scores = {name: torch.rand(net.state_dict()[name].shape) for name in what.names}
@@ -261,7 +261,7 @@ def same(mask: Mask, other: Mask) -> bool:
 
 
 def exact(experiment: Experiment, mask: Mask, density: float) -> bool:
-    """Whether the number of living units is the nearest to the density: of all of them, or of each layer's; or the scope's own."""
+    """Whether the number of living units is the nearest to the density: of all of them, or of each layer's, or its own."""
     what = experiment.axes.what
     alive, units = what.alive_units(mask)
     scope = getattr(what.scope, "func", what.scope)
