@@ -29,9 +29,10 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## seconds per round and start-up against a bare PyTorch loop (Fashion-MNIST); a compacted step against a dense one
+bench: $(STAMP)  ## rounds and start-up against a bare PyTorch loop (Fashion-MNIST); shrink; a compacted step against a dense one
 	$(BIN)/python benchmarks/rounds.py
 	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python benchmarks/shrink.py
 	$(BIN)/python benchmarks/compact.py
 
 notebooks: $(STAMP)  ## execute the notebooks on the newest sweep of outputs/lth_fedavg

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -44,7 +45,9 @@ def job(config: DictConfig) -> None:
         if alone:
             sys.exit(1)
     except Exception as error:
-        (folder / "error.log").write_text(traceback.format_exc())
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error.log").write_text(traceback.format_exc())
         run.fail(folder, error, f"{type(error).__name__}: {error}")
         if alone:
             raise

@@ -135,6 +135,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
         problems.add_incompatible(check.whole_units(begin.mask, what, plan, names))
 
     problems.add_incompatible(check.composition(plan, criterion, where, options["rewind"], names))
+    problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
     units = what.units(net.state_dict())
     network = Network(net, dataset.shape)
     problems.add_incompatible(check.obstacles(plan, criterion, network, what.names, names))

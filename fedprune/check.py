@@ -116,6 +116,16 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, na
     return [problem for problem, broken in rules.items() if broken]
 
 
+def kept_back(own: tuple[str, ...], rewind: Rewind, plan: Plan, names: dict[str, str]) -> list[str]:
+    """Whether a rewind would have to take back what clients keep to themselves. own: the names of those tensors."""
+    if not (own and plan.events and rewind.anchor):
+        return []
+    return [
+        f"rewind={names['rewind']}: federated.batchnorm=local leaves BatchNorm with the clients, and nobody remembers it as of round "
+        f"{rewind.anchor}: choose rewind=init or federated.batchnorm=average"
+    ]
+
+
 def obstacles(
     plan: Plan, criterion: Criterion, network: Network, prunable: tuple[str, ...], names: dict[str, str]
 ) -> list[str]:

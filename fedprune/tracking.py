@@ -157,8 +157,12 @@ def _init(folder: Path, about: About, project: str, mode: str, timeout: float) -
         | {"config": about["config"]},
         settings=library.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True, init_timeout=timeout),
     )
-    run.define_metric("round")
-    run.define_metric("*", step_metric="round")
+    try:
+        run.define_metric("round")
+        run.define_metric("*", step_metric="round")
+    except BaseException:
+        run.finish(exit_code=1)  # or the next job of the sweep would go on in it
+        raise
     return run
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fedprune.check import Problems, composition, evidence, min_per_layer, obstacles, ranges, scope
+from fedprune.check import Problems, composition, evidence, kept_back, min_per_layer, obstacles, ranges, scope
 from fedprune.errors import ConfigError, DataError, Incompatible, RunError
 from fedprune.federated.where import AllClients, Cohort, OneClient, Server
 from fedprune.pruning.criterion import Criterion, gradient, magnitude, magnitude_increase, random, snip
@@ -299,3 +299,13 @@ def test_one_problem_is_told_without_a_list():
 def test_anything_else_is_not_the_configurations_fault(error):
     with pytest.raises(type(error)):
         Problems().attempt(fail, error)
+
+
+def test_late_rewinding_of_batchnorm_that_stays_with_the_clients_is_refused():
+    plan, names = Plan((PruneEvent(4, 0.5),), 8), {"rewind": "early"}
+    (problem,) = kept_back(("bn.weight",), Early(2), plan, names)
+    assert "round 2" in problem
+    assert "choose rewind=init" in problem
+    assert kept_back((), Early(2), plan, names) == []
+    assert kept_back(("bn.weight",), Early(0), plan, names) == []  # the start is known to everybody
+    assert kept_back(("bn.weight",), Early(2), Plan((), 8), names) == []
