@@ -121,7 +121,7 @@ def kept_back(own: tuple[str, ...], rewind: Rewind, plan: Plan, names: dict[str,
     if not (own and plan.events and rewind.anchor):
         return []
     return [
-        f"rewind={names['rewind']}: federated.batchnorm=local leaves BatchNorm with the clients, and nobody remembers it as of round "
+        f"rewind={names['rewind']}: federated.batchnorm=local leaves BatchNorm with the clients, and nobody has it as of round "
         f"{rewind.anchor}: choose rewind=init or federated.batchnorm=average"
     ]
 
