@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -30,10 +31,20 @@ def overlap_mean(server: Params, updates: Iterable[tuple[Subnet, float]]) -> Par
     """
     mean: Params = {}
     cover: dict[str, Tensor | float] = {}  # the weight of those who hold an entry
-    for _, alike in itertools.groupby(updates, key=lambda update: pack(update[0].mask)):
+    for _, alike in itertools.groupby(updates, key=_mask_of):
         mask, params, weight = _running_mean(alike)
         mean, cover = _join(mean, cover, params, {name: weight * mask[name] if name in mask else weight for name in params})
     return server | {name: _where_held(mean[name], cover[name], server[name]) for name in mean}
+
+
+def _mask_of(update: tuple[Subnet, float]) -> bytes:
+    return _bits(*update[0].mask.values())
+
+
+@functools.lru_cache(maxsize=8)
+def _bits(*mask: Tensor) -> bytes:
+    """A mask by its content, so that it does not matter which object it is; remembered, since most updates share one."""
+    return pack(dict(enumerate(mask)))  # type: ignore[arg-type]
 
 
 def _running_mean(updates: Iterable[tuple[Subnet, float]]) -> tuple[Mask, Params, float]:
