@@ -134,23 +134,27 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     if begin is not None:
         problems.add_incompatible(check.whole_units(begin.mask, what, plan, names))
 
-    problems.add_incompatible(check.composition(plan, criterion, where, options["rewind"], names))
+    axes = Axes(what, criterion)
     problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
-    units = what.units(net.state_dict())
-    network = Network(net, dataset.shape)
-    problems.add_incompatible(check.obstacles(plan, criterion, network, what.names, names))
-    problems.add_incompatible(check.min_per_layer(what, plan, units))
-    problems.add_incompatible(check.scope(what, plan, units, names))
+    problems.add_incompatible(_combination(plan, axes, options, Network(net, dataset.shape), names))
     problems.stop_if_any()
-
-    if criterion.grow is not None and not any(event.swap for event in plan.events):
-        log.warning(
-            "criterion=%s never grows under how_often=%s: it is its drop formula", names["criterion"], names["how_often"]
-        )
     wire = Wire(options["wire"], Layout.of({n: t for n, t in net.state_dict().items() if n not in own}, what.names))
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
-    axes = Axes(what, criterion)
     return Experiment(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin)
+
+
+def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Network, names: dict[str, str]) -> list[str]:
+    """What is wrong with the axes together, on this network; a twin of a simpler composition is only pointed out."""
+    what, criterion = axes.what, axes.criterion
+    if criterion.grow is not None and not any(event.swap for event in plan.events):
+        log.warning("criterion=%s never grows under how_often=%s; it only drops", names["criterion"], names["how_often"])
+    units = what.units(network.net.state_dict())
+    return [
+        *check.composition(plan, criterion, options["where"], options["rewind"], names),
+        *check.obstacles(plan, criterion, network, what.names, names),
+        *check.min_per_layer(what, plan, units),
+        *check.scope(what, plan, units, names),
+    ]
 
 
 def client_round(
