@@ -1,6 +1,6 @@
 """An optimizer's state as tensors by name, so that a client can keep it from one of its rounds to the next.
 
-`NAME/number/key`: the number is that of the parameter, in the optimizer's own order.
+`optimizer:number:key`: the number is that of the parameter, in the optimizer's own order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from fedprune.errors import ConfigError
 from fedprune.types import Params
 
-NAME = "optimizer"
+PREFIX = "optimizer:"  # no tensor of a network has a colon in its name
 
 
 def of(optimizer: torch.optim.Optimizer, masks: Mapping[Tensor, Tensor]) -> Params:
@@ -26,7 +26,7 @@ def of(optimizer: torch.optim.Optimizer, masks: Mapping[Tensor, Tensor]) -> Para
     for number, parameter in enumerate(parameters):
         for key, value in optimizer.state.get(parameter, {}).items():
             if value is not None:
-                found[f"{NAME}/{number}/{key}"] = _tensor(optimizer, value, masks.get(parameter))
+                found[f"{PREFIX}{number}:{key}"] = _tensor(optimizer, value, masks.get(parameter))
     return found
 
 
@@ -34,14 +34,14 @@ def resume(optimizer: torch.optim.Optimizer, kept: Params) -> None:
     """Give a fresh optimizer the state that `of` took from one like it."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in kept.items():
-        _, number, key = name.split("/", 2)
+        _, number, key = name.split(":", 2)
         state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def part(kept: Params) -> Params:
     """Of what a client kept, the optimizer's part."""
-    return {name: tensor for name, tensor in kept.items() if name.startswith(f"{NAME}/")}
+    return {name: tensor for name, tensor in kept.items() if name.startswith(PREFIX)}
 
 
 def _tensor(optimizer: torch.optim.Optimizer, value: object, mask: Tensor | None) -> Tensor:
