@@ -25,8 +25,8 @@ def lenet_300_100(shape: tuple[int, int, int], classes: int) -> nn.Module:
 def lenet1(shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Two 5x5 convolutions of 4 and 12 channels without padding, tanh and average pooling, then `classes` linear outputs.
 
-    3,246 parameters, 3,220 of them weights, on 1x28x28: the network of Optimal Brain Damage (LeCun et al. 1990) has this layout and
-    2,578 parameters, as its second convolution sees only some of the maps and its pooling has weights.
+    3,246 parameters, 3,220 of them weights, on 1x28x28: the network of Optimal Brain Damage (LeCun et al. 1990) has this layout
+    and 2,578 parameters, as its second convolution sees only some of the maps and its pooling has weights.
     Gaussian Glorot weights, zero biases. Raises ConfigError for images below 16x16.
     """
     require_size("lenet1", shape, 16, _FOR_SMALL_IMAGES)

@@ -30,8 +30,8 @@ def vgg11(shape: tuple[int, int, int], classes: int, norm: str = "none") -> nn.M
 def vgg_small(shape: tuple[int, int, int], classes: int, norm: str = "batch") -> nn.Module:
     """Four 3x3 convolutions of 8, 16, 32 and 32 channels in three stages, each ended by max pooling; then as vgg11.
 
-    15,554 parameters on 1x28x28 with a norm: a VGG for minutes on a CPU; by its average, all but the output layer is independent
-    of the data set. norm: `batch`, `group` or `none`. Raises ConfigError for images below 8x8 or another norm.
+    15,554 parameters on 1x28x28 with a norm: a VGG for minutes on a CPU; by its average all but the output layer is
+    independent of the data set. norm: `batch`, `group` or `none`. Raises ConfigError for images below 8x8 or another norm.
     """
     require_norm("vgg_small", norm, ("none", "batch", "group"))
     require_size("vgg_small", shape, 8, ("cnn_fedavg", "resnet20"))
