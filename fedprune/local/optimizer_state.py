@@ -35,7 +35,7 @@ def resume(optimizer: torch.optim.Optimizer, kept: Params) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in kept.items():
         _, number, key = name.split(":", 2)
-        state.setdefault(int(number), {})[key] = tensor
+        state.setdefault(int(number), {})[key] = tensor.clone()  # load_state_dict copies only what it must
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
