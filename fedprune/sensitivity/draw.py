@@ -41,7 +41,7 @@ def figure(rows: pd.DataFrame) -> Figure:
                 _line(accuracy, cell, "val/accuracy", marker="o", **look)
         positive = rows.loc[rows["increase"] > 0, "increase"]
         loss.set_yscale("symlog", linthresh=max(float(positive.quantile(0.1)), 1e-4) if len(positive) else 1e-3)
-        loss.set(xlabel="deleted (%)", ylabel="increase of the training loss (dashed: predicted)")
+        loss.set(xlabel="deleted (%)", ylabel="rise of the training loss (dashed: predicted)", ylim=(0, None))
         accuracy.set(xlabel="deleted (%)", ylabel="validation accuracy (%)")
         accuracy.legend(loc="lower left")
     return drawn
