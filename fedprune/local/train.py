@@ -6,7 +6,7 @@ A `pl.Trainer` per client and round costs several milliseconds against a step of
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,10 +67,18 @@ class Trained(NamedTuple):
     examples: int
 
 
-def fit(module: LocalModule, subnet: Subnet, batches: Iterable[Batch], recipe: Recipe, decay: float = 1.0) -> Trained:
+def fit(
+    module: LocalModule,
+    subnet: Subnet,
+    batches: Iterable[Batch],
+    recipe: Recipe,
+    decay: float = 1.0,
+    penalty: Callable[[], Tensor] | None = None,
+) -> Trained:
     """Train `subnet` on `batches`. Dead entries are zero after every step, whatever the optimizer does to them.
 
-    `decay` multiplies the learning rate. `subnet` is not changed.
+    `decay` multiplies the learning rate. `penalty`, a function of the module's parameters as they are, is added to each batch's
+    loss, but is no part of the loss that is told. `subnet` is not changed.
     """
     load(module, subnet.params)
     set_mode(module, recipe)
@@ -83,7 +91,7 @@ def fit(module: LocalModule, subnet: Subnet, batches: Iterable[Batch], recipe: R
     for step, batch in enumerate(batches):
         optimizer.zero_grad()
         loss = _loss(module, batch, step)
-        loss.backward()
+        (loss if penalty is None else loss + penalty()).backward()
         if sent:
             _pull(parameters, sent, recipe.proximal_mu)
         if mask_gradients:
