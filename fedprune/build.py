@@ -28,12 +28,13 @@ from fedprune.federated.exchange import Exchange
 from fedprune.federated.executor import Executor, Processes, Serial
 from fedprune.federated.loop import FederatedLoop
 from fedprune.local.module import LocalModule
+from fedprune.local.regulariser import Regulariser, add_companions, together
 from fedprune.local.train import Recipe, held
 from fedprune.make import make
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.network import Network
 from fedprune.pruning.paths import effective_density
-from fedprune.randomness import torch_seed
+from fedprune.randomness import torch_seed, torch_stream
 from fedprune.ticket import Begin
 from fedprune.types import Params, Plan, Subnet
 from fedprune.wire.codec import Layout
@@ -50,7 +51,7 @@ class Experiment:
 
     options: what each group of OBJECTS names, and the server's step. net: the network at its initialisation. own: the tensors
     that clients keep to themselves. flops: of training on one example, by layer of the dense network. begin: the ticket that
-    the run starts from (None: dense, from `net`).
+    the run starts from (None: dense, from `net`). regularisers: what clients add to their training.
     """
 
     config: DictConfig
@@ -66,11 +67,13 @@ class Experiment:
     flops: Mapping[str, float]
     device: str
     begin: Subnet | None = None
+    regularisers: tuple[Regulariser, ...] = ()
 
     def executor(self) -> Executor:
         """Start the workers."""
         worker = functools.partial(
-            client_round, _container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device
+            client_round,
+            *(_container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device, self.regularisers),
         )
         if self.device != "cpu" and self.config.executor["_target_"].endswith(f".{Processes.__name__}"):
             log.warning("on %s clients are trained one after the other: executor=serial", self.device)
@@ -93,7 +96,7 @@ class Experiment:
             eval_every=config.eval_every,
             exchange=exchange,
             evaluation=Evaluation(exchange, len(self.dataset.test_y), _sizes(clients.val), _sizes(clients.test)),
-            fresh=functools.partial(_fresh, config, self.dataset),
+            fresh=functools.partial(_fresh, config, self.dataset, self.axes.what.names, self.regularisers),
             trained=tuple(name for name, _ in self.net.named_parameters()),
             flops=self.flops,
             effective=functools.partial(effective_density, self.net, shape=self.dataset.shape),
@@ -111,6 +114,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     options = {group: problems.attempt(make, config[group]) for group in OBJECTS}
     options["server_step"] = problems.attempt(make, config.federated.server)
     recipe = problems.attempt(_recipe, config)
+    regularisers = tuple(problems.attempt(make, config.local[group]) for group in ("penalty", "dropout"))
     ticket = problems.attempt(_ticket, config)
     device = problems.attempt(_device, config.device)
     problems.attempt(make, {**config.executor, "_partial_": True})
@@ -128,9 +132,11 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     clients = problems.attempt(federate, dataset, options["partition"], config.federated.clients, config.seed, proxy)
     problems.attempt(_optimizer, config, net)
     problems.attempt(_fixed, net, recipe)
+    problems.attempt(together, *regularisers, net)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
 
+    add_companions(net, what.names, regularisers, torch_stream(config.seed, "companions"))
     begin = problems.attempt(ticket, net, what, config.seed, names)
     if begin is not None:
         problems.add_incompatible(check.whole_units(begin.mask, what, plan, names))
@@ -141,7 +147,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.stop_if_any()
     wire = Wire(options["wire"], Layout.of({n: t for n, t in net.state_dict().items() if n not in own}, what.names))
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
-    return Experiment(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin)
+    return Experiment(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin, regularisers)
 
 
 def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Network, names: dict[str, str]) -> list[str]:
@@ -159,13 +165,20 @@ def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Ne
 
 
 def client_round(
-    config: Mapping[str, Any], dataset: Dataset, clients: Clients, recipe: Recipe, wire: Wire, device: str
+    config: Mapping[str, Any],
+    dataset: Dataset,
+    clients: Clients,
+    recipe: Recipe,
+    wire: Wire,
+    device: str,
+    regularisers: tuple[Regulariser, ...],
 ) -> ClientRound:
     """What a worker builds for itself, once: the module, around data that it shares with the others."""
     with torch.random.fork_rng(devices=[]):
         net = make(config["model"], shape=dataset.shape, classes=dataset.classes)
+    add_companions(net, wire.layout.masked, regularisers, torch.Generator())  # each job brings its own values
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
-    return ClientRound(module, dataset, clients, recipe, wire, config["where"].get("examples"))
+    return ClientRound(module, dataset, clients, recipe, wire, config["where"].get("examples"), regularisers)
 
 
 def _container(config: DictConfig) -> dict[str, Any]:
@@ -204,8 +217,12 @@ def _net(config: DictConfig, dataset: Dataset, number: int) -> nn.Module:
         return make(config.model, shape=dataset.shape, classes=dataset.classes)
 
 
-def _fresh(config: DictConfig, dataset: Dataset, number: int) -> Params:
-    return {name: tensor.detach().clone() for name, tensor in _net(config, dataset, number).state_dict().items()}
+def _fresh(
+    config: DictConfig, dataset: Dataset, prunable: tuple[str, ...], regularisers: tuple[Regulariser, ...], number: int
+) -> Params:
+    net = _net(config, dataset, number)
+    add_companions(net, prunable, regularisers, torch_stream(config.seed, "companions", number))
+    return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
 
 
 def _optimizer(config: DictConfig, net: nn.Module) -> None:

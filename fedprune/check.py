@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from fedprune.errors import ConfigError, DataError, Incompatible
+from fedprune.pruning.companions import CHOOSE
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.evidence import FROM_DATA, KNOWN, OBSTACLES, needs, unknown
 from fedprune.pruning.network import Network
@@ -107,6 +108,10 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, na
         "choose a smaller rewind.round, or rewind=init": plan.events != () and (rewind.anchor or 0) > first,
         f"{chosen} compares with the weights at the start, and the first prune event is before any training: "
         "choose when=after_training, or when=during_training with a later when.start": "init_params" in asked
+        and plan.events != ()
+        and first == 0,
+        f"{chosen} reads what training learns beside the weights, and the first prune event is before any training: "
+        "choose when=after_training, or when=during_training with a later when.start": bool({*CHOOSE} & asked)
         and plan.events != ()
         and first == 0,
         f"{chosen} compares with the weights at the start, and rewind={names['rewind']} replaces them: choose rewind=init": (

@@ -8,6 +8,7 @@ from fedprune.build import Experiment
 from fedprune.display import amount
 from fedprune.federated.costs import training_flops
 from fedprune.federated.sampling import cohort
+from fedprune.pruning.companions import is_companion
 from fedprune.pruning.criterion import Formula
 from fedprune.pruning.evidence import FROM_DATA, needs
 from fedprune.pruning.mask import apply, ones, shrink
@@ -26,8 +27,9 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
         up += rounds * config.federated.cohort * received
         flops += rounds * _examples(experiment, config) * training_flops(experiment.flops, subnet)
     prunable = sum(net.state_dict()[name].numel() for name in experiment.axes.what.names)
+    parameters = sum(p.numel() for name, p in net.named_parameters() if not is_companion(name))
     return [
-        ("parameters", f"{sum(p.numel() for p in net.parameters()):,} ({prunable:,} prunable)"),
+        ("parameters", f"{parameters:,} ({prunable:,} prunable)"),
         ("rounds", f"{plan.rounds:,}, of {config.federated.cohort} clients each"),
         ("bytes down", f"{amount(down)} for training"),
         ("bytes up", f"{amount(up)} for training"),

@@ -19,6 +19,9 @@ GROUPS = (
 VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_every", "hydra")
 """Keys that do not change a result: a run is the same run whatever they are."""
 
+NOTHING = {"_target_": "fedprune.local.regulariser.none"}
+"""What a penalty or dropout is where there is none."""
+
 QUOTES = "\"'"
 MOST = 200  # characters of a folder's name
 
@@ -35,6 +38,7 @@ def folder_hash(config: DictConfig) -> str:
     kept = {key: value for key, value in plain.items() if key not in VOLATILE}
     if kept["ticket"]["path"] is None:
         del kept["ticket"]  # a run without one is what it was before there were any
+    kept["local"] = {key: value for key, value in kept["local"].items() if value != NOTHING}  # likewise
     kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
     return digest_of(kept)
 

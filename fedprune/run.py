@@ -25,6 +25,7 @@ from fedprune.errors import Incompatible, RunError
 from fedprune.estimate import estimate
 from fedprune.folders import folder_hash
 from fedprune.make import make
+from fedprune.pruning.companions import is_companion, plain
 from fedprune.pruning.mask import density
 from fedprune.types import State
 
@@ -121,7 +122,7 @@ def _finish(folder: Path, state: State, about: Mapping[str, Any], logger: tracki
     seconds = sum(row["time/round_s"] for row in rows)
     metrics = rows[-1] | {"time/total_s": seconds}
     ticket = folder / "ticket.safetensors"
-    save_ticket(state.ticket, state.server.mask, _provenance(about), ticket)
+    save_ticket(plain(state.ticket), state.server.mask, _provenance(about), ticket)
     logger.finish(metrics, [ticket, folder / "state" / "state.safetensors"])
     write_text(folder / "summary.json", _json({"status": "done", "metrics": metrics}))
 
@@ -153,7 +154,7 @@ def _facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
     plan = experiment.plan
     return {
         "plan": {"events": [asdict(event) for event in plan.events], "rounds": plan.rounds},
-        "parameters": sum(parameter.numel() for parameter in experiment.net.parameters()),
+        "parameters": sum(t.numel() for name, t in experiment.net.named_parameters() if not is_companion(name)),
         "prunable": sum(dict(experiment.net.named_parameters())[name].numel() for name in experiment.axes.what.names),
         "clients": config.federated.clients,
         "cohort": config.federated.cohort,

@@ -26,10 +26,12 @@ class Federated:
 
 @dataclass
 class Local:
-    """How a client trains in one round; see fedprune.local.train.Recipe."""
+    """How a client trains in one round; see fedprune.local.train.Recipe, and fedprune.local.regulariser."""
 
     module: Any = None
     optimizer: Any = None
+    penalty: Any = None
+    dropout: Any = None
     epochs: int | None = 1
     steps: int | None = None
     batch_size: int = 32

@@ -31,6 +31,9 @@ TINY = (
 )
 """Overrides that make a run take milliseconds."""
 
+NESTED = ("local/optimizer", "local/penalty", "local/dropout")
+"""Config groups inside another one."""
+
 torch.set_num_threads(1)  # as in every executor: what a test measures must not depend on the tests before it
 
 
@@ -75,7 +78,7 @@ def assemble(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
     composed, names = _composed()
     config, names = composed.copy(), dict(names)
     pairs = [override.partition("=") for override in overrides]
-    groups = {key: value for key, _, value in pairs if key in {*folders.GROUPS, "local/optimizer"}}
+    groups = {key: value for key, _, value in pairs if key in {*folders.GROUPS, *NESTED}}
     for group, option in sorted(groups.items()):
         node = group.replace("/", ".")
         OmegaConf.update(config, node, OmegaConf.select(_composed(f"{group}={option}")[0], node), merge=False)

@@ -25,6 +25,8 @@ OPTIONS = [path for path in FILES if path.parent != CONF and path.relative_to(CO
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 PARTIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
+NESTED = ("local/optimizer", "local/penalty", "local/dropout")
+
 # What an option is called with when a run is built; the rest are called with nothing.
 CALLED_WITH: dict[str, dict[str, object]] = {"model": {"shape": (3, 32, 32), "classes": 10}}
 
@@ -127,14 +129,14 @@ def test_every_parameter_that_a_user_may_set_is_in_its_yaml(path, compose):
 def test_every_group_has_a_default_and_the_taxonomy_is_complete(compose):
     _, names = compose()
     groups = {option(path)[0] for path in OPTIONS}
-    assert groups == {*folders.GROUPS, "local/optimizer"}
+    assert groups == {*folders.GROUPS, *NESTED}
     assert set(names) == set(folders.GROUPS)
 
 
 def test_the_schema_is_in_no_group(compose):
     compose()  # registers it
     store = ConfigStore.instance()
-    for group in (*folders.GROUPS, "local/optimizer", "experiment"):
+    for group in (*folders.GROUPS, *NESTED, "experiment"):
         with pytest.raises(OSError, match="not found"):
             store.list(group)
     assert "schema.yaml" in store.list("")

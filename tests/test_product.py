@@ -50,7 +50,10 @@ SAMPLES = 60
 CRITERIA = ("magnitude", "random", "rigl", "set", "snip", "synflow")
 """Those with which all pairs of answers are sampled; of the others one cell each is run."""
 
-ELSEWHERE = {"bn_scale": "needs normalisation layers", "obd_exact": "needs a small network"}
+ELSEWHERE = {
+    **{"bn_scale": "needs normalisation layers", "obd_exact": "needs a small network"},
+    **{"hard_concrete": "needs local/penalty=l0", "signal_to_noise": "needs local/dropout=variational"},
+}
 """Criteria that do not go with the network of these tests."""
 
 FROM_START = ("large_final_same_sign", "magnitude_increase")

@@ -14,7 +14,9 @@ from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
 from fedprune.local import optimizer_state
 from fedprune.local.module import Batch, LocalModule
+from fedprune.local.regulariser import Regulariser, regularised
 from fedprune.local.train import Recipe, fit, load, set_mode
+from fedprune.pruning.companions import fold
 from fedprune.pruning.evidence import FROM_DATA
 from fedprune.pruning.mask import apply
 from fedprune.randomness import seeded, torch_seed, torch_stream
@@ -54,7 +56,8 @@ class Again:
 class ClientRound:
     """Everything a client needs besides the job: the module to train, its data, and how it trains.
 
-    examples: how many of its training examples a client measures evidence on (None: all).
+    examples: how many of its training examples a client measures evidence on (None: all). regularisers: what it adds to its
+    training so that weights get ready to be pruned; evidence and evaluation are of the network without noise.
     """
 
     module: LocalModule
@@ -63,6 +66,7 @@ class ClientRound:
     recipe: Recipe
     wire: Wire
     examples: int | None = None
+    regularisers: tuple[Regulariser, ...] = ()
 
     def run(self, message: bytes, kept: Arrays) -> tuple[bytes, Arrays]:
         """A job's bytes in, its update's bytes out; `kept` goes past the wire."""
@@ -76,8 +80,9 @@ class ClientRound:
         subnet = Subnet(job.subnet.params | job.kept, job.subnet.mask)
         with seeded(torch_seed(job.seed, "training", job.clock, job.client), self.module.device):
             batches = self._shuffled(indices, torch_stream(job.seed, "batches", job.clock, job.client))
-            momenta = optimizer_state.part(job.kept)
-            trained = fit(self.module, subnet, batches, self.recipe, self.recipe.lr_decay**job.clock, momenta)
+            momenta, decay = optimizer_state.part(job.kept), self.recipe.lr_decay**job.clock
+            with regularised(self.module.net, subnet.mask, self.regularisers, sum(map(len, self.clients.train))) as penalty:
+                trained = fit(self.module, subnet, batches, self.recipe, decay, penalty, momenta)
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
         kept = {name: trained.params[name] for name in job.kept if name not in momenta} | trained.optimizer
         return Update(job.client, Subnet(trained.params, subnet.mask), len(indices), metrics=metrics, kept=kept)
@@ -88,7 +93,7 @@ class ClientRound:
         order = torch.randperm(len(indices), generator=torch_stream(job.seed, "evidence", job.round, job.client))
         indices = indices[order[: self.examples]]
         subnet, names = job.subnet, tuple(job.subnet.mask)
-        params = {name: value.to(self.module.device) for name, value in (subnet.params | job.kept).items()}
+        params = {name: value.to(self.module.device) for name, value in fold(subnet.params | job.kept).items()}
         cover = about(subnet.mask, job.about)
         set_mode(self.module, self.recipe)
         evidence = {}
@@ -101,7 +106,7 @@ class ClientRound:
     def evaluate(self, block: bytes, kept: Arrays, where: Slice) -> tuple[np.ndarray, np.ndarray]:
         """(loss, correct) of every example of a slice, for the network of a wire block."""
         subnet = self.wire.read_subnet(block)
-        load(self.module, subnet.params | _tensors(kept))
+        load(self.module, fold(subnet.params | _tensors(kept)))
         self.module.eval()
         losses, correct = zip(*(self._outcome(batch) for batch in self._evaluation(where)), strict=True)
         return np.concatenate(losses), np.concatenate(correct)

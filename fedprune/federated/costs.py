@@ -9,14 +9,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedprune.pruning import mask as masks
+from fedprune.pruning.companions import is_companion
 from fedprune.pruning.what import What
 from fedprune.types import Subnet
 
 
 def densities(subnet: Subnet, what: What, parameters: tuple[str, ...]) -> dict[str, float]:
-    """density/weights (prunable entries), density/params (all parameters), density/units, and density/layer/<name>."""
+    """density/weights (prunable entries), density/params (all of the network's), density/units, and density/layer/<name>."""
     living, prunable = masks.count(subnet.mask), masks.size(subnet.mask)
-    total = sum(subnet.params[name].numel() for name in parameters)
+    total = sum(subnet.params[name].numel() for name in parameters if not is_companion(name))
     alive, units = what.alive_units(subnet.mask)
     return {
         "density/weights": living / prunable,

@@ -6,7 +6,7 @@ A `pl.Trainer` per client and round costs several milliseconds against a step of
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -85,11 +85,13 @@ def fit(
     batches: Iterable[Batch],
     recipe: Recipe,
     decay: float = 1.0,
+    penalty: Callable[[], Tensor] | None = None,
     kept: Params | None = None,
 ) -> Trained:
     """Train `subnet` on `batches`. Dead entries are zero after every step, whatever the optimizer does to them.
 
-    `decay` multiplies the learning rate; `kept` is the state that the optimizer goes on from. `subnet` is not changed.
+    `decay` multiplies the learning rate. `penalty`, a function of the module's parameters as they are, is added to each batch's
+    loss, but is no part of the loss that is told. `kept` is the state that the optimizer goes on from. `subnet` is not changed.
     """
     load(module, subnet.params)
     set_mode(module, recipe)
@@ -98,7 +100,7 @@ def fit(
         optimizer = _optimizer(module, decay * (recipe.retrain_lr if masks else 1.0))
         if kept:
             optimizer_state.resume(optimizer, kept)
-        losses, sizes = _steps(module, optimizer, batches, recipe, weights, masks)
+        losses, sizes = _steps(module, optimizer, batches, recipe, weights, masks, penalty)
     total = float(torch.stack(losses) @ torch.tensor(sizes, dtype=losses[0].dtype, device=losses[0].device)) if losses else 0.0
     state = optimizer_state.of(optimizer, dict(zip(weights, masks, strict=True))) if recipe.keep_optimizer else {}
     return Trained(unload(module), total / max(sum(sizes), 1), len(sizes), sum(sizes), state)
@@ -111,6 +113,7 @@ def _steps(
     recipe: Recipe,
     weights: list[Tensor],
     masks: list[Tensor],
+    penalty: Callable[[], Tensor] | None,
 ) -> tuple[list[Tensor], list[int]]:
     """A step of the optimizer per batch. Returns the batches' losses and sizes."""
     parameters: list[Tensor] = [p for p in module.net.parameters() if p.requires_grad]
@@ -120,7 +123,7 @@ def _steps(
     for step, batch in enumerate(batches):
         optimizer.zero_grad()
         loss = _loss(module, batch, step)
-        loss.backward()
+        (loss if penalty is None else loss + penalty()).backward()
         if sent:
             _pull(parameters, sent, recipe.proximal_mu)
         if mask_gradients:

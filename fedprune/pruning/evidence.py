@@ -4,6 +4,7 @@
     init_params             the prunable tensors as the run began
     generator               a seeded torch generator by layer name
     flow_grads, scales      what is in the network itself: see network.py
+    log_alpha, log_sigma2   what training has learnt besides the weights: see companions.py
     grads, hessian_grads, movement                       from training data, by first derivatives: see gradients.py
     sq_grads, sq_grads_sampled, gauss_newton_diag, hessian_diag, fisher_inverse_diag      by curvature: see curvature.py
     hessian_sweep           the same by backward_sweep.py
@@ -11,7 +12,8 @@
 
 Measure where the data is, average the evidence, score once: with gradients averaged by example count, federated SNIP is SNIP on
 the pooled data. Everything is named and shaped as the mask is: what belongs to a whole unit stands at each of its entries.
-Measuring has no side effects: module, buffers, random state and `.grad` are as before.
+Measuring has no side effects: module, buffers, random state and `.grad` are as before. It is about the network that is in use:
+weights are multiplied by their gates, if they have any, and local.penalty and local.dropout take no part.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections.abc import Callable, Iterable
 
 from fedprune.pruning.activity import activations, activity
 from fedprune.pruning.backward_sweep import hessian_sweep, no_sweep
+from fedprune.pruning.companions import log_alpha, log_sigma2, no_gates, no_variance
 from fedprune.pruning.curvature import (
     fisher_inverse_diag,
     gauss_newton_diag,
@@ -36,7 +39,7 @@ from fedprune.types import Params
 FROM_SERVER = ("params", "mask", "init_params", "generator")
 
 FROM_NETWORK: dict[str, Callable[[Network, Params, tuple[str, ...]], Params]] = {
-    function.__name__: function for function in (flow_grads, scales)
+    function.__name__: function for function in (flow_grads, scales, log_alpha, log_sigma2)
 }
 
 FROM_DATA: dict[str, Callable[..., Params]] = {
@@ -51,6 +54,8 @@ FROM_DATA: dict[str, Callable[..., Params]] = {
 OBSTACLES: dict[str, Callable[[Network, tuple[str, ...]], str | None]] = {
     "flow_grads": no_flow,
     "scales": unscaled,
+    "log_alpha": no_gates,
+    "log_sigma2": no_variance,
     "hessian_diag": too_large,
     "hessian_sweep": no_sweep,
     "activations": puts_out,

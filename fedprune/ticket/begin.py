@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fedprune.errors import ConfigError, Incompatible
+from fedprune.pruning.companions import is_companion
 from fedprune.pruning.mask import apply, ones
 from fedprune.pruning.what import LAYERS, What
 from fedprune.randomness import torch_stream
@@ -57,7 +58,8 @@ class Begin:
         if self.path is None:
             return None
         ticket, fresh = load_ticket(self.path), net.state_dict()
-        left_out = head_names(net) if self.head == "fresh" else ()
+        companions = tuple(name for name in fresh if is_companion(name))  # a ticket is without: they begin anew
+        left_out = companions + (head_names(net) if self.head == "fresh" else ())
         _check(misfits(ticket, fresh, left_out, head_names(net), names))
         _check(unprunable(ticket, what, left_out, names))
         mask = ones(fresh, what.names) | {

@@ -21,6 +21,7 @@ from fedprune.checkpoint import load_state
 from fedprune.errors import ConfigError, DataError, RunError
 from fedprune.make import make
 from fedprune.pruning.compact import compact
+from fedprune.pruning.companions import plain
 from fedprune.pruning.resize import Kept
 from fedprune.ticket.read import load_ticket, parsed
 from fedprune.types import Mask
@@ -66,7 +67,7 @@ def load_network(path: Path, folders: Sequence[Path]) -> Network:
             OmegaConf.merge(node, {key: value for key, value in values.items() if key in node}), shape=shape, classes=classes
         )
     try:
-        net.load_state_dict(subnet.params)
+        net.load_state_dict(plain(subnet.params))
     except RuntimeError as error:
         raise DataError(f"{ticket.path} is not of the network that model={option} is here: {error}") from error
     return Network(net.eval(), subnet.mask, torch.zeros(1, *shape))

@@ -1,0 +1,149 @@
+"""What a client adds to its training so that weights get ready to be pruned: `local.penalty` and `local.dropout`.
+
+Both are a Regulariser. Each may do three things: add a term to the loss of every batch, run layers in another way (with noise)
+while they are trained, and give each prunable weight a companion that is learnt (see pruning/companions.py). Only steps of
+training know of it: evaluation and evidence see the network without noise and without the term.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedprune.errors import ConfigError, Incompatible
+from fedprune.pruning.companions import CHOOSE, Companion, add, companion
+from fedprune.pruning.evidence import needs
+from fedprune.types import Mask, Params
+
+Formula = Callable[..., Tensor]
+Forward = Callable[[nn.Module, Tensor], Tensor]
+"""(layer, its inputs) -> its outputs."""
+
+
+@dataclass(frozen=True)
+class Regulariser:
+    """formula: (what its arguments name, see PIECES) -> a scalar; `strength` times it is added to the mean loss of each batch.
+    layers: (net, mask) -> how the layers of these names run in training; all others run as always. companion: what each
+    prunable weight gets beside it.
+    """
+
+    formula: Formula | None = None
+    strength: float = 0.0
+    layers: Callable[[nn.Module, Mask], dict[str, Forward]] | None = None
+    companion: Companion | None = None
+
+
+def none() -> Regulariser:
+    """Nothing is added."""
+    return Regulariser()
+
+
+def _weights(net: nn.Module, mask: Mask, examples: int) -> Params:
+    return {name: net.get_parameter(name) for name in mask}
+
+
+def _alive(net: nn.Module, mask: Mask, examples: int) -> Params:
+    return {name: alive.to(net.get_parameter(name)) for name, alive in mask.items()}
+
+
+def _scales(net: nn.Module, mask: Mask, examples: int) -> Params:
+    return scales(net)
+
+
+def _companions(kind: str, net: nn.Module, mask: Mask, examples: int) -> Params:
+    return {name: net.get_parameter(companion(name, kind)) for name in mask}
+
+
+PIECES: dict[str, Callable[[nn.Module, Mask, int], Any]] = {
+    "weights": _weights,
+    "alive": _alive,
+    "scales": _scales,
+    "examples": lambda net, mask, examples: examples,
+    **{kind: functools.partial(_companions, kind) for kind in CHOOSE},
+}
+"""What a formula may ask for, by the names of its arguments: the prunable weights (the dead are 0), what is alive of them (1 or
+0), the scales of BatchNorm, companions, and the number of training examples of all clients."""
+
+
+def scales(net: nn.Module) -> Params:
+    """The scales of all BatchNorm layers."""
+    layers = {n: layer for n, layer in net.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)}
+    return {f"{name}.weight": layer.weight for name, layer in layers.items() if layer.weight is not None}
+
+
+def unknown(formula: Formula) -> list[str]:
+    """What a formula asks for that nobody has."""
+    return [name for name in needs(formula) if name not in PIECES]
+
+
+def add_companions(
+    net: nn.Module, names: Sequence[str], regularisers: Sequence[Regulariser], generator: torch.Generator
+) -> None:
+    """Give the network's prunable weights what these regularisers learn about them, drawn anew."""
+    for regulariser in regularisers:
+        if regulariser.companion:
+            add(net, names, regulariser.companion, generator)
+
+
+@contextmanager
+def regularised(
+    net: nn.Module, mask: Mask, regularisers: Sequence[Regulariser], examples: int
+) -> Iterator[Callable[[], Tensor] | None]:
+    """Inside, layers run as these regularisers say; the value is the term to add to a batch's loss (None: nothing)."""
+    changed = [change for one in regularisers if one.layers for change in one.layers(net, mask).items()]
+    layers = {net.get_submodule(name): forward for name, forward in changed}
+    for layer, forward in layers.items():
+        layer.forward = functools.partial(forward, layer)
+    try:
+        yield _term(net, mask, [one for one in regularisers if one.formula and one.strength], examples)
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _term(net: nn.Module, mask: Mask, regularisers: Sequence[Regulariser], examples: int) -> Callable[[], Tensor] | None:
+    """The sum of the terms, as a function of the network's parameters as they are when it is called."""
+    terms = []
+    for one in regularisers:
+        assert one.formula is not None, "regularisers without a formula have no term"
+        pieces = {name: PIECES[name](net, mask, examples) for name in needs(one.formula)}
+        terms.append((one.strength, functools.partial(one.formula, **pieces)))
+    return (lambda: torch.stack([strength * term() for strength, term in terms]).sum()) if terms else None
+
+
+def run(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What a linear layer or convolution makes of its inputs with another weight and bias."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(inputs, weight, bias)
+    return layer._conv_forward(inputs, weight, bias)  # type: ignore[operator]  # pads as the layer does
+
+
+def together(penalty: Regulariser, dropout: Regulariser, net: nn.Module) -> None:
+    """Raises Incompatible if these two do not go together, or not with this network."""
+    problems = []
+    if penalty.layers and dropout.layers:
+        problems.append(
+            "local.penalty samples gates, and local.dropout is another noise on the same weights: "
+            "choose local/dropout=none, or local/penalty=none"
+        )
+    if penalty.formula is not None and "scales" in needs(penalty.formula) and not scales(net):
+        problems.append(
+            "local.penalty is on the scales of BatchNorm, and the network has none: "
+            "choose model=resnet20 with model.norm=batch, or local/penalty=group_lasso"
+        )
+    if problems:
+        raise Incompatible(*problems)
+
+
+def require(rules: dict[str, bool]) -> None:
+    """Raises ConfigError with the rules that are broken."""
+    problems = [problem for problem, fine in rules.items() if not fine]
+    if problems:
+        raise ConfigError(problems)
