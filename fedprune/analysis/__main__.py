@@ -25,7 +25,7 @@ def main() -> None:
         parser.exit(1, f"{error}\n")
     console = Console(soft_wrap=True, highlight=False)
     console.print(show(results, console))
-    for path in [into / "table.csv", into / "table.md", *sorted((into / "figures").glob("accuracy_*"))]:
+    for path in [into / "table.csv", into / "table.md", *sorted(into.glob("levels.*")), *sorted((into / "figures").glob("*"))]:
         console.print(path)
 
 

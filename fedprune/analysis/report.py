@@ -1,4 +1,4 @@
-"""One table and three figures over all runs of a sweep."""
+"""One table, three figures and the tables by level over all runs of a sweep."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from fedprune.analysis import figures
+from fedprune.analysis.by_level import DENSITY, by_level, levels_markdown
 from fedprune.analysis.cells import levels, table, varying
 from fedprune.analysis.read import Runs, load_rounds, load_runs
 from fedprune.analysis.tables import markdown
@@ -19,16 +20,30 @@ log = logging.getLogger(__name__)
 def report(runs: Runs, into: Path | str) -> pd.DataFrame:
     """Write table.csv, table.md and figures/accuracy_{density,bytes,rounds}.{png,svg} into `into`; return the table.
 
-    Figures show the runs that are done. One that has no data is not drawn, an older one of its name is removed, and the log
-    says why. Raises as `load_runs`.
+    Where runs come to more than one density, also levels.csv and levels.md. Levels and figures show the runs that are done. A
+    figure that has no data is not drawn, an older one of its name is removed, and the log says why. Raises as `load_runs`.
     """
     results, into = table(load_runs(runs)), Path(into)
     into.mkdir(parents=True, exist_ok=True)
     results.to_csv(into / "table.csv", index=False)
     (into / "table.md").write_text(markdown(results))
     rounds = load_rounds(runs)
-    draw(rounds[rounds["status"] == "done"] if len(rounds) else rounds, into / "figures")
+    done = rounds[rounds["status"] == "done"] if len(rounds) else rounds
+    _write_levels(done, into)
+    draw(done, into / "figures")
     return results
+
+
+def _write_levels(rounds: pd.DataFrame, into: Path) -> None:
+    """The tables by level; where there are none to tell apart, older ones are removed."""
+    for name in ("levels.csv", "levels.md"):
+        (into / name).unlink(missing_ok=True)
+    if levels(rounds).empty:
+        return
+    by_levels = by_level(rounds, varying(rounds))
+    if by_levels[DENSITY].nunique() > 1:
+        by_levels.to_csv(into / "levels.csv", index=False)
+        (into / "levels.md").write_text(levels_markdown(by_levels))
 
 
 def draw(rounds: pd.DataFrame, folder: Path) -> list[Path]:
