@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 ARGS   ?= +experiment=lth_fedavg -m
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint bench notebooks clean
+.PHONY: help install run test lint taxonomy bench notebooks clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+taxonomy: $(STAMP)  ## draw docs/taxonomy.svg, the figure at the top of the README, from conf/
+	$(BIN)/python -m fedprune.analysis.taxonomy
 
 bench: $(STAMP)  ## rounds and start-up against a bare PyTorch loop (Fashion-MNIST); shrink; a compacted step against a dense one
 	$(BIN)/python benchmarks/rounds.py
