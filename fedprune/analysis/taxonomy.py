@@ -23,18 +23,11 @@ from omegaconf import OmegaConf
 from fedprune import folders, schema
 from fedprune.__main__ import CONF
 from fedprune.analysis.figures import STYLE
+from fedprune.analysis.order import rank
 from fedprune.make import make
 from fedprune.pruning.evidence import needs
 
 AXES = folders.GROUPS[:7]
-ORDER = (
-    *("before_training", "during_training", "after_training", "once_accurate", "once_settled"),
-    *("never", "one_shot", "iterative", "gradual", "stepwise", "dynamic"),
-    *("server", "one_client", "cohort", "all_clients", "shared", "voted", "personal"),
-    *("none", "early", "init", "random_reinit"),
-)
-"""Options in the order in which one would tell them; what is not here comes after them, by name."""
-
 TAXONOMY = {"what", "criterion", "when", "how_often"}
 """An experiment that sweeps all four is a grid over the taxonomy, and no point in it."""
 
@@ -81,8 +74,7 @@ def _swept(path: Path) -> dict[str, str]:
 
 def _families(conf: Path, axis: str) -> dict[str, list[str]]:
     """The options of an axis by family, in the order of EVIDENCE (criterion) or of structure (what), else each its own."""
-    names = [path.stem for path in (conf / axis).glob("*.yaml")]
-    options = sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    options = sorted((path.stem for path in (conf / axis).glob("*.yaml")), key=rank)
     family = {"criterion": _by_evidence, "what": _by_structure}.get(axis)
     if family is None:
         return {option: [option] for option in options}
