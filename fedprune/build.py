@@ -28,7 +28,7 @@ from fedprune.federated.exchange import Exchange
 from fedprune.federated.executor import Executor, Processes, Serial
 from fedprune.federated.loop import FederatedLoop
 from fedprune.local.module import LocalModule
-from fedprune.local.train import Recipe
+from fedprune.local.train import Recipe, held
 from fedprune.make import make
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.network import Network
@@ -127,6 +127,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     proxy = getattr(where, "proxy", 0)
     clients = problems.attempt(federate, dataset, options["partition"], config.federated.clients, config.seed, proxy)
     problems.attempt(_optimizer, config, net)
+    problems.attempt(_fixed, net, recipe)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
 
@@ -173,7 +174,12 @@ def _container(config: DictConfig) -> dict[str, Any]:
 
 def _recipe(config: DictConfig) -> Recipe:
     local = {field.name: config.local[field.name] for field in fields(Recipe) if field.name in config.local}
-    return Recipe(**local, freeze_batchnorm=config.federated.batchnorm == "frozen")
+    federated = config.federated
+    return Recipe(
+        **local,
+        freeze_batchnorm=federated.batchnorm == "frozen",
+        keep_optimizer=federated.optimizer_state == "kept",
+    )
 
 
 def _ticket(config: DictConfig) -> Begin:
@@ -211,6 +217,12 @@ def _optimizer(config: DictConfig, net: nn.Module) -> None:
         module.configure_optimizers()
     except (ConfigError, TypeError, ValueError) as error:
         raise ConfigError([f"local.optimizer or local.module: {error}"]) from error
+
+
+def _fixed(net: nn.Module, recipe: Recipe) -> None:
+    with held(net, recipe.fixed):
+        if not any(parameter.requires_grad for parameter in net.parameters()):
+            raise ConfigError([f"local.fixed={list(recipe.fixed)} leaves nothing to train: choose a shorter one"])
 
 
 def _sizes(parts: tuple[torch.Tensor, ...]) -> list[int]:

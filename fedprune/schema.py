@@ -19,6 +19,7 @@ class Federated:
     cohort: int = 10
     weighting: str = "examples"
     batchnorm: str = "average"
+    optimizer_state: str = "fresh"
     broken: str = "stop"
     server: Any = None
 
@@ -35,6 +36,8 @@ class Local:
     lr_decay: float = 1.0
     clip_norm: float | None = None
     proximal_mu: float = 0.0
+    retrain_lr: float = 1.0
+    fixed: list[str] = field(default_factory=list)
 
 
 @dataclass

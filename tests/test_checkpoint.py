@@ -70,8 +70,9 @@ def test_a_state_with_nothing_in_its_optional_parts_comes_back(path, differences
     [
         ("federated=fedadam", "rewind=early", "rewind.round=1", "when=after_training", "how_often=iterative"),
         ("model=resnet20", "model.norm=batch", "federated.batchnorm=local", "local.steps=1", "rounds=2"),
+        ("local/optimizer=adam", "federated.optimizer_state=kept", "how_often=one_shot"),
     ],
-    ids=["momentum and anchors", "kept"],
+    ids=["momentum and anchors", "kept BatchNorm", "kept optimizers"],
 )
 def test_the_state_of_a_run_comes_back_bit_for_bit_and_goes_on_as_it_would_have(overrides, path, tiny, play, differences):
     experiment = tiny(*overrides)

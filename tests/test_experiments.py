@@ -5,17 +5,23 @@ from __future__ import annotations
 import csv
 import json
 import math
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from fedprune.__main__ import CONF
+from fedprune.data.datasets import digits
+from fedprune.data.sources import MNIST
 
+IDX_NAMES = tuple(file.unpacked for file in MNIST.files)
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 
 REDUCED = (
-    *("data=digits", "seed=0", "logger=none", "executor=serial", "rounds=2", "density=0.512", "eval_every=1"),
+    *("seed=0", "logger=none", "executor=serial", "rounds=2", "density=0.512", "eval_every=1"),
     *("federated.clients=3", "federated.cohort=2", "local.epochs=null", "local.steps=2", "local.batch_size=8"),
 )
 
@@ -41,10 +47,27 @@ def grid(path: Path) -> dict[str, list[str]]:
     return {key: [value.strip() for value in str(values).split(",")] for key, values in values.items() if key != "seed"}
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Callable[[Path], tuple[str, ...]]:
+    """data(experiment) -> overrides for data at hand: digits, or, for networks that take larger images, those at 28x28."""
+    small = digits()
+    root = tmp_path_factory.mktemp("data")
+    images = torch.nn.functional.pad(small.x.repeat_interleave(3, -1).repeat_interleave(3, -2), (2, 2, 2, 2))[:, 0]
+    for name, array in zip(IDX_NAMES, (images[:400], small.y[:400], images[400:480], small.y[400:480]), strict=True):
+        header = struct.pack(f">BBBB{array.dim()}I", 0, 0, 8, array.dim(), *array.shape)
+        (root / name).write_bytes(header + array.to(torch.uint8).numpy().tobytes())
+
+    def overrides(path: Path) -> tuple[str, ...]:
+        large = "/data:" in path.read_text()
+        return ("data=fashion_mnist", f"data.root={root}") if large else ("data=digits",)
+
+    return overrides
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_an_experiment_runs_with_its_whole_grid(path, command):
+def test_an_experiment_runs_with_its_whole_grid(path, command, data):
     narrowed = [f"{key}={values}" for key, values in NARROWED.get(path.stem, {}).items()]
-    result = command(f"+experiment={path.stem}", *REDUCED, *narrowed, "-m")
+    result = command(f"+experiment={path.stem}", *data(path), *REDUCED, *narrowed, "-m")
     assert result.rc == 0, result.text
     folder, axes = Path("outputs", path.stem), grid(path)
     cells = math.prod(len(values) for key, values in axes.items() if not swept_away(key))
@@ -81,9 +104,9 @@ def swept_away(key: str) -> bool:
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_an_experiment_says_what_it_will_cost_as_it_is(path, command):
-    """With its own numbers of rounds and clients, on the embedded data: composed, checked and estimated, not trained."""
-    result = command(f"+experiment={path.stem}", "data=digits", "dry_run=true")
+def test_an_experiment_says_what_it_will_cost_as_it_is(path, command, data):
+    """With its own numbers of rounds and clients, on small data: composed, checked and estimated, not trained."""
+    result = command(f"+experiment={path.stem}", *data(path), "dry_run=true")
     assert result.rc == 0, result.text
     assert f"{path.stem}: " in result.out
     assert "bytes down" in result.out

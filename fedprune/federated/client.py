@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
+from fedprune.local import optimizer_state
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.train import Recipe, fit, load, set_mode
 from fedprune.pruning.evidence import FROM_DATA
@@ -75,9 +76,10 @@ class ClientRound:
         subnet = Subnet(job.subnet.params | job.kept, job.subnet.mask)
         with seeded(torch_seed(job.seed, "training", job.clock, job.client), self.module.device):
             batches = self._shuffled(indices, torch_stream(job.seed, "batches", job.clock, job.client))
-            trained = fit(self.module, subnet, batches, self.recipe, self.recipe.lr_decay**job.clock)
+            momenta = optimizer_state.part(job.kept)
+            trained = fit(self.module, subnet, batches, self.recipe, self.recipe.lr_decay**job.clock, momenta)
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
-        kept = {name: trained.params[name] for name in job.kept}
+        kept = {name: trained.params[name] for name in job.kept if name not in momenta} | trained.optimizer
         return Update(job.client, Subnet(trained.params, subnet.mask), len(indices), metrics=metrics, kept=kept)
 
     def measure(self, job: Job) -> Update:

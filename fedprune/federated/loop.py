@@ -114,7 +114,8 @@ class FederatedLoop:
             for update in updates:
                 assert update.subnet is not None, "a client that was told to train sends a subnet"
                 kept.update({update.client: update.kept} if update.kept else {})
-                subnet = Subnet(update.subnet.params | update.kept, update.subnet.mask)
+                known = {name: value for name, value in update.kept.items() if name in state.server.params}
+                subnet = Subnet(update.subnet.params | known, update.subnet.mask)
                 yield subnet, float(update.examples if self.weighting == "examples" else 1)
 
         server = state.server

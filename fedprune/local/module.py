@@ -34,7 +34,7 @@ class LocalModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss of one batch."""
         inputs, labels = batch
-        loss = F.cross_entropy(self.net(inputs), labels)
+        loss = self.loss(self.net(inputs), labels, "mean")
         self.log("train/loss", loss)
         return loss
 
@@ -42,7 +42,11 @@ class LocalModule(pl.LightningModule):
         """Per example: (loss [B] float32, correct [B] bool). What every evaluation is made of."""
         inputs, labels = batch
         logits = self.net(inputs)
-        return F.cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels
+        return self.loss(logits, labels, "none"), logits.argmax(1) == labels
+
+    def loss(self, outputs: Tensor, labels: Tensor, reduction: str) -> Tensor:
+        """Of outputs [B, classes] and labels [B]: per example ("none", [B]), or the mean over them ("mean")."""
+        return F.cross_entropy(outputs, labels, reduction=reduction)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Logs val/loss and val/accuracy (under a Trainer)."""
@@ -57,3 +61,13 @@ class LocalModule(pl.LightningModule):
         """As Lightning's; outside a Trainer there is nobody to log to, and nothing is spent on it."""
         if self._trainer is not None:
             super().log(name, value, *args, **kwargs)
+
+
+class SquaredError(LocalModule):
+    """The sum over the outputs of (output - target)^2, targets 1 for the right class and -1 for others. LeCun et al. 1990."""
+
+    def loss(self, outputs: Tensor, labels: Tensor, reduction: str) -> Tensor:
+        """As LocalModule's."""
+        right = labels[:, None] == torch.arange(outputs.shape[1], device=labels.device)  # one_hot does not go under vmap
+        errors = (outputs - torch.where(right, 1.0, -1.0)).square().sum(1)
+        return errors.mean() if reduction == "mean" else errors

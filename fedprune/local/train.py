@@ -6,7 +6,8 @@ A `pl.Trainer` per client and round costs several milliseconds against a step of
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.errors import ConfigError
+from fedprune.local import optimizer_state
 from fedprune.local.module import Batch, LocalModule
+from fedprune.pruning.what import LAYERS
 from fedprune.types import Params, Subnet
 
 
@@ -26,7 +29,10 @@ class Recipe:
     lr_decay: the learning rate is multiplied by it once per round. clip_norm: the gradient's greatest L2 norm (null: no
     clipping).
     proximal_mu: FedProx's pull to the weights that were sent, mu/2 |w - w_sent|^2. Li et al. 2020.
+    retrain_lr: the learning rate is multiplied by it once anything is pruned. fixed: layers that stay as they are once anything
+    is pruned, by kind (conv, linear) or name. Han et al. 2015.
     freeze_batchnorm: BatchNorm normalises with the running statistics it was sent, and does not change them.
+    keep_optimizer: the optimizer goes on from what the client kept of it, and is kept again.
     """
 
     epochs: int | None = 1
@@ -35,7 +41,10 @@ class Recipe:
     lr_decay: float = 1.0
     clip_norm: float | None = None
     proximal_mu: float = 0.0
+    retrain_lr: float = 1.0
+    fixed: Sequence[str] = ()
     freeze_batchnorm: bool = False
+    keep_optimizer: bool = False
 
     def __post_init__(self) -> None:
         rules = {
@@ -49,6 +58,7 @@ class Recipe:
             f"local.clip_norm={self.clip_norm} must be positive; null for no clipping": self.clip_norm is None
             or self.clip_norm > 0,
             f"local.proximal_mu={self.proximal_mu} must not be negative": self.proximal_mu >= 0,
+            f"local.retrain_lr={self.retrain_lr} multiplies the learning rate: more than 0": self.retrain_lr > 0,
         }
         problems = [problem for problem, fine in rules.items() if not fine]
         if problems:
@@ -58,25 +68,52 @@ class Recipe:
 class Trained(NamedTuple):
     """What training made of a subnet's parameters and buffers.
 
-    loss: the mean over the examples seen. steps: of the optimizer. examples: seen, passes counted.
+    loss: the mean over the examples seen. steps: of the optimizer. examples: seen, passes counted. optimizer: its state, if the
+    recipe keeps it.
     """
 
     params: Params
     loss: float
     steps: int
     examples: int
+    optimizer: Params
 
 
-def fit(module: LocalModule, subnet: Subnet, batches: Iterable[Batch], recipe: Recipe, decay: float = 1.0) -> Trained:
+def fit(
+    module: LocalModule,
+    subnet: Subnet,
+    batches: Iterable[Batch],
+    recipe: Recipe,
+    decay: float = 1.0,
+    kept: Params | None = None,
+) -> Trained:
     """Train `subnet` on `batches`. Dead entries are zero after every step, whatever the optimizer does to them.
 
-    `decay` multiplies the learning rate. `subnet` is not changed.
+    `decay` multiplies the learning rate; `kept` is the state that the optimizer goes on from. `subnet` is not changed.
     """
     load(module, subnet.params)
     set_mode(module, recipe)
-    optimizer = _optimizer(module, decay)
-    parameters: list[Tensor] = [p for p in module.net.parameters() if p.requires_grad]
     weights, masks = _masked(module, subnet)
+    with held(module.net, recipe.fixed if masks else ()):
+        optimizer = _optimizer(module, decay * (recipe.retrain_lr if masks else 1.0))
+        if kept:
+            optimizer_state.resume(optimizer, kept)
+        losses, sizes = _steps(module, optimizer, batches, recipe, weights, masks)
+    total = float(torch.stack(losses) @ torch.tensor(sizes, dtype=losses[0].dtype, device=losses[0].device)) if losses else 0.0
+    state = optimizer_state.of(optimizer, dict(zip(weights, masks, strict=True))) if recipe.keep_optimizer else {}
+    return Trained(unload(module), total / max(sum(sizes), 1), len(sizes), sum(sizes), state)
+
+
+def _steps(
+    module: LocalModule,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Batch],
+    recipe: Recipe,
+    weights: list[Tensor],
+    masks: list[Tensor],
+) -> tuple[list[Tensor], list[int]]:
+    """A step of the optimizer per batch. Returns the batches' losses and sizes."""
+    parameters: list[Tensor] = [p for p in module.net.parameters() if p.requires_grad]
     mask_gradients = bool(masks) and (recipe.clip_norm is not None or type(optimizer) not in ENTRYWISE)
     sent = [p.detach().clone() for p in parameters] if recipe.proximal_mu else []
     losses, sizes = [], []
@@ -96,8 +133,7 @@ def fit(module: LocalModule, subnet: Subnet, batches: Iterable[Batch], recipe: R
                 torch._foreach_mul_(weights, masks)
         losses.append(loss.detach())
         sizes.append(len(batch[0]))
-    total = float(torch.stack(losses) @ torch.tensor(sizes, dtype=losses[0].dtype, device=losses[0].device)) if losses else 0.0
-    return Trained(unload(module), total / max(sum(sizes), 1), len(sizes), sum(sizes))
+    return losses, sizes
 
 
 ENTRYWISE = {
@@ -106,6 +142,28 @@ ENTRYWISE = {
 }
 """Optimizers that treat each entry by itself: what the dead do cannot reach the living, so masking weights after the step is
 enough. For any other, and before clipping, gradients are masked first: neither state nor norm then knows of the dead."""
+
+
+@contextmanager
+def held(net: nn.Module, layers: Sequence[str]) -> Iterator[None]:
+    """Inside, the parameters of these layers are not trained. Raises ConfigError on a layer that is not there."""
+    fixed = [p for name in layers for layer in of_kind(net, name) for p in layer.parameters() if p.requires_grad]
+    try:
+        for parameter in fixed:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in fixed:
+            parameter.requires_grad_(True)
+
+
+def of_kind(net: nn.Module, name: str) -> list[nn.Module]:
+    """The layers of a kind (conv, linear), or the layer of a name."""
+    found = [layer for own, layer in net.named_modules() if own == name or isinstance(layer, LAYERS.get(name, ()))]
+    if not found:
+        names = ", ".join(own for own, layer in net.named_modules() if isinstance(layer, sum(LAYERS.values(), ())))
+        raise ConfigError([f"local.fixed: no layer {name!r}; the kinds are {', '.join(LAYERS)}, the layers {names}"])
+    return found
 
 
 def load(module: LocalModule, params: Params) -> None:

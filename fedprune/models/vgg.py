@@ -8,7 +8,10 @@ from torch import nn
 
 from fedprune.models.layers import initialise, normalisation, require_norm, require_size
 
-_VGG11 = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+Widths = tuple[tuple[int, ...], ...]
+
+_VGG11: Widths = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+_SMALL: Widths = ((8,), (16,), (32, 32))
 
 
 def vgg11(shape: tuple[int, int, int], classes: int, norm: str = "none") -> nn.Module:
@@ -21,9 +24,24 @@ def vgg11(shape: tuple[int, int, int], classes: int, norm: str = "none") -> nn.M
     """
     require_norm("vgg11", norm, ("none", "batch", "group"))
     require_size("vgg11", shape, 32, ("cnn_fedavg", "resnet20"))
+    return _vgg(_VGG11, shape, classes, norm)
+
+
+def vgg_small(shape: tuple[int, int, int], classes: int, norm: str = "batch") -> nn.Module:
+    """Four 3x3 convolutions of 8, 16, 32 and 32 channels in three stages, each ended by max pooling; then as vgg11.
+
+    15,554 parameters on 1x28x28 with a norm: a VGG for minutes on a CPU; by its average all but the output layer is
+    independent of the data set. norm: `batch`, `group` or `none`. Raises ConfigError for images below 8x8 or another norm.
+    """
+    require_norm("vgg_small", norm, ("none", "batch", "group"))
+    require_size("vgg_small", shape, 8, ("cnn_fedavg", "resnet20"))
+    return _vgg(_SMALL, shape, classes, norm)
+
+
+def _vgg(stages: Widths, shape: tuple[int, int, int], classes: int, norm: str) -> nn.Module:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels, number = shape[0], 0
-    for stage, widths in enumerate(_VGG11, start=1):
+    for stage, widths in enumerate(stages, start=1):
         for out in widths:
             number += 1
             layers.update(_conv(number, channels, out, norm))

@@ -41,9 +41,13 @@ def batches_of(experiment, seed: int, clock: int, client: int, size: int, epochs
             yield experiment.dataset.normalise(experiment.dataset.x[part]), experiment.dataset.y[part]
 
 
-def train_plainly(net: torch.nn.Module, batches, lr: float = 0.05, mask: Mask | None = None) -> None:
+def sgd(net: torch.nn.Module, lr: float = 0.05) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, fused=True)
+
+
+def train_plainly(net: torch.nn.Module, batches, optimizer=None, mask: Mask | None = None) -> None:
     """The loop that everybody has written; dead weights are put back to zero after every step."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, fused=True)
+    optimizer = optimizer or sgd(net)
     for inputs, labels in batches:
         optimizer.zero_grad()
         F.cross_entropy(net(inputs), labels).backward()
@@ -101,9 +105,43 @@ def test_centralized_is_a_plain_training_loop_bit_for_bit(tiny, play, equal):
     experiment = tiny(*CENTRAL, *EPOCHS, "rounds=2")
     played = play(experiment)
     experiment.net.load_state_dict(first_state(experiment).init)
+    optimizer = sgd(experiment.net)  # one, with its momentum, from the first round to the last
     for clock, (state, _) in enumerate(played):
-        train_plainly(experiment.net, batches_of(experiment, 0, clock, 0, 64, epochs=2))
+        train_plainly(experiment.net, batches_of(experiment, 0, clock, 0, 64, epochs=2), optimizer)
         assert equal(state.server.params, dict(experiment.net.state_dict()))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_kept_optimizer_goes_on_where_a_fresh_one_starts_anew(name, tiny, play, equal):
+    """Two rounds of one epoch, against one loop with one optimizer, and against one with an optimizer per round."""
+    overrides = (*CENTRAL, *EPOCHS, "local.epochs=1", "rounds=2", f"local/optimizer={name}")
+    kinds = {"sgd": sgd, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    for policy in ("kept", "fresh"):
+        experiment = tiny(*overrides, f"federated.optimizer_state={policy}")
+        last = play(experiment)[-1][0]
+        experiment.net.load_state_dict(first_state(experiment).init)
+        if name == "sgd":
+            optimizers = [sgd(experiment.net) for _ in range(2)]
+        else:
+            decay = {"weight_decay": experiment.config.local.optimizer.weight_decay}
+            optimizers = [kinds[name](experiment.net.parameters(), fused=True, **decay) for _ in range(2)]
+        for clock in range(2):
+            batches = batches_of(experiment, 0, clock, 0, 64)
+            train_plainly(experiment.net, batches, optimizers[0 if policy == "kept" else clock])
+        assert equal(last.server.params, dict(experiment.net.state_dict()))
+        assert bool(last.kept) is (policy == "kept")
+
+
+def test_a_rewind_forgets_the_optimizer_and_a_prune_event_only_the_dead(tiny, play):
+    overrides = (*CENTRAL, "when=during_training", "when.start=0.5", "how_often=one_shot", "rounds=2", "density=0.3")
+    momentum = play(tiny(*overrides))[-1][0].kept[0]["optimizer:0:momentum_buffer"]
+    last = play(tiny(*overrides))[-1][0]
+    alive = last.server.mask["fc1.weight"]
+    assert not momentum[~alive].any() and momentum[alive].count_nonzero() > 0.5 * alive.sum()
+    experiment = tiny(*CENTRAL, *LTH[:3], "rounds=1", "density=0.8")
+    second = play(experiment)[-1][0]
+    fresh = tiny(*CENTRAL, *LTH[:3], "rounds=1", "density=0.8", "federated.optimizer_state=fresh")
+    assert torch.equal(second.server.params["fc1.weight"], play(fresh)[-1][0].server.params["fc1.weight"])
 
 
 def test_centralized_learns_what_a_plain_loop_over_the_whole_pool_learns(tiny):
@@ -148,8 +186,10 @@ def test_the_learning_rate_decays_once_per_round(tiny, play):
     experiment = tiny(*overrides)
     played = play(experiment)
     experiment.net.load_state_dict(first_state(experiment).init)
+    optimizer = sgd(experiment.net)
     for clock, (state, _) in enumerate(played):
-        train_plainly(experiment.net, batches_of(experiment, 0, clock, 0, 64), lr=0.05 * 0.5**clock)
+        optimizer.param_groups[0]["lr"] = 0.05 * 0.5**clock
+        train_plainly(experiment.net, batches_of(experiment, 0, clock, 0, 64), optimizer)
         for name, tensor in experiment.net.state_dict().items():
             assert torch.allclose(state.server.params[name], tensor, atol=1e-6), (clock, name)
 

@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 from fedprune.errors import ConfigError
 from fedprune.local.module import LocalModule
-from fedprune.local.train import Recipe, Trained, fit, load, unload
+from fedprune.local.train import Recipe, Trained, fit, held, load, unload
 from fedprune.pruning.mask import apply
 from fedprune.types import Mask, Params, Subnet
 
@@ -198,6 +198,33 @@ def test_layers_without_a_gradient_stay_as_they_are_and_do_not_disturb_the_other
     assert bool((trained["used.weight"] != sent.params["used.weight"])[alive].all())
 
 
+def test_what_is_fixed_stays_as_it_is_once_anything_is_pruned():
+    batches = data()
+    for density, still in ((1.0, False), (0.5, True)):
+        sent = subnet(density=density)
+        trained = fit(module(), sent, batches, Recipe(fixed=["0"])).params
+        assert torch.equal(trained["0.weight"], sent.params["0.weight"]) is still
+        assert torch.equal(trained["0.bias"], sent.params["0.bias"]) is still
+        assert not torch.equal(trained["2.weight"], sent.params["2.weight"])
+
+
+def test_the_learning_rate_is_multiplied_once_anything_is_pruned():
+    """The first step of plain SGD moves weights by lr x gradient."""
+    (batch,) = data(1)
+    plain = partial(torch.optim.SGD, lr=0.1)
+    for density, factor in ((1.0, 1.0), (0.5, 0.25)):
+        sent = subnet(density=density)
+        full, less = (fit(module(plain), sent, [batch], Recipe(retrain_lr=r)).params["0.weight"] for r in (1.0, 0.25))
+        start = sent.params["0.weight"]
+        torch.testing.assert_close(less - start, factor * (full - start))
+
+
+def test_a_layer_that_is_not_there_cannot_be_fixed():
+    message = r"local\.fixed: no layer 'fc9'; the kinds are conv, linear, the layers 0, 2"
+    with pytest.raises(ConfigError, match=message), held(mlp(), ["fc9"]):
+        pass
+
+
 # --- equivalence with plain torch ------------------------------------------------------------------------------------------
 
 
@@ -280,7 +307,7 @@ def test_the_loss_is_the_mean_over_the_examples_seen():
 
 def test_without_a_batch_nothing_changes():
     sent = subnet()
-    assert fit(module(), sent, [], Recipe())[1:] == Trained({}, 0.0, 0, 0)[1:]
+    assert fit(module(), sent, [], Recipe())[1:] == Trained({}, 0.0, 0, 0, {})[1:]
     assert all(torch.equal(value, sent.params[name]) for name, value in fit(module(), sent, [], Recipe()).params.items())
 
 

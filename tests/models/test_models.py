@@ -13,15 +13,24 @@ from torch import nn
 
 from fedprune.errors import ConfigError
 from fedprune.models.cnn import cnn_fedavg, cnn_small
-from fedprune.models.lenet import lenet5, lenet5_caffe, lenet_300_100
+from fedprune.models.lenet import lenet1, lenet5, lenet5_caffe, lenet_300_100
 from fedprune.models.resnet import resnet20
-from fedprune.models.vgg import vgg11
+from fedprune.models.vgg import vgg11, vgg_small
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 DIGITS, MNIST, CIFAR10, CIFAR100 = ((1, 8, 8), 10), ((1, 28, 28), 10), ((3, 32, 32), 10), ((3, 32, 32), 100)
 DATA = {"digits": DIGITS, "mnist": MNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
-FACTORIES = (lenet_300_100, lenet5, lenet5_caffe, cnn_fedavg, cnn_small, resnet20, vgg11)
-SMALLEST = {"lenet5": 16, "lenet5_caffe": 16, "cnn_small": 16, "cnn_fedavg": 4, "resnet20": 4, "vgg11": 32}
+FACTORIES = (lenet_300_100, lenet1, lenet5, lenet5_caffe, cnn_fedavg, cnn_small, resnet20, vgg11, vgg_small)
+SMALLEST = {
+    "lenet1": 16,
+    "lenet5": 16,
+    "lenet5_caffe": 16,
+    "cnn_small": 16,
+    "cnn_fedavg": 4,
+    "resnet20": 4,
+    "vgg11": 32,
+    "vgg_small": 8,
+}
 
 
 def build(name: str, shape: tuple[int, int, int], classes: int, **overrides: str) -> nn.Module:
@@ -41,6 +50,7 @@ def test_there_is_a_yaml_for_every_model():
     ("factory", "data", "own", "expected"),
     [
         (lenet_300_100, MNIST, {}, 266_610),
+        (lenet1, MNIST, {}, 3_246),
         (lenet5, MNIST, {}, 44_426),
         (lenet5, CIFAR10, {}, 62_006),
         (lenet5_caffe, MNIST, {}, 431_080),
@@ -48,6 +58,7 @@ def test_there_is_a_yaml_for_every_model():
         (cnn_small, MNIST, {}, 21_840),
         (resnet20, CIFAR10, {"norm": "batch"}, 269_722),
         (resnet20, CIFAR10, {"norm": "group"}, 269_722),
+        (vgg_small, MNIST, {"norm": "batch"}, 15_554),
         (vgg11, CIFAR10, {"norm": "none"}, 9_225_610),
         (vgg11, CIFAR10, {"norm": "batch"}, 9_228_362),
         (vgg11, CIFAR10, {"norm": "group"}, 9_228_362),
@@ -58,7 +69,9 @@ def test_the_number_of_parameters_is_the_published_one(factory, data, own, expec
 
 
 @pytest.mark.parametrize(
-    ("factory", "weights"), [(lenet_300_100, 266_200), (lenet5_caffe, 430_500)], ids=["lenet_300_100", "lenet5_caffe"]
+    ("factory", "weights"),
+    [(lenet_300_100, 266_200), (lenet1, 3_220), (lenet5_caffe, 430_500)],
+    ids=["lenet_300_100", "lenet1", "lenet5_caffe"],
 )
 def test_the_number_of_weights_is_the_published_one(factory, weights):
     network = factory(*MNIST)
@@ -104,6 +117,7 @@ def test_images_need_not_be_square(name):
         ("vgg11", "batch", nn.BatchNorm2d),
         ("vgg11", "group", nn.GroupNorm),
         ("vgg11", "none", None),
+        ("vgg_small", "batch", nn.BatchNorm2d),
     ],
 )
 def test_the_norm_is_the_one_asked_for(name, norm, kind):

@@ -1,0 +1,146 @@
+"""Delete and measure: a finished run's network at its end, evidence as in a prune event, losses on all clients' data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from fedprune.build import Experiment, build
+from fedprune.checkpoint import load_state
+from fedprune.errors import DataError, Incompatible
+from fedprune.federated.client import Slice
+from fedprune.federated.evaluate import LENGTH
+from fedprune.federated.exchange import Exchange, Tally
+from fedprune.federated.where import measuring
+from fedprune.pruning.criterion import Criterion
+from fedprune.pruning.evidence import OBSTACLES, needs
+from fedprune.pruning.mask import apply, count, shrink
+from fedprune.pruning.network import Network
+from fedprune.types import Mask, Scores, State, Subnet
+
+ALL = "all"
+"""What stands for the layer where all of them compete."""
+
+PREDICTIONS = (
+    *("obd_exact", "obd_sweep", "obd_gauss_newton", "fisher_empirical", "fisher_true"),
+    *("taylor_second", "woodfisher"),
+)
+"""Criteria whose score is the increase of the loss that they expect from deleting an entry; those of several add up."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: what it was, and its state at the end."""
+
+    experiment: Experiment
+    state: State
+    folder: Path
+
+    @property
+    def network(self) -> Network:
+        """As the server has it."""
+        return Network(self.experiment.net, self.experiment.dataset.shape)
+
+
+def trained(folder: Path) -> Trained:
+    """The run of a folder. Raises DataError if it is none, or is not finished."""
+    if not (folder / "summary.json").exists():
+        raise DataError(f"{folder} is not the folder of a finished run: name one that has a summary.json")
+    config = OmegaConf.load(folder / "config.yaml")
+    names = json.loads((folder / "run.json").read_text())["axes"]
+    return Trained(build(config, names), load_state(folder / "state" / "state.safetensors"), folder)  # type: ignore[arg-type]
+
+
+def curves(
+    run: Trained, criteria: Mapping[str, Criterion], densities: Sequence[float], by_layer: bool
+) -> Iterator[dict[str, Any]]:
+    """A row per criterion, layer (or "all") and density, nothing deleted first: loss and accuracy on the training and
+    validation parts, `increase` of the training loss, and `predicted` where the criterion predicts it.
+
+    Densities are fractions of what lives at the end of the run. Raises Incompatible for a criterion whose evidence this network
+    cannot give.
+    """
+    executor = run.experiment.executor()
+    try:
+        exchange = run.experiment.loop(executor).exchange
+        dense = _outcome(run, exchange, run.state.server.mask)
+        for name, criterion in criteria.items():
+            for layer, part, scores in _parts(run, _scores(run, exchange, name, criterion), by_layer):
+                yield _row(run, name, layer, 1.0, part, dense, dense, 0.0)
+                for density in densities:
+                    mask = part | _fewer(run, part, scores, density)
+                    predicted = _lost(scores, part, mask) if name in PREDICTIONS else None
+                    yield _row(run, name, layer, density, mask, _outcome(run, exchange, mask), dense, predicted)
+    finally:
+        executor.close()
+
+
+def _scores(run: Trained, exchange: Exchange, name: str, criterion: Criterion) -> Scores:
+    what, formula = run.experiment.axes.what, criterion.drop
+    asked = needs(formula)
+    found = (OBSTACLES[evidence](run.network, what.names) for evidence in asked if evidence in OBSTACLES)
+    problems = [f"criterion={name}: {problem}" for problem in found if problem is not None]
+    if problems:
+        raise Incompatible(*problems)
+    everybody = tuple(range(len(run.experiment.clients.train)))
+    measure: Callable = measuring(exchange, run.network, run.state, everybody, Tally())
+    return formula(**measure(asked, run.state.server, "alive"))
+
+
+def _parts(run: Trained, scores: Scores, by_layer: bool) -> Iterator[tuple[str, Mask, Scores]]:
+    """(layer, the whole mask, the scores that compete): all together, or each layer by itself."""
+    mask = run.state.server.mask
+    if not by_layer:
+        yield ALL, mask, scores
+        return
+    yield from ((name.removesuffix(".weight"), mask, {name: scores[name]}) for name in mask)
+
+
+def _fewer(run: Trained, mask: Mask, scores: Scores, density: float) -> Mask:
+    """Of the layers that have scores, that fraction of what lives."""
+    what = replace(run.experiment.axes.what, names=tuple(scores))
+    part = {name: mask[name] for name in scores}
+    alive, units = what.alive_units(part)
+    return shrink(part, scores, density * alive / units, what)
+
+
+def _lost(scores: Scores, before: Mask, after: Mask) -> float:
+    return sum(float(scores[name].double()[before[name] & ~after[name]].sum()) for name in scores)
+
+
+def _outcome(run: Trained, exchange: Exchange, mask: Mask) -> dict[str, float]:
+    """Mean loss and accuracy of the network under a mask, on all clients' training and validation parts."""
+    subnet = Subnet(apply(run.state.server.params, mask), mask)
+    block = exchange.wire.subnet_block(subnet)
+    shared = {name: subnet.params[name].numpy() for name in exchange.own}
+    found: dict[str, float] = {}
+    for part in ("train", "val"):
+        total = sum(len(indices) for indices in getattr(run.experiment.clients, part))
+        pieces = [Slice(part, start, min(start + LENGTH, total)) for start in range(0, total, LENGTH)]
+        tasks = [("evaluate", (block, shared, piece)) for piece in pieces]
+        outcomes = list(exchange.executor.map(tasks, [0] * len(tasks)))
+        if outcomes:
+            losses, correct = (np.concatenate(parts) for parts in zip(*outcomes, strict=True))
+            found |= {f"{part}/loss": float(losses.mean(dtype=np.float64)), f"{part}/accuracy": float(correct.mean())}
+    return found
+
+
+def _row(
+    run: Trained,
+    criterion: str,
+    layer: str,
+    density: float,
+    mask: Mask,
+    outcome: Mapping[str, float],
+    dense: Mapping[str, float],
+    predicted: float | None,
+) -> dict[str, Any]:
+    which = {"run": str(run.folder), "seed": run.experiment.config.seed, "criterion": criterion, "layer": layer}
+    increase = outcome["train/loss"] - dense["train/loss"]
+    return which | {"density": density, "entries": count(mask), "increase": increase, "predicted": predicted, **outcome}
