@@ -6,10 +6,10 @@ STAMP  := $(VENV)/.installed
 ARGS   ?= +experiment=lth_fedavg -m
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint bench notebooks clean
+.PHONY: help install run test lint taxonomy taxonomy_grid bench notebooks clean
 
 help:  ## what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,17 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+taxonomy: $(STAMP)  ## draw docs/taxonomy.svg, the figure at the top of the README, from conf/
+	$(BIN)/python -m fedprune.analysis.taxonomy
+
+taxonomy_grid: $(STAMP)  ## run the grid over the taxonomy, 3 seeds (20 minutes on 2 cores), and fill docs/taxonomy_grid.md with it
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,sweep]'
+	$(BIN)/python -m fedprune +experiment=taxonomy_grid seed=0,1,2 hydra/launcher=joblib executor=serial -m
+	cp outputs/taxonomy_grid/figures/accuracy_taxonomy.png docs/taxonomy_grid.png
+	sed '/^<!-- tables/q' docs/taxonomy_grid.md > docs/taxonomy_grid.new
+	cat outputs/taxonomy_grid/taxonomy.md >> docs/taxonomy_grid.new
+	mv docs/taxonomy_grid.new docs/taxonomy_grid.md
 
 bench: $(STAMP)  ## rounds and start-up against a bare PyTorch loop (Fashion-MNIST); shrink; a compacted step against a dense one
 	$(BIN)/python benchmarks/rounds.py

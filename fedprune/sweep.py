@@ -52,5 +52,6 @@ def summarise(runs: list[Path], into: Path) -> int:
 
     table = analysis.report(runs, into)
     console.print(analysis.show(table))
-    console.print(f"results: {into}  (table.csv, table.md, figures/*.png and *.svg; one folder per job)")
+    written = [*sorted(path.name for path in into.iterdir() if path.suffix in (".csv", ".md")), "figures/*.png and *.svg"]
+    console.print(f"results: {into}  ({', '.join(written)}; one folder per job)")
     return sum((run / "failed.json").exists() and '"failed"' in (run / "failed.json").read_text() for run in runs)

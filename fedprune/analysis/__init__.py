@@ -1,4 +1,4 @@
-"""From run folders to tidy DataFrames (read), cells (cells), tables (tables) and figures (figures, heat_maps).
+"""From run folders to tidy DataFrames (read), cells, tables (tables, by_level, by_axes) and figures (figures, heat_maps).
 
     python -m fedprune.analysis outputs/lth_fedavg
 
@@ -6,13 +6,18 @@ The rest of the package imports this only at the end of a sweep, because pandas 
 """
 
 from fedprune.analysis import figures, heat_maps
+from fedprune.analysis.by_axes import by_axes
+from fedprune.analysis.by_level import by_level, early_stopping
 from fedprune.analysis.cells import levels, table, varying
 from fedprune.analysis.read import find_runs, load_rounds, load_runs
 from fedprune.analysis.report import draw, report
 from fedprune.analysis.tables import show
 
 __all__ = [
+    "by_axes",
+    "by_level",
     "draw",
+    "early_stopping",
     "figures",
     "find_runs",
     "heat_maps",

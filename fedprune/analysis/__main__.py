@@ -25,7 +25,8 @@ def main() -> None:
         parser.exit(1, f"{error}\n")
     console = Console(soft_wrap=True, highlight=False)
     console.print(show(results, console))
-    for path in [into / "table.csv", into / "table.md", *sorted((into / "figures").glob("accuracy_*"))]:
+    written = [path for pattern in ("*.csv", "*.md", "figures/*") for path in sorted(into.glob(pattern))]
+    for path in written:
         console.print(path)
 
 

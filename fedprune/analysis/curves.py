@@ -43,6 +43,18 @@ def complete(rows: pd.DataFrame, point: str) -> pd.DataFrame:
     return rows[rows.groupby(["cell", point])["seed"].transform("nunique") == seeds]
 
 
+def at_densities(rows: pd.DataFrame, by: list[str]) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of levels, at the density x (% of weights, three digits) their cell has come to; and `by` without the density.
+
+    Cells that differ in nothing but the target density become one. Of levels of equal density it is the last that counts.
+    """
+    # With personal masks or gates a level's density differs a little from seed to seed; it is one point all the same.
+    density = rows.groupby(["cell", "prune/events"])["density/weights"].transform("mean") * 100
+    rows = rows.assign(x=[float(f"{percent:.3g}") for percent in density])
+    by = [column for column in by if column != "density"]
+    return rows.assign(cell=labels(rows, by)).drop_duplicates(["cell", "seed", "x"], keep="last"), by
+
+
 def curve(rows: pd.DataFrame, point: str) -> pd.DataFrame:
     """One line's points: x, mean and sample standard deviation (%; NaN with one seed) of accuracy, prune events done."""
     points = rows.groupby(point)

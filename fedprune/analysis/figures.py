@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from fedprune.analysis.curves import Looks, complete, curve, evaluated, labels, looks, panel_column, telling
+from fedprune.analysis.curves import Looks, at_densities, complete, curve, evaluated, labels, looks, panel_column, telling
 
 SUFFIXES = (".png", ".svg")
 
@@ -53,12 +53,7 @@ def accuracy_density(levels: pd.DataFrame, by: list[str]) -> Figure:
     `levels` is what `analysis.levels` returns. Cells that differ in nothing but the target density make one line together. A
     cell that was never pruned is also drawn as a horizontal line. Raises FedpruneError if there is nothing to draw.
     """
-    rows = complete(evaluated(levels, "density/weights", by), "prune/events")
-    # With personal masks or gates a level's density differs a little from seed to seed; it is one point all the same.
-    density = rows.groupby(["cell", "prune/events"])["density/weights"].transform("mean") * 100
-    rows = rows.assign(x=[float(f"{percent:.3g}") for percent in density])
-    by = [column for column in by if column != "density"]
-    rows = rows.assign(cell=labels(rows, by)).drop_duplicates(["cell", "seed", "x"], keep="last")
+    rows, by = at_densities(complete(evaluated(levels, "density/weights", by), "prune/events"), by)
     figure = _chart(rows, by, "x", _with_bars, "weights remaining (%)")
     least, most = rows["x"].min(), rows["x"].max()
     _logarithmic(figure, most * 1.15, min(least, most / 2) / 1.15)

@@ -1,13 +1,16 @@
-"""One table and three figures over all runs of a sweep."""
+"""One table, three figures and the tables by level over all runs of a sweep."""
 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 
-from fedprune.analysis import figures
+from fedprune.analysis import figures, heat_maps
+from fedprune.analysis.by_axes import axes_markdown, by_axes, over_taxonomy
+from fedprune.analysis.by_level import DENSITY, by_level, levels_markdown
 from fedprune.analysis.cells import levels, table, varying
 from fedprune.analysis.read import Runs, load_rounds, load_runs
 from fedprune.analysis.tables import markdown
@@ -19,16 +22,46 @@ log = logging.getLogger(__name__)
 def report(runs: Runs, into: Path | str) -> pd.DataFrame:
     """Write table.csv, table.md and figures/accuracy_{density,bytes,rounds}.{png,svg} into `into`; return the table.
 
-    Figures show the runs that are done. One that has no data is not drawn, an older one of its name is removed, and the log
-    says why. Raises as `load_runs`.
+    Where runs come to more than one density, also levels.csv and levels.md; of a sweep over the taxonomy also taxonomy.md and
+    figures/accuracy_taxonomy.{png,svg}. Levels and figures show the runs that are done. A
+    figure that has no data is not drawn, an older one of its name is removed, and the log says why. Raises as `load_runs`.
     """
-    results, into = table(load_runs(runs)), Path(into)
+    frame, into = load_runs(runs), Path(into)
+    results = table(frame)
     into.mkdir(parents=True, exist_ok=True)
     results.to_csv(into / "table.csv", index=False)
     (into / "table.md").write_text(markdown(results))
     rounds = load_rounds(runs)
-    draw(rounds[rounds["status"] == "done"] if len(rounds) else rounds, into / "figures")
+    done = rounds[rounds["status"] == "done"] if len(rounds) else rounds
+    _write_levels(done, into)
+    draw(done, into / "figures")
+    _write_taxonomy(frame, into)
     return results
+
+
+def _write_levels(rounds: pd.DataFrame, into: Path) -> None:
+    """The tables by level; where there are none to tell apart, older ones are removed."""
+    for name in ("levels.csv", "levels.md"):
+        (into / name).unlink(missing_ok=True)
+    if levels(rounds).empty:
+        return
+    by_levels = by_level(rounds, varying(rounds))
+    if by_levels[DENSITY].nunique() > 1:
+        by_levels.to_csv(into / "levels.csv", index=False)
+        (into / "levels.md").write_text(levels_markdown(by_levels))
+
+
+def _write_taxonomy(runs: pd.DataFrame, into: Path) -> None:
+    """The tables and the heat map of a sweep over the taxonomy; older ones of another sweep are removed."""
+    written = [into / "taxonomy.md", *((into / "figures" / "accuracy_taxonomy").with_suffix(s) for s in figures.SUFFIXES)]
+    for path in written:
+        path.unlink(missing_ok=True)
+    if not over_taxonomy(runs):
+        return
+    by = by_axes(runs)
+    written[0].write_text(axes_markdown(by))
+    with suppress(FedpruneError):  # that there is nothing to draw is said of the other figures
+        figures.save(heat_maps.accuracy_taxonomy(by), written[1])
 
 
 def draw(rounds: pd.DataFrame, folder: Path) -> list[Path]:

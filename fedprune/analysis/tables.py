@@ -29,7 +29,12 @@ DISPENSABLE = (
 def markdown(results: pd.DataFrame) -> str:
     """A table in Markdown with every column, numbers rounded."""
     rules = ["---:" if _is_number(results[column]) else "---" for column in results]
-    lines = [list(results), rules, *_texts(results)]
+    return markdown_lines(list(results), rules, _texts(results))
+
+
+def markdown_lines(head: list[str], rules: list[str], rows: list[list[str]]) -> str:
+    """Texts as a table in Markdown. rules: the alignment of each column, `---` or `---:` for right."""
+    lines = [head, rules, *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n" for line in lines)
 
 

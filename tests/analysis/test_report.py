@@ -1,5 +1,6 @@
 """Run folders -> frames -> the table and the report, on folders small enough to be worked out by hand."""
 
+import itertools
 import json
 import logging
 import math
@@ -183,6 +184,9 @@ def test_report_writes_the_table_and_both_files_of_each_figure(tmp_path: Path):
     pd.testing.assert_frame_equal(
         pd.read_csv(tmp_path / "out/table.csv", keep_default_na=False, na_values=[""])[list(table)[:4]], table[list(table)[:4]]
     )
+    by_level = pd.read_csv(tmp_path / "out/levels.csv")
+    assert list(by_level["weights remaining (%)"]) == [100, 100, 50, 50, 25, 25]
+    assert "| 100 | 0 | 90.0 ± 0.0 | 90.0 ± 0.0 |" in (tmp_path / "out/levels.md").read_text()
     head, rule, *lines = (tmp_path / "out/table.md").read_text().splitlines()
     assert head.startswith("| criterion | seeds | test accuracy (%) |")
     assert set(rule) <= set("|-: ")
@@ -197,6 +201,30 @@ def test_report_of_a_single_run_is_named(tmp_path: Path, rows: list[dict[str, fl
     table = analysis.report([run], tmp_path / "out")
     assert list(table["name"]) == ["lth_fedavg"]
     assert len(list((tmp_path / "out/figures").iterdir())) == 6
+
+
+def test_levels_are_written_where_runs_come_to_more_than_one_density_and_old_ones_removed(tmp_path: Path):
+    never = write_run(tmp_path / "never", [row(0, 0), row(1, 0, 0.9)], how_often="never")
+    once = write_run(tmp_path / "once", [row(0, 1, 0.8, 0.5)], how_often="one_shot")
+    analysis.report([never, once], tmp_path / "out")
+    assert "| 100 | 0 | 90.0 |  |\n| 50 | 1 |  | 80.0 |\n" in (tmp_path / "out/levels.md").read_text()
+    analysis.report([never], tmp_path / "out")
+    assert not list((tmp_path / "out").glob("levels.*"))
+
+
+def test_a_sweep_over_the_taxonomy_is_written_as_a_grid_and_an_old_one_removed(tmp_path: Path):
+    axes = ("what", ("a", "b")), ("criterion", ("c", "d")), ("when", ("e", "f")), ("how_often", ("g", "h"))
+    for answers in itertools.product(*(options for _, options in axes)):
+        which = dict(zip((axis for axis, _ in axes), answers, strict=True))
+        write_run(tmp_path / "runs" / "".join(answers), [row(0, 1, 0.8, 0.1)], **which)
+    analysis.report(tmp_path / "runs", tmp_path / "out")
+    written = [
+        tmp_path / "out" / name for name in ("taxonomy.md", "figures/accuracy_taxonomy.png", "figures/accuracy_taxonomy.svg")
+    ]
+    assert "| a | c | 80.0 | 80.0 | 80.0 | 80.0 |" in written[0].read_text()
+    assert all(path.stat().st_size > 1000 for path in written[1:])
+    analysis.report(tmp_path / "runs" / "aceg", tmp_path / "out")
+    assert not any(path.exists() for path in written)
 
 
 def test_report_without_any_result_says_which_figures_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -1,0 +1,86 @@
+"""A sweep over the taxonomy, seen whole: accuracy by what and criterion (rows), when and how_often (columns), and density.
+
+Only a sweep that varies all four axes, and nothing besides but the density, is seen like this: what else varied would be
+averaged away.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from fedprune.analysis.cells import varying
+from fedprune.analysis.order import rank
+from fedprune.analysis.tables import TEST, TEST_SD, markdown_lines
+
+ROWS, COLUMNS, PANEL = ["what", "criterion"], ["when", "how_often"], "density"
+
+INTRODUCTION = (
+    "Test accuracy (%) at the end, mean ± sample standard deviation over seeds; – is a composition that means nothing.\n"
+)
+
+
+def over_taxonomy(runs: pd.DataFrame) -> bool:
+    """Whether what, criterion, when and how_often vary in these runs, and at most the density besides."""
+    return {*ROWS, *COLUMNS} == {*varying(runs)} - {PANEL}
+
+
+def by_axes(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per cell: density, what, criterion, when, how_often, seeds (done), test accuracy (%), its sd, refused.
+
+    refused: every run of the cell was skipped because the composition means nothing. A cell that has neither a result nor a
+    refusal has failed or is not done. `runs`: from `analysis.load_runs`. Rows are in the order in which one would tell them.
+    """
+    cells = runs.groupby([PANEL, *ROWS, *COLUMNS], sort=False)
+    accuracy = runs["test/accuracy"].where(runs["status"] == "done") if "test/accuracy" in runs else pd.Series(dtype=float)
+    done = accuracy.astype(float).mul(100).reindex(runs.index).groupby([runs[c] for c in (PANEL, *ROWS, *COLUMNS)], sort=False)
+    table = pd.DataFrame(
+        {
+            "seeds": done.count(),
+            TEST: done.mean(),
+            TEST_SD: done.std(ddof=1),
+            "refused": cells["status"].agg(lambda statuses: bool((statuses == "skipped").all())),
+        }
+    ).reset_index()
+    return table.sort_values([PANEL, *ROWS, *COLUMNS], key=_told, kind="stable").reset_index(drop=True)
+
+
+def grid(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """One density's `column` of `by_axes`, as a grid of (what, criterion) x (when, how_often), in their order."""
+    wide = table.set_index([*ROWS, *COLUMNS])[column].unstack(COLUMNS)
+    return wide.reindex(
+        index=pd.MultiIndex.from_frame(table[ROWS].drop_duplicates()),
+        columns=pd.MultiIndex.from_frame(table[COLUMNS].drop_duplicates()),
+    )
+
+
+def axes_markdown(table: pd.DataFrame) -> str:
+    """What `by_axes` returns for reading: a table for each density; columns in which all is refused are left out."""
+    parts = [INTRODUCTION]
+    for density, part in table.groupby(PANEL, sort=False):
+        texts = grid(part.assign(text=[_text(*row) for row in zip(*_measured(part), strict=True)]), "text").fillna("")
+        kept = texts.loc[:, (texts != REFUSED).any()]
+        rows = [[*which, *kept.loc[which]] for which in kept.index]
+        head, rules = [*ROWS, *(" · ".join(column) for column in kept)], ["---"] * 2 + ["---:"] * kept.shape[1]
+        parts += [f"## {density:.10g} of the units alive\n", markdown_lines(head, rules, rows)]
+    return "\n".join(parts)
+
+
+REFUSED = "–"
+
+
+def _measured(table: pd.DataFrame) -> list[pd.Series]:
+    return [table[column] for column in (TEST, TEST_SD, "seeds", "refused")]
+
+
+def _text(mean: float, sd: float, seeds: int, refused: bool) -> str:
+    if seeds == 0:
+        return REFUSED if refused else "failed"
+    return f"{mean:.1f}" + (f" ± {sd:.1f}" if seeds > 1 else "")
+
+
+def _told(column: pd.Series) -> pd.Series:
+    """Ranks to sort by: dense first, options in the order of order.py."""
+    if column.name == PANEL:
+        return -column
+    places = {option: place for place, option in enumerate(sorted(column.unique(), key=rank))}
+    return column.map(places)
