@@ -12,7 +12,7 @@ from fedprune.federated.where import AllClients, Cohort, OneClient, Server
 from fedprune.pruning.criterion import Criterion, gradient, magnitude, magnitude_increase, random, snip
 from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import NOfM, Threshold
-from fedprune.pruning.rewind import Early, Keep, RandomReinit
+from fedprune.pruning.rewind import Early, Keep, LearningRate, RandomReinit, Replaced, shuffle
 from fedprune.pruning.scope import globally
 from fedprune.pruning.second_order import obd_sweep
 from fedprune.pruning.structured import activation, bn_scale
@@ -108,7 +108,12 @@ DYNAMIC = Plan((PruneEvent(0, 0.1), PruneEvent(2, 0.1, 0.3)), 10)
 RIGL = Criterion(magnitude, gradient)
 
 
-OPTIONS = {"none": Keep(), "init": Early(0), "round_3": Early(3), "round_4": Early(4), "random_reinit": RandomReinit()}
+OPTIONS = {
+    "none": Keep(),
+    **{"init": Early(0), "round_3": Early(3), "round_4": Early(4)},
+    **{"learning_rate_3": LearningRate(3), "learning_rate_4": LearningRate(4)},
+    **{"random_reinit": RandomReinit(), "shuffle": Replaced(shuffle, False)},
+}
 
 
 def composed(plan: Plan = ONCE, criterion: Criterion | None = None, where: object = None, rewind: str = "none") -> list[str]:
@@ -133,6 +138,9 @@ def composed(plan: Plan = ONCE, criterion: Criterion | None = None, where: objec
         {"rewind": "round_3"},  # the first event is after 3 rounds
         {"rewind": "round_4", "plan": NEVER},
         {"rewind": "random_reinit"},
+        {"rewind": "learning_rate_3"},
+        {"rewind": "learning_rate_4", "plan": NEVER},
+        {"rewind": "shuffle"},
     ],
 )
 def test_what_means_something_is_accepted(choices):
@@ -158,6 +166,14 @@ def test_what_means_something_is_accepted(choices):
         (
             {"rewind": "round_4"},
             "rewind.round=4 comes after the first prune event, which is after 3 rounds: choose",
+        ),
+        (
+            {"rewind": "learning_rate_4"},
+            "rewind.round=4 comes after the first prune event, which is after 3 rounds: choose",
+        ),
+        (
+            {"plan": DYNAMIC, "criterion": RIGL, "rewind": "shuffle"},
+            "rewind=shuffle would undo that: choose rewind=none",
         ),
     ],
 )
@@ -185,6 +201,10 @@ def test_the_weights_at_the_start_may_be_compared_with_after_some_training(choic
         (
             {"plan": Plan((PruneEvent(3, 0.5), PruneEvent(6, 0.1)), 10), "rewind": "random_reinit"},
             "rewind=random_reinit replaces them: choose rewind=init",
+        ),
+        (
+            {"plan": Plan((PruneEvent(3, 0.5), PruneEvent(6, 0.1)), 10), "rewind": "shuffle"},
+            "rewind=shuffle replaces them: choose rewind=init",
         ),
     ],
 )

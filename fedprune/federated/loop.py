@@ -19,7 +19,8 @@ from fedprune.federated.where import Where, measuring
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.mask import apply, collapsed, ones
 from fedprune.pruning.network import Network
-from fedprune.pruning.rewind import Rewind
+from fedprune.pruning.rewind import Draws, Rewind
+from fedprune.randomness import torch_stream
 from fedprune.types import Mask, Params, Plan, PruneEvent, State, Subnet, Update
 
 log = logging.getLogger(__name__)
@@ -98,10 +99,14 @@ class FederatedLoop:
         """One prune event, on evidence measured at this very state."""
         clients = self.where(self._cohort(state), self.clients, self.seed)
         measure = measuring(self.exchange, self.network, state, clients, tally)
-        pruned = self.whose(state, event, self.axes, self.rewind, measure, lambda: self.fresh(state.events + 1))
+        pruned = self.whose(state, event, self.axes, self.rewind, measure, self._draws(state))
         for layer in collapsed(state.server.mask, pruned.server.mask):
             log.warning("after round %d layer %s has lost its last unit; what.min_per_layer=1 keeps one", state.round, layer)
         return pruned
+
+    def _draws(self, state: State) -> Draws:
+        """Another initialisation, and other streams, at every event."""
+        return Draws(lambda: self.fresh(state.events + 1), lambda name: torch_stream(self.seed, f"rewind {name}", state.events))
 
     def _cohort(self, state: State) -> tuple[int, ...]:
         return cohort(self.seed, state.clock, self.clients, self.cohort)
