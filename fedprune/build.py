@@ -129,12 +129,14 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.attempt(_optimizer, config, net)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
+    problems.add(check.outcomes(plan, names))
 
     begin = problems.attempt(ticket, net, what, config.seed, names)
     if begin is not None:
         problems.add_incompatible(check.whole_units(begin.mask, what, plan, names))
 
     axes = Axes(what, criterion)
+    problems.add_incompatible(check.validation(plan, sum(_sizes(clients.val)), names))
     problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
     problems.add_incompatible(_combination(plan, axes, options, Network(net, dataset.shape), names))
     problems.stop_if_any()

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from fedprune.errors import ConfigError, DataError, Incompatible
 from fedprune.pruning.criterion import Criterion
-from fedprune.pruning.evidence import FROM_DATA, KNOWN, OBSTACLES, needs, unknown
+from fedprune.pruning.evidence import FROM_DATA, KNOWN, OBSTACLES, OUTCOMES, needs, unknown
 from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import nearest
@@ -115,6 +115,24 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, na
         ),
     }
     return [problem for problem, broken in rules.items() if broken]
+
+
+def outcomes(plan: Plan, names: dict[str, str]) -> list[str]:
+    """A gate that asks for what no round comes out with."""
+    asked = [name for name in needs(plan.gate.opens) if name not in OUTCOMES] if plan.gate else []
+    if not asked:
+        return []
+    return [f"when={names['when']}: the gate asks for unknown outcomes {', '.join(asked)}; known: {', '.join(OUTCOMES)}"]
+
+
+def validation(plan: Plan, examples: int, names: dict[str, str]) -> list[str]:
+    """Whether a gate looks at validation data that nobody has. examples: how many of them there are."""
+    if examples or plan.gate is None or "val_accuracy" not in needs(plan.gate.opens):
+        return []
+    return [
+        f"when={names['when']} looks at the clients' validation data, and partition.val=0 leaves none: set partition.val=0.1, "
+        "or choose when=once_settled"
+    ]
 
 
 def kept_back(own: tuple[str, ...], rewind: Rewind, plan: Plan, names: dict[str, str]) -> list[str]:

@@ -6,10 +6,22 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fedprune.check import Problems, composition, evidence, kept_back, min_per_layer, obstacles, ranges, scope
+from fedprune.check import (
+    Problems,
+    composition,
+    evidence,
+    kept_back,
+    min_per_layer,
+    obstacles,
+    outcomes,
+    ranges,
+    scope,
+    validation,
+)
 from fedprune.errors import ConfigError, DataError, Incompatible, RunError
 from fedprune.federated.where import AllClients, Cohort, OneClient, Server
 from fedprune.pruning.criterion import Criterion, gradient, magnitude, magnitude_increase, random, snip
+from fedprune.pruning.gate import Accurate, Settled
 from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import NOfM, Threshold
 from fedprune.pruning.rewind import Early, Keep, LearningRate, RandomReinit, Replaced, shuffle
@@ -18,10 +30,10 @@ from fedprune.pruning.second_order import obd_sweep
 from fedprune.pruning.structured import activation, bn_scale
 from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
-from fedprune.types import Plan, PruneEvent
+from fedprune.types import Gate, Plan, PruneEvent
 
 CONF = Path(__file__).parents[1] / "conf"
-NAMES = {"criterion": "mine", "how_often": "often", "where": "there", "rewind": "none", "what": "that"}
+NAMES = {"criterion": "mine", "how_often": "often", "where": "there", "rewind": "none", "what": "that", "when": "then"}
 
 
 def config(**changes: object) -> DictConfig:
@@ -211,6 +223,38 @@ def test_the_weights_at_the_start_may_be_compared_with_after_some_training(choic
 def test_the_weights_at_the_start_must_be_others_and_still_count(choices, message):
     (problem,) = composed(criterion=FROM_START, **choices)
     assert message in problem
+
+
+# --- gates -----------------------------------------------------------------------------------------------------------------
+
+
+def gated(opens) -> Plan:
+    return Plan((PruneEvent(3, 0.1),), 10, Gate(opens, 9, 1))
+
+
+def test_a_gate_that_asks_for_what_no_round_comes_out_with_is_reported_with_what_there_is():
+    def lucky(val_accuracy, moon_phase): ...
+
+    assert outcomes(gated(lucky), NAMES) == [
+        "when=then: the gate asks for unknown outcomes moon_phase; known: val_accuracy, mask_shift"
+    ]
+    for plan in (gated(Accurate(0.5)), gated(Settled(0.1)), ONCE):
+        assert outcomes(plan, NAMES) == []
+
+
+def test_a_gate_on_accuracy_needs_validation_data():
+    (problem,) = validation(gated(Accurate(0.5)), 0, NAMES)
+    assert "when=then looks at the clients' validation data, and partition.val=0 leaves none" in problem
+    assert validation(gated(Accurate(0.5)), 1, NAMES) == []
+    assert validation(gated(Settled(0.1)), 0, NAMES) == []
+    assert validation(ONCE, 0, NAMES) == []
+
+
+@pytest.mark.parametrize("outcome", ["val_accuracy", "mask_shift"])
+def test_outcomes_are_no_evidence_for_a_criterion(outcome):
+    formula = eval(f"lambda params, {outcome}: None")
+    (problem,) = evidence(Criterion(formula), NAMES)
+    assert f"unknown evidence {outcome}" in problem
 
 
 # --- obstacles -------------------------------------------------------------------------------------------------------------

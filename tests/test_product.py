@@ -35,15 +35,21 @@ OPTIONS = {axis: sorted(path.stem for path in (CONF / axis).glob("*.yaml")) for 
 Cell = tuple[str, ...]
 
 TINY = (
-    *("rounds=5", "density=0.5", "model=cnn_fedavg", "federated.clients=4", "federated.cohort=2", "partition=iid"),
+    *("rounds=6", "density=0.5", "model=cnn_fedavg", "federated.clients=4", "federated.cohort=2", "partition=iid"),
     *("local.epochs=null", "local.steps=1", "local.batch_size=8", "eval_every=100", "executor=serial", "logger=none"),
 )
 TWEAKS = {
-    ("how_often", "gradual"): {"every": 1},
+    ("how_often", "gradual"): {"every": 2},
     ("how_often", "dynamic"): {"every": 1},
+    ("how_often", "iterative"): {"rate": 0.3},
+    ("how_often", "stepwise"): {"rate": 0.3},
+    ("when", "once_accurate"): {"accuracy": 0.0},
+    ("when", "once_settled"): {"shift": 1.0},
     ("rewind", "early"): {"round": 1},
 }
-"""So that a run of a few rounds sees several events."""
+"""So that a run of a few rounds sees several events, and gates let all of them through."""
+
+GATES = ("once_accurate", "once_settled")
 
 SAMPLES = 60
 
@@ -59,6 +65,9 @@ FROM_START = ("large_final_same_sign", "magnitude_increase")
 CROSSED = (*CRITERIA, "activation", "bn_scale", "large_final_same_sign")
 """One criterion of every kind, which meets every answer; the others meet all of `what` and `where`."""
 
+GATED = ("weights_global", "weights_threshold", "weights_2of4", "filters_per_layer")
+"""One `what` of every kind, which meets the gates."""
+
 REWINDS = ("none", "init", "early", "random_reinit")
 """Those that meet every answer; the others, which differ from `init` in the values alone, all of `when` and `how_often`."""
 
@@ -68,6 +77,8 @@ def crossed(cell: Cell) -> bool:
     what, criterion, when, how_often, where, whose, rewind = cell
     if rewind not in REWINDS:
         return what == "weights_global" and criterion in ("rigl", *FROM_START) and where == "cohort"
+    if when in GATES or how_often == "stepwise":
+        return what in GATED and criterion in ("magnitude", "rigl", "snip", "large_final_same_sign")
     return criterion in CROSSED or (when, how_often, whose, rewind) == ("during_training", "one_shot", "shared", "none")
 
 
@@ -177,9 +188,12 @@ def test_whether_a_cell_is_built_follows_from_the_rules_that_the_messages_state(
         is_ = dict(zip(AXES, cell, strict=True))
         exchanges = is_["how_often"] == "dynamic" and is_["when"] == "during_training"
         needs_window = is_["how_often"] in ("gradual", "dynamic")
+        gated = is_["when"] in GATES
         drops = is_["how_often"] != "never"
         refusals = [
-            needs_window and is_["when"] != "during_training",
+            needs_window and is_["when"] in ("before_training", "after_training"),
+            is_["how_often"] == "dynamic" and gated,
+            is_["how_often"] == "stepwise" and not gated,
             exchanges and is_["criterion"] not in grows,
             exchanges and is_["rewind"] != "none",
             drops and is_["criterion"] in on_data and is_["where"] == "server",  # no proxy set by default
@@ -192,7 +206,7 @@ def test_whether_a_cell_is_built_follows_from_the_rules_that_the_messages_state(
             drops and is_["criterion"] in FROM_START and (is_["when"] == "before_training" or is_["how_often"] == "dynamic"),
             is_["criterion"] in FROM_START
             and is_["rewind"] not in ("none", "init", "early", "learning_rate")
-            and is_["how_often"] in ("iterative", "gradual"),  # several events, and the first replaced the start
+            and is_["how_often"] in ("iterative", "gradual", "stepwise"),  # several events, and the first replaced the start
         ]
         assert isinstance(outcome, Incompatible) == any(refusals), (cell, outcome)
 
