@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 from fedprune.errors import ConfigError, DataError, Incompatible
 from fedprune.pruning.companions import CHOOSE
 from fedprune.pruning.criterion import Criterion
-from fedprune.pruning.evidence import FROM_DATA, KNOWN, OBSTACLES, needs, unknown
+from fedprune.pruning.evidence import FROM_DATA, KNOWN, OBSTACLES, OUTCOMES, needs, unknown
 from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import nearest
-from fedprune.pruning.rewind import Rewind
+from fedprune.pruning.rewind import CONTROLS, Rewind
 from fedprune.pruning.what import What
 from fedprune.ticket.begin import broken_units
 from fedprune.types import Mask, Plan
@@ -90,6 +90,7 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, na
     """Combinations of axes that mean nothing, each with what to choose instead."""
     exchanges = any(event.swap for event in plan.events)
     first = min((event.round for event in plan.events), default=plan.rounds)
+    back_to = getattr(rewind, "round", 0)
     asked = _asked(criterion)
     on_data = sorted(asked & set(FROM_DATA)) if plan.events else []
     how_often, chosen = f"how_often={names['how_often']}", f"criterion={names['criterion']}"
@@ -104,8 +105,8 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, na
         "choose where=cohort, or set where.proxy=500 to give the server a proxy set": (
             bool(on_data) and getattr(where, "proxy", 1) == 0
         ),
-        f"rewind.round={rewind.anchor} comes after the first prune event, which is after {first} rounds: "
-        "choose a smaller rewind.round, or rewind=init": plan.events != () and (rewind.anchor or 0) > first,
+        f"rewind.round={back_to} comes after the first prune event, which is after {first} rounds: "
+        "choose a smaller rewind.round, or rewind=init": plan.events != () and back_to > first,
         f"{chosen} compares with the weights at the start, and the first prune event is before any training: "
         "choose when=after_training, or when=during_training with a later when.start": "init_params" in asked
         and plan.events != ()
@@ -115,10 +116,28 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, na
         and plan.events != ()
         and first == 0,
         f"{chosen} compares with the weights at the start, and rewind={names['rewind']} replaces them: choose rewind=init": (
-            "init_params" in asked and len(plan.events) > 1 and names["rewind"] == "random_reinit"
+            "init_params" in asked and len(plan.events) > 1 and isinstance(rewind, CONTROLS)
         ),
     }
     return [problem for problem, broken in rules.items() if broken]
+
+
+def outcomes(plan: Plan, names: dict[str, str]) -> list[str]:
+    """A gate that asks for what no round comes out with."""
+    asked = [name for name in needs(plan.gate.opens) if name not in OUTCOMES] if plan.gate else []
+    if not asked:
+        return []
+    return [f"when={names['when']}: the gate asks for unknown outcomes {', '.join(asked)}; known: {', '.join(OUTCOMES)}"]
+
+
+def validation(plan: Plan, examples: int, names: dict[str, str]) -> list[str]:
+    """Whether a gate looks at validation data that nobody has. examples: how many of them there are."""
+    if examples or plan.gate is None or "val_accuracy" not in needs(plan.gate.opens):
+        return []
+    return [
+        f"when={names['when']} looks at the clients' validation data, and partition.val=0 leaves none: set partition.val=0.1, "
+        "or choose when=once_settled"
+    ]
 
 
 def kept_back(own: tuple[str, ...], rewind: Rewind, plan: Plan, names: dict[str, str]) -> list[str]:

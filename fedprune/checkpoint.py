@@ -16,7 +16,7 @@ from torch import Tensor
 from fedprune.errors import RunError
 from fedprune.types import Mask, Params, State, Subnet
 
-NUMBERS = ("round", "clock", "events", "up_bytes", "down_bytes")
+NUMBERS = ("round", "clock", "events", "up_bytes", "down_bytes", "pruned", "opened")
 
 
 def save_state(state: State, path: Path) -> None:
@@ -26,6 +26,7 @@ def save_state(state: State, path: Path) -> None:
         "mask": state.server.mask,
         "init": state.init,
         "ticket": state.ticket,
+        "candidate": state.candidate,
         **{f"anchors/{clock}": params for clock, params in state.anchors.items()},
         **{f"momentum/{key}": params for key, params in state.momentum.items()},
         **{f"kept/{client}": params for client, params in state.kept.items()},
@@ -42,6 +43,7 @@ def load_state(path: Path) -> State:
             server=Subnet(groups["server"], groups.get("mask", {})),
             init=groups["init"],
             ticket=groups["ticket"],
+            candidate=groups.get("candidate", {}),
             anchors={int(key): params for key, params in _below(groups, "anchors/").items()},
             momentum=_below(groups, "momentum/"),
             kept={int(key): params for key, params in _below(groups, "kept/").items()},

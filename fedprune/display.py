@@ -23,9 +23,10 @@ def plan_text(plan: Plan, rewind: str, emerges: str = "") -> str:
     """
     lines = [f"plan: {plan.rounds} rounds of training, {len(plan.events) or 'no'} prune event{'s' * (len(plan.events) != 1)}"]
     back = "" if rewind == "none" else f", rewind {rewind}"
+    wait = "" if plan.gate is None else f"once {plan.gate.opens}, at the earliest "
     for event in plan.events:
         swap = f", exchanging {event.swap:.3g} of the living" if event.swap else ""
-        lines.append(f"  after round {event.round:>5}: density {emerges or f'{event.density:.4g}'}{swap}{back}")
+        lines.append(f"  {wait}after round {event.round:>5}: density {emerges or f'{event.density:.4g}'}{swap}{back}")
     return "\n".join(lines)
 
 

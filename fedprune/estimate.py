@@ -17,7 +17,10 @@ from fedprune.wire.message import about
 
 
 def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
-    """(name, value) rows. Training bytes and operations follow the plan's densities; evidence is counted for each event."""
+    """(name, value) rows. Training bytes and operations follow the plan's densities; evidence is counted for each event.
+
+    Under a gate, as if each event came at its earliest: what it waits costs more.
+    """
     plan, net = experiment.plan, experiment.net
     down = up = flops = 0.0
     subnets = _subnets(experiment)
@@ -28,6 +31,7 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
         flops += rounds * _examples(experiment, config) * training_flops(experiment.flops, subnet)
     prunable = sum(net.state_dict()[name].numel() for name in experiment.axes.what.names)
     parameters = sum(p.numel() for name, p in net.named_parameters() if not is_companion(name))
+    gate = [("gate", f"{plan.gate.opens}; the costs are those of events at their earliest")] if plan.gate else []
     return [
         ("parameters", f"{parameters:,} ({prunable:,} prunable)"),
         ("rounds", f"{plan.rounds:,}, of {config.federated.cohort} clients each"),
@@ -38,6 +42,7 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
             "operations",
             f"{amount(flops, 'FLOP')} of training, {amount(sum(experiment.flops.values()), 'FLOP')} an example when dense",
         ),
+        *gate,
     ]
 
 
@@ -85,9 +90,10 @@ def _evidence_bytes(experiment: Experiment, config: Any, subnets: list[Subnet]) 
     clients = experiment.options["where"](cohort(config.seed, 0, fed.clients, fed.cohort), fed.clients, config.seed)
     if clients == (SERVER,):
         return 0
-    total = 0
+    gate, total = experiment.plan.gate, 0
+    times = 1 + (gate.opens.asks if gate and "mask_shift" in needs(gate.opens) else 0)
     for event, subnet in zip(experiment.plan.events, subnets, strict=False):
-        total += len(clients) * _evidence_message_bytes(experiment, subnet, criterion.drop, "alive")
+        total += times * len(clients) * _evidence_message_bytes(experiment, subnet, criterion.drop, "alive")
         if event.swap and criterion.grow:
             total += len(clients) * _evidence_message_bytes(experiment, subnet, criterion.grow, "dead")
     return total

@@ -7,6 +7,7 @@ summary.json, written last: its presence means done. failed.json says why there 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,11 +24,14 @@ from fedprune.data.client import save_partition
 from fedprune.display import console
 from fedprune.errors import Incompatible, RunError
 from fedprune.estimate import estimate
+from fedprune.federated.asking import unmet
 from fedprune.folders import folder_hash
 from fedprune.make import make
 from fedprune.pruning.companions import is_companion, plain
 from fedprune.pruning.mask import density
 from fedprune.types import State
+
+log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> None:
@@ -98,6 +102,9 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
                     saved = time.monotonic()
             save_state(state, path)
             _finish(folder, state, about, logger)
+            problem = unmet(loop.plan, state)
+            if problem:
+                log.warning(problem)
     except BaseException:
         executor.close(now=True)
         save_state(written, path)  # interrupted or not, what is written down can be gone on from
@@ -153,7 +160,11 @@ def _facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
     """What a run is, as far as its data and its network say."""
     plan = experiment.plan
     return {
-        "plan": {"events": [asdict(event) for event in plan.events], "rounds": plan.rounds},
+        "plan": {
+            "events": [asdict(event) for event in plan.events],
+            "rounds": plan.rounds,
+            "gate": plan.gate and str(plan.gate.opens),
+        },
         "parameters": sum(t.numel() for name, t in experiment.net.named_parameters() if not is_companion(name)),
         "prunable": sum(dict(experiment.net.named_parameters())[name].numel() for name in experiment.axes.what.names),
         "clients": config.federated.clients,

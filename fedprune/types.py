@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -29,12 +30,37 @@ class PruneEvent:
     swap: float = 0.0
 
 
+class Condition(Protocol):
+    """What an event may wait for: (outcomes of the round before, by name) -> whether it may happen. Its text says what it is.
+
+    asks: how often it has to be asked, round after round, until it can be met. looser: what to type to have it met sooner.
+    """
+
+    asks: ClassVar[int]
+    looser: ClassVar[str]
+
+    def __call__(self, *args: Any, **outcomes: Any) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What events wait for, each in its turn: their rounds are then the earliest ones.
+
+    stop: after that many rounds nothing is pruned any more. apart: the least number of rounds from one event to the next.
+    """
+
+    opens: Condition
+    stop: int
+    apart: int
+
+
 @dataclass(frozen=True)
 class Plan:
-    """All that a run will do: its prune events in order, and the number of rounds it trains."""
+    """All that a run will do: its prune events in order, the number of rounds it trains, and what the events wait for."""
 
     events: tuple[PruneEvent, ...]
     rounds: int
+    gate: Gate | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +79,8 @@ class State:
     order follow the clock, so a rewound network sees what it saw the first time. events: prune events that are done. anchors:
     parameters remembered by the clock at which they were taken. ticket: the weights that training started from after the last
     event. momentum: the server optimizer's buffers. kept: what each client keeps to itself (never on the wire). sent: bytes
-    so far, up and down.
+    so far, up and down. pruned: rounds that were done at the last event. Under a gate, opened: whether it lets the next event
+    through; candidate: the mask that this event would have chosen now (empty if nobody asks).
     """
 
     server: Subnet
@@ -67,6 +94,9 @@ class State:
     kept: Mapping[int, Params] = field(default_factory=dict)
     up_bytes: int = 0
     down_bytes: int = 0
+    pruned: int = 0
+    opened: bool = False
+    candidate: Mask = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

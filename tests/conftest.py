@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from fedprune import folders, schema, sweep
 from fedprune.__main__ import CONF, main
 from fedprune.build import Experiment, build
+from fedprune.checkpoint import NUMBERS
 from fedprune.federated.executor import Executor
 from fedprune.types import Params, State
 
@@ -143,13 +144,13 @@ def differences(equal) -> Callable[..., list[str]]:
     def found(a: State, b: State, ignore: tuple[str, ...] = ()) -> list[str]:
         parts = {
             **{f"server.{part}": equal(getattr(a.server, part), getattr(b.server, part)) for part in ("params", "mask")},
-            **{name: equal(getattr(a, name), getattr(b, name)) for name in ("init", "ticket")},
+            **{name: equal(getattr(a, name), getattr(b, name)) for name in ("init", "ticket", "candidate")},
             **{
                 name: list(getattr(a, name)) == list(getattr(b, name))
                 and all(equal(value, getattr(b, name)[key]) for key, value in getattr(a, name).items())
                 for name in ("anchors", "momentum", "kept")
             },
-            **{name: getattr(a, name) == getattr(b, name) for name in ("round", "clock", "events", "up_bytes", "down_bytes")},
+            **{name: getattr(a, name) == getattr(b, name) for name in NUMBERS},
         }
         return [name for name, same in parts.items() if not same and name not in ignore]
 

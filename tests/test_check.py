@@ -6,22 +6,34 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fedprune.check import Problems, composition, evidence, kept_back, min_per_layer, obstacles, ranges, scope
+from fedprune.check import (
+    Problems,
+    composition,
+    evidence,
+    kept_back,
+    min_per_layer,
+    obstacles,
+    outcomes,
+    ranges,
+    scope,
+    validation,
+)
 from fedprune.errors import ConfigError, DataError, Incompatible, RunError
 from fedprune.federated.where import AllClients, Cohort, OneClient, Server
 from fedprune.pruning.criterion import Criterion, gradient, magnitude, magnitude_increase, random, snip
+from fedprune.pruning.gate import Accurate, Settled
 from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import NOfM, Threshold
-from fedprune.pruning.rewind import Early, Keep, RandomReinit
+from fedprune.pruning.rewind import Early, Keep, LearningRate, RandomReinit, Replaced, shuffle
 from fedprune.pruning.scope import globally
 from fedprune.pruning.second_order import obd_sweep
 from fedprune.pruning.structured import activation, bn_scale
 from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
-from fedprune.types import Plan, PruneEvent
+from fedprune.types import Gate, Plan, PruneEvent
 
 CONF = Path(__file__).parents[1] / "conf"
-NAMES = {"criterion": "mine", "how_often": "often", "where": "there", "rewind": "none", "what": "that"}
+NAMES = {"criterion": "mine", "how_often": "often", "where": "there", "rewind": "none", "what": "that", "when": "then"}
 
 
 def config(**changes: object) -> DictConfig:
@@ -108,7 +120,12 @@ DYNAMIC = Plan((PruneEvent(0, 0.1), PruneEvent(2, 0.1, 0.3)), 10)
 RIGL = Criterion(magnitude, gradient)
 
 
-OPTIONS = {"none": Keep(), "init": Early(0), "round_3": Early(3), "round_4": Early(4), "random_reinit": RandomReinit()}
+OPTIONS = {
+    "none": Keep(),
+    **{"init": Early(0), "round_3": Early(3), "round_4": Early(4)},
+    **{"learning_rate_3": LearningRate(3), "learning_rate_4": LearningRate(4)},
+    **{"random_reinit": RandomReinit(), "shuffle": Replaced(shuffle, False)},
+}
 
 
 def composed(plan: Plan = ONCE, criterion: Criterion | None = None, where: object = None, rewind: str = "none") -> list[str]:
@@ -133,6 +150,9 @@ def composed(plan: Plan = ONCE, criterion: Criterion | None = None, where: objec
         {"rewind": "round_3"},  # the first event is after 3 rounds
         {"rewind": "round_4", "plan": NEVER},
         {"rewind": "random_reinit"},
+        {"rewind": "learning_rate_3"},
+        {"rewind": "learning_rate_4", "plan": NEVER},
+        {"rewind": "shuffle"},
     ],
 )
 def test_what_means_something_is_accepted(choices):
@@ -158,6 +178,14 @@ def test_what_means_something_is_accepted(choices):
         (
             {"rewind": "round_4"},
             "rewind.round=4 comes after the first prune event, which is after 3 rounds: choose",
+        ),
+        (
+            {"rewind": "learning_rate_4"},
+            "rewind.round=4 comes after the first prune event, which is after 3 rounds: choose",
+        ),
+        (
+            {"plan": DYNAMIC, "criterion": RIGL, "rewind": "shuffle"},
+            "rewind=shuffle would undo that: choose rewind=none",
         ),
     ],
 )
@@ -186,11 +214,47 @@ def test_the_weights_at_the_start_may_be_compared_with_after_some_training(choic
             {"plan": Plan((PruneEvent(3, 0.5), PruneEvent(6, 0.1)), 10), "rewind": "random_reinit"},
             "rewind=random_reinit replaces them: choose rewind=init",
         ),
+        (
+            {"plan": Plan((PruneEvent(3, 0.5), PruneEvent(6, 0.1)), 10), "rewind": "shuffle"},
+            "rewind=shuffle replaces them: choose rewind=init",
+        ),
     ],
 )
 def test_the_weights_at_the_start_must_be_others_and_still_count(choices, message):
     (problem,) = composed(criterion=FROM_START, **choices)
     assert message in problem
+
+
+# --- gates -----------------------------------------------------------------------------------------------------------------
+
+
+def gated(opens) -> Plan:
+    return Plan((PruneEvent(3, 0.1),), 10, Gate(opens, 9, 1))
+
+
+def test_a_gate_that_asks_for_what_no_round_comes_out_with_is_reported_with_what_there_is():
+    def lucky(val_accuracy, moon_phase): ...
+
+    assert outcomes(gated(lucky), NAMES) == [
+        "when=then: the gate asks for unknown outcomes moon_phase; known: val_accuracy, mask_shift"
+    ]
+    for plan in (gated(Accurate(0.5)), gated(Settled(0.1)), ONCE):
+        assert outcomes(plan, NAMES) == []
+
+
+def test_a_gate_on_accuracy_needs_validation_data():
+    (problem,) = validation(gated(Accurate(0.5)), 0, NAMES)
+    assert "when=then looks at the clients' validation data, and partition.val=0 leaves none" in problem
+    assert validation(gated(Accurate(0.5)), 1, NAMES) == []
+    assert validation(gated(Settled(0.1)), 0, NAMES) == []
+    assert validation(ONCE, 0, NAMES) == []
+
+
+@pytest.mark.parametrize("outcome", ["val_accuracy", "mask_shift"])
+def test_outcomes_are_no_evidence_for_a_criterion(outcome):
+    formula = eval(f"lambda params, {outcome}: None")
+    (problem,) = evidence(Criterion(formula), NAMES)
+    assert f"unknown evidence {outcome}" in problem
 
 
 # --- obstacles -------------------------------------------------------------------------------------------------------------

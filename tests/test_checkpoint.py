@@ -46,6 +46,9 @@ def state(seed: int = 0) -> State:
         kept={0: {"bn.weight": torch.ones(3)}, 12: {"bn.weight": torch.zeros(3)}},
         up_bytes=2**40 + 1,
         down_bytes=3,
+        pruned=11,
+        opened=True,
+        candidate={name: ~alive for name, alive in mask.items()},
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedprune.federated.client import Slice
 from fedprune.federated.exchange import Exchange
+from fedprune.federated.executor import Task
 from fedprune.types import State
 
 LENGTH = 2000  # examples per task
@@ -29,7 +30,11 @@ class Evaluation:
 
     def __call__(self, state: State) -> dict[str, float]:
         """Metrics of the server's network: test/*, val/*, client/* (those whose part is empty are absent)."""
-        losses, correct = self._outcomes(state)
+        block = self._block(state)
+        tasks = [("evaluate", (block, self._servers(state), part)) for part in _cut("global", 0, self.test)]
+        for part, sizes in (("val", self.val), ("test", self.local)):
+            tasks += self._client_tasks(state, block, part, sizes)
+        losses, correct = self._outcomes(tasks)
         ends = np.cumsum([self.test, sum(self.val)])
         metrics: dict[str, float] = {}
         for name, loss, hits in zip(("test", "val"), np.split(losses, ends), np.split(correct, ends), strict=False):
@@ -37,13 +42,20 @@ class Evaluation:
                 metrics |= {f"{name}/accuracy": float(hits.mean()), f"{name}/loss": float(loss.mean())}
         return metrics | _by_client(correct[ends[1] :], self.local)
 
-    def _outcomes(self, state: State) -> tuple[np.ndarray, np.ndarray]:
-        """(loss, correct) of every example of the test set, then of all validation parts, then of all clients' test parts."""
-        block = self.exchange.wire.subnet_block(state.server)
-        shared = {name: state.server.params[name].numpy() for name in self.exchange.own}
-        tasks = [("evaluate", (block, shared, part)) for part in _cut("global", 0, self.test)]
-        for part, sizes in (("val", self.val), ("test", self.local)):
-            tasks += self._client_tasks(state, block, part, sizes)
+    def val_accuracy(self, state: State) -> float:
+        """The metric val/accuracy alone. There have to be validation examples."""
+        _, correct = self._outcomes([*self._client_tasks(state, self._block(state), "val", self.val)])
+        return float(correct.mean())
+
+    def _block(self, state: State) -> bytes:
+        return self.exchange.wire.subnet_block(state.server)
+
+    def _servers(self, state: State) -> dict[str, np.ndarray]:
+        """The server's copy of what clients keep to themselves."""
+        return {name: state.server.params[name].numpy() for name in self.exchange.own}
+
+    def _outcomes(self, tasks: list[Task]) -> tuple[np.ndarray, np.ndarray]:
+        """(loss, correct) of every example, in the order of the tasks."""
         outcomes = list(self.exchange.executor.map(tasks, [0] * len(tasks)))
         return np.concatenate([loss for loss, _ in outcomes]), np.concatenate([correct for _, correct in outcomes])
 

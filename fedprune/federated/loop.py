@@ -1,4 +1,4 @@
-"""The federated loop: remember -> prune -> sample -> broadcast -> train -> merge -> evaluate. One page, top to bottom.
+"""The federated loop: remember -> prune -> sample -> broadcast -> train -> merge -> ask -> evaluate. One page, top to bottom.
 
 `round(state) -> (state, metrics)` is a pure state transition: replaying round 37 is loading state 36 and one call.
 """
@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from fedprune.federated.aggregate import ServerStep, masked, overlap_mean
+from fedprune.federated.asking import ask, waiting
 from fedprune.federated.costs import densities, training_flops
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange, Tally
 from fedprune.federated.sampling import cohort
 from fedprune.federated.where import Where, measuring
-from fedprune.pruning.cycle import Axes
+from fedprune.pruning.cycle import Axes, Measure
 from fedprune.pruning.mask import apply, collapsed, ones
 from fedprune.pruning.network import Network
-from fedprune.pruning.rewind import Rewind
+from fedprune.pruning.rewind import Draws, Rewind
+from fedprune.randomness import torch_stream
 from fedprune.types import Mask, Params, Plan, PruneEvent, State, Subnet, Update
 
 log = logging.getLogger(__name__)
@@ -74,12 +76,13 @@ class FederatedLoop:
             state = self._prune(state, event, tally)
         updates = self.exchange.train(state, self._cohort(state), tally)
         after = replace(self._merge(state, updates), round=state.round + 1, clock=state.clock + 1)
-        after = replace(after, up_bytes=state.up_bytes + tally.up_bytes, down_bytes=state.down_bytes + tally.down_bytes)
         trained = time.perf_counter()
+        after, asked = self._ask(after, tally)
+        after = replace(after, up_bytes=state.up_bytes + tally.up_bytes, down_bytes=state.down_bytes + tally.down_bytes)
         metrics = {"round": state.round, "prune/events": state.events, **densities(state.server, self.axes.what, self.trained)}
         if due:  # the mask is a new one, and stays as it is until the next event
             metrics |= {"density/effective": self.effective(state.server.mask)}
-        metrics |= tally.metrics() | {"wire/total_bytes": after.up_bytes + after.down_bytes}
+        metrics |= asked | tally.metrics() | {"wire/total_bytes": after.up_bytes + after.down_bytes}
         metrics |= {"flops/train": tally.seen * training_flops(self.flops, state.server)}
         if self._evaluates(after):
             metrics |= self.evaluation(after)
@@ -92,16 +95,32 @@ class FederatedLoop:
         return replace(state, anchors={**state.anchors, state.clock: state.server.params})
 
     def _due(self, state: State) -> tuple[PruneEvent, ...]:
-        return tuple(event for event in self.plan.events[state.events :] if event.round <= state.round)
+        due = tuple(event for event in self.plan.events[state.events :] if event.round <= state.round)
+        return due if self.plan.gate is None else due[: int(state.opened)]
 
     def _prune(self, state: State, event: PruneEvent, tally: Tally) -> State:
         """One prune event, on evidence measured at this very state."""
-        clients = self.where(self._cohort(state), self.clients, self.seed)
-        measure = measuring(self.exchange, self.network, state, clients, tally)
-        pruned = self.whose(state, event, self.axes, self.rewind, measure, lambda: self.fresh(state.events + 1))
+        measure, draws = self._measure(state, tally), self._draws(state)
+        pruned = self.whose(state, event, self.axes, self.rewind, measure, draws)
         for layer in collapsed(state.server.mask, pruned.server.mask):
             log.warning("after round %d layer %s has lost its last unit; what.min_per_layer=1 keeps one", state.round, layer)
-        return pruned
+        return replace(pruned, pruned=state.round, opened=False, candidate={})
+
+    def _ask(self, state: State, tally: Tally) -> tuple[State, dict[str, float]]:
+        """Under a gate, whether it lets the next event through; and the metrics of that."""
+        event = waiting(self.plan, state)
+        if event is None or self.plan.gate is None:
+            return state, {}
+        measure = self._measure(state, tally)
+        return ask(self.plan.gate, event, state, self.axes, measure, lambda: self.evaluation.val_accuracy(state))
+
+    def _measure(self, state: State, tally: Tally) -> Measure:
+        clients = self.where(self._cohort(state), self.clients, self.seed)
+        return measuring(self.exchange, self.network, state, clients, tally)
+
+    def _draws(self, state: State) -> Draws:
+        """Another initialisation, and other streams, at every event."""
+        return Draws(lambda: self.fresh(state.events + 1), lambda name: torch_stream(self.seed, f"rewind {name}", state.events))
 
     def _cohort(self, state: State) -> tuple[int, ...]:
         return cohort(self.seed, state.clock, self.clients, self.cohort)

@@ -1,19 +1,18 @@
 """Whose the mask is.
 
-Every `whose` is (state, event, axes, rewind, measure, fresh) -> State: what one due prune event does to the run.
+Every `whose` is (state, event, axes, rewind, measure, draws) -> State: what one due prune event does to the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from fedprune.federated.aggregate import masked
 from fedprune.pruning import cycle
 from fedprune.pruning.cycle import Axes, Measure
 from fedprune.pruning.mask import apply
-from fedprune.pruning.rewind import Rewind
-from fedprune.types import Params, PruneEvent, State, Subnet
+from fedprune.pruning.rewind import Draws, Rewind
+from fedprune.types import PruneEvent, State, Subnet
 
 
 def shared(
@@ -22,22 +21,22 @@ def shared(
     axes: Axes,
     rewind: Rewind,
     measure: Measure,
-    fresh: Callable[[], Params],
+    draws: Draws,
 ) -> State:
     """One mask for all: the server prunes the merged network, and everybody trains what is left.
 
-    After a rewind the server optimizer starts fresh, and clients forget what they kept; otherwise momentum is only masked.
+    After a rewind the server optimizer starts fresh; otherwise its momentum is only masked. Where weights are other ones,
+    clients forget what they kept.
     """
     pruned = cycle.prune(state.server, event, axes, measure)
-    weights, clock = rewind(pruned.params, state.anchors, fresh)
-    server = Subnet(apply(weights, pruned.mask), pruned.mask)
-    rewound = clock is not None
+    weights, clock = rewind(pruned.mask, state.anchors, draws)
+    server = pruned if weights is None else Subnet(apply(weights, pruned.mask), pruned.mask)
     return replace(
         state,
         server=server,
         ticket=server.params,
         events=state.events + 1,
-        clock=clock if clock is not None else state.clock,
-        momentum={} if rewound else masked(state.momentum, pruned.mask),
-        kept={} if rewound else state.kept,
+        clock=state.clock if clock is None else clock,
+        momentum=masked(state.momentum, pruned.mask) if clock is None else {},
+        kept=state.kept if weights is None else {},
     )

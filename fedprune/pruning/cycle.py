@@ -9,7 +9,7 @@ from fedprune.pruning.criterion import Criterion, Formula
 from fedprune.pruning.evidence import needs
 from fedprune.pruning.mask import apply, regrow, shrink
 from fedprune.pruning.what import What
-from fedprune.types import PruneEvent, Scores, Subnet
+from fedprune.types import Mask, PruneEvent, Scores, Subnet
 
 Measure = Callable[[tuple[str, ...], Subnet, str], dict]
 """(names of evidence, subnet, "alive" or "dead": which entries it is about) -> the evidence by name."""
@@ -25,15 +25,20 @@ class Axes:
 
 def prune(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure) -> Subnet:
     """`subnet` brought to the event's density. What is grown starts from zero, because dead entries are zero."""
-    drop, grow = axes.criterion.drop, axes.criterion.grow
-    scores = _score(drop, measure, subnet, "alive")
-    mask = shrink(subnet.mask, scores, event.density * (1 - event.swap), axes.what)
+    grow = axes.criterion.grow
+    mask = dropped(subnet, event, axes, measure)
     smaller = Subnet(apply(subnet.params, mask), mask)
     if not event.swap:
         return smaller
     assert grow is not None, "build refuses an exchange without a grow formula"
     mask = regrow(mask, _score(grow, measure, smaller, "dead"), event.density, axes.what)
     return Subnet(smaller.params, mask)
+
+
+def dropped(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure) -> Mask:
+    """What the event leaves alive before it grows anything."""
+    scores = _score(axes.criterion.drop, measure, subnet, "alive")
+    return shrink(subnet.mask, scores, event.density * (1 - event.swap), axes.what)
 
 
 def _score(formula: Formula, measure: Measure, subnet: Subnet, about: str) -> Scores:

@@ -10,6 +10,11 @@
     hessian_sweep           the same by backward_sweep.py
     activations, activity   what units put out: see activity.py
 
+For gates only, numbers that a round came out with (gate.py):
+
+    val_accuracy            the fraction of the clients' validation examples that the server's network has right
+    mask_shift              how much the mask that the criterion would choose differs from the one of a round before
+
 Measure where the data is, average the evidence, score once: with gradients averaged by example count, federated SNIP is SNIP on
 the pooled data. Everything is named and shaped as the mask is: what belongs to a whole unit stands at each of its entries.
 Measuring has no side effects: module, buffers, random state and `.grad` are as before. It is about the network that is in use:
@@ -62,6 +67,8 @@ OBSTACLES: dict[str, Callable[[Network, tuple[str, ...]], str | None]] = {
     "activity": puts_out,
 }
 """(network, names of the prunable tensors) -> why this evidence is not to be had there and what to choose instead, or None."""
+
+OUTCOMES = ("val_accuracy", "mask_shift")
 
 KNOWN = (*FROM_SERVER, *FROM_NETWORK, *FROM_DATA)
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedprune.errors import ConfigError
+from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.when import Window
 from fedprune.types import Plan, PruneEvent
 
@@ -66,8 +66,32 @@ class Iterative:
         if self.times is not None:
             return [density ** (k / self.times) for k in range(1, self.times)] + [density]
         assert self.rate is not None
-        steps = math.ceil(math.log(density) / math.log(1 - self.rate) - 1e-9)
-        return [(1 - self.rate) ** k for k in range(1, steps)] + [density]
+        return _by_rate(self.rate, density)
+
+
+@dataclass(frozen=True)
+class Stepwise:
+    """The fraction `rate` of the survivors as often as a gate allows, until the density is reached. Li et al. 2021 (LotteryFL).
+
+    every: at least so many rounds from one event to the next. The densities are those of Iterative; only the gate says when.
+    """
+
+    rate: float = 0.2
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        _check(
+            "rate", 0 < self.rate < 1, f"how_often.rate={self.rate} is the fraction of the survivors to prune: between 0 and 1"
+        )
+        _check("every", self.every >= 1, f"how_often.every={self.every} must be at least 1 round")
+
+    def __call__(self, window: Window, density: float) -> Plan:
+        if window.gate is None:
+            raise Incompatible(
+                "how_often: as often as a gate allows needs a gate: choose when=once_accurate, or how_often=iterative"
+            )
+        densities = [] if density == 1 else _by_rate(self.rate, density)
+        return window.plan(tuple(PruneEvent(window.first, d) for d in densities), apart=self.every)
 
 
 @dataclass(frozen=True)
@@ -109,10 +133,21 @@ class Dynamic:
         _check("decay", self.decay in DECAYS, f"how_often.decay={self.decay}: choose one of {', '.join(DECAYS)}")
 
     def __call__(self, window: Window, density: float) -> Plan:
+        if window.gate is not None:
+            raise Incompatible(
+                "how_often: what is sparse from the start and exchanges every so many rounds has nothing to wait for: "
+                "choose when=during_training, or how_often=iterative"
+            )
         rounds = [r for r in window.every(self.every) if r > 0]
         swaps = [self.swap * DECAYS[self.decay](r / window.stop) for r in rounds]
         exchanges = tuple(PruneEvent(r, density, s) for r, s in zip(rounds, swaps, strict=True))
         return window.plan((PruneEvent(0, density), *exchanges))
+
+
+def _by_rate(rate: float, density: float) -> list[float]:
+    """(1 - rate)^k, the last one cut off at the density."""
+    steps = math.ceil(math.log(density) / math.log(1 - rate) - 1e-9)
+    return [(1 - rate) ** k for k in range(1, steps)] + [density]
 
 
 def _check(key: str, ok: bool, problem: str) -> None:

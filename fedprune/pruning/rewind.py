@@ -1,9 +1,8 @@
 """Rewind: what the survivors restart from after a prune event.
 
-Every rewind is (trained, anchors, fresh) -> Rewound: `trained` the parameters at the event, `anchors` those remembered by
-clock, `fresh` a function that draws a new initialisation. A rewind covers parameters and buffers, the position of the
-learning rate and the data order (the clock); optimizers start fresh in any case. `anchor` is the clock whose parameters it
-needs remembered.
+Every rewind is (mask, anchors, draws) -> Rewound: `mask` what the event has left alive, `anchors` the parameters remembered by
+clock, `draws` what may be drawn at random. A rewind covers parameters and buffers, the position of the learning rate and the
+data order (the clock); optimizers start fresh in any case. `anchor` is the clock whose parameters it needs remembered.
 """
 
 from __future__ import annotations
@@ -12,8 +11,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
+from torch import Tensor
+
 from fedprune.errors import ConfigError
-from fedprune.types import Params
+from fedprune.types import Mask, Params
+
+Anchors = Mapping[int, Params]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a rewind may draw at random: a whole new initialisation, and a seeded generator by the name of a tensor."""
+
+    fresh: Callable[[], Params]
+    generator: Callable[[str], torch.Generator]
+
+
+class Rewound(NamedTuple):
+    """The parameters to train from, before masking (None: as they are), and the clock to go on with (None: as it is)."""
+
+    params: Params | None
+    clock: int | None
 
 
 class Rewind(Protocol):
@@ -23,14 +42,7 @@ class Rewind(Protocol):
     def anchor(self) -> int | None:
         """The clock whose parameters must be remembered for it, or None."""
 
-    def __call__(self, trained: Params, anchors: Mapping[int, Params], fresh: Callable[[], Params]) -> Rewound: ...
-
-
-class Rewound(NamedTuple):
-    """The parameters to train from (before masking), and the clock to go on with (None: as it is)."""
-
-    params: Params
-    clock: int | None
+    def __call__(self, mask: Mask, anchors: Anchors, draws: Draws) -> Rewound: ...
 
 
 @dataclass(frozen=True)
@@ -39,8 +51,8 @@ class Keep:
 
     anchor: int | None = None
 
-    def __call__(self, trained: Params, anchors: Mapping[int, Params], fresh: Callable[[], Params]) -> Rewound:
-        return Rewound(trained, None)
+    def __call__(self, mask: Mask, anchors: Anchors, draws: Draws) -> Rewound:
+        return Rewound(None, None)
 
 
 @dataclass(frozen=True)
@@ -53,15 +65,30 @@ class Early:
     round: int = 0
 
     def __post_init__(self) -> None:
-        if self.round < 0:
-            raise ConfigError([f"rewind.round={self.round} must not be negative"])
+        _check_round(self.round)
 
     @property
     def anchor(self) -> int:
         return self.round
 
-    def __call__(self, trained: Params, anchors: Mapping[int, Params], fresh: Callable[[], Params]) -> Rewound:
+    def __call__(self, mask: Mask, anchors: Anchors, draws: Draws) -> Rewound:
         return Rewound(anchors[self.round], self.round)
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """Weights stay as they are trained; the learning rate goes back to where it was after `round` rounds. Renda et al. 2020,
+    "Comparing rewinding and fine-tuning in neural network pruning". Cohorts and data order follow the clock, and go back, too.
+    """
+
+    round: int = 0
+    anchor: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_round(self.round)
+
+    def __call__(self, mask: Mask, anchors: Anchors, draws: Draws) -> Rewound:
+        return Rewound(None, self.round)
 
 
 @dataclass(frozen=True)
@@ -70,5 +97,62 @@ class RandomReinit:
 
     anchor: int | None = None
 
-    def __call__(self, trained: Params, anchors: Mapping[int, Params], fresh: Callable[[], Params]) -> Rewound:
-        return Rewound(fresh(), 0)
+    def __call__(self, mask: Mask, anchors: Anchors, draws: Draws) -> Rewound:
+        return Rewound(draws.fresh(), 0)
+
+
+Values = Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor]
+"""(initial values, which of them live, those of a new initialisation, generator) -> other values, all of a tensor's shape."""
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Back to the start, with other values for the survivors: tells what a ticket owes to its values from what it owes to their
+    signs and to its mask. Zhou et al. 2019 ("Deconstructing lottery tickets"), section 4.1.
+
+    keep_signs: with the signs that the survivors had at the start. Biases, normalisation and buffers are those of the start.
+    """
+
+    values: Values
+    keep_signs: bool
+    anchor: int = 0
+
+    def __call__(self, mask: Mask, anchors: Anchors, draws: Draws) -> Rewound:
+        start, fresh = anchors[self.anchor], draws.fresh()
+        others = {name: self.values(start[name], alive, fresh[name], draws.generator(name)) for name, alive in mask.items()}
+        if self.keep_signs:
+            others = {name: value.abs().copysign(start[name]) for name, value in others.items()}
+        return Rewound(start | others, 0)
+
+
+def reinit(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Generator) -> Tensor:
+    """New ones from the distribution of the initialisation."""
+    return fresh
+
+
+def shuffle(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Generator) -> Tensor:
+    """The survivors' initial values in another order, within the layer."""
+    survivors = initial[alive]
+    shuffled = initial.clone()
+    shuffled[alive] = survivors[torch.randperm(len(survivors), generator=generator)]
+    return shuffled
+
+
+def constant(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Generator) -> Tensor:
+    """One number with random signs: the standard deviation (divided by n) of the layer's initial values, dead or alive.
+
+    Exact zeros are left out of it: they are what was dead in a ticket that the run started from.
+    """
+    values = initial[initial != 0]
+    deviation = (values - values.mean()).square().mean().sqrt().nan_to_num()
+    signs = torch.randint(2, initial.shape, generator=generator) * 2 - 1
+    return deviation * signs.to(initial)
+
+
+CONTROLS = (RandomReinit, Replaced)
+"""Those after which a network no longer begins with the weights that the run began with."""
+
+
+def _check_round(round: int) -> None:
+    if round < 0:
+        raise ConfigError([f"rewind.round={round} must not be negative"])

@@ -1,15 +1,16 @@
-"""When pruning happens: before, during or after training.
+"""When pruning happens: before, during or after training, or once a gate lets it.
 
 Every `when` is (rounds of one training run) -> Window. A Window says where prune events may fall; how_often.py places them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedprune.errors import ConfigError, Incompatible
+from fedprune.pruning.gate import Accurate, Settled
 from fedprune.pruning.rank import nearest
-from fedprune.types import Plan, PruneEvent
+from fedprune.types import Condition, Gate, Plan, PruneEvent
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,14 @@ class Window:
     """Events may fall after `first` rounds and before `stop` rounds of a training run of `rounds` rounds.
 
     repeats: the events fall at the ends of whole training runs instead, as many runs as there are events, and one more.
+    gate: what each event waits for, beyond its round.
     """
 
     first: int
     stop: int
     rounds: int
     repeats: bool = False
+    gate: Condition | None = None
 
     def spread(self, times: int) -> tuple[int, ...]:
         """The rounds of `times` events, evenly over the window, the first of them at its start."""
@@ -32,16 +35,35 @@ class Window:
 
     def every(self, rounds: int) -> tuple[int, ...]:
         """Every `rounds` rounds of the window. Raises Incompatible if the window has no length."""
-        if self.repeats or self.first >= self.stop:
+        if self.repeats or (self.first >= self.stop and self.gate is None):
             raise Incompatible(
                 "how_often: an event every so many rounds needs a window of rounds: "
                 "choose when=during_training, or how_often=iterative"
             )
-        return tuple(range(self.first, self.stop, rounds))
+        return tuple(range(self.first, max(self.stop, self.first + 1), rounds))
 
-    def plan(self, events: tuple[PruneEvent, ...]) -> Plan:
-        """These events and the number of rounds that they take in all."""
-        return Plan(events, self.rounds * (len(events) + 1) if self.repeats else self.rounds)
+    def plan(self, events: tuple[PruneEvent, ...], apart: int = 1) -> Plan:
+        """These events, and the rounds that they take in all; under a gate there are `apart` or more from one to the next.
+
+        Raises Incompatible if the window has no room for that.
+        """
+        if self.gate is None or not events:
+            return Plan(events, self.rounds * (len(events) + 1) if self.repeats else self.rounds)
+        apart = max(apart, self.gate.asks)
+        return Plan(self._in_turn(events, apart), self.rounds, Gate(self.gate, self.stop, apart))
+
+    def _in_turn(self, events: tuple[PruneEvent, ...], apart: int) -> tuple[PruneEvent, ...]:
+        """Each as early as it can be if the gate never delays it."""
+        found, soonest = [], self.first
+        for event in events:
+            found.append(replace(event, round=max(event.round, soonest)))
+            soonest = found[-1].round + apart
+        if found[-1].round >= self.stop:
+            raise Incompatible(
+                f"there is no room for {len(events)} prune event{'s' * (len(events) > 1)}, {apart} or more rounds apart under "
+                f"this gate, between the rounds {self.first} and {self.stop}: set more rounds, or choose how_often=one_shot"
+            )
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -60,10 +82,7 @@ class DuringTraining:
     stop: float = 0.6
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < self.stop <= 1:
-            raise ConfigError(
-                [f"when.start={self.start} and when.stop={self.stop} are fractions of the run: 0 <= start < stop <= 1"]
-            )
+        _check_fractions(self.start, self.stop)
 
     def __call__(self, rounds: int) -> Window:
         first = min(nearest(self.start * rounds), rounds - 1)
@@ -76,3 +95,45 @@ class AfterTraining:
 
     def __call__(self, rounds: int) -> Window:
         return Window(rounds, rounds, rounds, repeats=True)
+
+
+@dataclass(frozen=True)
+class OnceAccurate:
+    """In a window of the run, and not before the server's network has this `accuracy` on the clients' validation data."""
+
+    accuracy: float = 0.5
+    start: float = 0.0
+    stop: float = 0.9
+
+    def __post_init__(self) -> None:
+        _check_fractions(self.start, self.stop)
+        Accurate(self.accuracy)
+
+    def __call__(self, rounds: int) -> Window:
+        return _gated(Accurate(self.accuracy), self.start, self.stop, rounds)
+
+
+@dataclass(frozen=True)
+class OnceSettled:
+    """In a window of the run, and not before the mask that would be chosen shifts by this fraction of the living or less."""
+
+    shift: float = 0.1
+    start: float = 0.0
+    stop: float = 0.9
+
+    def __post_init__(self) -> None:
+        _check_fractions(self.start, self.stop)
+        Settled(self.shift)
+
+    def __call__(self, rounds: int) -> Window:
+        return _gated(Settled(self.shift), self.start, self.stop, rounds)
+
+
+def _gated(gate: Condition, start: float, stop: float, rounds: int) -> Window:
+    """No event before the gate can have been met, nor after the last round."""
+    return Window(max(nearest(start * rounds), gate.asks), min(max(nearest(stop * rounds), 1), rounds), rounds, gate=gate)
+
+
+def _check_fractions(start: float, stop: float) -> None:
+    if not 0 <= start < stop <= 1:
+        raise ConfigError([f"when.start={start} and when.stop={stop} are fractions of the run: 0 <= start < stop <= 1"])

@@ -360,6 +360,46 @@ def test_without_rewinding_training_goes_on_from_the_trained_weights(tiny, play,
     assert played[-1][0].anchors == {}
 
 
+@pytest.mark.parametrize("rewind", ["shuffle", "shuffle_keep_signs", "reinit_keep_signs", "constant", "constant_keep_signs"])
+def test_other_values_are_others_at_every_level_and_a_function_of_the_seed(rewind, tiny, play, equal):
+    overrides = (*LTH, f"rewind={rewind}")
+    levels, again, other = (starts(tiny(*overrides, f"seed={seed}"), play) for seed in (0, 0, 1))
+    init = first_state(tiny(*overrides)).init
+    for i, state in enumerate(levels):
+        weights, alive = state.server.params["fc1.weight"], state.server.mask["fc1.weight"]
+        assert equal(state.server.params, again[i].server.params)
+        assert not equal(state.server.params, other[i].server.params)
+        assert torch.equal(state.server.params["fc1.bias"], init["fc1.bias"])
+        assert (state.clock, state.momentum, state.kept) == (0, {}, {})
+        assert (weights[alive] != init["fc1.weight"][alive]).float().mean() > 0.99
+        if rewind.endswith("signs"):
+            assert torch.equal(weights[alive].sign(), init["fc1.weight"][alive].sign())
+        if "shuffle" in rewind:
+            assert torch.equal(weights[alive].abs().sort()[0], init["fc1.weight"][alive].abs().sort()[0])
+    (first, mask), (second, smaller) = ((s.server.params["fc1.weight"], s.server.mask["fc1.weight"]) for s in levels[:2])
+    both = mask & smaller
+    assert torch.equal(first[both], second[both]) == (rewind == "constant_keep_signs")
+
+
+def test_learning_rate_rewinding_keeps_the_weights_and_goes_back_by_the_clock(tiny, play, equal):
+    overrides = (*LTH, "rewind=learning_rate", "rewind.round=1", "federated=fedavgm", *federation())
+    experiment = tiny(*overrides, "local.lr_decay=0.5")
+    played = play(experiment)
+    for i, state in enumerate(starts(experiment, play)):
+        trained = played[2 * i + 1][0].server.params
+        assert equal(state.server.params, apply(trained, state.server.mask))
+        assert (state.clock, state.momentum, state.anchors) == (1, {}, {})
+    assert [state.clock for state, _ in played] == [1, 2, 2, 3, 2, 3, 2, 3]
+
+
+def test_with_trained_weights_kept_clients_keep_what_they_kept(tiny, play):
+    after = ("when=after_training", "how_often=one_shot", "rounds=1", "local.steps=1", "federated.batchnorm=local")
+    (level,) = starts(tiny(*BATCHNORM, *after, "rewind=learning_rate"), play)
+    assert sorted(level.kept) == [0, 1, 2, 3]
+    (level,) = starts(tiny(*BATCHNORM, *after, "rewind=shuffle"), play)
+    assert level.kept == {}
+
+
 # --- BatchNorm -------------------------------------------------------------------------------------------------------------
 
 BATCHNORM = ("model=resnet20", "model.norm=batch", "local.steps=2", "rounds=2", *ALL)

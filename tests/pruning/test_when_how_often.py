@@ -8,18 +8,22 @@ from omegaconf import OmegaConf
 
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.make import make
-from fedprune.pruning.how_often import Dynamic, Gradual, Iterative, Never
-from fedprune.pruning.when import AfterTraining, BeforeTraining, DuringTraining, Window
-from fedprune.types import Plan, PruneEvent
+from fedprune.pruning.gate import Accurate, Settled
+from fedprune.pruning.how_often import Dynamic, Gradual, Iterative, Never, Stepwise
+from fedprune.pruning.when import AfterTraining, BeforeTraining, DuringTraining, OnceAccurate, OnceSettled, Window
+from fedprune.types import Gate, Plan, PruneEvent
 
 CONF = Path(__file__).parents[2] / "conf"
 BEFORE, DURING, AFTER = BeforeTraining(), DuringTraining(0.1, 0.6), AfterTraining()
-WHENS = [BEFORE, DURING, AFTER, DuringTraining(0.0, 1.0), DuringTraining(0.5, 0.51), DuringTraining(0.95, 1.0)]
+ACCURATE, SETTLED = OnceAccurate(0.5, 0.1, 0.6), OnceSettled(0.1, 0.1, 0.6)
+GATED = [OnceAccurate(0.5), OnceSettled(0.1), ACCURATE, SETTLED, OnceAccurate(0.5, 0.5, 1.0)]
+WHENS = [*GATED, BEFORE, DURING, AFTER, DuringTraining(0.0, 1.0), DuringTraining(0.5, 0.51), DuringTraining(0.95, 1.0)]
 HOW_OFTENS = [
     Never(),
     *(Iterative(times=n) for n in (1, 3, 20)),
     *(Iterative(rate=r) for r in (0.1, 0.2, 0.75)),
     *(Gradual(every, shape) for every in (1, 3) for shape in ("cubic", "linear", "exponential")),
+    *(Stepwise(rate, every) for rate in (0.2, 0.75) for every in (1, 3)),
     *(Dynamic(every, 0.3, decay) for every in (1, 4) for decay in ("cosine", "constant")),
 ]
 
@@ -110,9 +114,14 @@ def compositions() -> list[tuple[Plan, float]]:
     for when, how_often, rounds, density in product(WHENS, HOW_OFTENS, (1, 2, 3, 7, 10, 100), (0.003, 0.107, 0.3, 0.5, 0.9)):
         try:
             made.append((plan(when, how_often, density, rounds), density))
-        except Incompatible:
-            assert isinstance(how_often, Gradual | Dynamic)
-            assert not isinstance(when, DuringTraining)
+        except Incompatible as error:
+            if "there is no room for" in str(error):
+                assert when in GATED
+            elif when in GATED:
+                assert isinstance(how_often, Dynamic)
+            else:
+                assert isinstance(how_often, Gradual | Dynamic | Stepwise)
+                assert not isinstance(when, DuringTraining) or isinstance(how_often, Stepwise)
     return made
 
 
@@ -131,7 +140,7 @@ def test_every_event_of_every_plan_comes_in_order_and_while_rounds_are_left_to_t
         assert all(0 <= r < made.rounds for r in rounds), made
 
 
-@pytest.mark.parametrize("when", [BEFORE, DURING, AFTER])
+@pytest.mark.parametrize("when", [BEFORE, DURING, AFTER, ACCURATE, SETTLED])
 @pytest.mark.parametrize("how_often", [Iterative(times=3), Iterative(rate=0.2)])
 def test_density_1_takes_no_event(when, how_often):
     assert plan(when, how_often, 1.0) == Plan((), 10)
@@ -144,6 +153,73 @@ def test_what_needs_a_window_of_rounds_is_refused_elsewhere_and_told_what_to_cho
         plan(when, how_often, 0.1)
 
 
+# --- gates: each event in its turn, and not before the gate can have been met ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("when", "how_often", "density", "expected", "apart"),
+    [
+        # Window [1, 6): once, at the earliest after the first round; the mask's shift takes two rounds to measure.
+        (ACCURATE, Iterative(times=1), 0.25, [(1, 0.25)], 1),
+        (SETTLED, Iterative(times=1), 0.25, [(2, 0.25)], 2),
+        # As in a window: rounds 1 and 1 + 5 // 2. Settled: [2, 6), 2 and 2 + 4 // 2.
+        (ACCURATE, Iterative(times=2), 0.25, [(1, 0.5), (3, 0.25)], 1),
+        (SETTLED, Iterative(times=2), 0.25, [(2, 0.5), (4, 0.25)], 2),
+        # Every 2 rounds, of [1, 6) and of [2, 6): t = 1/3, 2/3, 1 and 1/2, 1.
+        (ACCURATE, Gradual(2, "linear"), 0.1, [(1, 0.7), (3, 0.4), (5, 0.1)], 1),
+        (SETTLED, Gradual(2, "linear"), 0.1, [(2, 0.55), (4, 0.1)], 2),
+        # As often as the gate allows: half of the survivors each time.
+        (ACCURATE, Stepwise(0.5), 0.2, [(1, 0.5), (2, 0.25), (3, 0.2)], 1),
+        (ACCURATE, Stepwise(0.5, every=2), 0.2, [(1, 0.5), (3, 0.25), (5, 0.2)], 2),
+        (SETTLED, Stepwise(0.5), 0.25, [(2, 0.5), (4, 0.25)], 2),
+        (SETTLED, Stepwise(0.5, every=3), 0.25, [(2, 0.5), (5, 0.25)], 3),
+        # 5 events in a window of 5 rounds: without a gate several may fall together, with one they follow each other.
+        (ACCURATE, Iterative(times=5), 0.25, [(k, round(0.25 ** (k / 5), 6)) for k in range(1, 6)], 1),
+    ],
+)
+def test_gated_plans_by_hand(when, how_often, density, expected, apart):
+    made = plan(when, how_often, density)
+    assert events(made) == expected
+    assert made.rounds == 10
+    condition = Accurate(0.5) if when is ACCURATE else Settled(0.1)
+    assert made.gate == Gate(condition, 6, apart)
+
+
+def test_without_an_event_there_is_no_gate_to_wait_at():
+    assert plan(ACCURATE, Never(), 0.25) == Plan((), 10)
+
+
+def test_events_of_a_gated_plan_are_as_far_apart_as_the_gate_wants_and_before_it_stops():
+    gates = [made for made, _ in compositions() if made.gate]
+    assert len(gates) > 200
+    for made in gates:
+        rounds = [event.round for event in made.events]
+        assert rounds[0] >= made.gate.opens.asks
+        assert all(after - before >= made.gate.apart for before, after in pairwise(rounds))
+        assert rounds[-1] < made.gate.stop <= made.rounds
+
+
+@pytest.mark.parametrize(
+    ("when", "how_often", "message"),
+    [
+        (ACCURATE, Dynamic(), "has nothing to wait for: choose when=during_training"),
+        (
+            ACCURATE,
+            Stepwise(0.2),
+            "no room for 11 prune events, 1 or more rounds apart under this gate, between the rounds 1 and 6",
+        ),
+        (SETTLED, Gradual(1), "no room for 4 prune events, 2 or more rounds apart under this gate, between the rounds 2 and 6"),
+        (BEFORE, Stepwise(), "needs a gate: choose when=once_accurate, or how_often=iterative"),
+        (DURING, Stepwise(), "needs a gate: choose when=once_accurate, or how_often=iterative"),
+        (AFTER, Stepwise(), "needs a gate: choose when=once_accurate, or how_often=iterative"),
+    ],
+)
+def test_what_a_gate_cannot_delay_or_what_needs_one_is_refused_and_told_what_to_choose(when, how_often, message):
+    with pytest.raises(Incompatible, match="choose") as caught:
+        plan(when, how_often, 0.1)
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("make_it", "message"),
     [
@@ -154,6 +230,14 @@ def test_what_needs_a_window_of_rounds_is_refused_elsewhere_and_told_what_to_cho
         (lambda: Iterative(rate=1.0), "how_often.rate=1.0 is the fraction of the survivors"),
         (lambda: Gradual(every=0), "how_often.every=0 must be at least 1"),
         (lambda: Gradual(shape="square"), "how_often.shape=square: choose one of cubic, linear, exponential"),
+        (lambda: Stepwise(every=0), "how_often.every=0 must be at least 1"),
+        (lambda: Stepwise(rate=1.0), "how_often.rate=1.0 is the fraction of the survivors"),
+        (lambda: OnceAccurate(accuracy=1.1), "when.accuracy=1.1 is a fraction of the validation examples"),
+        (lambda: OnceAccurate(accuracy=-0.1), "when.accuracy=-0.1 is a fraction of the validation examples"),
+        (lambda: OnceSettled(shift=-0.1), "when.shift=-0.1 is a fraction of the living entries"),
+        (lambda: OnceSettled(shift=float("nan")), "when.shift=nan is a fraction of the living entries"),
+        (lambda: OnceAccurate(start=0.6, stop=0.6), "0 <= start < stop <= 1"),
+        (lambda: OnceSettled(stop=1.1), "0 <= start < stop <= 1"),
         (lambda: Dynamic(every=0), "how_often.every=0 must be at least 1"),
         (lambda: Dynamic(swap=0.0), "how_often.swap=0.0 is a fraction of the living"),
         (lambda: Dynamic(swap=1.0), "how_often.swap=1.0 is a fraction of the living"),
@@ -174,6 +258,9 @@ def test_windows_by_hand():
     assert DURING(10) == Window(1, 6, 10)
     assert DuringTraining(0.25, 0.75)(10) == Window(3, 8, 10)  # 2.5 and 7.5: halves up
     assert AFTER(10) == Window(10, 10, 10, repeats=True)
+    assert ACCURATE(10) == Window(1, 6, 10, gate=Accurate(0.5))
+    assert OnceAccurate(0.5, 0.0, 1.0)(10) == Window(1, 10, 10, gate=Accurate(0.5))  # nothing is accurate before it is trained
+    assert OnceSettled(0.1, 0.0, 1.0)(10) == Window(2, 10, 10, gate=Settled(0.1))
 
 
 def test_a_window_is_at_least_a_round_long_and_within_the_run():
@@ -184,7 +271,8 @@ def test_a_window_is_at_least_a_round_long_and_within_the_run():
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("how_often/*.yaml")), ids=lambda file: file.stem)
 def test_every_yaml_plans_a_run(file):
-    window = make(OmegaConf.load(CONF / "when" / "during_training.yaml"))(100)
+    when = "once_accurate" if file.stem == "stepwise" else "during_training"
+    window = make(OmegaConf.load(CONF / "when" / f"{when}.yaml"))(100)
     made = make(OmegaConf.load(file))(window, 0.1)
     assert made.rounds == 100
     assert [event.density for event in made.events][-1:] == ([] if file.stem == "never" else [0.1])

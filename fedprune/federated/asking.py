@@ -1,0 +1,50 @@
+"""When a gate is asked, and what it answers: at the end of a round, about the next event, of the merged network.
+
+The answer holds for the start of the next round, at which the network is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from fedprune.pruning.cycle import Axes, Measure, dropped
+from fedprune.pruning.evidence import needs
+from fedprune.pruning.gate import shift
+from fedprune.types import Gate, Mask, Plan, PruneEvent, State
+
+
+def waiting(plan: Plan, state: State) -> PruneEvent | None:
+    """The event that the gate is to be asked about now: so early that it can happen at its round, and until it is too late."""
+    if plan.gate is None or state.events == len(plan.events) or state.round >= plan.gate.stop:
+        return None
+    event = plan.events[state.events]
+    soonest = max(event.round, state.pruned + plan.gate.apart) if state.events else event.round
+    return event if state.round > soonest - plan.gate.opens.asks else None
+
+
+def ask(
+    gate: Gate, event: PruneEvent, state: State, axes: Axes, measure: Measure, val_accuracy: Callable[[], float]
+) -> tuple[State, dict[str, float]]:
+    """The state that knows whether the event may happen, and the outcomes as metrics gate/*. Only what it needs is measured."""
+    wanted = needs(gate.opens)
+    candidate = dropped(state.server, event, axes, measure) if "mask_shift" in wanted else Mask()
+    outcomes: dict[str, float] = {}
+    if "val_accuracy" in wanted:
+        outcomes["val_accuracy"] = val_accuracy()
+    if candidate and state.candidate:
+        outcomes["mask_shift"] = shift(state.candidate, candidate, state.server.mask)
+    opened = set(wanted) <= set(outcomes) and gate.opens(**outcomes)
+    return replace(state, opened=opened, candidate=candidate), {f"gate/{name}": value for name, value in outcomes.items()}
+
+
+def unmet(plan: Plan, state: State) -> str | None:
+    """What there is to say at the end of a run whose gate did not let all events through, or None."""
+    if plan.gate is None or state.events == len(plan.events):
+        return None
+    ended = f"density {plan.events[state.events - 1].density:.4g}" if state.events else "dense"
+    return (
+        f"the gate ({plan.gate.opens}) let {state.events} of {len(plan.events)} prune events through: the run ends "
+        f"{'at ' * bool(state.events)}{ended} instead of {plan.events[-1].density:.4g}; for more of them set "
+        f"{plan.gate.opens.looser}, or more rounds"
+    )
