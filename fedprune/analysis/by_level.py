@@ -54,7 +54,8 @@ def early_stopping(rounds: pd.DataFrame) -> pd.DataFrame:
 
     Columns: run, prune/events, early/round (counted from the level's first round = 1), early/val_accuracy,
     early/test_accuracy (fractions). Frankle & Carbin 2019 ("early-stopping iteration"). Test data have no part in the choice.
-    A level that was never evaluated on validation data has no row. `rounds`: from `analysis.load_rounds`.
+    A level that was never evaluated on validation data has no row; nor has any if each was evaluated once only. `rounds`: from
+    `analysis.load_rounds`.
     """
     level = ["run", "prune/events"]
     names = {"val/accuracy": "early/val_accuracy", "test/accuracy": "early/test_accuracy"}
@@ -62,6 +63,8 @@ def early_stopping(rounds: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=[*level, "early/round", *names.values()])
     counted = rounds.assign(**{"early/round": rounds["round"] - rounds.groupby(level)["round"].transform("min") + 1})
     judged = counted[counted["val/loss"].notna()].rename(columns=names)
+    if judged.groupby(level).size().max() < 2:  # every level was evaluated at its end, and there is nothing to choose
+        judged = judged.iloc[:0]
     least = judged.sort_values("val/loss", kind="stable").drop_duplicates(level).sort_index()
     return least.reindex(columns=[*level, "early/round", *names.values()]).reset_index(drop=True)
 

@@ -52,6 +52,12 @@ def test_early_stopping_is_the_first_round_of_least_validation_loss_counted_from
     assert list(found["early/test_accuracy"]) == [0.81, 0.71, 0.51]
 
 
+def test_where_each_level_is_evaluated_once_nothing_stops_early():
+    ends = [TICKET[3], TICKET[6], TICKET[8]]
+    assert analysis.early_stopping(rounds(ends)).empty
+    assert "## Early-stopping round of each level" not in lines(rounds(ends))
+
+
 def test_early_stopping_agrees_with_a_plain_loop_over_random_runs():
     rng = np.random.default_rng(0)
     points: Points = []
