@@ -5,13 +5,14 @@ are the dependency list (see evidence.py): `params` are the prunable tensors of 
 mean loss at them, `generator` a seeded torch generator by layer name. Scores of dead entries do not matter when dropping,
 scores of living ones do not matter when growing. Further parameters have defaults and are set in the yaml.
 
-Here: weights, gradients and flow. In second_order.py: curvature. In structured.py: one score for a whole unit.
+Here: weights, gradients and flow. In second_order.py: curvature. In structured.py: one score for a whole unit. What survivors
+move by to make up for what was removed is in compensation.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -26,6 +27,18 @@ class Criterion:
 
     drop: Formula
     grow: Formula | None = None
+
+    def formulas(self) -> dict[str, Callable]:
+        """All that it has, by role."""
+        found = {role.name: getattr(self, role.name) for role in fields(self)}
+        return {role: formula for role, formula in found.items() if formula is not None}
+
+
+@dataclass(frozen=True)
+class Compensated(Criterion):
+    """A criterion whose survivors move to make up for what is dropped: by what `compensate` says, see compensation.py."""
+
+    compensate: Callable[..., Params] = field(kw_only=True)
 
 
 def magnitude(params: Params) -> Scores:
