@@ -55,7 +55,7 @@ def refusal(assemble):
         ("criterion.drop.beta=3", ["beta"]),
         ("criteron=snip", ["criteron"]),
         ("criterion=snpi", ["criterion/snpi", "Available options in 'criterion'", "snip", "magnitude"]),
-        ("+experiment=lth", ["experiment/lth", "Available options in 'experiment'", "lth_fedavg"]),
+        ("+experiment=lth_fed", ["experiment/lth_fed", "Available options in 'experiment'", "lth_fedavg"]),
         ("rounds=many", ["rounds", "many", "Integer"]),
         ("density=low", ["density", "low", "Float"]),
         ("dry_run=perhaps", ["dry_run", "perhaps", "bool"]),

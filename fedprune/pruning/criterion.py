@@ -5,8 +5,9 @@ are the dependency list (see evidence.py): `params` are the prunable tensors of 
 mean loss at them, `generator` a seeded torch generator by layer name. Scores of dead entries do not matter when dropping,
 scores of living ones do not matter when growing. Further parameters have defaults and are set in the yaml.
 
-Here: weights, gradients and flow. In second_order.py: curvature. In structured.py: one score for a whole unit. What survivors
-move by to make up for what was removed is in compensation.py.
+Here: weights, gradients and flow. In second_order.py: curvature. In structured.py: one score for a whole unit. In
+stochastic.py: what training has learnt about each weight besides its value. What survivors move by, to make up for what was
+removed, is in compensation.py.
 """
 
 from __future__ import annotations

@@ -5,14 +5,17 @@ from functools import partial
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
+from fedprune.__main__ import CONF
 from fedprune.errors import ConfigError
 from fedprune.local.module import LocalModule
 from fedprune.local.penalty import bn_l1, group_lasso, l0, l1, l2, open_gates, penalty
 from fedprune.local.regulariser import add_companions, regularised
 from fedprune.local.train import Recipe, fit
+from fedprune.make import make
 from fedprune.pruning.hard_concrete import BETA
 from fedprune.pruning.mask import apply
 from fedprune.types import Subnet
@@ -206,3 +209,9 @@ def test_a_penalty_on_what_there_is_not_is_refused_with_what_there_is():
 def test_values_out_of_range_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_every_formula_has_a_yaml():
+    formulas = {l1, l2, group_lasso, bn_l1, open_gates}
+    chosen = [make(OmegaConf.load(path)).formula for path in CONF.glob("local/penalty/*.yaml")]
+    assert {formula.func if isinstance(formula, partial) else formula for formula in chosen if formula} == formulas
