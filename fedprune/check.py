@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from fedprune.errors import ConfigError, DataError, Incompatible
 from fedprune.pruning.companions import CHOOSE
 from fedprune.pruning.criterion import Criterion
-from fedprune.pruning.evidence import FROM_DATA, KNOWN, OBSTACLES, OUTCOMES, needs, unknown
+from fedprune.pruning.evidence import FROM_DATA, OBSTACLES, OUTCOMES, known, needs, unknown
 from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import nearest
@@ -77,10 +77,9 @@ def ranges(config: Any) -> list[str]:
 
 def evidence(criterion: Criterion, names: dict[str, str]) -> list[str]:
     """Formulas that ask for what nobody can measure. `names`: the chosen option of each group, for the message."""
-    formulas = {"drop": criterion.drop, "grow": criterion.grow}
-    asked = {role: unknown(formula) for role, formula in formulas.items() if formula is not None}
+    asked = {role: unknown(formula, role) for role, formula in criterion.formulas().items()}
     return [
-        f"criterion={names['criterion']}: {role} asks for unknown evidence {', '.join(found)}; known: {', '.join(KNOWN)}"
+        f"criterion={names['criterion']}: {role} asks for unknown evidence {', '.join(found)}; known: {', '.join(known(role))}"
         for role, found in asked.items()
         if found
     ]
@@ -160,7 +159,7 @@ def obstacles(
 
 
 def _asked(criterion: Criterion) -> set[str]:
-    return {name for formula in (criterion.drop, criterion.grow) if formula is not None for name in needs(formula)}
+    return {name for formula in criterion.formulas().values() for name in needs(formula)}
 
 
 def whole_units(mask: Mask, what: What, plan: Plan, names: dict[str, str]) -> list[str]:

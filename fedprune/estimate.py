@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fedprune.build import Experiment
@@ -9,11 +10,11 @@ from fedprune.display import amount
 from fedprune.federated.costs import training_flops
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.companions import is_companion
-from fedprune.pruning.criterion import Formula
+from fedprune.pruning.criterion import Compensated
 from fedprune.pruning.evidence import FROM_DATA, needs
 from fedprune.pruning.mask import apply, ones, shrink
 from fedprune.types import SERVER, Job, Mask, Subnet, Update
-from fedprune.wire.message import about
+from fedprune.wire.message import about, answered_under
 
 
 def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
@@ -92,18 +93,23 @@ def _evidence_bytes(experiment: Experiment, config: Any, subnets: list[Subnet]) 
         return 0
     gate, total = experiment.plan.gate, 0
     times = 1 + (gate.opens.asks if gate and "mask_shift" in needs(gate.opens) else 0)
-    for event, subnet in zip(experiment.plan.events, subnets, strict=False):
+    for event, subnet, after in zip(experiment.plan.events, subnets, subnets[1:], strict=False):
         total += times * len(clients) * _evidence_message_bytes(experiment, subnet, criterion.drop, "alive")
+        if isinstance(criterion, Compensated):
+            total += len(clients) * _evidence_message_bytes(experiment, subnet, criterion.compensate, "alive", after.mask)
         if event.swap and criterion.grow:
             total += len(clients) * _evidence_message_bytes(experiment, subnet, criterion.grow, "dead")
     return total
 
 
-def _evidence_message_bytes(experiment: Experiment, subnet: Subnet, formula: Formula, which: str) -> int:
+def _evidence_message_bytes(
+    experiment: Experiment, subnet: Subnet, formula: Callable, which: str, surviving: Mask | None = None
+) -> int:
     wire, wanted = experiment.wire, tuple(name for name in needs(formula) if name in FROM_DATA)
     if not wanted:
         return 0
-    cover = about(subnet.mask, which)
-    values = {name: alive.float() for name, alive in cover.items()}
-    job = wire.encode_job(Job(0, 0, 0, 0, subnet, wanted, which), wire.subnet_block(subnet))
-    return len(job) + len(wire.encode_update(Update(0, None, 0, dict.fromkeys(wanted, values), which), subnet.mask))
+    job = Job(0, 0, 0, 0, subnet, wanted, which, surviving)
+    known = answered_under(job)
+    values = {name: alive.float() for name, alive in about(known, which).items()}
+    answer = wire.encode_update(Update(0, None, 0, dict.fromkeys(wanted, values), which), known)
+    return len(wire.encode_job(job, wire.subnet_block(subnet))) + len(answer)

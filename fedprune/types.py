@@ -104,6 +104,7 @@ class Job:
     """All that a client is sent. With `measure` empty it trains; otherwise it measures that evidence and trains nothing.
 
     about: whether the evidence is asked of the living entries (to drop some) or of the dead ones (to grow some).
+    surviving: for evidence about a removal, what of `subnet` it would leave; the evidence is then about these entries.
     kept: what this client kept from its last round; stays with the client, never on the wire.
     """
 
@@ -114,6 +115,7 @@ class Job:
     subnet: Subnet
     measure: tuple[str, ...] = ()
     about: str = "alive"
+    surviving: Mask | None = None
     kept: Params = field(default_factory=dict)
 
 

@@ -20,7 +20,7 @@ from fedprune.check import (
 )
 from fedprune.errors import ConfigError, DataError, Incompatible, RunError
 from fedprune.federated.where import AllClients, Cohort, OneClient, Server
-from fedprune.pruning.criterion import Criterion, gradient, magnitude, magnitude_increase, random, snip
+from fedprune.pruning.criterion import Compensated, Criterion, gradient, magnitude, magnitude_increase, random, snip
 from fedprune.pruning.gate import Accurate, Settled
 from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import NOfM, Threshold
@@ -255,6 +255,17 @@ def test_outcomes_are_no_evidence_for_a_criterion(outcome):
     formula = eval(f"lambda params, {outcome}: None")
     (problem,) = evidence(Criterion(formula), NAMES)
     assert f"unknown evidence {outcome}" in problem
+
+
+def test_what_is_known_of_a_removal_is_for_compensation_alone():
+    formula = lambda fisher_compensation: None  # noqa: E731
+    assert evidence(Compensated(magnitude, compensate=formula), NAMES) == []
+    for criterion in (Criterion(formula), Criterion(magnitude, formula)):
+        (problem,) = evidence(criterion, NAMES)
+        assert "unknown evidence fisher_compensation; known: params," in problem
+        assert "fisher_compensation" not in problem.partition("known:")[2]
+    (problem,) = evidence(Compensated(magnitude, compensate=lambda moon_phase: None), NAMES)
+    assert "compensate asks for unknown evidence moon_phase" in problem and "fisher_compensation" in problem
 
 
 # --- obstacles -------------------------------------------------------------------------------------------------------------

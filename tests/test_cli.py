@@ -205,8 +205,15 @@ def test_the_estimated_bytes_are_those_that_are_then_sent(overrides, command, fo
     assert flops == pytest.approx(sum(row["flops/train"] for row in rows), rel=0.1)  # clients differ in size
 
 
-def test_the_estimated_bytes_of_evidence_are_those_that_are_then_sent(command, folder):
-    overrides = (*TINY, "criterion=rigl", "how_often=dynamic", "how_often.every=1", "when.stop=1", "rounds=5")
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        ("criterion=rigl", "how_often=dynamic", "how_often.every=1", "when.stop=1", "rounds=5"),
+        ("criterion=woodfisher", "how_often=gradual", "how_often.every=1", "when.stop=1", "where.examples=10"),
+    ],
+)
+def test_the_estimated_bytes_of_evidence_are_those_that_are_then_sent(criterion, command, folder):
+    overrides = (*TINY, *criterion)
     out = command(*overrides, "dry_run=true").out
     estimated = sum(number(re.search(rf"^  {row} +(.*)$", out, re.MULTILINE)[1]) for row in ROWS)
     assert command(*overrides).rc == 0

@@ -17,11 +17,11 @@ from fedprune.local.module import Batch, LocalModule
 from fedprune.local.regulariser import Regulariser, regularised
 from fedprune.local.train import Recipe, fit, load, set_mode
 from fedprune.pruning.companions import fold
-from fedprune.pruning.evidence import FROM_DATA
+from fedprune.pruning.evidence import FROM_DATA, OF_REMOVAL
 from fedprune.pruning.mask import apply
 from fedprune.randomness import seeded, torch_seed, torch_stream
 from fedprune.types import SERVER, Job, Params, Subnet, Update
-from fedprune.wire.message import Wire, about
+from fedprune.wire.message import Wire, about, answered_under
 
 CHUNK = 2048  # examples that are gathered and normalised at once: a large client must not copy its whole data
 
@@ -72,7 +72,7 @@ class ClientRound:
         """A job's bytes in, its update's bytes out; `kept` goes past the wire."""
         job = replace(self.wire.decode_job(message), kept=_tensors(kept))
         update = self.measure(job) if job.measure else self.train(job)
-        return self.wire.encode_update(update, job.subnet.mask), {name: t.numpy() for name, t in update.kept.items()}
+        return self.wire.encode_update(update, answered_under(job)), {name: t.numpy() for name, t in update.kept.items()}
 
     def train(self, job: Job) -> Update:
         """Train the subnet that was sent on the client's training part."""
@@ -94,12 +94,14 @@ class ClientRound:
         indices = indices[order[: self.examples]]
         subnet, names = job.subnet, tuple(job.subnet.mask)
         params = {name: value.to(self.module.device) for name, value in fold(subnet.params | job.kept).items()}
-        cover = about(subnet.mask, job.about)
+        cover = about(answered_under(job), job.about)
+        removal = ({name: alive.to(self.module.device) for name, alive in cover.items()},)
         set_mode(self.module, self.recipe)
         evidence = {}
         for name in job.measure:
             with seeded(torch_seed(job.seed, f"evidence {name}", job.round, job.client), self.module.device):
-                found = FROM_DATA[name](self.module, params, names, Again(lambda: self._in_order(indices)))
+                more = removal if name in OF_REMOVAL else ()
+                found = FROM_DATA[name](self.module, params, names, Again(lambda: self._in_order(indices)), *more)
             evidence[name] = apply({n: e.cpu() for n, e in found.items()}, cover)
         return Update(job.client, None, len(indices), evidence, job.about, kept=job.kept)
 

@@ -13,7 +13,7 @@ import torch
 from fedprune.errors import RunError
 from fedprune.federated.executor import Executor
 from fedprune.types import SERVER, Job, Mask, Params, State, Subnet, Update
-from fedprune.wire.message import Wire
+from fedprune.wire.message import Wire, answered_under
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +63,18 @@ class Exchange:
         return self._run([self._job(state, client, state.server) for client in cohort], state, tally)
 
     def measure(
-        self, state: State, subnet: Subnet, clients: Sequence[int], evidence: tuple[str, ...], about: str, tally: Tally
+        self,
+        state: State,
+        subnet: Subnet,
+        clients: Sequence[int],
+        evidence: tuple[str, ...],
+        about: str,
+        tally: Tally,
+        surviving: Mask | None = None,
     ) -> Iterator[Update]:
-        """What these clients measured at `subnet`, in their order."""
-        jobs = [replace(self._job(state, client, subnet), measure=evidence, about=about) for client in clients]
-        return self._run(jobs, state, tally)
+        """What these clients measured at `subnet`, in their order; with `surviving`, about a removal that leaves this of it."""
+        plain = [self._job(state, client, subnet) for client in clients]
+        return self._run([replace(job, measure=evidence, about=about, surviving=surviving) for job in plain], state, tally)
 
     def kept_by(self, state: State, client: int) -> dict[str, np.ndarray]:
         """What this client kept from its last round; the initial values if it has not trained yet."""
@@ -96,7 +103,7 @@ class Exchange:
     def _receive(self, answer: bytes, job: Job) -> Update | None:
         """The update if it can be read and passes its checks; else it is reported, and ends the run unless told otherwise."""
         try:
-            update = self.wire.decode_update(answer, job.subnet.mask)
+            update = self.wire.decode_update(answer, answered_under(job))
             problem = _problem(update, job.subnet.mask)
         except ValueError as error:
             problem = f"its update cannot be read: {error}"

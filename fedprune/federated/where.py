@@ -16,7 +16,7 @@ from fedprune.pruning.cycle import Measure
 from fedprune.pruning.evidence import FROM_DATA, FROM_NETWORK, mean
 from fedprune.pruning.network import Network
 from fedprune.randomness import numpy_stream, torch_stream
-from fedprune.types import SERVER, Params, State, Subnet, Update
+from fedprune.types import SERVER, Mask, Params, State, Subnet, Update
 
 Where = Callable[[tuple[int, ...], int, int], tuple[int, ...]]
 
@@ -24,7 +24,7 @@ Where = Callable[[tuple[int, ...], int, int], tuple[int, ...]]
 def measuring(exchange: Exchange, network: Network, state: State, clients: tuple[int, ...], tally: Tally) -> Measure:
     """How evidence is had at this state: the server's own at hand, the rest measured by `clients` and averaged by examples."""
 
-    def measure(names: tuple[str, ...], subnet: Subnet, about: str) -> dict:
+    def measure(names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /) -> dict:
         params, init = fold(subnet.params), fold(state.init)
         found: dict = {"params": {name: params[name] for name in subnet.mask}, "mask": subnet.mask}
         found["init_params"] = {name: init[name] for name in subnet.mask}
@@ -33,7 +33,7 @@ def measuring(exchange: Exchange, network: Network, state: State, clients: tuple
             found[name] = FROM_NETWORK[name](network, params, tuple(subnet.mask))
         wanted = tuple(name for name in names if name in FROM_DATA)
         if wanted:
-            updates = exchange.measure(state, subnet, clients, wanted, about, tally)
+            updates = exchange.measure(state, subnet, clients, wanted, about, tally, surviving)
             found |= _averaged(wanted, updates)
         return {name: found[name] for name in names}
 

@@ -82,6 +82,14 @@ def no_variance(network: Network, names: tuple[str, ...]) -> str | None:
     return _missing(network, names, "log_sigma2", "weights have no variance")
 
 
+def gated(network: Network, names: tuple[str, ...]) -> str | None:
+    """Why weights cannot be moved by what was measured of them times their gates, or None."""
+    there = network.net.state_dict()
+    if not any(companion(name, "log_alpha") in there for name in names):
+        return None
+    return "how far survivors move is of weights times their gates: choose criterion=woodfisher_scores or local/penalty=none"
+
+
 def _missing(network: Network, names: tuple[str, ...], kind: str, what: str) -> str | None:
     there = network.net.state_dict()
     return None if all(companion(name, kind) in there for name in names) else f"{what} of their own: choose {CHOOSE[kind]}"

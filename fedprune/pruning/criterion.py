@@ -6,13 +6,14 @@ mean loss at them, `generator` a seeded torch generator by layer name. Scores of
 scores of living ones do not matter when growing. Further parameters have defaults and are set in the yaml.
 
 Here: weights, gradients and flow. In second_order.py: curvature. In structured.py: one score for a whole unit. In
-stochastic.py: what training has learnt about each weight besides its value.
+stochastic.py: what training has learnt about each weight besides its value. What survivors move by, to make up for what was
+removed, is in compensation.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -27,6 +28,18 @@ class Criterion:
 
     drop: Formula
     grow: Formula | None = None
+
+    def formulas(self) -> dict[str, Callable]:
+        """All that it has, by role."""
+        found = {role.name: getattr(self, role.name) for role in fields(self)}
+        return {role: formula for role, formula in found.items() if formula is not None}
+
+
+@dataclass(frozen=True)
+class Compensated(Criterion):
+    """A criterion whose survivors move to make up for what is dropped: by what `compensate` says, see compensation.py."""
+
+    compensate: Callable[..., Params] = field(kw_only=True)
 
 
 def magnitude(params: Params) -> Scores:

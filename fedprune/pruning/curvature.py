@@ -12,21 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.pruning.network import Network
-from fedprune.pruning.probe import Batch, evaluated, gathered, loss_at, loss_hessian, loss_of_outputs, over_examples, split
-from fedprune.pruning.squares import per_example, squares, total
+from fedprune.pruning.probe import Batch, evaluated, gathered, loss_at, loss_hessian, loss_slopes, over_examples, split
+from fedprune.pruning.squares import squares
 from fedprune.types import Params
 
 DIRECTIONS = 64  # of the exact Hessian, at once
 EXACT = 20_000  # weights: beyond, the exact Hessian takes minutes
-BLOCK = 32  # entries of a tensor, by flat index, that WoodFisher relates to each other
-DAMPING = 1e-4
 
 
 def sq_grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
     """The mean of the examples' squared gradients: the diagonal of the *empirical* Fisher matrix, at the labels given."""
 
     def cotangents(outputs: Tensor, batch: Batch) -> Tensor:
-        return _slopes(module, outputs, batch)
+        return loss_slopes(module, outputs, batch)
 
     return _mean_squares(module, params, names, batches, cotangents)
 
@@ -38,7 +36,7 @@ def sq_grads_sampled(module: nn.Module, params: Params, names: tuple[str, ...], 
     def cotangents(outputs: Tensor, batch: Batch) -> Tensor:
         inputs, labels = batch
         drawn = torch.multinomial(outputs.softmax(1).cpu(), 1).squeeze(1)
-        return _slopes(module, outputs, (inputs, drawn.to(labels)))
+        return loss_slopes(module, outputs, (inputs, drawn.to(labels)))
 
     return _mean_squares(module, params, names, batches, cotangents)
 
@@ -84,30 +82,6 @@ def too_large(network: Network, names: tuple[str, ...]) -> str | None:
     )
 
 
-def fisher_inverse_diag(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
-    """The diagonal of (lambda I + mean of g g')^-1, the empirical Fisher matrix restricted to blocks of BLOCK entries that
-    follow each other in a tensor. Entries that are zero, as the dead are, are in no block.
-
-    Of several clients this is the mean of the inverses, not the inverse of the mean: an approximation.
-    """
-    wanted, others = split(params, names)
-    net: nn.Module = module.net  # type: ignore[assignment]
-
-    def outer(batch: Batch) -> Params:
-        parts = per_example(net, wanted, others, batch[0], lambda outputs: _slopes(module, outputs, batch))
-        return total({name: _outer(torch.where(wanted[name] != 0, g, 0)) for name, g in some.items()} for some in parts)
-
-    like = {name: w.new_zeros(-(-w.numel() // BLOCK), BLOCK, BLOCK) for name, w in wanted.items()}
-    with evaluated(module):
-        blocks = over_examples(outer, gathered(batches), like)
-    return {name: _inverse_diagonal(block, wanted[name]) for name, block in blocks.items()}
-
-
-def _slopes(module: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
-    """Of each example's own loss by its outputs."""
-    return torch.func.grad(lambda z: len(z) * loss_of_outputs(module, z, batch))(outputs)
-
-
 def _mean_squares(
     module: nn.Module,
     params: Params,
@@ -137,16 +111,3 @@ def _diagonal(slopes: Callable[[Params], Params], wanted: Params, name: str) -> 
     numbers = torch.arange(shape.numel(), device=wanted[name].device).split(DIRECTIONS)
     basis = (nn.functional.one_hot(some, shape.numel()).to(wanted[name]) for some in numbers)
     return torch.cat([torch.func.vmap(along)(directions) for directions in basis]).view(shape)
-
-
-def _outer(slopes: Tensor) -> Tensor:
-    """Sum over the examples of g g', by block: [B, ...] -> [blocks, BLOCK, BLOCK]."""
-    flat = slopes.flatten(1)
-    padded = nn.functional.pad(flat, (0, -flat.shape[1] % BLOCK)).view(len(flat), -1, BLOCK).transpose(0, 1)
-    return padded.transpose(1, 2) @ padded
-
-
-def _inverse_diagonal(blocks: Tensor, like: Tensor) -> Tensor:
-    damping = DAMPING * torch.eye(BLOCK, dtype=torch.float64, device=blocks.device)
-    parts = [torch.linalg.inv(some.double() + damping).diagonal(dim1=1, dim2=2) for some in blocks.split(1024)]
-    return torch.cat(parts).flatten()[: like.numel()].view(like.shape).to(like)

@@ -1,18 +1,25 @@
-"""One prune event as a straight line: measure, drop, shrink; and, where units are exchanged, measure, grow, regrow."""
+"""One prune event as a straight line: measure, drop, shrink; where survivors make up for it, measure, move; and, where units
+are exchanged, measure, grow, regrow."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-from fedprune.pruning.criterion import Criterion, Formula
+from fedprune.pruning.criterion import Compensated, Criterion, Formula
 from fedprune.pruning.evidence import needs
 from fedprune.pruning.mask import apply, regrow, shrink
 from fedprune.pruning.what import What
-from fedprune.types import Mask, PruneEvent, Scores, Subnet
+from fedprune.types import Mask, Params, PruneEvent, Scores, Subnet
 
-Measure = Callable[[tuple[str, ...], Subnet, str], dict]
-"""(names of evidence, subnet, "alive" or "dead": which entries it is about) -> the evidence by name."""
+
+class Measure(Protocol):
+    """(names of evidence, subnet, "alive" or "dead": which entries it is about) -> the evidence by name.
+
+    With the mask that a removal would leave, it is about what survives it, at the subnet before the removal.
+    """
+
+    def __call__(self, names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /) -> dict: ...
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ def prune(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure) -> Su
     """`subnet` brought to the event's density. What is grown starts from zero, because dead entries are zero."""
     grow = axes.criterion.grow
     mask = dropped(subnet, event, axes, measure)
-    smaller = Subnet(apply(subnet.params, mask), mask)
+    smaller = Subnet(apply(_compensated(subnet, mask, axes.criterion, measure), mask), mask)
     if not event.swap:
         return smaller
     assert grow is not None, "build refuses an exchange without a grow formula"
@@ -39,6 +46,14 @@ def dropped(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure) -> 
     """What the event leaves alive before it grows anything."""
     scores = _score(axes.criterion.drop, measure, subnet, "alive")
     return shrink(subnet.mask, scores, event.density * (1 - event.swap), axes.what)
+
+
+def _compensated(subnet: Subnet, surviving: Mask, criterion: Criterion, measure: Measure) -> Params:
+    """The parameters, with those that survive moved to make up for the others, if the criterion says how."""
+    if not isinstance(criterion, Compensated):
+        return subnet.params
+    steps = criterion.compensate(**measure(needs(criterion.compensate), subnet, "alive", surviving))
+    return subnet.params | {name: subnet.params[name] + step for name, step in steps.items()}
 
 
 def _score(formula: Formula, measure: Measure, subnet: Subnet, about: str) -> Scores:

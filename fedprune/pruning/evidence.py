@@ -6,9 +6,11 @@
     flow_grads, scales      what is in the network itself: see network.py
     log_alpha, log_sigma2   what training has learnt besides the weights: see companions.py
     grads, hessian_grads, movement                       from training data, by first derivatives: see gradients.py
-    sq_grads, sq_grads_sampled, gauss_newton_diag, hessian_diag, fisher_inverse_diag      by curvature: see curvature.py
+    sq_grads, sq_grads_sampled, gauss_newton_diag, hessian_diag      by curvature: see curvature.py
+    fisher_inverse_diag     the same by fisher_blocks.py
     hessian_sweep           the same by backward_sweep.py
     activations, activity   what units put out: see activity.py
+    fisher_compensation     how survivors make up for what is removed: see fisher_blocks.py; not before it is known what that is
 
 For gates only, numbers that a round came out with (gate.py):
 
@@ -28,15 +30,9 @@ from collections.abc import Callable, Iterable
 
 from fedprune.pruning.activity import activations, activity
 from fedprune.pruning.backward_sweep import hessian_sweep, no_sweep
-from fedprune.pruning.companions import log_alpha, log_sigma2, no_gates, no_variance
-from fedprune.pruning.curvature import (
-    fisher_inverse_diag,
-    gauss_newton_diag,
-    hessian_diag,
-    sq_grads,
-    sq_grads_sampled,
-    too_large,
-)
+from fedprune.pruning.companions import gated, log_alpha, log_sigma2, no_gates, no_variance
+from fedprune.pruning.curvature import gauss_newton_diag, hessian_diag, sq_grads, sq_grads_sampled, too_large
+from fedprune.pruning.fisher_blocks import fisher_compensation, fisher_inverse_diag
 from fedprune.pruning.gradients import grads, hessian_grads, movement
 from fedprune.pruning.network import Network, flow_grads, no_flow, puts_out, scales, unscaled
 from fedprune.types import Params
@@ -52,9 +48,12 @@ FROM_DATA: dict[str, Callable[..., Params]] = {
     for function in (
         *(grads, hessian_grads, movement),
         *(sq_grads, sq_grads_sampled, gauss_newton_diag, hessian_diag, hessian_sweep, fisher_inverse_diag),
-        *(activations, activity),
+        *(activations, activity, fisher_compensation),
     )
 }
+
+OF_REMOVAL = ("fisher_compensation",)
+"""Evidence from data that also takes the mask that a removal leaves: for compensation.py; scores come before any removal."""
 
 OBSTACLES: dict[str, Callable[[Network, tuple[str, ...]], str | None]] = {
     "flow_grads": no_flow,
@@ -63,6 +62,7 @@ OBSTACLES: dict[str, Callable[[Network, tuple[str, ...]], str | None]] = {
     "log_sigma2": no_variance,
     "hessian_diag": too_large,
     "hessian_sweep": no_sweep,
+    "fisher_compensation": gated,
     "activations": puts_out,
     "activity": puts_out,
 }
@@ -79,9 +79,14 @@ def needs(formula: Callable) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD)
 
 
-def unknown(formula: Callable) -> list[str]:
-    """What a formula asks for that nobody can measure."""
-    return [name for name in needs(formula) if name not in KNOWN]
+def known(role: str) -> tuple[str, ...]:
+    """The evidence that a formula of this role may ask for."""
+    return KNOWN if role == "compensate" else tuple(name for name in KNOWN if name not in OF_REMOVAL)
+
+
+def unknown(formula: Callable, role: str = "drop") -> list[str]:
+    """What a formula asks for that nobody can measure for it."""
+    return [name for name in needs(formula) if name not in known(role)]
 
 
 def mean(parts: Iterable[tuple[Params, int]]) -> Params:

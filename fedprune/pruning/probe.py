@@ -53,6 +53,11 @@ def loss_of_outputs(module: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
     return TrainingLoss(head)(batch)
 
 
+def loss_slopes(module: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
+    """The derivatives of each example's own loss by its outputs, [B, C] for outputs [B, C]."""
+    return torch.func.grad(lambda z: len(z) * loss_of_outputs(module, z, batch))(outputs)
+
+
 def loss_hessian(module: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
     """The second derivatives of each example's loss by its outputs, [B, C, C] for outputs [B, C]."""
 

@@ -60,8 +60,7 @@ def woodfisher(params: Params, fisher_inverse_diag: Params) -> Scores:
     matrix. Singh & Alistarh 2020 (WoodFisher); Hassibi & Stork 1993 (Optimal Brain Surgeon).
 
     F is damped and block-diagonal; its inverse is taken block by block instead of by the Woodbury recursion (the same
-    numbers). The others are *not* moved: scores only say what dies. Clients' inverses are averaged, which is not the inverse of
-    the pooled Fisher matrix.
+    numbers). Scores only say what dies; what moves the others is in compensation.py.
     """
     return {name: w.square() / (2 * fisher_inverse_diag[name]) for name, w in params.items()}
 

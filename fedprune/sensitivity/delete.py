@@ -29,9 +29,10 @@ ALL = "all"
 
 PREDICTIONS = (
     *("obd_exact", "obd_sweep", "obd_gauss_newton", "fisher_empirical", "fisher_true"),
-    *("taylor_second", "woodfisher"),
+    *("taylor_second", "woodfisher", "woodfisher_scores"),
 )
-"""Criteria whose score is the increase of the loss that they expect from deleting an entry; those of several add up."""
+"""Criteria whose score is the increase of the loss that they expect from deleting an entry; those of several add up. WoodFisher
+expects the others to move, which they do not here."""
 
 
 @dataclass(frozen=True)

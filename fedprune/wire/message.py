@@ -1,8 +1,9 @@
 """Messages: Job and Update <-> bytes.
 
 A message is a frame (magic, checksum), a JSON header (who, when, what for) and blocks of tensors, each a codec's encoding
-preceded by its length. `kept`, what a client keeps to itself, is in no message. What is trained is what was decoded, and
-the bytes that are reported are the lengths of these messages.
+preceded by its length. A job about a removal has one block more: a bit for each living entry, whether it survives. `kept`,
+what a client keeps to itself, is in no message. What is trained is what was decoded, and the bytes that are reported are the
+lengths of these messages.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fedprune.pruning.mask import pack, unpack
+from fedprune.pruning.rank import how_many
 from fedprune.types import Job, Mask, Subnet, Update
 from fedprune.wire.codec import Codec, Layout, decode
 
@@ -43,18 +46,20 @@ class Wire:
         header: dict[str, object] = {"client": job.client, "round": job.round, "clock": job.clock, "seed": job.seed}
         if job.measure:
             header |= {"measure": job.measure, "about": job.about}
-        return _frame(header, [block])
+        return _frame(header, [block] if job.surviving is None else [block, _survivors(job.surviving, job.subnet.mask)])
 
     def decode_job(self, message: bytes) -> Job:
         """The job, with a subnet of its own memory. Raises ValueError on anything that is not a job."""
         with _sound():
             header, blocks = _unframe(message)
             header["measure"] = tuple(header.get("measure", ()))
-            (block,) = blocks
-            return Job(subnet=self.read_subnet(block), **header)
+            block, *bits = blocks
+            subnet = self.read_subnet(block)
+            surviving = _read_survivors(subnet.mask, *bits) if bits else None
+            return Job(subnet=subnet, surviving=surviving, **header)
 
     def encode_update(self, update: Update, known: Mask) -> bytes:
-        """An update as bytes. `known` is the mask of the job that it answers; evidence covers the living or the dead of it."""
+        """An update as bytes. `known` is the mask that it is answered under; evidence covers the living or the dead of it."""
         header = {"client": update.client, "examples": update.examples, "metrics": dict(update.metrics)}
         header |= {"evidence": list(update.evidence), "about": update.about}
         blocks = [] if update.subnet is None else [self.subnet_block(update.subnet, known)]
@@ -83,6 +88,21 @@ def _sound() -> Iterator[None]:
         yield
     except (struct.error, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"not a message of this kind ({type(error).__name__}: {error})") from error
+
+
+def answered_under(job: Job) -> Mask:
+    """The mask that both ends hold when the job is answered."""
+    return job.subnet.mask if job.surviving is None else job.surviving
+
+
+def _survivors(surviving: Mask, mask: Mask) -> bytes:
+    """Which of the living survive: one bit for each of them."""
+    return pack({name: surviving[name][alive] for name, alive in mask.items()})
+
+
+def _read_survivors(mask: Mask, bits: memoryview) -> Mask:
+    stays = unpack(bytes(bits), {name: torch.Size([how_many(alive)]) for name, alive in mask.items()})
+    return {name: torch.zeros_like(alive).masked_scatter(alive, stays[name]) for name, alive in mask.items()}
 
 
 def about(mask: Mask, which: str) -> Mask:

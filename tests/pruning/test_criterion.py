@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fedprune.make import make
-from fedprune.pruning import criterion, second_order, stochastic, structured
+from fedprune.pruning import compensation, criterion, second_order, stochastic, structured
 from fedprune.pruning.criterion import (
     Criterion,
     gradient,
@@ -287,23 +287,22 @@ def test_the_well_known_criteria_are_what_they_are_called():
 
 
 def test_every_formula_has_a_yaml():
-    # Those are formulas that are public and return Scores.
+    # Those are formulas that are public.
     formulas = {
         function
-        for file in (criterion, second_order, structured, stochastic)
+        for file in (criterion, second_order, structured, stochastic, compensation)
         for name, function in inspect.getmembers(file, inspect.isfunction)
         if not name.startswith("_") and function.__module__ == file.__name__
     }
-    chosen = [formula for file in YAMLS for formula in (load(file).drop, load(file).grow)]
-    assert formulas == {formula.func if isinstance(formula, partial) else formula for formula in chosen if formula}
+    chosen = [formula for file in YAMLS for formula in load(file).formulas().values()]
+    assert formulas == {formula.func if isinstance(formula, partial) else formula for formula in chosen}
 
 
 @pytest.mark.parametrize("file", YAMLS, ids=lambda file: file.stem)
 def test_every_yaml_gives_formulas_whose_needs_are_known(file):
-    chosen = load(file)
-    for formula in filter(None, (chosen.drop, chosen.grow)):
+    for role, formula in load(file).formulas().items():
         assert needs(formula)
-        assert unknown(formula) == []
+        assert unknown(formula, role) == []
 
 
 @pytest.mark.parametrize("file", YAMLS, ids=lambda file: file.stem)

@@ -20,18 +20,11 @@ from torch import nn
 
 from fedprune.local.module import LocalModule
 from fedprune.pruning import curvature
-from fedprune.pruning.curvature import (
-    fisher_inverse_diag,
-    gauss_newton_diag,
-    hessian_diag,
-    sq_grads,
-    sq_grads_sampled,
-    too_large,
-)
+from fedprune.pruning.curvature import gauss_newton_diag, hessian_diag, sq_grads, sq_grads_sampled, too_large
 from fedprune.pruning.evidence import mean
 from fedprune.pruning.network import Network
 
-ALL = (sq_grads, sq_grads_sampled, gauss_newton_diag, hessian_diag, fisher_inverse_diag)
+ALL = (sq_grads, sq_grads_sampled, gauss_newton_diag, hessian_diag)
 
 
 def grouped() -> nn.Module:
@@ -165,36 +158,6 @@ def test_gauss_newton_is_right_on_average_for_many_outputs():
     for name in names:
         torch.testing.assert_close(found[name], expected[name], rtol=0.15, atol=1e-4)
         assert bool((found[name] >= 0).all())
-
-
-def test_the_inverse_fisher_by_hand():
-    # One example with g = (1, 2) in one block (padding has no gradient): F = lambda I + [1 2; 2 4]. Its inverse's diagonal is
-    # (lambda + 4, lambda + 1) / (lambda (lambda + 5)), by the adjugate of a 2x2 matrix.
-    module = Squares(nn.Linear(2, 1, bias=False), SGD)
-    params = {"weight": torch.tensor([[1.0, 1.0]])}
-    batches = [(torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0]]))]  # residual 1 + 2 - 2 = 1, so g = x
-    damping = curvature.DAMPING
-    expected = torch.tensor([[damping + 4, damping + 1]], dtype=torch.float64) / (damping * (damping + 5))
-    found = fisher_inverse_diag(module, params, ("weight",), batches)["weight"]
-    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=0)
-
-
-def test_the_inverse_fisher_is_the_inverse_of_each_damped_block(monkeypatch):
-    monkeypatch.setattr(curvature, "BLOCK", 4)
-    monkeypatch.setattr(curvature, "DAMPING", 0.01)
-    module, params = elsewhere(cnn)
-    params["1.weight"].view(-1)[2] = 0  # dead: in no block
-    names, (x, y) = prunable(module.net), data(10)
-    each = [
-        torch.func.grad(losses(module, params, (x[i : i + 1], y[i : i + 1])))({n: params[n] for n in names}) for i in range(10)
-    ]
-    found = fisher_inverse_diag(module, params, names, zip(x.split(6), y.split(6), strict=True))
-    for name in names:
-        g = torch.stack([(gradient[name] * (params[name] != 0)).flatten() for gradient in each]).double()
-        blocks = [some.T @ some / 10 + 0.01 * torch.eye(some.shape[1]).double() for some in g.split(4, 1)]
-        expected = torch.cat([block.inverse().diagonal() for block in blocks])
-        torch.testing.assert_close(found[name].flatten().double(), expected, rtol=1e-4, atol=1e-5)
-    assert float(found["1.weight"].view(-1)[2]) == pytest.approx(100)  # 1 / damping
 
 
 @pytest.mark.parametrize("measure", [sq_grads, hessian_diag], ids=lambda f: f.__name__)

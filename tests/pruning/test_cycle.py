@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fedprune.pruning.criterion import Criterion, gradient, magnitude, random, snip
+from fedprune.pruning.compensation import optimal_brain_surgeon
+from fedprune.pruning.criterion import Compensated, Criterion, gradient, magnitude, random, snip
 from fedprune.pruning.cycle import Axes, prune
 from fedprune.pruning.scope import globally
 from fedprune.pruning.unit import weights
@@ -53,6 +54,38 @@ def test_a_drop_asks_for_the_evidence_that_its_formula_names():
     after = prune(subnet([4.0, -3.0, 2.0, -1.0], [1, 1, 1, 1]), PruneEvent(0, 0.5), Axes(WHAT, Criterion(snip)), measured)
     assert alive(after) == [0, 1, 0, 1]
     assert [(names, about) for names, _, about in measured.asked] == [(("params", "grads"), "alive")]
+
+
+def test_survivors_make_up_for_what_is_dropped_and_the_dead_stay_at_zero():
+    survivors = []
+
+    class About(Measured):
+        def __call__(self, names, at, about, *surviving):
+            survivors.append([mask["w"].tolist() for mask in surviving])
+            return super().__call__(names, at, about)
+
+    measured = About(fisher_compensation=grads(0.5, -1.0, 9.0, 9.0))
+    before = subnet([4.0, -3.0, 2.0, 0.0], [1, 1, 1, 0])
+    after = prune(before, PruneEvent(0, 0.5), Axes(WHAT, Compensated(magnitude, compensate=optimal_brain_surgeon)), measured)
+    assert alive(after) == [1, 1, 0, 0]
+    assert after.params["w"].tolist() == [4.5, -4.0, 0.0, 0.0]
+    assert after.params["bias"].tolist() == [7.0]
+    # Both times it is asked about the network before the drop; the second time, also with who survives it.
+    assert measured.asked == [
+        (("params",), [4.0, -3.0, 2.0, 0.0], "alive"),
+        (("fisher_compensation",), [4.0, -3.0, 2.0, 0.0], "alive"),
+    ]
+    assert survivors == [[], [[True, True, False, False]]]
+
+
+def test_what_grows_after_the_survivors_have_moved_starts_from_zero():
+    measured = Measured(fisher_compensation=grads(0.5, 9.0, 9.0, 9.0), grads=grads(0.0, 1.0, 2.0, 3.0))
+    measured_about = lambda names, at, about, surviving=None: measured(names, at, about)  # noqa: E731
+    criterion = Compensated(magnitude, gradient, compensate=optimal_brain_surgeon)
+    after = prune(subnet([5.0, 1.0, 0.0, 0.0], [1, 1, 0, 0]), PruneEvent(1, 0.5, 0.5), Axes(WHAT, criterion), measured_about)
+    assert alive(after) == [1, 0, 0, 1]
+    assert after.params["w"].tolist() == [5.5, 0.0, 0.0, 0.0]
+    assert measured.asked[-1] == (("grads",), [5.5, 0.0, 0.0, 0.0], "dead")
 
 
 def test_an_exchange_drops_the_smallest_and_grows_the_steepest_from_zero():

@@ -1,5 +1,6 @@
 """Messages: Job and Update there and back, what stays at home, and damage of every kind."""
 
+import hashlib
 import json
 import math
 import zlib
@@ -11,7 +12,7 @@ import torch
 from fedprune.pruning.mask import apply
 from fedprune.types import Job, Mask, Params, Subnet, Update
 from fedprune.wire.codec import Layout, auto, bitmap, dense
-from fedprune.wire.message import FRAME, MAGIC, Wire, about
+from fedprune.wire.message import FRAME, MAGIC, Wire, about, answered_under
 
 CODECS = [dense, bitmap, auto]
 
@@ -130,6 +131,66 @@ def test_about_is_the_mask_or_its_complement():
     assert about(mask, "dead")["w"].tolist() == [False, True, False]
 
 
+# --- removals ---------------------------------------------------------------------------------------------------------------
+
+
+def removal(density: float = 0.5, stay: float = 0.5, seed: int = 3) -> Job:
+    before = subnet(density=density)
+    generator = torch.Generator().manual_seed(seed)
+    stays = {name: alive & (torch.rand(alive.shape, generator=generator) < stay) for name, alive in before.mask.items()}
+    return Job(client=3, round=7, clock=2, seed=1, subnet=before, measure=("fisher_compensation",), surviving=stays)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("stay", [0.0, 0.5, 1.0])
+def test_what_survives_a_removal_takes_a_bit_for_each_living_entry(codec, density, stay):
+    job, there = removal(density, stay), wire(codec)
+    block = there.subnet_block(job.subnet)
+    message = there.encode_job(job, block)
+    back = there.decode_job(message)
+    assert same(back.surviving, job.surviving) and same_subnet(back.subnet, job.subnet)
+    living = int(job.subnet.mask["w"].sum())
+    plain = there.encode_job(replace(job, surviving=None), block)
+    assert len(message) == len(plain) + 4 + -(-living // 8)  # the block's length, and the bits
+    assert there.decode_job(plain).surviving is None
+
+
+def test_evidence_about_a_removal_takes_bytes_for_the_survivors():
+    job = removal()
+    known = answered_under(job)
+    assert known is job.surviving and answered_under(replace(job, surviving=None)) is job.subnet.mask
+    update = Update(3, None, 5, {"fisher_compensation": evidence_about(known, "alive")})
+    message = wire().encode_update(update, known)
+    more = wire().encode_update(update, job.subnet.mask)
+    assert len(more) - len(message) == 4 * int((job.subnet.mask["w"] & ~known["w"]).sum()) > 0
+    assert same(wire().decode_update(message, known).evidence["fisher_compensation"], update.evidence["fisher_compensation"])
+
+
+def test_two_removals_and_one_of_another_length_are_refused():
+    there, job = wire(), removal()
+    head = there.encode_job(job, there.subnet_block(job.subnet))[FRAME.size :]
+    length = -(-int(job.subnet.mask["w"].sum()) // 8)
+    for body in (head + head[-4 - length :], head[: -4 - length] + b"\x09\0\0\0" + bytes(9)):
+        with pytest.raises(ValueError, match=r"."):
+            there.decode_job(FRAME.pack(MAGIC, zlib.crc32(body)) + body)
+
+
+def test_other_messages_are_the_bytes_that_they_always_were():
+    mask = {"w": torch.arange(20).view(4, 5) % 3 != 0}
+    params = {"w": torch.arange(20.0).view(4, 5) * mask["w"], "b": torch.arange(4.0), "n": torch.tensor(3)}
+    net, there = Subnet(params, mask), wire()
+    training, measuring = Job(1, 2, 3, 4, net), Job(1, 2, 3, 4, net, ("grads",), "dead")
+    answers = (Update(1, net, 5, metrics={"loss": 0.5}), Update(1, None, 5, {"grads": {"w": params["w"]}}))
+    jobs = [there.encode_job(job, there.subnet_block(net)) for job in (training, measuring)]
+    sent = jobs + [there.encode_update(answer, mask) for answer in answers]
+    assert [(len(message), hashlib.sha256(message).hexdigest()[:16]) for message in sent] == GOLDEN
+
+
+GOLDEN = [(138, "b47946fd2fe94c63"), (173, "982e6502d4516a2f"), (172, "e80cd744d05a2277"), (145, "3ccbb75dd600b683")]
+"""Of the messages as they were before jobs could be about removals: length, and the beginning of the SHA-256."""
+
+
 # --- damage ----------------------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +200,7 @@ def messages() -> dict[str, bytes]:
         "job": there.encode_job(JOBS[0], there.subnet_block(JOBS[0].subnet)),
         "update": there.encode_update(UPDATES[0], subnet().mask),
         "evidence": there.encode_update(UPDATES[2], subnet().mask),
+        "removal": there.encode_job(removal(), there.subnet_block(removal().subnet)),
     }
 
 
