@@ -22,7 +22,8 @@ from omegaconf import DictConfig
 
 from fedprune import folders, schema
 from fedprune.__main__ import CONF
-from fedprune.build import Experiment, build
+from fedprune.build import build
+from fedprune.experiment import Experiment
 from fedprune.federated.executor import available_cores
 from fedprune.federated.sampling import cohort
 

@@ -6,102 +6,37 @@ check by itself is checked where it is written; what only the composition can kn
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from fedprune import check
-from fedprune.data.client import Clients, federate
-from fedprune.data.datasets import Dataset
+from fedprune.data.client import federate
 from fedprune.errors import ConfigError
+from fedprune.experiment import Experiment, initial_net, sizes
 from fedprune.federated.batchnorm import own_names
-from fedprune.federated.client import ClientRound
 from fedprune.federated.costs import flops_per_example
-from fedprune.federated.evaluate import Evaluation
-from fedprune.federated.exchange import Exchange
-from fedprune.federated.executor import Executor, Processes, Serial
-from fedprune.federated.loop import FederatedLoop
+from fedprune.local.fixed import held
 from fedprune.local.module import LocalModule
-from fedprune.local.regulariser import Regulariser, add_companions, together
-from fedprune.local.train import Recipe, held
+from fedprune.local.recipe import Recipe
+from fedprune.local.regulariser import add_companions, together
 from fedprune.make import make
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.network import Network
-from fedprune.pruning.paths import effective_density
-from fedprune.randomness import torch_seed, torch_stream
+from fedprune.randomness import torch_stream
 from fedprune.ticket import Begin
-from fedprune.types import Params, Plan, Subnet
+from fedprune.types import Plan
 from fedprune.wire.codec import Layout
 from fedprune.wire.message import Wire
 
 log = logging.getLogger(__name__)
 
 OBJECTS = ("what", "criterion", "when", "how_often", "where", "whose", "rewind", "partition", "data", "wire", "logger")
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Everything that a configuration stands for, checked.
-
-    options: what each group of OBJECTS names, and the server's step. net: the network at its initialisation. own: the tensors
-    that clients keep to themselves. flops: of training on one example, by layer of the dense network. begin: the ticket that
-    the run starts from (None: dense, from `net`). regularisers: what clients add to their training.
-    """
-
-    config: DictConfig
-    options: Mapping[str, Any]
-    plan: Plan
-    axes: Axes
-    dataset: Dataset
-    clients: Clients
-    net: nn.Module
-    recipe: Recipe
-    wire: Wire
-    own: tuple[str, ...]
-    flops: Mapping[str, float]
-    device: str
-    begin: Subnet | None = None
-    regularisers: tuple[Regulariser, ...] = ()
-
-    def executor(self) -> Executor:
-        """Start the workers."""
-        worker = functools.partial(
-            client_round,
-            *(_container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device, self.regularisers),
-        )
-        if self.device != "cpu" and self.config.executor["_target_"].endswith(f".{Processes.__name__}"):
-            log.warning("on %s clients are trained one after the other: executor=serial", self.device)
-            return Serial(worker)
-        return make(self.config.executor, worker)
-
-    def loop(self, executor: Executor) -> FederatedLoop:
-        """The federated loop over these workers."""
-        config, federated, clients = self.config, self.config.federated, self.clients
-        exchange = Exchange(self.wire, executor, config.seed, _sizes(clients.train), self.own, federated.broken)
-        return FederatedLoop(
-            seed=config.seed,
-            plan=self.plan,
-            axes=self.axes,
-            network=Network(self.net, self.dataset.shape),
-            **{name: self.options[name] for name in ("where", "whose", "rewind", "server_step")},
-            weighting=federated.weighting,
-            clients=federated.clients,
-            cohort=federated.cohort,
-            eval_every=config.eval_every,
-            exchange=exchange,
-            evaluation=Evaluation(exchange, len(self.dataset.test_y), _sizes(clients.val), _sizes(clients.test)),
-            fresh=functools.partial(_fresh, config, self.dataset, self.axes.what.names, self.regularisers),
-            trained=tuple(name for name, _ in self.net.named_parameters()),
-            flops=self.flops,
-            effective=functools.partial(effective_density, self.net, shape=self.dataset.shape),
-            begin=self.begin,
-        )
 
 
 def build(config: DictConfig, names: dict[str, str]) -> Experiment:
@@ -121,7 +56,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.stop_if_any()
 
     dataset, criterion, where = options["data"], options["criterion"], options["where"]
-    net = problems.attempt(_net, config, dataset, 0)
+    net = problems.attempt(initial_net, config, dataset, 0)
     window = problems.attempt(options["when"], config.rounds)
     problems.stop_if_any()
 
@@ -143,7 +78,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
         problems.add_incompatible(check.whole_units(begin.mask, what, plan, names))
 
     axes = Axes(what, criterion)
-    problems.add_incompatible(check.validation(plan, sum(_sizes(clients.val)), names))
+    problems.add_incompatible(check.validation(plan, sum(sizes(clients.val)), names))
     problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
     problems.add_incompatible(_combination(plan, axes, options, Network(net, dataset.shape), names))
     problems.stop_if_any()
@@ -164,27 +99,6 @@ def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Ne
         *check.min_per_layer(what, plan, units),
         *check.scope(what, plan, units, names),
     ]
-
-
-def client_round(
-    config: Mapping[str, Any],
-    dataset: Dataset,
-    clients: Clients,
-    recipe: Recipe,
-    wire: Wire,
-    device: str,
-    regularisers: tuple[Regulariser, ...],
-) -> ClientRound:
-    """What a worker builds for itself, once: the module, around data that it shares with the others."""
-    with torch.random.fork_rng(devices=[]):
-        net = make(config["model"], shape=dataset.shape, classes=dataset.classes)
-    add_companions(net, wire.layout.masked, regularisers, torch.Generator())  # each job brings its own values
-    module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
-    return ClientRound(module, dataset, clients, recipe, wire, config["where"].get("examples"), regularisers)
-
-
-def _container(config: DictConfig) -> dict[str, Any]:
-    return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
 
 
 def _recipe(config: DictConfig) -> Recipe:
@@ -212,21 +126,6 @@ def _device(name: str) -> str:
     return str(device)
 
 
-def _net(config: DictConfig, dataset: Dataset, number: int) -> nn.Module:
-    """The network at its `number`-th independent initialisation."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(config.seed, "initialisation", number))
-        return make(config.model, shape=dataset.shape, classes=dataset.classes)
-
-
-def _fresh(
-    config: DictConfig, dataset: Dataset, prunable: tuple[str, ...], regularisers: tuple[Regulariser, ...], number: int
-) -> Params:
-    net = _net(config, dataset, number)
-    add_companions(net, prunable, regularisers, torch_stream(config.seed, "companions", number))
-    return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
-
-
 def _optimizer(config: DictConfig, net: nn.Module) -> None:
     """Try the client's optimizer once: to find its mistakes, and to have torch's slow first import over before workers fork."""
     try:
@@ -242,7 +141,3 @@ def _fixed(net: nn.Module, recipe: Recipe) -> None:
     with held(net, recipe.fixed):
         if not any(parameter.requires_grad for parameter in net.parameters()):
             raise ConfigError([f"local.fixed={list(recipe.fixed)} leaves nothing to train: choose a shorter one"])
-
-
-def _sizes(parts: tuple[torch.Tensor, ...]) -> list[int]:
-    return [len(part) for part in parts]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fedprune.build import Experiment
 from fedprune.display import amount
+from fedprune.experiment import Experiment
 from fedprune.federated.costs import training_flops
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.companions import is_companion

@@ -18,12 +18,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedprune import __version__, display, tracking
-from fedprune.build import Experiment, build
+from fedprune.build import build
 from fedprune.checkpoint import load_state, save_state, save_ticket, write_text
 from fedprune.data.client import save_partition
 from fedprune.display import console
 from fedprune.errors import Incompatible, RunError
 from fedprune.estimate import estimate
+from fedprune.experiment import Experiment
 from fedprune.federated.asking import unmet
 from fedprune.folders import folder_hash
 from fedprune.make import make

@@ -26,7 +26,7 @@ class Federated:
 
 @dataclass
 class Local:
-    """How a client trains in one round; see fedprune.local.train.Recipe, and fedprune.local.regulariser."""
+    """How a client trains in one round; see fedprune.local.recipe.Recipe, and fedprune.local.regulariser."""
 
     module: Any = None
     optimizer: Any = None

@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedprune import folders, schema, sweep
 from fedprune.__main__ import CONF, main
-from fedprune.build import Experiment, build
+from fedprune.build import build
 from fedprune.checkpoint import NUMBERS
+from fedprune.experiment import Experiment
 from fedprune.federated.executor import Executor
 from fedprune.types import Params, State
 

@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedprune import build as builder
 from fedprune.__main__ import CONF
-from fedprune.build import Experiment
 from fedprune.checkpoint import save_ticket
 from fedprune.errors import Incompatible
+from fedprune.experiment import Experiment
 from fedprune.make import make
 from fedprune.pruning.evidence import FROM_DATA, OBSTACLES, needs
 from fedprune.pruning.mask import apply, count, ones, shrink, size
@@ -136,7 +136,7 @@ def outcomes(parts, compose) -> dict[Cell, Experiment | Incompatible]:
         patch.setattr(builder, "Network", once(builder.Network))
         for evidence, obstacle in OBSTACLES.items():
             patch.setitem(OBSTACLES, evidence, once(obstacle))
-        for name, answer in {"_net": whole.net, "_optimizer": None, "_recipe": whole.recipe, "_device": "cpu"}.items():
+        for name, answer in {"initial_net": whole.net, "_optimizer": None, "_recipe": whole.recipe, "_device": "cpu"}.items():
             patch.setattr(builder, name, lambda *_, answer=answer: answer)
         patch.setattr(builder, "flops_per_example", lambda *_: whole.flops)
         for cell in CELLS:

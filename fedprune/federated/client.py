@@ -14,8 +14,9 @@ from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
 from fedprune.local import optimizer_state
 from fedprune.local.module import Batch, LocalModule
+from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, regularised
-from fedprune.local.train import Recipe, fit, load, set_mode
+from fedprune.local.train import fit, load, set_mode
 from fedprune.pruning.companions import fold
 from fedprune.pruning.evidence import FROM_DATA, OF_REMOVAL
 from fedprune.pruning.mask import apply

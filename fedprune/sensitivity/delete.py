@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from fedprune.build import Experiment, build
+from fedprune.build import build
 from fedprune.checkpoint import load_state
 from fedprune.errors import DataError, Incompatible
+from fedprune.experiment import Experiment
 from fedprune.federated.client import Slice
 from fedprune.federated.evaluate import LENGTH
 from fedprune.federated.exchange import Exchange, Tally

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedprune.local.module import LocalModule
-from fedprune.local.train import Recipe, fit
+from fedprune.local.recipe import Recipe
+from fedprune.local.train import fit
 from fedprune.types import Subnet
 
 

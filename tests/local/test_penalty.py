@@ -13,8 +13,9 @@ from fedprune.__main__ import CONF
 from fedprune.errors import ConfigError
 from fedprune.local.module import LocalModule
 from fedprune.local.penalty import bn_l1, group_lasso, l0, l1, l2, open_gates, penalty
+from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import add_companions, regularised
-from fedprune.local.train import Recipe, fit
+from fedprune.local.train import fit
 from fedprune.make import make
 from fedprune.pruning.hard_concrete import BETA
 from fedprune.pruning.mask import apply

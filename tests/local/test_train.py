@@ -10,8 +10,10 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from fedprune.errors import ConfigError
+from fedprune.local.fixed import held
 from fedprune.local.module import LocalModule
-from fedprune.local.train import Recipe, Trained, fit, held, load, unload
+from fedprune.local.recipe import Recipe
+from fedprune.local.train import Trained, fit, load, unload
 from fedprune.pruning.mask import apply
 from fedprune.types import Mask, Params, Subnet
 

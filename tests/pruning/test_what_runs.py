@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.build import Experiment
 from fedprune.checkpoint import save_ticket
 from fedprune.display import brief, plan_text
 from fedprune.errors import ConfigError, Incompatible
+from fedprune.experiment import Experiment
 from fedprune.pruning.mask import count, size
 
 CONF = Path(__file__).parents[2] / "conf" / "what"

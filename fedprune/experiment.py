@@ -1,0 +1,132 @@
+"""What a configuration stands for, once it is checked; and how its workers, its loop and its networks are made."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from fedprune.data.client import Clients
+from fedprune.data.datasets import Dataset
+from fedprune.federated.client import ClientRound
+from fedprune.federated.evaluate import Evaluation
+from fedprune.federated.exchange import Exchange
+from fedprune.federated.executor import Executor, Processes, Serial
+from fedprune.federated.loop import FederatedLoop
+from fedprune.local.recipe import Recipe
+from fedprune.local.regulariser import Regulariser, add_companions
+from fedprune.make import make
+from fedprune.pruning.cycle import Axes
+from fedprune.pruning.network import Network
+from fedprune.pruning.paths import effective_density
+from fedprune.randomness import torch_seed, torch_stream
+from fedprune.types import Params, Plan, Subnet
+from fedprune.wire.message import Wire
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a configuration stands for, checked.
+
+    options: what each group of build.OBJECTS names, and the server's step. net: the network at its initialisation. own: the
+    tensors that clients keep to themselves. flops: of training on one example, by layer of the dense network. begin: the ticket
+    that the run starts from (None: dense, from `net`). regularisers: what clients add to their training.
+    """
+
+    config: DictConfig
+    options: Mapping[str, Any]
+    plan: Plan
+    axes: Axes
+    dataset: Dataset
+    clients: Clients
+    net: nn.Module
+    recipe: Recipe
+    wire: Wire
+    own: tuple[str, ...]
+    flops: Mapping[str, float]
+    device: str
+    begin: Subnet | None = None
+    regularisers: tuple[Regulariser, ...] = ()
+
+    def executor(self) -> Executor:
+        """Start the workers."""
+        worker = functools.partial(
+            client_round,
+            *(_container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device, self.regularisers),
+        )
+        if self.device != "cpu" and self.config.executor["_target_"].endswith(f".{Processes.__name__}"):
+            log.warning("on %s clients are trained one after the other: executor=serial", self.device)
+            return Serial(worker)
+        return make(self.config.executor, worker)
+
+    def loop(self, executor: Executor) -> FederatedLoop:
+        """The federated loop over these workers."""
+        config, federated, clients = self.config, self.config.federated, self.clients
+        exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken)
+        return FederatedLoop(
+            seed=config.seed,
+            plan=self.plan,
+            axes=self.axes,
+            network=Network(self.net, self.dataset.shape),
+            **{name: self.options[name] for name in ("where", "whose", "rewind", "server_step")},
+            weighting=federated.weighting,
+            clients=federated.clients,
+            cohort=federated.cohort,
+            eval_every=config.eval_every,
+            exchange=exchange,
+            evaluation=Evaluation(exchange, len(self.dataset.test_y), sizes(clients.val), sizes(clients.test)),
+            fresh=functools.partial(_fresh, config, self.dataset, self.axes.what.names, self.regularisers),
+            trained=tuple(name for name, _ in self.net.named_parameters()),
+            flops=self.flops,
+            effective=functools.partial(effective_density, self.net, shape=self.dataset.shape),
+            begin=self.begin,
+        )
+
+
+def client_round(
+    config: Mapping[str, Any],
+    dataset: Dataset,
+    clients: Clients,
+    recipe: Recipe,
+    wire: Wire,
+    device: str,
+    regularisers: tuple[Regulariser, ...],
+) -> ClientRound:
+    """What a worker builds for itself, once: the module, around data that it shares with the others."""
+    with torch.random.fork_rng(devices=[]):
+        net = make(config["model"], shape=dataset.shape, classes=dataset.classes)
+    add_companions(net, wire.layout.masked, regularisers, torch.Generator())  # each job brings its own values
+    module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
+    return ClientRound(module, dataset, clients, recipe, wire, config["where"].get("examples"), regularisers)
+
+
+def initial_net(config: DictConfig, dataset: Dataset, number: int) -> nn.Module:
+    """The network at its `number`-th independent initialisation."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(config.seed, "initialisation", number))
+        return make(config.model, shape=dataset.shape, classes=dataset.classes)
+
+
+def _fresh(
+    config: DictConfig, dataset: Dataset, prunable: tuple[str, ...], regularisers: tuple[Regulariser, ...], number: int
+) -> Params:
+    net = initial_net(config, dataset, number)
+    add_companions(net, prunable, regularisers, torch_stream(config.seed, "companions", number))
+    return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+
+
+def _container(config: DictConfig) -> dict[str, Any]:
+    return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+
+
+def sizes(parts: tuple[torch.Tensor, ...]) -> list[int]:
+    """How many examples each client has in a part."""
+    return [len(part) for part in parts]

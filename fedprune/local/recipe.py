@@ -1,0 +1,52 @@
+"""How a client trains in one round: what is typed below `local`, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedprune.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a client trains in one round.
+
+    epochs: passes over its training examples; or steps: that many batches, going on into further passes as needed.
+    lr_decay: the learning rate is multiplied by it once per round. clip_norm: the gradient's greatest L2 norm (null: no
+    clipping).
+    proximal_mu: FedProx's pull to the weights that were sent, mu/2 |w - w_sent|^2. Li et al. 2020.
+    retrain_lr: the learning rate is multiplied by it once anything is pruned. fixed: layers that stay as they are once anything
+    is pruned, by kind (conv, linear) or name. Han et al. 2015.
+    freeze_batchnorm: BatchNorm normalises with the running statistics it was sent, and does not change them.
+    keep_optimizer: the optimizer goes on from what the client kept of it, and is kept again.
+    """
+
+    epochs: int | None = 1
+    steps: int | None = None
+    batch_size: int = 32
+    lr_decay: float = 1.0
+    clip_norm: float | None = None
+    proximal_mu: float = 0.0
+    retrain_lr: float = 1.0
+    fixed: Sequence[str] = ()
+    freeze_batchnorm: bool = False
+    keep_optimizer: bool = False
+
+    def __post_init__(self) -> None:
+        rules = {
+            f"local.epochs={self.epochs} and local.steps={self.steps}: give one and set the other to null": (
+                (self.epochs is None) != (self.steps is None)
+            ),
+            f"local.epochs={self.epochs} must be at least 1": self.epochs is None or self.epochs >= 1,
+            f"local.steps={self.steps} must be at least 1": self.steps is None or self.steps >= 1,
+            f"local.batch_size={self.batch_size} must be at least 1": self.batch_size >= 1,
+            f"local.lr_decay={self.lr_decay} multiplies the learning rate every round: more than 0": self.lr_decay > 0,
+            f"local.clip_norm={self.clip_norm} must be positive; null for no clipping": self.clip_norm is None
+            or self.clip_norm > 0,
+            f"local.proximal_mu={self.proximal_mu} must not be negative": self.proximal_mu >= 0,
+            f"local.retrain_lr={self.retrain_lr} multiplies the learning rate: more than 0": self.retrain_lr > 0,
+        }
+        problems = [problem for problem, fine in rules.items() if not fine]
+        if problems:
+            raise ConfigError(problems)
