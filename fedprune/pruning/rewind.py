@@ -2,7 +2,8 @@
 
 Every rewind is (mask, anchors, draws) -> Rewound: `mask` what the event has left alive, `anchors` the parameters remembered by
 clock, `draws` what may be drawn at random. A rewind covers parameters and buffers, the position of the learning rate and the
-data order (the clock); optimizers start fresh in any case. `anchor` is the clock whose parameters it needs remembered.
+data order (the clock). Where the weights are replaced, optimizers start fresh, also those that clients would keep. `anchor` is
+the clock whose parameters it needs remembered.
 """
 
 from __future__ import annotations
