@@ -65,6 +65,7 @@ class Evaluation:
             return
         for client, end in enumerate(np.cumsum(sizes)):
             kept = self.exchange.kept_by(state, client)
+            kept = {name: kept[name] for name in self.exchange.own}  # an optimizer that is kept too has no part in it
             yield from (("evaluate", (block, kept, piece)) for piece in _cut(part, int(end) - sizes[client], int(end)))
 
 

@@ -124,11 +124,10 @@ def _backward(
         step, x, y = steps[number], values[number], values[number + 1]
         if step.kind in WEIGHTED:
             name = f"{step.name}.weight"
-            squared = tensors | {name: tensors[name].square()}
-            yield name, _pull(lambda w: step.run(x.square(), tensors | {name: w}), tensors[name], curvatures)  # noqa: B023
+            at_weights, curvatures = _pull_squares(step, name, x, tensors, curvatures, last=number == 0)
+            yield name, at_weights
             if number == 0:
                 return
-            curvatures = _pull(lambda x: step.run(x, squared), x, curvatures)  # noqa: B023
         elif step.kind in CURVES:
             first = 1 - y.square()
             curvatures = first.square() * curvatures - 2 * y * first * slopes
@@ -143,6 +142,17 @@ def _backward(
 def _pull(function: Callable[[Tensor], Tensor], at: Tensor, cotangent: Tensor) -> Tensor:
     """The transposed derivative of `function` at a point, times `cotangent`."""
     return torch.func.vjp(function, at)[1](cotangent)[0]
+
+
+def _pull_squares(step: Step, name: str, x: Tensor, tensors: Params, curvatures: Tensor, last: bool) -> tuple[Tensor, Tensor]:
+    """(the curvature by the weights, and by the inputs). The layer is linear in both, so the derivative by either, at the
+    squares of both, has the square of the other: one transposed derivative is the two sums of products. last: nobody asks for
+    the inputs any more, and they come back as they went in."""
+    inputs, weights = x.square(), tensors[name].square()
+    if last:
+        return _pull(lambda w: step.run(inputs, tensors | {name: w}), weights, curvatures), curvatures
+    found = torch.func.vjp(lambda w, x: step.run(x, tensors | {name: w}), weights, inputs)[1](curvatures)
+    return found[0], found[1]
 
 
 def _through_average(step: Step, x: Tensor, curvatures: Tensor) -> Tensor:

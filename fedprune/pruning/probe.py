@@ -84,7 +84,7 @@ def over_examples(measure: Callable[[Batch], Params], batches: Iterable[Batch], 
     return {name: value / max(examples, 1) for name, value in total.items()}
 
 
-def gathered(batches: Iterable[Batch], number: int = 128) -> Iterator[Batch]:
+def gathered(batches: Iterable[Batch], number: int = 256) -> Iterator[Batch]:
     """The same examples in batches of `number` or a little more: for measurements that look at each example by itself, and
     would spend most of their time on the overhead of small batches."""
     waiting: list[Batch] = []

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from measuring import SGD, batchnorm_dropout, data, mlp, state
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,25 +16,6 @@ from fedprune.pruning.scope import globally
 from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
 from fedprune.types import Params
-
-SGD = partial(torch.optim.SGD, lr=0.1)
-
-
-def mlp() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
-
-
-def mlp_batchnorm_dropout() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.ReLU(), nn.Linear(5, 3))
-
-
-def data(examples: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(examples, 6, generator=generator), torch.randint(3, (examples,), generator=generator)
-
-
-def state(net: nn.Module) -> Params:
-    return {name: value.detach().clone() for name, value in net.state_dict().items()}
 
 
 def assert_same(a: Params, b: Params) -> None:
@@ -123,7 +105,7 @@ def test_grads_are_measured_in_the_mode_that_the_module_is_in():
 
 
 def test_measuring_leaves_no_trace():
-    module, params, names = module_at_other_weights(mlp_batchnorm_dropout)
+    module, params, names = module_at_other_weights(batchnorm_dropout)
     module.train()
     module.net[1].eval()  # flags that differ
     for parameter in module.parameters():
@@ -143,7 +125,7 @@ def test_measuring_leaves_no_trace():
 
 
 def test_dropout_draws_from_the_callers_seed():
-    module, params, names = module_at_other_weights(mlp_batchnorm_dropout)
+    module, params, names = module_at_other_weights(batchnorm_dropout)
 
     def measured(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -21,7 +22,6 @@ from fedprune.errors import ConfigError, DataError
 from fedprune.models.cnn import cnn_small
 from fedprune.models.resnet import resnet20
 from fedprune.pruning.resize import resize
-from fedprune.ticket.__main__ import main
 from fedprune.ticket.export import Network, export, load_network
 from fedprune.ticket.read import load_ticket
 from fedprune.ticket.torch_prune import from_torch_prune, to_torch_prune
@@ -43,18 +43,9 @@ def run_folder(command, folder) -> Path:
 
 
 @pytest.fixture
-def exported(monkeypatch, capsys):
+def exported(ticket_command):
     """exported(*arguments) -> (exit status, out, err) of `python -m fedprune.ticket export`."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ticket", "export", *map(str, words)])
-        try:
-            main()
-        except SystemExit as stop:
-            return int(stop.code or 0), *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    return run
+    return functools.partial(ticket_command, "export")
 
 
 def outputs(net: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from safetensors.torch import save_file
 
 from fedprune.checkpoint import save_state, save_ticket, write
 from fedprune.errors import DataError, RunError
-from fedprune.ticket.__main__ import main
 from fedprune.ticket.read import load_ticket
 from fedprune.ticket.show import draw, picture
 from fedprune.types import State, Subnet
@@ -120,22 +118,6 @@ def test_a_file_that_is_not_there_is_named_with_what_to_give(tmp_path):
 
 
 # --- show ------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def ticket_command(monkeypatch, capsys):
-    """ticket_command(*arguments) -> (exit status, out, err) of `python -m fedprune.ticket`."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ticket", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "150")
-        try:
-            main()
-        except SystemExit as stop:
-            return int(stop.code or 0), *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    return run
 
 
 def test_show_tells_where_it_comes_from_its_densities_and_where_the_picture_is(path, ticket_command, tmp_path):

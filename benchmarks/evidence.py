@@ -1,0 +1,92 @@
+"""What scoring one prune event costs one client, in local epochs of the same client: `python benchmarks/evidence.py`.
+
+Fashion-MNIST, one client of 480 examples, batch 32, SGD with momentum, one thread; every criterion of conf/criterion that asks for
+data. Epochs and measurements take turns; medians over the repeats. At most 1, but for `woodfisher` and `obd_exact`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from rounds import configuration
+
+from fedprune import folders, schema
+from fedprune.__main__ import CONF
+from fedprune.build import build
+from fedprune.federated.client import ClientRound
+from fedprune.make import make
+from fedprune.pruning.evidence import FROM_DATA, OBSTACLES, OF_REMOVAL, needs
+from fedprune.pruning.mask import ones
+from fedprune.pruning.network import Network
+from fedprune.types import Job, Subnet
+
+MODELS = ("lenet_300_100", "lenet5", "cnn_small")
+FREE = ("obd_exact", "woodfisher", "woodfisher_scores")
+"""Criteria to which the bound does not apply."""
+
+
+def asked() -> dict[str, tuple[str, ...]]:
+    """The evidence from data that each criterion drops by."""
+    from omegaconf import OmegaConf
+
+    found = {}
+    for path in sorted((CONF / "criterion").glob("*.yaml")):
+        formula = make(OmegaConf.load(path)).drop
+        found[path.stem] = tuple(name for name in needs(formula) if name in FROM_DATA and name not in OF_REMOVAL)
+    return {name: evidence for name, evidence in found.items() if evidence}
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """How long one call takes."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Print a line per criterion, a column per network."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    schema.register()
+    folders.register()
+    ratios: dict[str, list[str]] = {name: [] for name in asked()}
+    for model in MODELS:
+        for name, ratio in measured(model, given.repeats).items():
+            ratios[name].append(ratio)
+    print(f"{platform.machine()}, one thread, torch {torch.__version__}; in local epochs")
+    print(f"{'criterion':24}" + "".join(f"{model:>15}" for model in MODELS))
+    for name, columns in ratios.items():
+        print(f"{name:24}" + "".join(f"{column:>15}" for column in columns) + ("   no bound" if name in FREE else ""))
+
+
+def measured(model: str, repeats: int) -> dict[str, str]:
+    """The ratio of each criterion; a dash where this network cannot give its evidence."""
+    config = configuration(model, 1.0)
+    config.executor = {"_target_": "fedprune.federated.executor.Serial"}
+    experiment = build(config, dict.fromkeys(folders.GROUPS, "") | {"rewind": "none"})
+    client: ClientRound = experiment.executor()._client_round  # type: ignore[attr-defined]
+    params, names = dict(experiment.net.state_dict()), experiment.axes.what.names
+    subnet = Subnet(params, ones(params, names))
+    sizes = [len(part) for part in experiment.clients.train]
+    number = min(range(len(sizes)), key=lambda one: abs(sizes[one] - 480))
+    train, network = Job(number, 0, 0, 0, subnet), Network(experiment.net, experiment.dataset.shape)
+    found = {}
+    for name, evidence in asked().items():
+        if any(OBSTACLES[one](network, names) for one in evidence if one in OBSTACLES):
+            found[name] = "-"
+            continue
+        job = Job(number, 0, 0, 0, subnet, evidence)
+        pairs = [(seconds(lambda: client.measure(job)), seconds(lambda: client.train(train))) for _ in range(repeats + 1)][1:]
+        found[name] = f"{statistics.median(m for m, _ in pairs) / statistics.median(t for _, t in pairs):.2f}"
+    return found
+
+
+if __name__ == "__main__":
+    main()
