@@ -1,7 +1,7 @@
 """What scoring one prune event costs one client, in local epochs of the same client: `python benchmarks/evidence.py`.
 
-Fashion-MNIST, one client of 480 examples, batch 32, SGD with momentum, one thread; every criterion of conf/criterion that asks for
-data. Epochs and measurements take turns; medians over the repeats. At most 1, but for `woodfisher` and `obd_exact`.
+Fashion-MNIST, one client of 480 examples, batch 32, SGD with momentum, one thread; every criterion of conf/criterion that asks
+for data. Epochs and measurements take turns; medians over the repeats. At most 1, but for `woodfisher` and `obd_exact`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from rounds import configuration
@@ -82,10 +83,15 @@ def measured(model: str, repeats: int) -> dict[str, str]:
         if any(OBSTACLES[one](network, names) for one in evidence if one in OBSTACLES):
             found[name] = "-"
             continue
-        job = Job(number, 0, 0, 0, subnet, evidence)
-        pairs = [(seconds(lambda: client.measure(job)), seconds(lambda: client.train(train))) for _ in range(repeats + 1)][1:]
-        found[name] = f"{statistics.median(m for m, _ in pairs) / statistics.median(t for _, t in pairs):.2f}"
+        found[name] = f"{epochs(client, train, replace(train, measure=evidence), repeats):.2f}"
     return found
+
+
+def epochs(client: ClientRound, train: Job, score: Job, repeats: int) -> float:
+    """Median seconds of measuring over median seconds of training; the first of each warms up and does not count."""
+    pairs = [(seconds(lambda: client.measure(score)), seconds(lambda: client.train(train))) for _ in range(repeats + 1)][1:]
+    measured, trained = zip(*pairs, strict=True)
+    return statistics.median(measured) / statistics.median(trained)
 
 
 if __name__ == "__main__":
