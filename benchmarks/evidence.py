@@ -74,17 +74,20 @@ def measured(model: str, repeats: int) -> dict[str, str]:
     experiment = build(config, dict.fromkeys(folders.GROUPS, "") | {"rewind": "none"})
     client: ClientRound = experiment.executor()._client_round  # type: ignore[attr-defined]
     params, names = dict(experiment.net.state_dict()), experiment.axes.what.names
-    subnet = Subnet(params, ones(params, names))
     sizes = [len(part) for part in experiment.clients.train]
     number = min(range(len(sizes)), key=lambda one: abs(sizes[one] - 480))
-    train, network = Job(number, 0, 0, 0, subnet), Network(experiment.net, experiment.dataset.shape)
-    found = {}
+    train = Job(number, 0, 0, 0, Subnet(params, ones(params, names)))
+    network, found = Network(experiment.net, experiment.dataset.shape), {}
     for name, evidence in asked().items():
-        if any(OBSTACLES[one](network, names) for one in evidence if one in OBSTACLES):
-            found[name] = "-"
-            continue
-        found[name] = f"{epochs(client, train, replace(train, measure=evidence), repeats):.2f}"
+        about = next((some for some in (names, names[:-1]) if not obstructed(evidence, network, some)), ())
+        score = replace(train, subnet=Subnet(params, ones(params, about)), measure=evidence)
+        found[name] = f"{epochs(client, train, score, repeats):.2f}" if about else "-"
     return found
+
+
+def obstructed(evidence: tuple[str, ...], network: Network, names: tuple[str, ...]) -> bool:
+    """Whether this network cannot give this evidence about these tensors (outputs are no units, so the last layer may be out)."""
+    return any(OBSTACLES[one](network, names) for one in evidence if one in OBSTACLES)
 
 
 def epochs(client: ClientRound, train: Job, score: Job, repeats: int) -> float:
