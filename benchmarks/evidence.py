@@ -86,7 +86,7 @@ def measured(model: str, repeats: int) -> dict[str, str]:
 
 
 def obstructed(evidence: tuple[str, ...], network: Network, names: tuple[str, ...]) -> bool:
-    """Whether this network cannot give this evidence about these tensors (outputs are no units, so the last layer may be out)."""
+    """Whether this network cannot give this evidence about these tensors (the last layer may be out)."""
     return any(OBSTACLES[one](network, names) for one in evidence if one in OBSTACLES)
 
 
