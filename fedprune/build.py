@@ -70,7 +70,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.attempt(together, *regularisers, net)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
-    problems.add(check.outcomes(plan, names))
+    problems.add(check.outcomes(plan, options["whose"], names))
 
     add_companions(net, what.names, regularisers, torch_stream(config.seed, "companions"))
     begin = problems.attempt(ticket, net, what, config.seed, names)
@@ -94,7 +94,8 @@ def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Ne
         log.warning("criterion=%s never grows under how_often=%s; it only drops", names["criterion"], names["how_often"])
     units = what.units(network.net.state_dict())
     return [
-        *check.composition(plan, criterion, options["where"], options["rewind"], names),
+        *check.composition(plan, criterion, options["where"], options["rewind"], options["whose"], names),
+        *check.on_clients(plan, options["whose"], criterion, options["where"], options["rewind"], names),
         *check.obstacles(plan, criterion, network, what.names, names),
         *check.min_per_layer(what, plan, units),
         *check.scope(what, plan, units, names),

@@ -29,7 +29,7 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
         sent, received = _message_bytes(experiment, subnet)
         down += rounds * config.federated.cohort * sent
         up += rounds * config.federated.cohort * received
-        flops += rounds * _examples(experiment, config) * training_flops(experiment.flops, subnet)
+        flops += rounds * _examples(experiment, config) * training_flops(experiment.flops, subnet.mask)
     prunable = sum(net.state_dict()[name].numel() for name in experiment.axes.what.names)
     parameters = sum(p.numel() for name, p in net.named_parameters() if not is_companion(name))
     gate = [("gate", f"{plan.gate.opens}; the costs are those of events at their earliest")] if plan.gate else []
@@ -88,6 +88,8 @@ def _examples(experiment: Experiment, config: Any) -> float:
 def _evidence_bytes(experiment: Experiment, config: Any, subnets: list[Subnet]) -> int:
     """Bytes up and down of measuring evidence on clients: the network to each, what they measured back, at each event."""
     criterion, fed = experiment.axes.criterion, config.federated
+    if experiment.options["whose"].at is not None:  # each client scores for itself
+        return 0
     clients = experiment.options["where"](cohort(config.seed, 0, fed.clients, fed.cohort), fed.clients, config.seed)
     if clients == (SERVER,):
         return 0
