@@ -6,8 +6,9 @@ check by itself is checked where it is written; what only the composition can kn
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -20,7 +21,10 @@ from fedprune.data.client import federate
 from fedprune.errors import ConfigError
 from fedprune.experiment import Experiment, initial_net, sizes
 from fedprune.federated.batchnorm import own_names
+from fedprune.federated.capacity import nobodys, of_all, personal
 from fedprune.federated.costs import flops_per_example
+from fedprune.federated.nested import Nested
+from fedprune.federated.whose import PersonalMask, Whose
 from fedprune.local.fixed import held
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
@@ -28,6 +32,7 @@ from fedprune.local.regulariser import add_companions, together
 from fedprune.make import make
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.network import Network
+from fedprune.pruning.what import What
 from fedprune.randomness import torch_stream
 from fedprune.ticket import Begin
 from fedprune.types import Plan
@@ -48,6 +53,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.add(check.ranges(config))
     options = {group: problems.attempt(make, config[group]) for group in OBJECTS}
     options["server_step"] = problems.attempt(make, config.federated.server)
+    capacity = problems.attempt(make, config.federated.capacity)
     recipe = problems.attempt(_recipe, config)
     regularisers = tuple(problems.attempt(make, config.local[group]) for group in ("penalty", "dropout"))
     ticket = problems.attempt(_ticket, config)
@@ -78,11 +84,17 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
         problems.add_incompatible(check.whole_units(begin.mask, what, plan, names))
 
     axes = Axes(what, criterion)
+    capacities = of_all(capacity, config.federated.clients, config.seed)
+    owned = [tuple(dataset.y[part].unique().tolist()) for part in clients.train]
+    parts = functools.partial(_parted, capacities, owned, Network(net, dataset.shape), what)
+    plan_to = functools.partial(options["how_often"], window)
+    options["whose"] = problems.attempt(parts, options["whose"], plan_to, config.density, names) or options["whose"]
     problems.add_incompatible(check.validation(plan, sum(sizes(clients.val)), names))
     problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
     problems.add_incompatible(_combination(plan, axes, options, Network(net, dataset.shape), names))
     problems.stop_if_any()
-    wire = Wire(options["wire"], Layout.of({n: t for n, t in net.state_dict().items() if n not in own}, what.names))
+    layout = Layout.of({n: t for n, t in net.state_dict().items() if n not in own}, what.names)
+    wire = Wire(options["wire"], layout, getattr(options["whose"], "covers", ()))
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
     return Experiment(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin, regularisers)
 
@@ -97,9 +109,31 @@ def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Ne
         *check.composition(plan, criterion, options["where"], options["rewind"], options["whose"], names),
         *check.on_clients(plan, options["whose"], criterion, options["where"], options["rewind"], names),
         *check.obstacles(plan, criterion, network, what.names, names),
-        *check.min_per_layer(what, plan, units),
-        *check.scope(what, plan, units, names),
+        *check.carried(plan, options["whose"], criterion, options["where"], names),
+        *dict.fromkeys(
+            problem
+            for own in [plan, *dict.fromkeys(getattr(options["whose"], "plans", ()))]
+            for problem in (*check.min_per_layer(what, own, units), *check.scope(what, own, units, names))
+        ),
     ]
+
+
+def _parted(
+    capacities: Sequence[float],
+    owned: Sequence[tuple[int, ...]],
+    network: Network,
+    what: What,
+    whose: Whose,
+    plan_to: Callable[[float], Plan],
+    density: float,
+    names: dict[str, str],
+) -> Whose:
+    """This `whose` for clients of these capacities."""
+    if isinstance(whose, Nested):
+        return whose.bind(capacities, owned, network, what)
+    if isinstance(whose, PersonalMask):
+        return personal(whose, capacities, plan_to, density)
+    return nobodys(whose, capacities, names["whose"])
 
 
 def _recipe(config: DictConfig) -> Recipe:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from fedprune.errors import ConfigError, DataError, Incompatible
-from fedprune.federated.where import Cohort
+from fedprune.federated.nested import Nested
+from fedprune.federated.where import Cohort, Server
 from fedprune.federated.whose import Voted, Whose
 from fedprune.pruning.companions import CHOOSE
 from fedprune.pruning.criterion import Criterion
@@ -154,6 +155,18 @@ def on_clients(plan: Plan, whose: Whose, criterion: Criterion, where: Any, rewin
         ),
     }
     return [problem for problem, broken in rules.items() if broken]
+
+
+def carried(plan: Plan, whose: Whose, criterion: Criterion, where: Any, names: dict[str, str]) -> list[str]:
+    """Whether clients would have to measure evidence on more of the network than they can carry."""
+    partial = isinstance(whose, Nested) and not all(part.whole for part in whose.parts)
+    on_data = sorted(_asked(criterion) & set(FROM_DATA)) if plan.events else []
+    if not partial or not on_data or isinstance(where, Server):
+        return []
+    return [
+        f"criterion={names['criterion']} needs {', '.join(on_data)} of the whole network, which under whose={names['whose']} "
+        "not everybody can carry: choose criterion=magnitude, or where=server with where.proxy=500"
+    ]
 
 
 def validation(plan: Plan, examples: int, names: dict[str, str]) -> list[str]:

@@ -88,7 +88,8 @@ class ClientRound:
             if job.event is not None and (recipe.epochs or 0) > 1:
                 epoch = math.ceil(len(indices) / recipe.batch_size)
                 batches = interrupted(batches, epoch, lambda: first.append(unload(self.module)))
-            with regularised(net, subnet.mask, self.regularisers, sum(map(len, self.clients.train))) as penalty:
+            prunable = {name: subnet.mask[name] for name in self.wire.layout.masked}
+            with regularised(net, prunable, self.regularisers, sum(map(len, self.clients.train))) as penalty:
                 return fit(self.module, subnet, batches, recipe, recipe.lr_decay**job.clock, penalty, momenta)
 
     def _carry_out(self, job: Job, moment: str, subnet: Subnet, first: Params | None = None) -> Pruned | None:

@@ -16,14 +16,20 @@ from fedprune.types import Mask, Subnet
 
 def densities(subnet: Subnet, what: What, parameters: tuple[str, ...]) -> dict[str, float]:
     """density/weights (prunable entries), density/params (all of the network's), density/units, and density/layer/<name>."""
-    living, prunable = masks.count(subnet.mask), masks.size(subnet.mask)
-    total = sum(subnet.params[name].numel() for name in parameters if not is_companion(name))
-    alive, units = what.alive_units(subnet.mask)
+    prunable = {name: subnet.mask[name] for name in what.names}
+    counted = [name for name in parameters if not is_companion(name)]
+    total = sum(subnet.params[name].numel() for name in counted)
+    dead = sum(
+        masks.size({name: subnet.mask[name]}) - masks.count({name: subnet.mask[name]})
+        for name in counted
+        if name in subnet.mask
+    )
+    alive, units = what.alive_units(prunable)
     return {
-        "density/weights": living / prunable,
-        "density/params": (total - prunable + living) / total,
+        "density/weights": masks.density(prunable),
+        "density/params": (total - dead) / total,
         "density/units": alive / units,
-    } | {f"density/layer/{name.removesuffix('.weight')}": masks.density({name: alive}) for name, alive in subnet.mask.items()}
+    } | {f"density/layer/{name.removesuffix('.weight')}": masks.density({name: alive}) for name, alive in prunable.items()}
 
 
 def flops_per_example(net: nn.Module, inputs: torch.Tensor) -> dict[str, float]:

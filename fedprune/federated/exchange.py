@@ -101,11 +101,9 @@ class Exchange:
 
     def _messages(self, jobs: Sequence[Job]) -> list[bytes]:
         """The jobs as bytes. A subnet that many are sent is encoded once; a mask that its client holds already is not sent."""
-        subnets = {id(job.subnet): job for job in jobs}
-        blocks = {
-            key: self.wire.subnet_block(job.subnet, job.subnet.mask if job.held else None) for key, job in subnets.items()
-        }
-        return [self.wire.encode_job(job, blocks[id(job.subnet)]) for job in jobs]
+        alike = {(id(job.subnet), job.held): job for job in jobs}
+        blocks = {key: self.wire.subnet_block(job.subnet, self.wire.mask_of(job.held)) for key, job in alike.items()}
+        return [self.wire.encode_job(job, blocks[id(job.subnet), job.held]) for job in jobs]
 
     def _receive(self, answer: bytes, job: Job) -> Update | None:
         """The update if it can be read and passes its checks; else it is reported, and ends the run unless told otherwise."""

@@ -23,7 +23,7 @@ from fedprune.federated.sampling import cohort
 from fedprune.federated.where import Where, measuring
 from fedprune.federated.whose import Receipt, Terms, Whose, carry_out
 from fedprune.pruning.cycle import Axes, Measure
-from fedprune.pruning.mask import apply, collapsed, ones, unpack
+from fedprune.pruning.mask import apply, collapsed, ones
 from fedprune.pruning.network import Network
 from fedprune.pruning.rewind import Draws, Rewind
 from fedprune.randomness import torch_stream
@@ -130,12 +130,14 @@ class FederatedLoop:
         return [self._job(state, client) for client in self._cohort(state)]
 
     def _job(self, state: State, client: int) -> Job:
-        held, (event, events) = self.whose.held(state, client), self.whose.on_client(self.plan, state, client)
-        subnet = state.server
-        if held:
-            mask = unpack(held, {name: alive.shape for name, alive in subnet.mask.items()})
-            subnet = Subnet(apply(subnet.params, mask), mask)
-        return Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, held=held)
+        mask, (event, events) = self._own(state, client), self.whose.on_client(self.plan, state, client)
+        subnet = state.server if mask is None else Subnet(apply(state.server.params, mask), mask)
+        known = self.whose.known(state, client)
+        return Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, held=known)
+
+    def _own(self, state: State, client: int) -> Mask | None:
+        """The client's own mask, if it has one."""
+        return self.exchange.wire.mask_of(self.whose.held(state, client))
 
     def _merge(self, state: State, answers: Iterable[tuple[Job, Update]]) -> tuple[State, list[Receipt]]:
         """The updates' mean, taken as a step by the server optimizer, under the mask; and what each client keeps."""

@@ -4,6 +4,7 @@ Every `whose` has
     on_server(plan, state) -> the events that the server carries out before this round
     on_client(plan, state, client) -> (the event that this client carries out in this round, or None; how many it did before)
     held(state, client) -> the client's own mask, packed to bits; empty if it has that of the server
+    known(state, client) -> the mask that the client holds before it is told, packed likewise; empty if it holds none
     merged(state, params, receipts, terms) -> the state with the merged parameters, and with what the clients' events come to
 and says `at` which moment of their round clients carry out events (see on_client.py), and by `asks` whether it is the server
 that asks the gate.
@@ -61,6 +62,8 @@ class Whose(Protocol):
 
     def held(self, state: State, client: int) -> bytes: ...
 
+    def known(self, state: State, client: int) -> bytes: ...
+
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State: ...
 
 
@@ -107,8 +110,11 @@ class Shared:
     def held(self, state: State, client: int) -> bytes:
         return b""
 
+    def known(self, state: State, client: int) -> bytes:
+        return b""
+
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
-        return _under(state.server.mask, state, params)
+        return under(state.server.mask, state, params)
 
 
 @dataclass(frozen=True)
@@ -135,10 +141,13 @@ class Voted:
     def held(self, state: State, client: int) -> bytes:
         return b""
 
+    def known(self, state: State, client: int) -> bytes:
+        return b""
+
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
         proposals = [receipt for receipt in receipts if receipt.pruned]
         if not proposals:
-            return _under(state.server.mask, state, params)
+            return under(state.server.mask, state, params)
         job, held = proposals[0].job, votes((receipt.mask, receipt.weight) for receipt in proposals)
         assert job.event is not None
         mask = self.ballot(held, params, job.event, terms.axes.what, terms.draws.generator)
@@ -150,10 +159,11 @@ class PersonalMask:
     """Each client has a mask and a place in the plan of its own, which live as long as the run; the server's network is whole.
 
     A client that was not there when an event was due carries it out in its next round; of several, the last, except behind a
-    gate, which lets one through at a time.
+    gate, which lets one through at a time. plans: of each client, where they differ (empty: everybody follows the run's).
     """
 
     at: str = "start"
+    plans: tuple[Plan, ...] = ()
     asks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -163,7 +173,7 @@ class PersonalMask:
         return ()
 
     def on_client(self, plan: Plan, state: State, client: int) -> tuple[PruneEvent | None, int]:
-        own = state.personal.get(client, Personal(b""))
+        plan, own = self.plans[client] if self.plans else plan, state.personal.get(client, Personal(b""))
         events = tuple(event for event in plan.events[own.events :] if event.round <= state.round)
         if plan.gate is not None:
             waits = state.round >= plan.gate.stop or (own.events and state.round < own.pruned + plan.gate.apart)
@@ -172,6 +182,9 @@ class PersonalMask:
 
     def held(self, state: State, client: int) -> bytes:
         return state.personal[client].mask if client in state.personal else b""
+
+    def known(self, state: State, client: int) -> bytes:
+        return self.held(state, client)
 
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
         personal = dict(state.personal)
@@ -182,7 +195,8 @@ class PersonalMask:
         return replace(state, server=Subnet(params, ones(params, names)), personal=personal)
 
 
-def _under(mask: Mask, state: State, params: Params) -> State:
+def under(mask: Mask, state: State, params: Params) -> State:
+    """The state with these parameters for the server, under this mask."""
     return replace(state, server=Subnet(apply(params, mask), mask), momentum=masked(state.momentum, mask))
 
 

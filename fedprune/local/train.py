@@ -140,9 +140,12 @@ def _optimizer(module: LocalModule, decay: float) -> torch.optim.Optimizer:
 
 
 def _masked(module: LocalModule, subnet: Subnet) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters in which something is dead, and their masks as numbers (multiplying by numbers is what fuses)."""
-    holes = {name: alive for name, alive in subnet.mask.items() if not alive.numpy().all()}
+    """The parameters in which something is dead, and their masks as numbers (multiplying by numbers is what fuses).
+
+    Running statistics of channels that are dead are those of zeros: zero, and nothing has to hold them there.
+    """
     parameters = dict(module.net.named_parameters())
+    holes = {name: alive for name, alive in subnet.mask.items() if name in parameters and not alive.numpy().all()}
     return [parameters[name] for name in holes], [_number(alive, parameters[name]) for name, alive in holes.items()]
 
 

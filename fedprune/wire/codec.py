@@ -60,12 +60,13 @@ def auto(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
 
 
 def decode(data: bytes | memoryview, layout: Layout, known: Mask | None = None) -> tuple[Params, Mask]:
-    """The tensors and the mask. Raises ValueError if the bytes are not an encoding of this layout."""
+    """The tensors and the mask, which covers what the `known` one does, or else what the layout says. Raises ValueError if the
+    bytes are not an encoding of this layout."""
     view = memoryview(data)
     if len(view) < 2 or view[0] not in (DENSE, BITMAP, KNOWN):
         raise ValueError("not an encoding of tensors")
     codec, place = view[0], 2
-    shapes = {name: layout.shapes[name] for name in layout.masked}
+    shapes = {name: layout.shapes[name] for name in (layout.masked if known is None else known)}
     if codec == KNOWN:
         if known is None:
             raise ValueError("the mask was left out, but the receiver holds none")

@@ -28,10 +28,14 @@ FRAME = struct.Struct("<4sI")  # magic, crc32 of the rest: the length of the hea
 
 @dataclass(frozen=True)
 class Wire:
-    """Both ends of the wire: how tensors become bytes, and the layout of the network that is sent."""
+    """Both ends of the wire: how tensors become bytes, and the layout of the network that is sent.
+
+    own: the tensors that a client's own mask covers, if they are others than those of the layout.
+    """
 
     codec: Codec
     layout: Layout
+    own: tuple[str, ...] = ()
 
     def subnet_block(self, subnet: Subnet, known: Mask | None = None) -> bytes:
         """A subnet as a block: made once, sent to many. Names outside the layout (what clients keep) stay behind."""
@@ -63,7 +67,7 @@ class Wire:
 
     def mask_of(self, held: bytes) -> Mask | None:
         """The mask that these bits are, or None if there are none."""
-        return unpack(held, {name: self.layout.shapes[name] for name in self.layout.masked}) if held else None
+        return unpack(held, {name: self.layout.shapes[name] for name in self.own or self.layout.masked}) if held else None
 
     def encode_update(self, update: Update, known: Mask) -> bytes:
         """An update as bytes. `known` is the mask that it is answered under; evidence covers the living or the dead of it."""

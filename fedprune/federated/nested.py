@@ -1,0 +1,164 @@
+"""Each client has as much of the server's network as it can carry, and whoever carries more has all that the others have.
+
+A client's mask is a function of the server's network and its capacity (capacity.py), so no state is kept for it. The server
+prunes as it does where one mask is shared, and each entry is the mean over those who have it (aggregate.py).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedprune.errors import ConfigError, Incompatible
+from fedprune.federated.asking import due
+from fedprune.federated.whose import Receipt, Terms, under
+from fedprune.pruning.mask import pack, shrink
+from fedprune.pruning.network import Network
+from fedprune.pruning.own_density import OwnDensity
+from fedprune.pruning.what import What
+from fedprune.pruning.width import leading, output_layer
+from fedprune.types import Mask, Params, Plan, PruneEvent, State
+
+Labels = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one client carries. labels: the outputs that it has (None: all of them)."""
+
+    capacity: float
+    labels: Labels | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether that is the server's network as it is."""
+        return self.capacity == 1 and self.labels is None
+
+
+@dataclass(frozen=True, eq=False)
+class Nested:
+    """by: `width`, the leading units of each layer (HeteroFL, Diao et al. 2021; FjORD, Horvath et al. 2021), which the client
+    knows by itself; or `magnitude`, the largest |w| in the scope of `what`, at its capacity x the server's density
+    (hetero-FLASH, Babakniya et al. 2023), which it has to be told.
+
+    labels: `all`, or `own`: a client has the outputs of those labels alone that it has training examples of. The logits of
+    others are then zero to it, and only those who have a label learn its output (HeteroFL's masked cross-entropy). The
+    server knows by it which labels a client has. For by=width.
+
+    The other fields are filled in by `bind`.
+    """
+
+    by: str = "width"
+    labels: str = "all"
+    parts: tuple[Part, ...] = ()
+    network: Network | None = None
+    what: What | None = None
+
+    asks: ClassVar[bool] = True
+    at: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        for key, known in {"by": ("width", "magnitude"), "labels": ("all", "own")}.items():
+            if getattr(self, key) not in known:
+                raise ConfigError([f"whose.{key}={getattr(self, key)}: choose {' or '.join(known)}"])
+        if self.labels == "own" and self.by != "width":
+            raise ConfigError([f"whose.labels=own leaves out units, and whose.by={self.by} does not: choose whose.by=width"])
+
+    def bind(self, capacities: Sequence[float], owned: Sequence[Labels], network: Network, what: What) -> Nested:
+        """For these clients. owned: the labels of their training examples. Raises Incompatible where the network, or what is
+        pruned of it, has no such parts."""
+        labels = owned if self.labels == "own" else [None] * len(capacities)
+        bound = replace(
+            self, parts=tuple(Part(c, own) for c, own in zip(capacities, labels, strict=True)), network=network, what=what
+        )
+        if not all(part.whole for part in bound.parts):
+            bound._check(network, what)
+        return bound
+
+    def _check(self, network: Network, what: What) -> None:
+        if self.by == "magnitude":
+            if isinstance(what.scope, OwnDensity):
+                raise Incompatible("whose.by=magnitude: `what` has a density of its own: choose what=weights_per_layer")
+            return
+        slices = [leading(network, capacity) for capacity in sorted({part.capacity for part in self.parts})]
+        skipped = [name.removesuffix(".weight") for name in slices[0] if _is_weight(network, name) and name not in what.names]
+        if skipped:
+            raise Incompatible(
+                f"whose.by=width cuts every layer, and what leaves out {', '.join(skipped)}: choose what.skip=[]"
+            )
+
+    @property
+    def covers(self) -> tuple[str, ...]:
+        """The tensors that the mask of a client covers, where they are more than those that are prunable."""
+        sliced = self.network is not None and self.by == "width" and not all(part.whole for part in self.parts)
+        return tuple(leading(self.network, 1.0)) if sliced and self.network else ()
+
+    def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]:
+        return due(plan, state)
+
+    def on_client(self, plan: Plan, state: State, client: int) -> tuple[PruneEvent | None, int]:
+        return None, state.events
+
+    def held(self, state: State, client: int) -> bytes:
+        if not self.parts or self.parts[client].whole:
+            return b""
+        if self.by == "width":
+            return _within(self, self.parts[client], *state.server.mask.values())
+        weights = (state.server.params[name] for name in state.server.mask)
+        return _largest(self, self.parts[client].capacity, tuple(state.server.mask.values()), tuple(weights))
+
+    def known(self, state: State, client: int) -> bytes:
+        whole = not self.parts or self.parts[client].whole
+        return b"" if whole or self.by == "magnitude" else pack(self.slice(self.parts[client]))
+
+    def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
+        return under(state.server.mask, state, params)
+
+    def slice(self, part: Part) -> Mask:
+        """What a client may have of the network by its width and its labels, whatever else of it is pruned."""
+        assert self.network is not None, "bind comes first"
+        return _slice(self.network, part)
+
+
+@functools.lru_cache(maxsize=256)
+def _slice(network: Network, part: Part) -> Mask:
+    """The leading units, and of the output layer those of the part's labels."""
+    cut, last = leading(network, part.capacity), output_layer(network.net).removesuffix(".weight")
+    if part.labels is None:
+        return cut
+    return {name: _rows(alive, part.labels) if name.rpartition(".")[0] == last else alive for name, alive in cut.items()}
+
+
+def _rows(alive: Tensor, labels: Labels) -> Tensor:
+    kept = torch.zeros(len(alive), dtype=torch.bool)
+    kept[list(labels)] = True
+    return alive & kept.view(-1, *[1] * (alive.dim() - 1))
+
+
+# Masks and weights are remembered by what object they are: they never change, and each serves a whole round.
+@functools.lru_cache(maxsize=256)
+def _within(nested: Nested, part: Part, *server: Tensor) -> bytes:
+    """The slice, less what is dead on the server."""
+    assert nested.what is not None
+    alive = dict(zip(nested.what.names, server, strict=True))
+    return pack({name: mine & alive[name] if name in alive else mine for name, mine in nested.slice(part).items()})
+
+
+@functools.lru_cache(maxsize=8)
+def _largest(nested: Nested, capacity: float, server: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> bytes:
+    """The largest of the living weights, at `capacity` times the server's density of units."""
+    assert nested.what is not None
+    what, names = nested.what, nested.what.names
+    mask = dict(zip(names, server, strict=True))
+    alive, units = what.alive_units(mask)
+    scores = {name: weight.abs() for name, weight in zip(names, weights, strict=True)}
+    return pack(shrink(mask, scores, capacity * alive / units, what))
+
+
+def _is_weight(network: Network, name: str) -> bool:
+    return name.endswith(".weight") and network.net.get_parameter(name).dim() > 1
