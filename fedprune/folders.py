@@ -54,9 +54,7 @@ def _federated(federated: dict[str, Any]) -> dict[str, Any]:
     """As it was written before an aggregate could be chosen, and when server steps stood in the same file as it."""
     kept = {key: value for key, value in federated.items() if value != OVERLAP_MEAN}
     if isinstance(kept["server"], dict):
-        kept["server"] = {
-            key: str(value).replace(*MOVED) if key == "_target_" else value for key, value in kept["server"].items()
-        }
+        kept["server"] = {**kept["server"], "_target_": str(kept["server"].get("_target_")).replace(*MOVED)}
     return kept
 
 

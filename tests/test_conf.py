@@ -174,6 +174,7 @@ def test_every_axis_of_an_experiments_grid_is_a_text_of_values_that_compose(path
         ("federated=fedadam", "federated.clients=4", "local=fedprox", "local.optimizer.lr=1e-3", "density=0.5"),
         ("federated=fedavgm", "federated/aggregate=intersection", "federated.server.beta=0.5"),
         ("federated/aggregate=overlap_mean", "federated.aggregate.uncovered=zero"),
+        ("federated=centralized", "federated/aggregate=trimmed_mean", "federated.aggregate.trim=0.2"),
         ("local/optimizer=adam", "what=weights_per_layer", "+what.scope.rates.fc1=0.5", "rewind=early", "rewind.round=1"),
         ("local.epochs=null", "local.steps=3", "what.skip=[first]", "executor.workers=2", "seed=7"),
     ],

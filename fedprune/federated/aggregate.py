@@ -42,9 +42,10 @@ class OverlapMean:
 def overlap_mean(server: Params, updates: Updates, uncovered: str = "keep") -> Params:
     """Each entry is the weighted mean over the clients whose mask holds it, sum_k a_k m_k w_k / sum_k a_k m_k.
 
-    Where nobody holds it, the server's value stays, or, with `uncovered` zero, it is 0. With equal masks this is FedAvg (McMahan
-    et al. 2017). Updates are taken up one by one, in the given order, into a running mean: memory does not grow with the cohort,
-    and networks that are equal average to themselves, bit for bit. Clients in a row that share one mask are taken up together.
+    Where nobody holds it, the server's value stays, or, with `uncovered` zero, it is 0. With equal masks this is FedAvg
+    (McMahan et al. 2017). Updates are taken up one by one, in the given order, into a running mean: memory does not grow with
+    the cohort, and networks that are equal average to themselves, bit for bit. Clients in a row that share one mask are taken
+    up together.
     """
     mean: Params = {}
     cover: dict[str, Tensor | float] = {}  # the weight of those who hold an entry
