@@ -112,6 +112,13 @@ def test_the_order_of_the_clients_does_not_matter_to_a_bit(merge, seed, equal):
 
 
 @pytest.mark.parametrize("merge", ALL)
+def test_the_sign_of_a_zero_does_not_depend_on_the_order(merge):
+    for zeros in itertools.permutations([-0.0, 0.0, -0.0]):
+        found = merge(SERVER, [client([zero] * 4, [1, 1, 1, 1]) for zero in zeros])
+        assert found["w"].view(torch.int32).tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("merge", ALL)
 def test_the_weights_of_the_clients_play_no_part(merge, equal):
     assert equal(merge(SERVER, [(subnet, 10.0**n) for n, (subnet, _) in enumerate(FOUR)]), merge(SERVER, FOUR))
 
