@@ -12,6 +12,7 @@ from fedprune.pruning.evidence import FROM_DATA, OBSTACLES, OUTCOMES, known, nee
 from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import nearest
+from fedprune.pruning.regrown import RULES
 from fedprune.pruning.rewind import CONTROLS, Rewind
 from fedprune.pruning.what import What
 from fedprune.ticket.begin import broken_units
@@ -69,6 +70,7 @@ def ranges(config: Any) -> list[str]:
         "it is the number of clients that train in a round": 1 <= federated.cohort <= max(federated.clients, 1),
     }
     choices = {"weighting": ("examples", "uniform"), "broken": ("stop", "drop"), "optimizer_state": ("fresh", "kept")}
+    choices |= {"regrown": RULES}
     wrong = {key: federated[key] for key, known in choices.items() if federated[key] not in known}
     return [problem for problem, fine in rules.items() if not fine] + [
         f"federated.{key}={value}: choose one of {', '.join(choices[key])}" for key, value in wrong.items()

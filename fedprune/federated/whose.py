@@ -11,6 +11,7 @@ from fedprune.federated.server_step import masked
 from fedprune.pruning import cycle
 from fedprune.pruning.cycle import Axes, Measure
 from fedprune.pruning.mask import apply
+from fedprune.pruning.regrown import last_values, of_the_dead
 from fedprune.pruning.rewind import Draws, Rewind
 from fedprune.types import PruneEvent, State, Subnet
 
@@ -26,9 +27,10 @@ def shared(
     """One mask for all: the server prunes the merged network, and everybody trains what is left.
 
     After a rewind the server optimizer starts fresh; otherwise its momentum is only masked. Where weights are other ones,
-    clients forget what they kept.
+    clients forget what they kept, and the server what the dead were.
     """
-    pruned = cycle.prune(state.server, event, axes, measure)
+    last = last_values(state.server, state.stale) if axes.regrown == "server" else {}
+    pruned = cycle.prune(state.server, event, axes, measure, last)
     weights, clock = rewind(pruned.mask, state.anchors, draws)
     server = pruned if weights is None else Subnet(apply(weights, pruned.mask), pruned.mask)
     return replace(
@@ -39,4 +41,5 @@ def shared(
         clock=state.clock if clock is None else clock,
         momentum=masked(state.momentum, pruned.mask) if clock is None else {},
         kept=state.kept if weights is None else {},
+        stale=of_the_dead(last, pruned.mask) if weights is None else {},
     )
