@@ -20,8 +20,10 @@ class Federated:
     weighting: str = "examples"
     batchnorm: str = "average"
     optimizer_state: str = "fresh"
+    regrown: str = "zero"
     broken: str = "stop"
     capacity: Any = None
+    aggregate: Any = None
     server: Any = None
 
 
