@@ -32,7 +32,7 @@ class Spy:
     def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
         for (method, arguments), answer in zip(tasks, self._inner.map(tasks, sizes), strict=True):
             if method == "run":
-                job = self._wire.decode_job(arguments[0])
+                job = self._wire.decode_job(arguments[0], arguments[2])
                 spoiled = self._spoil(job, answer[0])
                 self.seen.append((job, len(arguments[0]), len(spoiled)))
                 answer = (spoiled, *answer[1:])
