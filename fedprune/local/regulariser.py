@@ -30,14 +30,17 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 @dataclass(frozen=True)
 class Regulariser:
     """formula: (what its arguments name, see PIECES) -> a scalar; `strength` times it is added to the mean loss of each batch.
-    layers: (net, mask) -> how the layers of these names run in training; all others run as always. companion: what each
-    prunable weight gets beside it.
+    layers: (net, mask) -> how the layers of these names ("": the network) run in training; all others run as always. paired:
+    the same with a term of the loss that goes by what has run. companion: what each prunable weight gets beside it. obstacle:
+    why a network cannot be trained so, or None.
     """
 
     formula: Formula | None = None
     strength: float = 0.0
     layers: Callable[[nn.Module, Mask], dict[str, Forward]] | None = None
+    paired: Callable[[nn.Module, Mask], tuple[dict[str, Forward], Callable[[], Tensor]]] | None = None
     companion: Companion | None = None
+    obstacle: Callable[[nn.Module], str | None] | None = None
 
 
 def none() -> Regulariser:
@@ -97,25 +100,30 @@ def regularised(
     net: nn.Module, mask: Mask, regularisers: Sequence[Regulariser], examples: int
 ) -> Iterator[Callable[[], Tensor] | None]:
     """Inside, layers run as these regularisers say; the value is the term to add to a batch's loss (None: nothing)."""
-    changed = [change for one in regularisers if one.layers for change in one.layers(net, mask).items()]
-    layers = {net.get_submodule(name): forward for name, forward in changed}
+    pairs = [one.paired(net, mask) for one in regularisers if one.paired]
+    changed = [one.layers(net, mask) for one in regularisers if one.layers] + [forwards for forwards, _ in pairs]
+    layers = {net.get_submodule(name): forward for forwards in changed for name, forward in forwards.items()}
     for layer, forward in layers.items():
         layer.forward = functools.partial(forward, layer)
     try:
-        yield _term(net, mask, [one for one in regularisers if one.formula and one.strength], examples)
+        terms = _terms(net, mask, [one for one in regularisers if one.formula and one.strength], examples)
+        terms += [(1.0, term) for _, term in pairs]
+        yield (lambda: torch.stack([strength * term() for strength, term in terms]).sum()) if terms else None
     finally:
         for layer in layers:
             del layer.forward
 
 
-def _term(net: nn.Module, mask: Mask, regularisers: Sequence[Regulariser], examples: int) -> Callable[[], Tensor] | None:
-    """The sum of the terms, as a function of the network's parameters as they are when it is called."""
-    terms = []
+def _terms(
+    net: nn.Module, mask: Mask, regularisers: Sequence[Regulariser], examples: int
+) -> list[tuple[float, Callable[[], Tensor]]]:
+    """(strength, term), functions of the network's parameters as they are when they are called."""
+    terms: list[tuple[float, Callable[[], Tensor]]] = []
     for one in regularisers:
         assert one.formula is not None, "regularisers without a formula have no term"
         pieces = {name: PIECES[name](net, mask, examples) for name in needs(one.formula)}
         terms.append((one.strength, functools.partial(one.formula, **pieces)))
-    return (lambda: torch.stack([strength * term() for strength, term in terms]).sum()) if terms else None
+    return terms
 
 
 def run(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -127,8 +135,8 @@ def run(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor | None) -
 
 def together(penalty: Regulariser, dropout: Regulariser, net: nn.Module) -> None:
     """Raises Incompatible if these two do not go together, or not with this network."""
-    problems = []
-    if penalty.layers and dropout.layers:
+    problems = [found for one in (penalty, dropout) if one.obstacle and (found := one.obstacle(net))]
+    if penalty.layers and (dropout.layers or dropout.paired):
         problems.append(
             "local.penalty samples gates, and local.dropout is another noise on the same weights: "
             "choose local/dropout=none, or local/penalty=none"

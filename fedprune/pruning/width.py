@@ -41,7 +41,7 @@ def leading(network: Network, capacity: float) -> Mask:
     units = {name.removesuffix(".weight"): alive for name, alive in rows.items()} | norms
     state = network.net.state_dict()
     return {
-        name: weights.get(_weight_of(name), units[layer] if layer in units else None)  # type: ignore[arg-type]
+        name: weights[own] if (own := _weight_of(name)) in weights else units[layer]
         for name, tensor in state.items()
         if (layer := name.rpartition(".")[0]) in units and tensor.dim() > 0
     }

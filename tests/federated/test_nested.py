@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -127,7 +128,7 @@ def test_the_largest_weights_by_sorting(tiny, play):
         values = 4 * (count(job.subnet.mask) + 410)
         bits = size(job.subnet.mask) / 8 * (capacity < 1)
         assert values + bits < down < values + bits + 250
-    for wide, narrow in zip(LEVELS, LEVELS[1:], strict=False):
+    for wide, narrow in itertools.pairwise(LEVELS):
         assert all(not (alive & ~of[wide][name]).any() for name, alive in of[narrow].items())
 
 

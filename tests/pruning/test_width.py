@@ -1,6 +1,7 @@
 """Width slices: counts by hand, nesting, and that a masked network is the smaller one, in evaluation and in training."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -74,7 +75,7 @@ def test_slices_nest_and_the_whole_network_is_one(name):
     assert all(alive.all() for alive in masks[0].values())
     trained = {n for n, _ in of.net.named_parameters()}
     assert trained <= set(masks[0])
-    for wider, narrower in zip(masks, masks[1:], strict=False):
+    for wider, narrower in itertools.pairwise(masks):
         assert all(not (alive & ~wider[n]).any() for n, alive in narrower.items())
         assert count(narrower) < count(wider)
 
