@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from fedprune.pruning.companions import is_companion
 from fedprune.pruning.criterion import Compensated
 from fedprune.pruning.evidence import FROM_DATA, needs
 from fedprune.pruning.mask import apply, ones, shrink
-from fedprune.types import SERVER, Job, Mask, Subnet, Update
+from fedprune.types import SERVER, Job, Mask, State, Subnet, Update
 from fedprune.wire.message import about, answered_under
 
 
@@ -26,10 +27,11 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
     down = up = flops = 0.0
     subnets = _subnets(experiment)
     for rounds, subnet in _stretches(experiment, subnets):
-        sent, received = _message_bytes(experiment, subnet)
-        down += rounds * config.federated.cohort * sent
-        up += rounds * config.federated.cohort * received
-        flops += rounds * _examples(experiment, config) * training_flops(experiment.flops, subnet.mask)
+        for share, part, known in _parts(experiment, subnet):
+            sent, received = _message_bytes(experiment, part, known)
+            down += rounds * share * config.federated.cohort * sent
+            up += rounds * share * config.federated.cohort * received
+            flops += rounds * share * _examples(experiment, config) * training_flops(experiment.flops, part.mask)
     prunable = sum(net.state_dict()[name].numel() for name in experiment.axes.what.names)
     parameters = sum(p.numel() for name, p in net.named_parameters() if not is_companion(name))
     gate = [("gate", f"{plan.gate.opens}; the costs are those of events at their earliest")] if plan.gate else []
@@ -70,10 +72,20 @@ def _stretches(experiment: Experiment, subnets: list[Subnet]) -> list[tuple[int,
     return [(stop - start, subnet) for start, stop, subnet in zip(starts, ends, subnets, strict=True) if stop > start]
 
 
-def _message_bytes(experiment: Experiment, subnet: Subnet) -> tuple[int, int]:
-    """(bytes of a job, bytes of its update) for training this subnet."""
+def _parts(experiment: Experiment, subnet: Subnet) -> list[tuple[float, Subnet, Mask | None]]:
+    """(fraction of the clients, what they have of the server's network, the mask that they know) for each kind of client."""
+    whose, state, wire = experiment.options["whose"], State(subnet, {}, {}), experiment.wire
+    clients = len(experiment.clients.train)
+    kinds = Counter((whose.held(state, client), whose.known(state, client)) for client in range(clients))
+    masks = {held: wire.mask_of(held) for held, _ in kinds}
+    parts = {held: subnet if mask is None else Subnet(apply(subnet.params, mask), mask) for held, mask in masks.items()}
+    return [(number / clients, parts[held], wire.mask_of(known)) for (held, known), number in kinds.items()]
+
+
+def _message_bytes(experiment: Experiment, subnet: Subnet, known: Mask | None) -> tuple[int, int]:
+    """(bytes of a job, bytes of its update) for training this subnet. known: the mask that its client holds, if any."""
     wire = experiment.wire
-    job = wire.encode_job(Job(0, 0, 0, 0, subnet), wire.subnet_block(subnet))
+    job = wire.encode_job(Job(0, 0, 0, 0, subnet), wire.subnet_block(subnet, known))
     answer = wire.encode_update(Update(0, subnet, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}), subnet.mask)
     return len(job), len(answer)
 

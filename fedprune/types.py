@@ -121,8 +121,8 @@ class Job:
 
     about: whether the evidence is asked of the living entries (to drop some) or of the dead ones (to grow some).
     surviving: for evidence about a removal, what of `subnet` it would leave; the evidence is then about these entries.
-    kept, held: what this client kept from its last round, and the mask that it holds before it is told, packed to bits (empty: it
-    holds none); both stay with the client, never on the wire.
+    kept, held: what this client kept from its last round, and the mask that it holds before it is told, packed to bits (empty:
+    none); both stay with the client, never on the wire.
     """
 
     client: int

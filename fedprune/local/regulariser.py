@@ -30,16 +30,16 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 @dataclass(frozen=True)
 class Regulariser:
     """formula: (what its arguments name, see PIECES) -> a scalar; `strength` times it is added to the mean loss of each batch.
-    layers: (net, mask) -> how the layers of these names ("": the network) run in training; all others run as always. paired:
-    the same with a term of the loss that goes by what has run. companion: what each prunable weight gets beside it. obstacle:
-    why a network cannot be trained so, or None.
+    layers: (net, mask) -> how the layers of these names ("": the network) run in training; all others run as always.
+    companion: what each prunable weight gets beside it. paired: as `layers`, with a term of the loss that goes by what has run.
+    obstacle: why a network cannot be trained so, or None.
     """
 
     formula: Formula | None = None
     strength: float = 0.0
     layers: Callable[[nn.Module, Mask], dict[str, Forward]] | None = None
-    paired: Callable[[nn.Module, Mask], tuple[dict[str, Forward], Callable[[], Tensor]]] | None = None
     companion: Companion | None = None
+    paired: Callable[[nn.Module, Mask], tuple[dict[str, Forward], Callable[[], Tensor]]] | None = None
     obstacle: Callable[[nn.Module], str | None] | None = None
 
 

@@ -12,6 +12,7 @@ import torch
 from test_exchange import spied
 
 from fedprune.errors import ConfigError, Incompatible
+from fedprune.estimate import estimate
 from fedprune.federated.capacity import Tiers, of_all
 from fedprune.federated.exchange import Tally
 from fedprune.federated.executor import Processes
@@ -110,7 +111,7 @@ def test_what_the_server_prunes_is_dead_for_everybody(by, tiny, play):
 
 
 def test_the_largest_weights_by_sorting(tiny, play):
-    """Per layer, at capacity x the server's density, exactly; whoever carries more has all that the others have; and a mask that
+    """Per layer, at capacity x the server's density, exactly; whoever carries more has all that the others have. A mask that
     depends on the weights is sent: one bit for each."""
     overrides = (*NARROW, "whose.by=magnitude", "what=weights_per_layer", "what.scope.rates={}")
     experiment = tiny(*overrides)
@@ -183,6 +184,16 @@ def test_densities_count_biases_that_go(tiny, play):
     ((_, metrics),) = play(tiny(*NARROW, "federated.capacity.levels=[0.5]", "rounds=1"))
     assert metrics["density/weights"] == pytest.approx(17_600 / 50_200)
     assert metrics["density/params"] == pytest.approx(17_810 / 50_610)
+
+
+def test_the_estimate_is_of_the_slices(tiny, play):
+    """A cohort of all clients: what is foreseen for a round is what a round takes, but for the digits of its numbers."""
+    experiment = tiny(*NARROW, "rounds=1")
+    ((_, metrics),) = play(experiment)
+    told = dict(estimate(experiment, experiment.config))
+    for way in ("down", "up"):
+        number, unit, *_ = told[f"bytes {way}"].split()
+        assert float(number) * {"kB": 1e3, "MB": 1e6}[unit] == pytest.approx(metrics[f"wire/{way}_bytes"], rel=0.01)
 
 
 @pytest.mark.parametrize(
