@@ -107,6 +107,8 @@ def test_what_the_server_prunes_is_dead_for_everybody(by, tiny, play):
             assert not (job.subnet.mask[name] & ~alive).any()
             if CAPACITIES[job.client] == 1:
                 assert torch.equal(job.subnet.mask[name], alive)
+        if by == "magnitude":  # of all 50,200 weights half live, and of these a client's capacity
+            assert count(job.subnet.mask) == 25_100 * CAPACITIES[job.client]
     assert metrics["density/weights"] < 0.5
 
 

@@ -33,7 +33,7 @@ def cut(w: Arrays, hidden: int, labels: NDArray) -> Arrays:
 
 
 def merged(server: Arrays, parts: Sequence[tuple[Arrays, int, NDArray, float]]) -> Arrays:
-    """Each entry's sum over those who have it / their weight; the server's where nobody has it. parts: (w, hidden, labels, a)."""
+    """Each entry's weighted mean over those who have it; the server's where nobody has it. parts: (w, hidden, labels, a)."""
     above = {name: np.zeros_like(value) for name, value in server.items()}
     below = {name: np.zeros_like(value) for name, value in server.items()}
     for w, hidden, labels, a in parts:

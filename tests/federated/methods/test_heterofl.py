@@ -21,11 +21,11 @@ HETEROFL = ("whose=nested", "whose.by=width", "whose.labels=own", "how_often=nev
 
 
 def test_an_entry_is_the_plain_mean_over_those_who_have_its_units_and_its_label():
-    """Two hidden units, labels 0, 1, 2. Client 0 carries all and has labels 0 and 1, client 1 half and labels 1 alone. The server
-    has 9 everywhere, client 0 sends 2, client 1 sends 4 (and has four times the examples, which do not count).
+    """Two hidden units, labels 0, 1, 2. Client 0 carries all and has labels 0 and 1, client 1 half and labels 1 alone. The
+    server has 9 everywhere, client 0 sends 2, client 1 sends 4 (and has four times the examples, which do not count).
 
-    fc1: unit 0 of both (2 + 4) / 2 = 3; unit 1 of client 0: 2. fc2 by label and unit: label 0 of client 0: 2, 2; label 1, unit 0
-    of both: 3, unit 1 of client 0: 2; label 2 of nobody: 9, 9. Biases of the labels: 2, 3, 9.
+    fc1: unit 0 of both (2 + 4) / 2 = 3; unit 1 of client 0: 2. fc2 by label and unit: label 0 of client 0: 2, 2; label 1, unit
+    0 of both: 3, unit 1 of client 0: 2; label 2 of nobody: 9, 9. Biases of the labels: 2, 3, 9.
     """
     experiment = federation(
         *HETEROFL, "rounds=1", train=([0, 1, 3, 4], [1, 4, 7, 10]), val=([], []), test=([], []),
