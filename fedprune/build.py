@@ -87,7 +87,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     axes = Axes(what, criterion, config.federated.regrown)
     capacities = of_all(capacity, config.federated.clients, config.seed)
     owned = [tuple(dataset.y[part].unique().tolist()) for part in clients.train]
-    parts = functools.partial(_parted, capacities, owned, Network(net, dataset.shape), what)
+    parts = functools.partial(_parted, capacities, owned, Network(net, dataset.shape), what, own)
     plan_to = functools.partial(options["how_often"], window)
     options["whose"] = problems.attempt(parts, options["whose"], plan_to, config.density, names) or options["whose"]
     problems.add_incompatible(check.validation(plan, sum(sizes(clients.val)), names))
@@ -127,6 +127,7 @@ def _parted(
     owned: Sequence[tuple[int, ...]],
     network: Network,
     what: What,
+    own: tuple[str, ...],
     whose: Whose,
     plan_to: Callable[[float], Plan],
     density: float,
@@ -134,7 +135,7 @@ def _parted(
 ) -> Whose:
     """This `whose` for clients of these capacities."""
     if isinstance(whose, Nested):
-        return whose.bind(capacities, owned, network, what)
+        return whose.bind(capacities, owned, network, what, own)
     if isinstance(whose, PersonalMask):
         return personal(whose, capacities, plan_to, density)
     return nobodys(whose, capacities, names["whose"])

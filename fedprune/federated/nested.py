@@ -58,6 +58,7 @@ class Nested:
     parts: tuple[Part, ...] = ()
     network: Network | None = None
     what: What | None = None
+    own: tuple[str, ...] = ()
 
     asks: ClassVar[bool] = True
     at: ClassVar[None] = None
@@ -69,12 +70,23 @@ class Nested:
         if self.labels == "own" and self.by != "width":
             raise ConfigError([f"whose.labels=own leaves out units, and whose.by={self.by} does not: choose whose.by=width"])
 
-    def bind(self, capacities: Sequence[float], owned: Sequence[Labels], network: Network, what: What) -> Nested:
-        """For these clients. owned: the labels of their training examples. Raises Incompatible where the network, or what is
-        pruned of it, has no such parts."""
+    def bind(
+        self,
+        capacities: Sequence[float],
+        owned: Sequence[Labels],
+        network: Network,
+        what: What,
+        own: tuple[str, ...] = (),
+    ) -> Nested:
+        """For these clients. owned: the labels of their training examples. own: the tensors that they keep to themselves, of
+        which no mask is sent. Raises Incompatible where the network, or what is pruned of it, has no such parts."""
         labels = owned if self.labels == "own" else [None] * len(capacities)
         bound = replace(
-            self, parts=tuple(Part(c, own) for c, own in zip(capacities, labels, strict=True)), network=network, what=what
+            self,
+            parts=tuple(Part(capacity, known) for capacity, known in zip(capacities, labels, strict=True)),
+            network=network,
+            what=what,
+            own=own,
         )
         if not all(part.whole for part in bound.parts):
             bound._check(network, what)
@@ -96,7 +108,7 @@ class Nested:
     def covers(self) -> tuple[str, ...]:
         """The tensors that the mask of a client covers, where they are more than those that are prunable."""
         sliced = self.network is not None and self.by == "width" and not all(part.whole for part in self.parts)
-        return tuple(leading(self.network, 1.0)) if sliced and self.network else ()
+        return tuple(self.slice(Part(1.0))) if sliced else ()
 
     def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]:
         return due(plan, state)
@@ -122,13 +134,14 @@ class Nested:
     def slice(self, part: Part) -> Mask:
         """What a client may have of the network by its width and its labels, whatever else of it is pruned."""
         assert self.network is not None, "bind comes first"
-        return _slice(self.network, part)
+        return _slice(self.network, part, self.own)
 
 
 @functools.lru_cache(maxsize=256)
-def _slice(network: Network, part: Part) -> Mask:
-    """The leading units, and of the output layer those of the part's labels."""
-    cut, last = leading(network, part.capacity), output_layer(network.net).removesuffix(".weight")
+def _slice(network: Network, part: Part, own: tuple[str, ...]) -> Mask:
+    """The leading units, and of the output layer those of the part's labels; of all tensors but a client's `own`."""
+    last = output_layer(network.net).removesuffix(".weight")
+    cut = {name: alive for name, alive in leading(network, part.capacity).items() if name not in own}
     if part.labels is None:
         return cut
     return {name: _rows(alive, part.labels) if name.rpartition(".")[0] == last else alive for name, alive in cut.items()}

@@ -162,6 +162,34 @@ def test_batchnorm_goes_with_its_channels(tiny, play):
             assert not torch.equal(value[:half], state.init[name][:half]), name
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("model=resnet20", "model.norm=batch", "federated.batchnorm=local"),
+        ("local/penalty=l0",),
+        ("local/dropout=variational",),
+        ("federated.optimizer_state=kept",),
+        ("federated/aggregate=coordinate_median",),
+        ("when.start=0", "how_often=dynamic", "how_often.every=1", "criterion=set", "when.stop=1"),
+    ],
+)
+@pytest.mark.parametrize("by", ["width", "magnitude"])
+def test_parts_go_with_what_else_clients_learn_keep_or_exchange(by, changes, tiny, play):
+    """And what nobody has stays as it was: of the first layer the second half of the units, by width."""
+    experiment = tiny(*NARROW, f"whose.by={by}", "federated.capacity.levels=[0.5]", "rounds=1", *changes)
+    spy = spied(experiment)
+    ((state, metrics),) = play(experiment, spy)
+    assert metrics["clients/dropped"] == 0
+    for job, *_ in trained(spy).values():
+        assert metrics["density/weights"] <= 0.51
+        assert all(not job.subnet.params[name][~alive].any() for name, alive in job.subnet.mask.items())
+    first = experiment.axes.what.names[0]
+    if by == "width" and "criterion=set" not in changes:
+        half = len(state.init[first]) // 2
+        assert torch.equal(state.server.params[first][half:], state.init[first][half:])
+        assert not torch.equal(state.server.params[first][:half], state.init[first][:half])
+
+
 def test_under_equal_capacities_everybody_has_the_servers_network(tiny, play, differences):
     shared = play(tiny("how_often=one_shot"))[-1][0]
     for by in ("width", "magnitude"):
