@@ -48,6 +48,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.add(check.ranges(config))
     options = {group: problems.attempt(make, config[group]) for group in OBJECTS}
     options["server_step"] = problems.attempt(make, config.federated.server)
+    availability = problems.attempt(make, config.federated.availability)
     recipe = problems.attempt(_recipe, config)
     regularisers = tuple(problems.attempt(make, config.local[group]) for group in ("penalty", "dropout"))
     ticket = problems.attempt(_ticket, config)
@@ -70,6 +71,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.attempt(together, *regularisers, net)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
+    options["fates"] = availability(config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])
     problems.add(check.outcomes(plan, names))
 
     add_companions(net, what.names, regularisers, torch_stream(config.seed, "companions"))
@@ -79,6 +81,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
 
     axes = Axes(what, criterion)
     problems.add_incompatible(check.validation(plan, sum(sizes(clients.val)), names))
+    problems.add_incompatible(check.answers(options["fates"], config, plan, criterion, where, names))
     problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
     problems.add_incompatible(_combination(plan, axes, options, Network(net, dataset.shape), names))
     problems.stop_if_any()

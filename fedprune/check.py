@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from fedprune.errors import ConfigError, DataError, Incompatible
+from fedprune.federated.availability import Fates, heard
+from fedprune.federated.sampling import cohort
 from fedprune.pruning.companions import CHOOSE
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.evidence import FROM_DATA, OBSTACLES, OUTCOMES, known, needs, unknown
@@ -15,7 +17,7 @@ from fedprune.pruning.rank import nearest
 from fedprune.pruning.rewind import CONTROLS, Rewind
 from fedprune.pruning.what import What
 from fedprune.ticket.begin import broken_units
-from fedprune.types import Mask, Plan
+from fedprune.types import SERVER, Mask, Plan
 
 T = TypeVar("T")
 
@@ -136,6 +138,30 @@ def validation(plan: Plan, examples: int, names: dict[str, str]) -> list[str]:
     return [
         f"when={names['when']} looks at the clients' validation data, and partition.val=0 leaves none: set partition.val=0.1, "
         "or choose when=once_settled"
+    ]
+
+
+def answers(fates: Fates, config: Any, plan: Plan, criterion: Criterion, where: Any, names: dict[str, str]) -> list[str]:
+    """Whether those who are asked to train, or to measure evidence, include somebody who answers in any round."""
+    federated, seed = config.federated, config.seed
+
+    def trains(clock: int) -> tuple[int, ...]:
+        return cohort(seed, clock, federated.clients, federated.cohort)
+
+    def measures(clock: int) -> tuple[int, ...]:
+        return where(trains(clock), federated.clients, seed)
+
+    if not heard(fates, trains, plan.rounds):
+        return [
+            f"federated.availability leaves nobody in any of the {plan.rounds} rounds: choose federated/availability=always, "
+            "or let more clients answer"
+        ]
+    asks = bool(plan.events) and bool(_asked(criterion) & set(FROM_DATA)) and measures(0) != (SERVER,)
+    if not asks or heard(fates, measures, plan.rounds):
+        return []
+    return [
+        f"where={names['where']}: under federated.availability nobody ever answers who is to measure evidence: "
+        "choose where=cohort, or another seed"
     ]
 
 

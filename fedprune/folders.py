@@ -22,6 +22,9 @@ VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_ever
 NOTHING = {"_target_": "fedprune.local.regulariser.none"}
 """What a penalty or dropout is where there is none."""
 
+ALWAYS = {"_target_": "fedprune.federated.availability.always", "_partial_": True}
+"""What the availability of clients is where everybody answers."""
+
 QUOTES = "\"'"
 MOST = 200  # characters of a folder's name
 
@@ -39,6 +42,7 @@ def folder_hash(config: DictConfig) -> str:
     if kept["ticket"]["path"] is None:
         del kept["ticket"]  # a run without one is what it was before there were any
     kept["local"] = {key: value for key, value in kept["local"].items() if value != NOTHING}  # likewise
+    kept["federated"] = {key: value for key, value in kept["federated"].items() if value != ALWAYS}
     kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
     return digest_of(kept)
 

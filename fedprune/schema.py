@@ -22,6 +22,7 @@ class Federated:
     optimizer_state: str = "fresh"
     broken: str = "stop"
     server: Any = None
+    availability: Any = None
 
 
 @dataclass

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from fedprune.errors import Unheard
 from fedprune.federated.aggregate import ServerStep, masked, overlap_mean
 from fedprune.federated.asking import ask, waiting
 from fedprune.federated.costs import densities, training_flops
@@ -71,16 +73,14 @@ class FederatedLoop:
         """One round. Returns the state after it, and its metrics."""
         started, tally = time.perf_counter(), Tally()
         state = self._remember(state)
-        due = self._due(state)
-        for event in due:
-            state = self._prune(state, event, tally)
+        state, pruned = self._prune_all(state, self._due(state), tally)
         updates = self.exchange.train(state, self._cohort(state), tally)
         after = replace(self._merge(state, updates), round=state.round + 1, clock=state.clock + 1)
         trained = time.perf_counter()
         after, asked = self._ask(after, tally)
         after = replace(after, up_bytes=state.up_bytes + tally.up_bytes, down_bytes=state.down_bytes + tally.down_bytes)
         metrics = {"round": state.round, "prune/events": state.events, **densities(state.server, self.axes.what, self.trained)}
-        if due:  # the mask is a new one, and stays as it is until the next event
+        if pruned:  # the mask is a new one, and stays as it is until the next event
             metrics |= {"density/effective": self.effective(state.server.mask)}
         metrics |= asked | tally.metrics() | {"wire/total_bytes": after.up_bytes + after.down_bytes}
         metrics |= {"flops/train": tally.seen * training_flops(self.flops, state.server)}
@@ -98,6 +98,19 @@ class FederatedLoop:
         due = tuple(event for event in self.plan.events[state.events :] if event.round <= state.round)
         return due if self.plan.gate is None else due[: int(state.opened)]
 
+    def _prune_all(self, state: State, events: tuple[PruneEvent, ...], tally: Tally) -> tuple[State, int]:
+        """The state after these events, and how many of them happened.
+
+        An event about which nobody answers, and those after it, wait for the next round (under a gate, until it opens again).
+        """
+        for done, event in enumerate(events):
+            try:
+                state = self._prune(state, event, tally)
+            except Unheard as unheard:
+                log.warning("round %d: %s; it waits for the next round", state.round, unheard)
+                return replace(state, opened=False), done
+        return state, len(events)
+
     def _prune(self, state: State, event: PruneEvent, tally: Tally) -> State:
         """One prune event, on evidence measured at this very state."""
         measure, draws = self._measure(state, tally), self._draws(state)
@@ -112,7 +125,10 @@ class FederatedLoop:
         if event is None or self.plan.gate is None:
             return state, {}
         measure = self._measure(state, tally)
-        return ask(self.plan.gate, event, state, self.axes, measure, lambda: self.evaluation.val_accuracy(state))
+        try:
+            return ask(self.plan.gate, event, state, self.axes, measure, lambda: self.evaluation.val_accuracy(state))
+        except Unheard:  # there is nothing to compare, now or in the next round
+            return replace(state, opened=False, candidate={}), {}
 
     def _measure(self, state: State, tally: Tally) -> Measure:
         clients = self.where(self._cohort(state), self.clients, self.seed)
@@ -126,11 +142,18 @@ class FederatedLoop:
         return cohort(self.seed, state.clock, self.clients, self.cohort)
 
     def _merge(self, state: State, updates: Iterable[Update]) -> State:
-        """The updates' mean, taken as a step by the server optimizer, under the mask; and what each client keeps."""
-        kept = dict(state.kept)
+        """The updates' mean, taken as a step by the server optimizer, under the mask; and what each client keeps.
+
+        Without any update there is no mean, and so no step: the state stays as it is, the server optimizer's momentum too.
+        """
+        kept, arriving = dict(state.kept), iter(updates)
+        first = next(arriving, None)
+        if first is None:
+            log.warning("round %d: there is no update to merge; the network stays as it is", state.round)
+            return state
 
         def weighted() -> Iterator[tuple[Subnet, float]]:
-            for update in updates:
+            for update in itertools.chain((first,), arriving):
                 assert update.subnet is not None, "a client that was told to train sends a subnet"
                 kept.update({update.client: update.kept} if update.kept else {})
                 known = {name: value for name, value in update.kept.items() if name in state.server.params}

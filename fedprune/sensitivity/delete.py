@@ -15,6 +15,7 @@ from fedprune.build import build
 from fedprune.checkpoint import load_state
 from fedprune.errors import DataError, Incompatible
 from fedprune.experiment import Experiment
+from fedprune.federated.availability import everybody
 from fedprune.federated.client import Slice
 from fedprune.federated.evaluate import LENGTH
 from fedprune.federated.exchange import Exchange, Tally
@@ -70,7 +71,7 @@ def curves(
     """
     executor = run.experiment.executor()
     try:
-        exchange = run.experiment.loop(executor).exchange
+        exchange = replace(run.experiment.loop(executor).exchange, fates=everybody)  # whoever was silent in the run
         dense = _outcome(run, exchange, run.state.server.mask)
         for name, criterion in criteria.items():
             for layer, part, scores in _parts(run, _scores(run, exchange, name, criterion), by_layer):
