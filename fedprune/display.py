@@ -82,13 +82,16 @@ LEFT_OUT = {"clients/silent": "silent", "clients/late": "late", "clients/dropped
 
 
 def left_out_text(rows: Sequence[Mapping[str, float]]) -> str | None:
-    """How many answers were left out of all rounds, and why; None if none was."""
+    """How many answers were left out of all rounds, and why, and what never came for want of them; None if all went well."""
     counts = {text: int(sum(row.get(name, 0) for row in rows)) for name, text in LEFT_OUT.items()}
-    if not any(counts.values()):
-        return None
-    empty = sum("train/loss" not in row for row in rows)
+    empty, waiting = sum("train/loss" not in row for row in rows), int(rows[-1].get("prune/waiting", 0))
     reasons = ", ".join(f"{count} {text}" for text, count in counts.items() if count)
-    return f"left out of {len(rows)} rounds: {reasons}" + (f"; {empty} of the rounds merged nothing" if empty else "")
+    parts = [
+        f"left out of {len(rows)} rounds: {reasons}" if reasons else "",
+        f"{empty} of the rounds merged nothing" if reasons and empty else "",
+        f"prune events that never came, because nobody answered about their evidence: {waiting}" if waiting else "",
+    ]
+    return "; ".join(filter(None, parts)) or None
 
 
 class Live:

@@ -39,17 +39,12 @@ def ask(
 
 
 def unmet(plan: Plan, state: State) -> str | None:
-    """What there is to say at the end of a run that did not come to all of its events, or None."""
-    if state.events == len(plan.events):
+    """What there is to say at the end of a run whose gate did not let all events through, or None."""
+    if plan.gate is None or state.events == len(plan.events):
         return None
     ended = f"density {plan.events[state.events - 1].density:.4g}" if state.events else "dense"
-    outcome = f"the run ends {'at ' * bool(state.events)}{ended} instead of {plan.events[-1].density:.4g}"
-    if plan.gate is None:
-        return (
-            f"nobody answered who was asked for evidence, and {state.events} of {len(plan.events)} prune events happened: "
-            f"{outcome}; for more of them choose where=all_clients, or federated/availability=always"
-        )
     return (
-        f"the gate ({plan.gate.opens}) let {state.events} of {len(plan.events)} prune events through: {outcome}; "
-        f"for more of them set {plan.gate.opens.looser}, or more rounds"
+        f"the gate ({plan.gate.opens}) let {state.events} of {len(plan.events)} prune events through: the run ends "
+        f"{'at ' * bool(state.events)}{ended} instead of {plan.events[-1].density:.4g}; for more of them set "
+        f"{plan.gate.opens.looser}, or more rounds"
     )

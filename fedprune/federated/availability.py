@@ -151,7 +151,7 @@ class Tiers:
             raise ConfigError([f"federated.availability.speeds.speeds={list(self.speeds)}: give one or more positive numbers"])
 
     def __call__(self, generator: np.random.Generator) -> float:
-        return float(self.speeds[generator.integers(len(self.speeds))])
+        return float(self.speeds[int(generator.integers(len(self.speeds)))])
 
 
 def heard(fates: Fates, asked: Callable[[int], Sequence[int]], rounds: int) -> bool:

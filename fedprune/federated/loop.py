@@ -72,15 +72,16 @@ class FederatedLoop:
     def round(self, state: State) -> tuple[State, dict[str, float]]:
         """One round. Returns the state after it, and its metrics."""
         started, tally = time.perf_counter(), Tally()
-        state = self._remember(state)
-        state, pruned = self._prune_all(state, self._due(state), tally)
+        begun = self._remember(state)
+        state, waits = self._prune_all(begun, self._due(begun), tally)
         updates = self.exchange.train(state, self._cohort(state), tally)
         after = replace(self._merge(state, updates), round=state.round + 1, clock=state.clock + 1)
         trained = time.perf_counter()
         after, asked = self._ask(after, tally)
         after = replace(after, up_bytes=state.up_bytes + tally.up_bytes, down_bytes=state.down_bytes + tally.down_bytes)
         metrics = {"round": state.round, "prune/events": state.events, **densities(state.server, self.axes.what, self.trained)}
-        if pruned:  # the mask is a new one, and stays as it is until the next event
+        metrics |= {"prune/waiting": waits} if waits else {}
+        if state.events > begun.events:  # the mask is a new one, and stays as it is until the next event
             metrics |= {"density/effective": self.effective(state.server.mask)}
         metrics |= asked | tally.metrics() | {"wire/total_bytes": after.up_bytes + after.down_bytes}
         metrics |= {"flops/train": tally.seen * training_flops(self.flops, state.server)}
@@ -99,7 +100,7 @@ class FederatedLoop:
         return due if self.plan.gate is None else due[: int(state.opened)]
 
     def _prune_all(self, state: State, events: tuple[PruneEvent, ...], tally: Tally) -> tuple[State, int]:
-        """The state after these events, and how many of them happened.
+        """The state after these events, and how many of them are still to come.
 
         An event about which nobody answers, and those after it, wait for the next round (under a gate, until it opens again).
         """
@@ -108,8 +109,8 @@ class FederatedLoop:
                 state = self._prune(state, event, tally)
             except Unheard as unheard:
                 log.warning("round %d: %s; it waits for the next round", state.round, unheard)
-                return replace(state, opened=False), done
-        return state, len(events)
+                return replace(state, opened=False), len(events) - done
+        return state, 0
 
     def _prune(self, state: State, event: PruneEvent, tally: Tally) -> State:
         """One prune event, on evidence measured at this very state."""
