@@ -36,6 +36,7 @@ from fedprune.federated.availability import (
     heard,
 )
 from fedprune.federated.executor import Task
+from fedprune.federated.sampling import cohort
 from fedprune.federated.where import OneClient
 from fedprune.folders import folder_hash
 from fedprune.types import Job, State, Subnet, Update
@@ -181,6 +182,14 @@ def test_clients_drop_out_at_the_rate_independently_of_each_other_and_of_the_rou
     for pair in ((0, 1), (3, 7), (8, 9)):
         assert within(silent[:, pair].all(axis=1), rate**2)
     assert within(silent[0::2] & silent[1::2], rate**2)
+
+
+def test_how_many_of_a_cohort_are_silent_is_binomial():
+    # 2000 cohorts of 5 at the rate 1/2: 2000 x (1, 5, 10, 10, 5, 1) / 32. Chi-square with 5 degrees: above 20.5 once in 1000.
+    fates = Dropout(0.5)(0, [1] * 40)
+    silent = Counter(sum(fates(k, clock) is SILENT for k in cohort(0, clock, 40, 5)) for clock in range(2000))
+    expected = {number: 2000 * math.comb(5, number) / 32 for number in range(6)}
+    assert sum((silent[n] - e) ** 2 / e for n, e in expected.items()) < 20.5
 
 
 def test_a_rate_of_zero_is_everybody():
