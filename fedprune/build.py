@@ -72,7 +72,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
     options["fates"] = availability(config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])
-    problems.add(check.outcomes(plan, names))
+    problems.add(check.outcomes(plan, options["whose"], names))
 
     add_companions(net, what.names, regularisers, torch_stream(config.seed, "companions"))
     begin = problems.attempt(ticket, net, what, config.seed, names)
@@ -81,7 +81,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
 
     axes = Axes(what, criterion)
     problems.add_incompatible(check.validation(plan, sum(sizes(clients.val)), names))
-    problems.add_incompatible(check.answers(options["fates"], config, plan, criterion, where, names))
+    problems.add_incompatible(check.answers(options["fates"], config, plan, criterion, where, options["whose"], names))
     problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
     problems.add_incompatible(_combination(plan, axes, options, Network(net, dataset.shape), names))
     problems.stop_if_any()
@@ -97,7 +97,8 @@ def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Ne
         log.warning("criterion=%s never grows under how_often=%s; it only drops", names["criterion"], names["how_often"])
     units = what.units(network.net.state_dict())
     return [
-        *check.composition(plan, criterion, options["where"], options["rewind"], names),
+        *check.composition(plan, criterion, options["where"], options["rewind"], options["whose"], names),
+        *check.on_clients(plan, options["whose"], criterion, options["where"], options["rewind"], names),
         *check.obstacles(plan, criterion, network, what.names, names),
         *check.min_per_layer(what, plan, units),
         *check.scope(what, plan, units, names),

@@ -8,13 +8,15 @@ from typing import Any, TypeVar
 from fedprune.errors import ConfigError, DataError, Incompatible
 from fedprune.federated.availability import Fates, heard
 from fedprune.federated.sampling import cohort
+from fedprune.federated.where import Cohort
+from fedprune.federated.whose import Voted, Whose
 from fedprune.pruning.companions import CHOOSE
 from fedprune.pruning.criterion import Criterion
-from fedprune.pruning.evidence import FROM_DATA, OBSTACLES, OUTCOMES, known, needs, unknown
+from fedprune.pruning.evidence import FROM_DATA, OBSTACLES, OUTCOMES, OUTCOMES_OF_CLIENTS, known, needs, unknown
 from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import nearest
-from fedprune.pruning.rewind import CONTROLS, Rewind
+from fedprune.pruning.rewind import CONTROLS, LearningRate, Rewind
 from fedprune.pruning.what import What
 from fedprune.ticket.begin import broken_units
 from fedprune.types import SERVER, Mask, Plan
@@ -87,7 +89,7 @@ def evidence(criterion: Criterion, names: dict[str, str]) -> list[str]:
     ]
 
 
-def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, names: dict[str, str]) -> list[str]:
+def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, whose: Whose, names: dict[str, str]) -> list[str]:
     """Combinations of axes that mean nothing, each with what to choose instead."""
     exchanges = any(event.swap for event in plan.events)
     first = min((event.round for event in plan.events), default=plan.rounds)
@@ -100,7 +102,7 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, na
             exchanges and criterion.grow is None
         ),
         f"{how_often} trains on from where it is, and rewind={names['rewind']} would undo that: choose rewind=none": (
-            exchanges and names["rewind"] != "none"
+            exchanges and names["rewind"] != "none" and not isinstance(whose, Voted)
         ),
         f"{chosen} needs {', '.join(on_data)}, and where={names['where']} has no data: "
         "choose where=cohort, or set where.proxy=500 to give the server a proxy set": (
@@ -123,12 +125,37 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, na
     return [problem for problem, broken in rules.items() if broken]
 
 
-def outcomes(plan: Plan, names: dict[str, str]) -> list[str]:
-    """A gate that asks for what no round comes out with."""
-    asked = [name for name in needs(plan.gate.opens) if name not in OUTCOMES] if plan.gate else []
+def outcomes(plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
+    """A gate that asks for what no round comes out with, on the server or on a client."""
+    known = OUTCOMES if whose.asks else OUTCOMES_OF_CLIENTS
+    asked = [name for name in needs(plan.gate.opens) if name not in known] if plan.gate else []
     if not asked:
         return []
-    return [f"when={names['when']}: the gate asks for unknown outcomes {', '.join(asked)}; known: {', '.join(OUTCOMES)}"]
+    if set(asked) <= set(OUTCOMES_OF_CLIENTS):
+        return [f"when={names['when']} is for clients with masks of their own: choose whose=personal, or when=once_accurate"]
+    return [f"when={names['when']}: the gate asks for unknown outcomes {', '.join(asked)}; known: {', '.join(known)}"]
+
+
+def on_clients(plan: Plan, whose: Whose, criterion: Criterion, where: Any, rewind: Rewind, names: dict[str, str]) -> list[str]:
+    """What clients that carry out events themselves cannot do."""
+    if whose.at is None or not plan.events:
+        return []
+    chosen, early = f"whose={names['whose']}", getattr(rewind, "round", 0)
+    asked = needs(plan.gate.opens) if plan.gate and not whose.asks else ()
+    rules = {
+        f"{chosen}: each client scores on its own data, and where={names['where']} measures elsewhere: choose where=cohort": (
+            bool(_asked(criterion) & set(FROM_DATA)) and not isinstance(where, Cohort)
+        ),
+        f"{chosen}: a client knows the weights of the start, and not those of round {early}: choose rewind=init": (
+            not whose.asks and early > 0 and not isinstance(rewind, LearningRate)
+        ),
+        f"{chosen}: the learning rate follows the rounds of all, and rewind={names['rewind']} would set back one client's: "
+        "choose rewind=init or rewind=none": not whose.asks and isinstance(rewind, LearningRate),
+        f"when={names['when']} compares the masks after the first and the last epoch: choose whose.at=end": (
+            "mask_shift" in asked and whose.at == "start"
+        ),
+    }
+    return [problem for problem, broken in rules.items() if broken]
 
 
 def validation(plan: Plan, examples: int, names: dict[str, str]) -> list[str]:
@@ -141,7 +168,9 @@ def validation(plan: Plan, examples: int, names: dict[str, str]) -> list[str]:
     ]
 
 
-def answers(fates: Fates, config: Any, plan: Plan, criterion: Criterion, where: Any, names: dict[str, str]) -> list[str]:
+def answers(
+    fates: Fates, config: Any, plan: Plan, criterion: Criterion, where: Any, whose: Whose, names: dict[str, str]
+) -> list[str]:
     """Whether those who are asked to train, or to measure evidence, include somebody who answers in any round."""
     federated, seed = config.federated, config.seed
 
@@ -156,7 +185,7 @@ def answers(fates: Fates, config: Any, plan: Plan, criterion: Criterion, where: 
             f"federated.availability leaves nobody in any of the {plan.rounds} rounds: choose federated/availability=always, "
             "or let more clients answer"
         ]
-    asks = bool(plan.events) and bool(_asked(criterion) & set(FROM_DATA)) and measures(0) != (SERVER,)
+    asks = whose.asks and bool(plan.events) and bool(_asked(criterion) & set(FROM_DATA)) and measures(0) != (SERVER,)
     if not asks or heard(fates, measures, plan.rounds):
         return []
     return [

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedprune.errors import RunError
-from fedprune.types import Mask, Params, State, Subnet
+from fedprune.types import Mask, Params, Personal, State, Subnet
 
 NUMBERS = ("round", "clock", "events", "up_bytes", "down_bytes", "pruned", "opened")
 
@@ -30,6 +30,7 @@ def save_state(state: State, path: Path) -> None:
         **{f"anchors/{clock}": params for clock, params in state.anchors.items()},
         **{f"momentum/{key}": params for key, params in state.momentum.items()},
         **{f"kept/{client}": params for client, params in state.kept.items()},
+        "personal": _personal(state),
     }
     write(groups, {"state": json.dumps({name: getattr(state, name) for name in NUMBERS})}, path)
 
@@ -47,10 +48,32 @@ def load_state(path: Path) -> State:
             anchors={int(key): params for key, params in _below(groups, "anchors/").items()},
             momentum=_below(groups, "momentum/"),
             kept={int(key): params for key, params in _below(groups, "kept/").items()},
+            personal=_read_personal(groups.get("personal")),
             **{name: numbers[name] for name in NUMBERS},
         )
     except (KeyError, ValueError) as error:
         raise RunError(f"{path} is not a checkpoint of fedprune ({error}): remove it, or run with force=true") from error
+
+
+def _personal(state: State) -> Params:
+    """The clients' own masks and positions, as three tensors with a row per client; nothing if there are none."""
+    if not state.personal:
+        return {}
+    masks = b"".join(own.mask for own in state.personal.values())
+    return {
+        "clients": torch.tensor([*state.personal]),
+        "events": torch.tensor([own.events for own in state.personal.values()]),
+        "pruned": torch.tensor([own.pruned for own in state.personal.values()]),
+        "masks": torch.frombuffer(bytearray(masks), dtype=torch.uint8).view(len(state.personal), -1),
+    }
+
+
+def _read_personal(tensors: Params | None) -> dict[int, Personal]:
+    if tensors is None:
+        return {}
+    clients, events, pruned = (tensors[name].tolist() for name in ("clients", "events", "pruned"))
+    rows = zip(clients, tensors["masks"].numpy(), events, pruned, strict=True)
+    return {client: Personal(mask.tobytes(), *place) for client, mask, *place in rows}
 
 
 def save_ticket(params: Params, mask: Mask, provenance: Mapping[str, str], path: Path) -> None:

@@ -30,7 +30,7 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
         sent, received = _message_bytes(experiment, subnet)
         down += rounds * config.federated.cohort * sent
         up += rounds * answering * config.federated.cohort * received
-        flops += rounds * answering * _examples(experiment, config) * training_flops(experiment.flops, subnet)
+        flops += rounds * answering * _examples(experiment, config) * training_flops(experiment.flops, subnet.mask)
     prunable = sum(net.state_dict()[name].numel() for name in experiment.axes.what.names)
     parameters = sum(p.numel() for name, p in net.named_parameters() if not is_companion(name))
     missing = [("answers", f"{100 * answering:.3g} % of those that are sent for training; of evidence, all are counted")]
@@ -99,6 +99,8 @@ def _examples(experiment: Experiment, config: Any) -> float:
 def _evidence_bytes(experiment: Experiment, config: Any, subnets: list[Subnet]) -> int:
     """Bytes up and down of measuring evidence on clients: the network to each, what they measured back, at each event."""
     criterion, fed = experiment.axes.criterion, config.federated
+    if experiment.options["whose"].at is not None:  # each client scores for itself
+        return 0
     clients = experiment.options["where"](cohort(config.seed, 0, fed.clients, fed.cohort), fed.clients, config.seed)
     if clients == (SERVER,):
         return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.executor import Executor, Processes, Serial
 from fedprune.federated.loop import FederatedLoop
+from fedprune.federated.on_client import OnClient
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, add_companions
 from fedprune.make import make
@@ -62,11 +63,24 @@ class Experiment:
         worker = functools.partial(
             client_round,
             *(_container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device, self.regularisers),
+            self._on_client(),
         )
         if self.device != "cpu" and self.config.executor["_target_"].endswith(f".{Processes.__name__}"):
             log.warning("on %s clients are trained one after the other: executor=serial", self.device)
             return Serial(worker)
         return make(self.config.executor, worker)
+
+    def _on_client(self) -> OnClient | None:
+        """How clients carry out prune events, if it is they who do."""
+        whose, gate = self.options["whose"], self.plan.gate
+        if whose.at is None:
+            return None
+        opens = gate.opens if gate and not whose.asks else None
+        return OnClient(self.axes, self.options["rewind"], opens, whose.at, self._fresh, self.begin)
+
+    @property
+    def _fresh(self) -> Callable[[int], Params]:
+        return functools.partial(_fresh, self.config, self.dataset, self.axes.what.names, self.regularisers)
 
     def loop(self, executor: Executor) -> FederatedLoop:
         """The federated loop over these workers."""
@@ -84,8 +98,10 @@ class Experiment:
             cohort=federated.cohort,
             eval_every=config.eval_every,
             exchange=exchange,
-            evaluation=Evaluation(exchange, len(self.dataset.test_y), sizes(clients.val), sizes(clients.test)),
-            fresh=functools.partial(_fresh, config, self.dataset, self.axes.what.names, self.regularisers),
+            evaluation=Evaluation(
+                *(exchange, len(self.dataset.test_y), sizes(clients.val), sizes(clients.test), self.options["whose"].held)
+            ),
+            fresh=self._fresh,
             trained=tuple(name for name, _ in self.net.named_parameters()),
             flops=self.flops,
             effective=functools.partial(effective_density, self.net, shape=self.dataset.shape),
@@ -101,13 +117,14 @@ def client_round(
     wire: Wire,
     device: str,
     regularisers: tuple[Regulariser, ...],
+    event: OnClient | None,
 ) -> ClientRound:
     """What a worker builds for itself, once: the module, around data that it shares with the others."""
     with torch.random.fork_rng(devices=[]):
         net = make(config["model"], shape=dataset.shape, classes=dataset.classes)
     add_companions(net, wire.layout.masked, regularisers, torch.Generator())  # each job brings its own values
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
-    return ClientRound(module, dataset, clients, recipe, wire, config["where"].get("examples"), regularisers)
+    return ClientRound(module, dataset, clients, recipe, wire, config["where"].get("examples"), regularisers, event)
 
 
 def initial_net(config: DictConfig, dataset: Dataset, number: int) -> nn.Module:

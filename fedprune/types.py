@@ -72,6 +72,16 @@ class Subnet:
 
 
 @dataclass(frozen=True)
+class Personal:
+    """What lives of one client as long as the run, where masks are personal: its mask, packed to bits (see mask.pack), the
+    number of prune events that it has done, and the round of the last of them."""
+
+    mask: bytes
+    events: int = 0
+    pruned: int = 0
+
+
+@dataclass(frozen=True)
 class State:
     """Everything a run is between two rounds. A checkpoint is this value and nothing else.
 
@@ -79,8 +89,9 @@ class State:
     order follow the clock, so a rewound network sees what it saw the first time. events: prune events that are done. anchors:
     parameters remembered by the clock at which they were taken. ticket: the weights that training started from after the last
     event. momentum: the server optimizer's buffers. kept: what each client keeps to itself (never on the wire). sent: bytes
-    so far, up and down. pruned: rounds that were done at the last event. Under a gate, opened: whether it lets the next event
-    through; candidate: the mask that this event would have chosen now (empty if nobody asks).
+    so far, up and down. personal: of each client that has a mask of its own. pruned: rounds that were done at the last event.
+    Under a gate, opened: whether it lets the next event through; candidate: the mask that this event would have chosen now
+    (empty if nobody asks).
     """
 
     server: Subnet
@@ -92,6 +103,7 @@ class State:
     anchors: Mapping[int, Params] = field(default_factory=dict)
     momentum: Mapping[str, Params] = field(default_factory=dict)
     kept: Mapping[int, Params] = field(default_factory=dict)
+    personal: Mapping[int, Personal] = field(default_factory=dict)
     up_bytes: int = 0
     down_bytes: int = 0
     pruned: int = 0
@@ -103,9 +115,12 @@ class State:
 class Job:
     """All that a client is sent. With `measure` empty it trains; otherwise it measures that evidence and trains nothing.
 
+    event: what the client is to do to its mask in this round, if anything; events: how many the run did before that one.
+
     about: whether the evidence is asked of the living entries (to drop some) or of the dead ones (to grow some).
     surviving: for evidence about a removal, what of `subnet` it would leave; the evidence is then about these entries.
-    kept: what this client kept from its last round; stays with the client, never on the wire.
+    kept, held: what this client kept from its last round, and its own mask, packed to bits (empty: it has none); both stay with
+    the client, never on the wire.
     """
 
     client: int
@@ -116,14 +131,18 @@ class Job:
     measure: tuple[str, ...] = ()
     about: str = "alive"
     surviving: Mask | None = None
+    event: PruneEvent | None = None
+    events: int = 0
     kept: Params = field(default_factory=dict)
+    held: bytes = b""
 
 
 @dataclass(frozen=True)
 class Update:
     """All that a client sends back: a trained subnet, or evidence about the living or the dead entries of the one it was sent.
 
-    `examples` weighs it in every mean; `kept` stays with the client, never on the wire.
+    `examples` weighs it in every mean; `pruned` says whether the job's event took place; `kept` stays with the client, never
+    on the wire.
     """
 
     client: int
@@ -132,4 +151,5 @@ class Update:
     evidence: Mapping[str, Params] = field(default_factory=dict)
     about: str = "alive"
     metrics: Mapping[str, float] = field(default_factory=dict)
+    pruned: bool = False
     kept: Params = field(default_factory=dict)

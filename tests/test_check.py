@@ -20,6 +20,7 @@ from fedprune.check import (
 )
 from fedprune.errors import ConfigError, DataError, Incompatible, RunError
 from fedprune.federated.where import AllClients, Cohort, OneClient, Server
+from fedprune.federated.whose import Shared
 from fedprune.pruning.criterion import Compensated, Criterion, gradient, magnitude, magnitude_increase, random, snip
 from fedprune.pruning.gate import Accurate, Settled
 from fedprune.pruning.network import Network
@@ -130,7 +131,7 @@ OPTIONS = {
 
 def composed(plan: Plan = ONCE, criterion: Criterion | None = None, where: object = None, rewind: str = "none") -> list[str]:
     names = NAMES | {"rewind": rewind}
-    return composition(plan, criterion or Criterion(magnitude), where or Cohort(), OPTIONS[rewind], names)
+    return composition(plan, criterion or Criterion(magnitude), where or Cohort(), OPTIONS[rewind], Shared(), names)
 
 
 @pytest.mark.parametrize(
@@ -235,11 +236,11 @@ def gated(opens) -> Plan:
 def test_a_gate_that_asks_for_what_no_round_comes_out_with_is_reported_with_what_there_is():
     def lucky(val_accuracy, moon_phase): ...
 
-    assert outcomes(gated(lucky), NAMES) == [
+    assert outcomes(gated(lucky), Shared(), NAMES) == [
         "when=then: the gate asks for unknown outcomes moon_phase; known: val_accuracy, mask_shift"
     ]
     for plan in (gated(Accurate(0.5)), gated(Settled(0.1)), ONCE):
-        assert outcomes(plan, NAMES) == []
+        assert outcomes(plan, Shared(), NAMES) == []
 
 
 def test_a_gate_on_accuracy_needs_validation_data():

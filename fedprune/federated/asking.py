@@ -14,6 +14,12 @@ from fedprune.pruning.gate import shift
 from fedprune.types import Gate, Mask, Plan, PruneEvent, State
 
 
+def due(plan: Plan, state: State) -> tuple[PruneEvent, ...]:
+    """The events whose rounds have come and, under a gate, the next one if it is let through."""
+    found = tuple(event for event in plan.events[state.events :] if event.round <= state.round)
+    return found if plan.gate is None else found[: int(state.opened)]
+
+
 def waiting(plan: Plan, state: State) -> PruneEvent | None:
     """The event that the gate is to be asked about now: so early that it can happen at its round, and until it is too late."""
     if plan.gate is None or state.events == len(plan.events) or state.round >= plan.gate.stop:

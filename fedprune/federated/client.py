@@ -2,55 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+import functools
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedprune.data.batches import CHUNK, Again, Batches, Slice, interrupted
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
+from fedprune.federated.on_client import Looks, OnClient, Pruned
 from fedprune.local import optimizer_state
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, regularised
-from fedprune.local.train import fit, load, set_mode
+from fedprune.local.train import Trained, fit, load, set_mode, unload
 from fedprune.pruning.companions import fold
-from fedprune.pruning.evidence import FROM_DATA, OF_REMOVAL
+from fedprune.pruning.cycle import Measure
+from fedprune.pruning.evidence import FROM_DATA, OF_REMOVAL, at_hand
 from fedprune.pruning.mask import apply
+from fedprune.pruning.network import Network
 from fedprune.randomness import seeded, torch_seed, torch_stream
-from fedprune.types import SERVER, Job, Params, Subnet, Update
+from fedprune.types import SERVER, Job, Mask, Params, Subnet, Update
 from fedprune.wire.message import Wire, about, answered_under
-
-CHUNK = 2048  # examples that are gathered and normalised at once: a large client must not copy its whole data
-
 
 Arrays = dict[str, np.ndarray]
 """Tensors on their way between processes: as torch tensors they would become shared memory."""
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A stretch of evaluation data: examples `start` to `stop` of `part`.
-
-    part: `global` is the server's test set; `val` and `test` are all clients' own parts, one client after the other.
-    """
-
-    part: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Again:
-    """Batches that can be gone through more than once, made anew each time: no client's data is held twice."""
-
-    make: Callable[[], Iterator[Batch]]
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.make()
 
 
 @dataclass(frozen=True)
@@ -58,7 +37,8 @@ class ClientRound:
     """Everything a client needs besides the job: the module to train, its data, and how it trains.
 
     examples: how many of its training examples a client measures evidence on (None: all). regularisers: what it adds to its
-    training so that weights get ready to be pruned; evidence and evaluation are of the network without noise.
+    training so that weights get ready to be pruned; evidence and evaluation are of the network without noise. event: how it
+    carries out prune events itself (None: the server does).
     """
 
     module: LocalModule
@@ -68,33 +48,93 @@ class ClientRound:
     wire: Wire
     examples: int | None = None
     regularisers: tuple[Regulariser, ...] = ()
+    event: OnClient | None = None
 
-    def run(self, message: bytes, kept: Arrays) -> tuple[bytes, Arrays]:
-        """A job's bytes in, its update's bytes out; `kept` goes past the wire."""
-        job = replace(self.wire.decode_job(message), kept=_tensors(kept))
+    @functools.cached_property
+    def batches(self) -> Batches:
+        """Where its batches come from."""
+        return Batches(self.dataset, self.clients, self.module.device)
+
+    def run(self, message: bytes, kept: Arrays, held: bytes) -> tuple[bytes, Arrays]:
+        """A job's bytes in, its update's bytes out; `kept` and `held`, its own mask, go past the wire."""
+        job = replace(self.wire.decode_job(message, held), kept=_tensors(kept))
         update = self.measure(job) if job.measure else self.train(job)
         return self.wire.encode_update(update, answered_under(job)), {name: t.numpy() for name, t in update.kept.items()}
 
     def train(self, job: Job) -> Update:
-        """Train the subnet that was sent on the client's training part."""
-        indices = self.clients.train[job.client]
-        subnet = Subnet(job.subnet.params | job.kept, job.subnet.mask)
-        with seeded(torch_seed(job.seed, "training", job.clock, job.client), self.module.device):
-            batches = self._shuffled(indices, torch_stream(job.seed, "batches", job.clock, job.client))
-            momenta, decay = optimizer_state.part(job.kept), self.recipe.lr_decay**job.clock
-            with regularised(self.module.net, subnet.mask, self.regularisers, sum(map(len, self.clients.train))) as penalty:
-                trained = fit(self.module, subnet, batches, self.recipe, decay, penalty, momenta)
+        """Train the subnet that was sent on the client's training part, and carry out the job's event, if it has one."""
+        momenta = optimizer_state.part(job.kept)
+        own = {name: value for name, value in job.kept.items() if name not in momenta}
+        arrived = Subnet(job.subnet.params | own, job.subnet.mask)
+        pruned = self._carry_out(job, "start", arrived)
+        begun = pruned.subnet if pruned else arrived
+        first: list[Params] = []
+        trained = self._fit(job, begun, {} if pruned and pruned.replaced else momenta, first)
+        result, optimizer = Subnet(trained.params, begun.mask), trained.optimizer
+        at_end = self._carry_out(job, "end", result, first[0] if first else arrived.params)
+        if at_end:
+            result, optimizer = at_end.subnet, {} if at_end.replaced else optimizer
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
-        kept = {name: trained.params[name] for name in job.kept if name not in momenta} | trained.optimizer
-        return Update(job.client, Subnet(trained.params, subnet.mask), len(indices), metrics=metrics, kept=kept)
+        kept = {name: result.params[name] for name in own} | optimizer
+        examples, done = len(self.clients.train[job.client]), pruned is not None or at_end is not None
+        return Update(job.client, result, examples, metrics=metrics, pruned=done, kept=kept)
+
+    def _fit(self, job: Job, subnet: Subnet, momenta: Params, first: list[Params]) -> Trained:
+        """Train; where there are several epochs, the network after the first of them is put into `first` if an event asks."""
+        indices, recipe, net = self.clients.train[job.client], self.recipe, self.module.net
+        with seeded(torch_seed(job.seed, "training", job.clock, job.client), self.module.device):
+            stream = torch_stream(job.seed, "batches", job.clock, job.client)
+            batches = self.batches.shuffled(indices, recipe.batch_size, recipe.epochs, recipe.steps, stream)
+            if job.event is not None and (recipe.epochs or 0) > 1:
+                epoch = math.ceil(len(indices) / recipe.batch_size)
+                batches = interrupted(batches, epoch, lambda: first.append(unload(self.module)))
+            with regularised(net, subnet.mask, self.regularisers, sum(map(len, self.clients.train))) as penalty:
+                return fit(self.module, subnet, batches, recipe, recipe.lr_decay**job.clock, penalty, momenta)
+
+    def _carry_out(self, job: Job, moment: str, subnet: Subnet, first: Params | None = None) -> Pruned | None:
+        if job.event is None or self.event is None or self.event.at != moment:
+            return None
+        looks = Looks(self._measuring(job, self.event), functools.partial(self._accuracy, job.client), first)
+        return self.event(job, subnet, looks)
+
+    def _measuring(self, job: Job, event: OnClient) -> Measure:
+        """How this client measures evidence for its own mask."""
+        network, streams = Network(self.module.net, self.dataset.shape), functools.partial(_stream, job)
+
+        def measure(names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /) -> dict:
+            found = at_hand(names, network, subnet, event.start, functools.partial(streams, about))
+            wanted = tuple(name for name in names if name in FROM_DATA)
+            found |= self._evidence(replace(job, subnet=subnet, measure=wanted, about=about, surviving=surviving))
+            return {name: found[name] for name in names}
+
+        return measure
+
+    def _accuracy(self, client: int, params: Params) -> float:
+        """The fraction of this client's own validation examples that a network has right (0.0 if it has none)."""
+        load(self.module, fold(params))
+        self.module.eval()
+        correct = [self._outcome(batch)[1] for batch in self.batches.of(self.clients.val[client], CHUNK)]
+        return float(np.concatenate(correct).mean()) if correct else 0.0
 
     def measure(self, job: Job) -> Update:
         """Measure the evidence that was asked for, at the subnet that was sent; train nothing."""
-        indices = self.clients.server if job.client == SERVER else self.clients.train[job.client]
-        order = torch.randperm(len(indices), generator=torch_stream(job.seed, "evidence", job.round, job.client))
-        indices = indices[order[: self.examples]]
-        subnet, names = job.subnet, tuple(job.subnet.mask)
-        params = {name: value.to(self.module.device) for name, value in fold(subnet.params | job.kept).items()}
+        evidence = self._evidence(replace(job, subnet=Subnet(job.subnet.params | job.kept, job.subnet.mask)))
+        return Update(job.client, None, self._scored(job.client), evidence, job.about, kept=job.kept)
+
+    def _scored(self, client: int) -> int:
+        """On how many examples this client measures evidence."""
+        held = len(self._pool(client))
+        return held if self.examples is None else min(self.examples, held)
+
+    def _pool(self, client: int) -> Tensor:
+        return self.clients.server if client == SERVER else self.clients.train[client]
+
+    def _evidence(self, job: Job) -> dict[str, Params]:
+        """What the job asks for, on `examples` of this client's training examples; zero where it is not about."""
+        pool, names = self._pool(job.client), tuple(job.subnet.mask)
+        order = torch.randperm(len(pool), generator=torch_stream(job.seed, "evidence", job.round, job.client))
+        indices = pool[order[: self.examples]]
+        params = {name: value.to(self.module.device) for name, value in fold(job.subnet.params).items()}
         cover = about(answered_under(job), job.about)
         removal = ({name: alive.to(self.module.device) for name, alive in cover.items()},)
         set_mode(self.module, self.recipe)
@@ -102,16 +142,17 @@ class ClientRound:
         for name in job.measure:
             with seeded(torch_seed(job.seed, f"evidence {name}", job.round, job.client), self.module.device):
                 more = removal if name in OF_REMOVAL else ()
-                found = FROM_DATA[name](self.module, params, names, Again(lambda: self._in_order(indices)), *more)
+                batches = Again(lambda: self.batches.of(indices, self.recipe.batch_size))
+                found = FROM_DATA[name](self.module, params, names, batches, *more)
             evidence[name] = apply({n: e.cpu() for n, e in found.items()}, cover)
-        return Update(job.client, None, len(indices), evidence, job.about, kept=job.kept)
+        return evidence
 
-    def evaluate(self, block: bytes, kept: Arrays, where: Slice) -> tuple[np.ndarray, np.ndarray]:
-        """(loss, correct) of every example of a slice, for the network of a wire block."""
-        subnet = self.wire.read_subnet(block)
-        load(self.module, fold(subnet.params | _tensors(kept)))
+    def evaluate(self, block: bytes, kept: Arrays, held: bytes, where: Slice) -> tuple[np.ndarray, np.ndarray]:
+        """(loss, correct) of every example of a slice, for the network of a wire block under a client's own mask."""
+        params = self.wire.read_subnet(block).params | _tensors(kept)
+        load(self.module, fold(apply(params, self.wire.mask_of(held) or {})))
         self.module.eval()
-        losses, correct = zip(*(self._outcome(batch) for batch in self._evaluation(where)), strict=True)
+        losses, correct = zip(*(self._outcome(batch) for batch in self.batches.evaluation(where)), strict=True)
         return np.concatenate(losses), np.concatenate(correct)
 
     @torch.no_grad()
@@ -119,28 +160,10 @@ class ClientRound:
         losses, correct = self.module.outcome(batch)
         return losses.float().cpu().numpy(), correct.cpu().numpy()
 
-    def _evaluation(self, where: Slice) -> Iterator[Batch]:
-        if where.part == "global":
-            yield from self._batches(self.dataset.test_x, self.dataset.test_y, torch.arange(where.start, where.stop), CHUNK)
-        else:
-            indices = torch.cat(getattr(self.clients, where.part))[where.start : where.stop]
-            yield from self._batches(self.dataset.x, self.dataset.y, indices, CHUNK)
-
-    def _in_order(self, indices: Tensor) -> Iterator[Batch]:
-        return self._batches(self.dataset.x, self.dataset.y, indices, self.recipe.batch_size)
-
-    def _shuffled(self, indices: Tensor, generator: torch.Generator) -> Iterator[Batch]:
-        """Batches of `epochs` passes, or `steps` batches of as many passes as needed; each pass in a new order."""
-        passes = itertools.count() if self.recipe.epochs is None else range(self.recipe.epochs)
-        orders = (indices[torch.randperm(len(indices), generator=generator)] for _ in passes)
-        return itertools.islice(itertools.chain.from_iterable(map(self._in_order, orders)), self.recipe.steps)
-
-    def _batches(self, x: Tensor, y: Tensor, indices: Tensor, size: int) -> Iterator[Batch]:
-        """Gathered and normalised chunk by chunk, so that a batch is a view."""
-        for chunk in indices.split(max(CHUNK // size, 1) * size):
-            inputs = self.dataset.normalise(x[chunk].to(self.module.device))
-            yield from zip(inputs.split(size), y[chunk].to(self.module.device).split(size), strict=True)
-
 
 def _tensors(arrays: Arrays) -> Params:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _stream(job: Job, which: str, layer: str) -> torch.Generator:
+    return torch_stream(job.seed, f"criterion {which} {layer}", job.events, job.client)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedprune.pruning import mask as masks
 from fedprune.pruning.companions import is_companion
 from fedprune.pruning.what import What
-from fedprune.types import Subnet
+from fedprune.types import Mask, Subnet
 
 
 def densities(subnet: Subnet, what: What, parameters: tuple[str, ...]) -> dict[str, float]:
@@ -58,7 +58,7 @@ def _module(net: nn.Module, name: str) -> nn.Module | None:
     return dict(net.named_modules()).get(name)
 
 
-def training_flops(per_example: Mapping[str, float], subnet: Subnet) -> float:
+def training_flops(per_example: Mapping[str, float], mask: Mask) -> float:
     """Operations of training on one example: each layer's count times its density (what sparse hardware would have to do)."""
-    density = {name.removesuffix(".weight"): masks.density({name: alive}) for name, alive in subnet.mask.items()}
+    density = {name.removesuffix(".weight"): masks.density({name: alive}) for name, alive in mask.items()}
     return sum(flops * density.get(layer, 1.0) for layer, flops in per_example.items())

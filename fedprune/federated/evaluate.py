@@ -1,17 +1,19 @@
 """Accuracy: the server's network on the global test set, and on every client's own validation and test parts.
 
-Clients that share a network are evaluated together; a client that keeps tensors to itself, with those. Slices have a fixed
+Clients that share a network are evaluated together; a client that keeps tensors to itself, with those; one with a mask of its
+own, under that mask. Slices have a fixed
 length, so that the numbers do not depend on the number of workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fedprune.federated.client import Slice
+from fedprune.data.batches import Slice
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.executor import Task
 from fedprune.types import State
@@ -21,17 +23,19 @@ LENGTH = 2000  # examples per task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """test: the size of the global test set. val, local: how many examples each client has in its validation and test part."""
+    """test: the size of the global test set. val, local: how many examples each client has in its validation and test part.
+    held: a client's own mask at a state, packed to bits (empty: it has that of the server)."""
 
     exchange: Exchange
     test: int
     val: Sequence[int]
     local: Sequence[int]
+    held: Callable[[State, int], bytes]
 
     def __call__(self, state: State) -> dict[str, float]:
         """Metrics of the server's network: test/*, val/*, client/* (those whose part is empty are absent)."""
         block = self._block(state)
-        tasks = [("evaluate", (block, self._servers(state), part)) for part in _cut("global", 0, self.test)]
+        tasks = [("evaluate", (block, self._servers(state), b"", part)) for part in _cut("global", 0, self.test)]
         for part, sizes in (("val", self.val), ("test", self.local)):
             tasks += self._client_tasks(state, block, part, sizes)
         losses, correct = self._outcomes(tasks)
@@ -60,13 +64,19 @@ class Evaluation:
         return np.concatenate([loss for loss, _ in outcomes]), np.concatenate([correct for _, correct in outcomes])
 
     def _client_tasks(self, state: State, block: bytes, part: str, sizes: Sequence[int]) -> Iterator[tuple[str, tuple]]:
-        if not self.exchange.own:
-            yield from (("evaluate", (block, {}, piece)) for piece in _cut(part, 0, sum(sizes)))
-            return
-        for client, end in enumerate(np.cumsum(sizes)):
-            kept = self.exchange.kept_by(state, client)
+        ends = [0, *np.cumsum(sizes).tolist()]
+        for alike in self._alike(state, len(sizes)):
+            kept = self.exchange.kept_by(state, alike[0]) if self.exchange.own else {}
             kept = {name: kept[name] for name in self.exchange.own}  # an optimizer that is kept too has no part in it
-            yield from (("evaluate", (block, kept, piece)) for piece in _cut(part, int(end) - sizes[client], int(end)))
+            held = self.held(state, alike[0])
+            pieces = _cut(part, ends[alike[0]], ends[alike[-1] + 1])
+            yield from (("evaluate", (block, kept, held, piece)) for piece in pieces)
+
+    def _alike(self, state: State, clients: int) -> Iterator[list[int]]:
+        """Clients in a row that have one and the same network."""
+        if self.exchange.own:
+            return ([client] for client in range(clients))
+        return (list(group) for _, group in itertools.groupby(range(clients), key=lambda client: self.held(state, client)))
 
 
 def _cut(part: str, start: int, stop: int) -> list[Slice]:
@@ -74,9 +84,10 @@ def _cut(part: str, start: int, stop: int) -> list[Slice]:
 
 
 def _by_client(correct: np.ndarray, sizes: Sequence[int]) -> dict[str, float]:
-    """Mean and 10th percentile over the clients of the accuracy on their own test part."""
+    """Mean, 10th percentile and least over the clients of the accuracy on their own test part."""
     ends = np.cumsum(sizes)
     accuracies = [part.mean() for part in np.split(correct, ends[:-1]) if len(part)]
     if not accuracies:
         return {}
-    return {"client/accuracy_mean": float(np.mean(accuracies)), "client/accuracy_p10": float(np.percentile(accuracies, 10))}
+    worst = {"client/accuracy_p10": float(np.percentile(accuracies, 10)), "client/accuracy_min": float(min(accuracies))}
+    return {"client/accuracy_mean": float(np.mean(accuracies)), **worst}

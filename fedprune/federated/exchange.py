@@ -76,9 +76,9 @@ class Exchange:
     broken: str = "stop"
     fates: Fates = everybody
 
-    def train(self, state: State, cohort: Sequence[int], tally: Tally) -> Iterator[Update]:
-        """What these clients send back after training the server's network, in their order."""
-        return self._run([self._job(state, client, state.server) for client in cohort], state, tally)
+    def train(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
+        """What clients send back after training what these jobs give them, in the order of the jobs."""
+        return self._run(jobs, state, tally)
 
     def measure(
         self,
@@ -91,24 +91,21 @@ class Exchange:
         surviving: Mask | None = None,
     ) -> Iterator[Update]:
         """What these clients measured at `subnet`, in their order; with `surviving`, about a removal that leaves this of it."""
-        plain = [self._job(state, client, subnet) for client in clients]
-        return self._run([replace(job, measure=evidence, about=about, surviving=surviving) for job in plain], state, tally)
+        asked = Job(SERVER, state.round, state.clock, self.seed, subnet, evidence, about, surviving)
+        answers = self._run([replace(asked, client=client) for client in clients], state, tally)
+        return (update for _, update in answers)
 
     def kept_by(self, state: State, client: int) -> dict[str, np.ndarray]:
         """What this client kept from its last round; the initial values if it has not trained yet."""
         kept = state.kept.get(client) or {name: state.init[name] for name in self.own}
         return {name: tensor.numpy() for name, tensor in kept.items()}
 
-    def _job(self, state: State, client: int, subnet: Subnet) -> Job:
-        return Job(client, state.round, state.clock, self.seed, subnet)
-
-    def _run(self, jobs: list[Job], state: State, tally: Tally) -> Iterator[Update]:
-        block = self.wire.subnet_block(jobs[0].subnet)
-        sent = [(job, self.wire.encode_job(job, block)) for job in jobs]
+    def _run(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
+        sent = list(zip(jobs, self._messages(jobs), strict=True))
         # What the server measures itself crosses no wire; what nobody answers was sent all the same.
         tally.down_bytes += sum(len(message) for job, message in sent if job.client != SERVER)
         heard = [(job, message) for job, message in sent if self._answers(job, tally)]
-        tasks = [("run", (message, self.kept_by(state, job.client))) for job, message in heard]
+        tasks = [("run", (message, self.kept_by(state, job.client), job.held)) for job, message in heard]
         sizes = [0 if job.client == SERVER else self.examples[job.client] for job, _ in heard]
         for (job, _), (answer, kept) in zip(heard, self.executor.map(tasks, sizes), strict=True):
             tally.up_bytes += len(answer) * (job.client != SERVER)
@@ -117,7 +114,15 @@ class Exchange:
                 tally.dropped += 1
                 continue
             tally.add(update)
-            yield replace(update, kept={name: torch.from_numpy(array) for name, array in kept.items()})
+            yield job, replace(update, kept={name: torch.from_numpy(array) for name, array in kept.items()})
+
+    def _messages(self, jobs: Sequence[Job]) -> list[bytes]:
+        """The jobs as bytes. A subnet that many are sent is encoded once; a mask that its client holds already is not sent."""
+        subnets = {id(job.subnet): job for job in jobs}
+        blocks = {
+            key: self.wire.subnet_block(job.subnet, job.subnet.mask if job.held else None) for key, job in subnets.items()
+        }
+        return [self.wire.encode_job(job, blocks[id(job.subnet)]) for job in jobs]
 
     def _answers(self, job: Job, tally: Tally) -> bool:
         """Whether the client answers; the server always hears itself."""
@@ -130,7 +135,7 @@ class Exchange:
         """The update if it can be read and passes its checks; else it is reported, and ends the run unless told otherwise."""
         try:
             update = self.wire.decode_update(answer, answered_under(job))
-            problem = _problem(update, job.subnet.mask)
+            problem = _problem(update, job)
         except ValueError as error:
             problem = f"its update cannot be read: {error}"
         if problem is None:
@@ -142,7 +147,7 @@ class Exchange:
         return None
 
 
-def _problem(update: Update, sent: Mask) -> str | None:
+def _problem(update: Update, job: Job) -> str | None:
     """Why an update must not be merged, or None."""
     loss = update.metrics.get("loss", 0.0)
     tensors = [*update.evidence.values(), update.subnet.params if update.subnet else {}]
@@ -151,7 +156,8 @@ def _problem(update: Update, sent: Mask) -> str | None:
             f"the training has diverged (loss {loss:.3g}; not all numbers are finite). "
             "Lower local.optimizer.lr or set local.clip_norm=1"
         )
-    return None if update.subnet is None else _stray(update.subnet, sent)
+    grows = job.event is not None and job.event.swap > 0
+    return None if update.subnet is None else _stray(update.subnet, job.subnet.mask, grows)
 
 
 def _finite(params: Params) -> bool:
@@ -159,12 +165,12 @@ def _finite(params: Params) -> bool:
     return all(math.isfinite(float(tensor.sum())) for tensor in params.values())
 
 
-def _stray(subnet: Subnet, sent: Mask) -> str | None:
-    """Whether an update lives outside the mask that its client was sent, or outside its own."""
+def _stray(subnet: Subnet, sent: Mask, grows: bool) -> str | None:
+    """Whether an update lives outside the mask that its client was sent (unless it was told to grow), or outside its own."""
     for name, alive in subnet.mask.items():
         if alive is sent[name]:  # the mask did not travel: the receiver's own was used
             continue
-        if bool((alive & ~sent[name]).any()):
+        if not grows and bool((alive & ~sent[name]).any()):
             return f"its mask has entries in {name} that are dead in the mask it was sent"
         if bool(subnet.params[name][~alive].any()):
             return f"it has weights in {name} where its mask is dead"

@@ -5,26 +5,31 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import torch
+
 from fedprune.errors import Unheard
-from fedprune.federated.aggregate import ServerStep, masked, overlap_mean
-from fedprune.federated.asking import ask, waiting
+from fedprune.federated.aggregate import ServerStep, overlap_mean
+from fedprune.federated.asking import ask, due, waiting
 from fedprune.federated.costs import densities, training_flops
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange, Tally
 from fedprune.federated.sampling import cohort
 from fedprune.federated.where import Where, measuring
+from fedprune.federated.whose import Receipt, Terms, Whose, carry_out
 from fedprune.pruning.cycle import Axes, Measure
-from fedprune.pruning.mask import apply, collapsed, ones
+from fedprune.pruning.mask import apply, collapsed, ones, unpack
 from fedprune.pruning.network import Network
 from fedprune.pruning.rewind import Draws, Rewind
 from fedprune.randomness import torch_stream
-from fedprune.types import Mask, Params, Plan, PruneEvent, State, Subnet, Update
+from fedprune.types import Job, Mask, Params, Plan, PruneEvent, State, Subnet, Update
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +50,7 @@ class FederatedLoop:
     axes: Axes
     network: Network
     where: Where
-    whose: Callable[..., State]
+    whose: Whose
     rewind: Rewind
     server_step: ServerStep
     weighting: str
@@ -72,19 +77,21 @@ class FederatedLoop:
     def round(self, state: State) -> tuple[State, dict[str, float]]:
         """One round. Returns the state after it, and its metrics."""
         started, tally = time.perf_counter(), Tally()
-        begun = self._remember(state)
-        state, waits = self._prune_all(begun, self._due(begun), tally)
-        updates = self.exchange.train(state, self._cohort(state), tally)
-        after = replace(self._merge(state, updates), round=state.round + 1, clock=state.clock + 1)
+        before = self._remember(state)
+        state, waits = self._prune_all(before, self.whose.on_server(self.plan, before), tally)
+        jobs = self._jobs(state)
+        after, receipts = self._merge(state, self.exchange.train(jobs, state, tally))
         trained = time.perf_counter()
+        for layer in collapsed(before.server.mask, after.server.mask):
+            log.warning("in round %d layer %s has lost its last unit; what.min_per_layer=1 keeps one", state.round, layer)
         after, asked = self._ask(after, tally)
         after = replace(after, up_bytes=state.up_bytes + tally.up_bytes, down_bytes=state.down_bytes + tally.down_bytes)
-        metrics = {"round": state.round, "prune/events": state.events, **densities(state.server, self.axes.what, self.trained)}
+        metrics = {"round": state.round, "prune/events": state.events, **self._densities(jobs)}
         metrics |= {"prune/waiting": waits} if waits else {}
-        if state.events > begun.events:  # the mask is a new one, and stays as it is until the next event
+        if state.server.mask is not before.server.mask:  # a new one, that stays as it is until the next event
             metrics |= {"density/effective": self.effective(state.server.mask)}
         metrics |= asked | tally.metrics() | {"wire/total_bytes": after.up_bytes + after.down_bytes}
-        metrics |= {"flops/train": tally.seen * training_flops(self.flops, state.server)}
+        metrics |= {"flops/train": self._flops(receipts)}
         if self._evaluates(after):
             metrics |= self.evaluation(after)
         return after, metrics | {"time/train_s": trained - started, "time/round_s": time.perf_counter() - started}
@@ -94,10 +101,6 @@ class FederatedLoop:
         if state.clock != self.rewind.anchor or state.clock in state.anchors:
             return state
         return replace(state, anchors={**state.anchors, state.clock: state.server.params})
-
-    def _due(self, state: State) -> tuple[PruneEvent, ...]:
-        due = tuple(event for event in self.plan.events[state.events :] if event.round <= state.round)
-        return due if self.plan.gate is None else due[: int(state.opened)]
 
     def _prune_all(self, state: State, events: tuple[PruneEvent, ...], tally: Tally) -> tuple[State, int]:
         """The state after these events, and how many of them are still to come.
@@ -114,15 +117,11 @@ class FederatedLoop:
 
     def _prune(self, state: State, event: PruneEvent, tally: Tally) -> State:
         """One prune event, on evidence measured at this very state."""
-        measure, draws = self._measure(state, tally), self._draws(state)
-        pruned = self.whose(state, event, self.axes, self.rewind, measure, draws)
-        for layer in collapsed(state.server.mask, pruned.server.mask):
-            log.warning("after round %d layer %s has lost its last unit; what.min_per_layer=1 keeps one", state.round, layer)
-        return replace(pruned, pruned=state.round, opened=False, candidate={})
+        return carry_out(state, event, self._terms(state), self._measure(state, tally))
 
     def _ask(self, state: State, tally: Tally) -> tuple[State, dict[str, float]]:
         """Under a gate, whether it lets the next event through; and the metrics of that."""
-        event = waiting(self.plan, state)
+        event = waiting(self.plan, state) if self.whose.asks else None
         if event is None or self.plan.gate is None:
             return state, {}
         measure = self._measure(state, tally)
@@ -135,38 +134,73 @@ class FederatedLoop:
         clients = self.where(self._cohort(state), self.clients, self.seed)
         return measuring(self.exchange, self.network, state, clients, tally)
 
-    def _draws(self, state: State) -> Draws:
-        """Another initialisation, and other streams, at every event."""
-        return Draws(lambda: self.fresh(state.events + 1), lambda name: torch_stream(self.seed, f"rewind {name}", state.events))
+    def _terms(self, state: State) -> Terms:
+        """What an event of this round goes by: another initialisation, and other streams, at every event."""
+        streams = functools.partial(_rewind_stream, self.seed, state.events)
+        return Terms(self.plan, self.axes, self.rewind, Draws(lambda: self.fresh(state.events + 1), streams))
 
     def _cohort(self, state: State) -> tuple[int, ...]:
         return cohort(self.seed, state.clock, self.clients, self.cohort)
 
-    def _merge(self, state: State, updates: Iterable[Update]) -> State:
+    def _jobs(self, state: State) -> list[Job]:
+        """What the clients of this round are sent, each under its own mask if it has one."""
+        return [self._job(state, client) for client in self._cohort(state)]
+
+    def _job(self, state: State, client: int) -> Job:
+        held, (event, events) = self.whose.held(state, client), self.whose.on_client(self.plan, state, client)
+        subnet = state.server
+        if held:
+            mask = unpack(held, {name: alive.shape for name, alive in subnet.mask.items()})
+            subnet = Subnet(apply(subnet.params, mask), mask)
+        return Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, held=held)
+
+    def _merge(self, state: State, answers: Iterable[tuple[Job, Update]]) -> tuple[State, list[Receipt]]:
         """The updates' mean, taken as a step by the server optimizer, under the mask; and what each client keeps.
 
-        Without any update there is no mean, and so no step: the state stays as it is, the server optimizer's momentum too.
+        Without any update there is no mean, and so no step: only time goes on, and the server optimizer's momentum stays as it
+        is. What a gate let the clients do, nobody is known to have done: it is asked again.
         """
-        kept, arriving = dict(state.kept), iter(updates)
+        kept, receipts, arriving = dict(state.kept), list[Receipt](), iter(answers)
         first = next(arriving, None)
         if first is None:
             log.warning("round %d: there is no update to merge; the network stays as it is", state.round)
-            return state
+            return replace(state, round=state.round + 1, clock=state.clock + 1, opened=False), receipts
 
         def weighted() -> Iterator[tuple[Subnet, float]]:
-            for update in itertools.chain((first,), arriving):
+            for job, update in itertools.chain((first,), arriving):
                 assert update.subnet is not None, "a client that was told to train sends a subnet"
                 kept.update({update.client: update.kept} if update.kept else {})
                 known = {name: value for name, value in update.kept.items() if name in state.server.params}
                 subnet = Subnet(update.subnet.params | known, update.subnet.mask)
-                yield subnet, float(update.examples if self.weighting == "examples" else 1)
+                weight = float(update.examples if self.weighting == "examples" else 1)
+                receipts.append(Receipt(job, subnet.mask, weight, int(update.metrics["seen"]), update.pruned))
+                yield subnet, weight
 
         server = state.server
         mean = overlap_mean(server.params, weighted())
         params, momentum = self.server_step(server.params, mean, state.momentum, self.trained)
-        params = apply(params, server.mask)
-        return replace(state, server=Subnet(params, server.mask), momentum=masked(momentum, server.mask), kept=kept)
+        after = replace(state, round=state.round + 1, clock=state.clock + 1, momentum=momentum, kept=kept)
+        return self.whose.merged(after, params, receipts, self._terms(state)), receipts
+
+    def _densities(self, jobs: list[Job]) -> dict[str, float]:
+        """Of what the clients of this round are sent: means over them."""
+        subnets = {id(job.subnet): job.subnet for job in jobs}
+        found = {key: densities(subnet, self.axes.what, self.trained) for key, subnet in subnets.items()}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        return {name: statistics.fmean(found[id(job.subnet)][name] for job in jobs) for name in next(iter(found.values()))}
+
+    def _flops(self, receipts: list[Receipt]) -> float:
+        """Of this round's training, each client's by its own mask."""
+        masks = {id(receipt.mask): receipt.mask for receipt in receipts}
+        each = {key: training_flops(self.flops, mask) for key, mask in masks.items()}
+        return sum(receipt.seen * each[id(receipt.mask)] for receipt in receipts)
 
     def _evaluates(self, state: State) -> bool:
         """Every so many rounds, before each prune event, and at the end."""
-        return state.round % self.eval_every == 0 or state.round == self.plan.rounds or bool(self._due(state))
+        before_an_event = bool(self.whose.asks and due(self.plan, state))
+        return state.round % self.eval_every == 0 or state.round == self.plan.rounds or before_an_event
+
+
+def _rewind_stream(seed: int, events: int, layer: str) -> torch.Generator:
+    return torch_stream(seed, f"rewind {layer}", events)

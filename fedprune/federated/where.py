@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from fedprune.errors import ConfigError, RunError, Unheard
 from fedprune.federated.exchange import Exchange, Tally
-from fedprune.pruning.companions import fold
 from fedprune.pruning.cycle import Measure
-from fedprune.pruning.evidence import FROM_DATA, FROM_NETWORK, mean
+from fedprune.pruning.evidence import FROM_DATA, at_hand, mean
 from fedprune.pruning.network import Network
 from fedprune.randomness import numpy_stream, torch_stream
 from fedprune.types import SERVER, Mask, Params, State, Subnet, Update
@@ -28,12 +27,10 @@ def measuring(exchange: Exchange, network: Network, state: State, clients: tuple
     """
 
     def measure(names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /) -> dict:
-        params, init = fold(subnet.params), fold(state.init)
-        found: dict = {"params": {name: params[name] for name in subnet.mask}, "mask": subnet.mask}
-        found["init_params"] = {name: init[name] for name in subnet.mask}
-        found["generator"] = lambda layer: torch_stream(exchange.seed, f"criterion {about} {layer}", state.events)
-        for name in FROM_NETWORK.keys() & {*names}:
-            found[name] = FROM_NETWORK[name](network, params, tuple(subnet.mask))
+        found = at_hand(
+            *(names, network, subnet, state.init),
+            lambda layer: torch_stream(exchange.seed, f"criterion {about} {layer}", state.events),
+        )
         wanted = tuple(name for name in names if name in FROM_DATA)
         if wanted:
             updates = exchange.measure(state, subnet, clients, wanted, about, tally, surviving)

@@ -1,42 +1,191 @@
-"""Whose the mask is.
+"""Whose the mask is: who carries out prune events, what each client is sent, and what becomes of what it sends back.
 
-Every `whose` is (state, event, axes, rewind, measure, draws) -> State: what one due prune event does to the run.
+Every `whose` has
+    on_server(plan, state) -> the events that the server carries out before this round
+    on_client(plan, state, client) -> (the event that this client carries out in this round, or None; how many it did before)
+    held(state, client) -> the client's own mask, packed to bits; empty if it has that of the server
+    merged(state, params, receipts, terms) -> the state with the merged parameters, and with what the clients' events come to
+and says `at` which moment of their round clients carry out events (see on_client.py), and by `asks` whether it is the server
+that asks the gate.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Protocol
 
+from fedprune.errors import ConfigError
 from fedprune.federated.aggregate import masked
+from fedprune.federated.asking import due
+from fedprune.federated.ballot import Ballot, votes
+from fedprune.federated.on_client import MOMENTS
 from fedprune.pruning import cycle
 from fedprune.pruning.cycle import Axes, Measure
-from fedprune.pruning.mask import apply
+from fedprune.pruning.mask import apply, ones, pack
 from fedprune.pruning.rewind import Draws, Rewind
-from fedprune.types import PruneEvent, State, Subnet
+from fedprune.types import Job, Mask, Params, Personal, Plan, PruneEvent, State, Subnet
 
 
-def shared(
-    state: State,
-    event: PruneEvent,
-    axes: Axes,
-    rewind: Rewind,
-    measure: Measure,
-    draws: Draws,
-) -> State:
-    """One mask for all: the server prunes the merged network, and everybody trains what is left.
+class Receipt(NamedTuple):
+    """What is left of an update once its parameters are merged: the job that it answers, its mask, its weight in the mean, the
+    examples that were trained on, and whether the client carried out the job's event."""
 
-    After a rewind the server optimizer starts fresh; otherwise its momentum is only masked. Where weights are other ones,
-    clients forget what they kept.
+    job: Job
+    mask: Mask
+    weight: float
+    seen: int
+    pruned: bool
+
+
+class Terms(NamedTuple):
+    """What a run has agreed on. draws: what an event of this round may draw at random."""
+
+    plan: Plan
+    axes: Axes
+    rewind: Rewind
+    draws: Draws
+
+
+class Whose(Protocol):
+    """What all options have in common; see above."""
+
+    asks: ClassVar[bool]
+
+    @property
+    def at(self) -> Any: ...
+
+    def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]: ...
+
+    def on_client(self, plan: Plan, state: State, client: int) -> tuple[PruneEvent | None, int]: ...
+
+    def held(self, state: State, client: int) -> bytes: ...
+
+    def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State: ...
+
+
+def carry_out(state: State, event: PruneEvent, terms: Terms, measure: Measure) -> State:
+    """One event of the server: it prunes the merged network, and everybody trains what is left."""
+    return _after(state, cycle.prune(state.server, event, terms.axes, measure), state.events + 1, terms)
+
+
+def _after(state: State, pruned: Subnet, events: int, terms: Terms) -> State:
+    """The state with another mask for all, after a rewind.
+
+    Then the server optimizer starts fresh; otherwise its momentum is only masked. Where weights are other ones, clients forget
+    what they kept.
     """
-    pruned = cycle.prune(state.server, event, axes, measure)
-    weights, clock = rewind(pruned.mask, state.anchors, draws)
+    weights, clock = terms.rewind(pruned.mask, state.anchors, terms.draws)
     server = pruned if weights is None else Subnet(apply(weights, pruned.mask), pruned.mask)
     return replace(
         state,
         server=server,
         ticket=server.params,
-        events=state.events + 1,
+        events=events,
         clock=state.clock if clock is None else clock,
         momentum=masked(state.momentum, pruned.mask) if clock is None else {},
         kept=state.kept if weights is None else {},
+        pruned=state.round,
+        opened=False,
+        candidate={},
     )
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One mask for all: the server prunes the merged network."""
+
+    asks: ClassVar[bool] = True
+    at: ClassVar[None] = None
+
+    def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]:
+        return due(plan, state)
+
+    def on_client(self, plan: Plan, state: State, client: int) -> tuple[PruneEvent | None, int]:
+        return None, state.events
+
+    def held(self, state: State, client: int) -> bytes:
+        return b""
+
+    def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
+        return _under(state.server.mask, state, params)
+
+
+@dataclass(frozen=True)
+class Voted:
+    """One mask for all, from what the clients of a round propose: each carries out the event on its own, and the server makes
+    one mask of theirs. Until then a proposal is its client's alone. Events before any training are the server's.
+    """
+
+    ballot: Ballot
+    at: str = "end"
+    asks: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check(self.at)
+
+    def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]:
+        return tuple(event for event in due(plan, state) if event.round == 0)
+
+    def on_client(self, plan: Plan, state: State, client: int) -> tuple[PruneEvent | None, int]:
+        """Of several, the last: it asks for all that those before it do."""
+        events = due(plan, state)
+        return (events[-1], state.events + len(events) - 1) if events else (None, state.events)
+
+    def held(self, state: State, client: int) -> bytes:
+        return b""
+
+    def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
+        proposals = [receipt for receipt in receipts if receipt.pruned]
+        if not proposals:
+            return _under(state.server.mask, state, params)
+        job, held = proposals[0].job, votes((receipt.mask, receipt.weight) for receipt in proposals)
+        assert job.event is not None
+        mask = self.ballot(held, params, job.event, terms.axes.what, terms.draws.generator)
+        return _after(state, Subnet(apply(params, mask), mask), job.events + 1, terms)
+
+
+@dataclass(frozen=True)
+class PersonalMask:
+    """Each client has a mask and a place in the plan of its own, which live as long as the run; the server's network is whole.
+
+    A client that was not there when an event was due carries it out in its next round; of several, the last, except behind a
+    gate, which lets one through at a time.
+    """
+
+    at: str = "start"
+    asks: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check(self.at)
+
+    def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]:
+        return ()
+
+    def on_client(self, plan: Plan, state: State, client: int) -> tuple[PruneEvent | None, int]:
+        own = state.personal.get(client, Personal(b""))
+        events = tuple(event for event in plan.events[own.events :] if event.round <= state.round)
+        if plan.gate is not None:
+            waits = state.round >= plan.gate.stop or (own.events and state.round < own.pruned + plan.gate.apart)
+            events = () if waits else events[:1]
+        return (events[-1], own.events + len(events) - 1) if events else (None, own.events)
+
+    def held(self, state: State, client: int) -> bytes:
+        return state.personal[client].mask if client in state.personal else b""
+
+    def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
+        personal = dict(state.personal)
+        for receipt in receipts:
+            if receipt.pruned:
+                personal[receipt.job.client] = Personal(pack(receipt.mask), receipt.job.events + 1, receipt.job.round)
+        names = tuple(state.server.mask)
+        return replace(state, server=Subnet(params, ones(params, names)), personal=personal)
+
+
+def _under(mask: Mask, state: State, params: Params) -> State:
+    return replace(state, server=Subnet(apply(params, mask), mask), momentum=masked(state.momentum, mask))
+
+
+def _check(at: str) -> None:
+    if at not in MOMENTS:
+        raise ConfigError([f"whose.at={at}: choose {' or '.join(MOMENTS)} (of a client's round)"])

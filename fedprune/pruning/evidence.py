@@ -15,7 +15,9 @@
 For gates only, numbers that a round came out with (gate.py):
 
     val_accuracy            the fraction of the clients' validation examples that the server's network has right
-    mask_shift              how much the mask that the criterion would choose differs from the one of a round before
+    mask_shift              how much the mask that the criterion would choose differs from the one of a round before; on a
+                            client, from the one after the first epoch of its round
+    pruned_accuracy         as val_accuracy, of what the event would leave of a client's network (of clients only)
 
 Measure where the data is, average the evidence, score once: with gradients averaged by example count, federated SNIP is SNIP on
 the pooled data. Everything is named and shaped as the mask is: what belongs to a whole unit stands at each of its entries.
@@ -28,14 +30,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 
+import torch
+
 from fedprune.pruning.activity import activations, activity
 from fedprune.pruning.backward_sweep import hessian_sweep, no_sweep
-from fedprune.pruning.companions import gated, log_alpha, log_sigma2, no_gates, no_variance
+from fedprune.pruning.companions import fold, gated, log_alpha, log_sigma2, no_gates, no_variance
 from fedprune.pruning.curvature import gauss_newton_diag, hessian_diag, sq_grads, sq_grads_sampled, too_large
 from fedprune.pruning.fisher_blocks import fisher_compensation, fisher_inverse_diag
 from fedprune.pruning.gradients import grads, hessian_grads, movement
 from fedprune.pruning.network import Network, flow_grads, no_flow, puts_out, scales, unscaled
-from fedprune.types import Params
+from fedprune.types import Params, Subnet
 
 FROM_SERVER = ("params", "mask", "init_params", "generator")
 
@@ -69,8 +73,21 @@ OBSTACLES: dict[str, Callable[[Network, tuple[str, ...]], str | None]] = {
 """(network, names of the prunable tensors) -> why this evidence is not to be had there and what to choose instead, or None."""
 
 OUTCOMES = ("val_accuracy", "mask_shift")
+OUTCOMES_OF_CLIENTS = (*OUTCOMES, "pruned_accuracy")
 
 KNOWN = (*FROM_SERVER, *FROM_NETWORK, *FROM_DATA)
+
+
+def at_hand(
+    names: Iterable[str], network: Network, subnet: Subnet, init: Params, generator: Callable[[str], torch.Generator]
+) -> dict:
+    """Of this evidence, what takes no data: the server has it, and so has a client that knows how the run began (`init`)."""
+    params, start = fold(subnet.params), fold(init)
+    found: dict = {"params": {name: params[name] for name in subnet.mask}, "mask": subnet.mask, "generator": generator}
+    found["init_params"] = {name: start[name] for name in subnet.mask}
+    for name in FROM_NETWORK.keys() & {*names}:
+        found[name] = FROM_NETWORK[name](network, params, tuple(subnet.mask))
+    return found
 
 
 def needs(formula: Callable) -> tuple[str, ...]:

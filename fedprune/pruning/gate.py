@@ -60,6 +60,30 @@ class Settled:
         return f"mask shift <= {self.shift:g}"
 
 
+@dataclass(frozen=True)
+class Moving:
+    """While the mask that a client would choose still moves within its round, from the first to the last epoch, and only if the
+    pruned network is accurate. Vahidian et al. 2021 (Sub-FedAvg): more than `shift`, and at least `accuracy`.
+
+    The paper's distance is the mean over layers of the entries that differ; here it is as for Settled, of all layers together.
+    """
+
+    shift: float
+    accuracy: float
+    asks: ClassVar[int] = 1
+    looser: ClassVar[str] = "a lower when.shift or when.accuracy"
+
+    def __post_init__(self) -> None:
+        Accurate(self.accuracy)
+        Settled(self.shift)
+
+    def __call__(self, mask_shift: float, pruned_accuracy: float) -> bool:
+        return mask_shift > self.shift and pruned_accuracy >= self.accuracy
+
+    def __str__(self) -> str:
+        return f"mask shift > {self.shift:g} and val accuracy when pruned >= {self.accuracy:g}"
+
+
 def shift(before: Mask, after: Mask, living: Mask) -> float:
     """The normalised Hamming distance of two masks: entries in which they differ, by those of `living`, out of which both are
     chosen (0.0 if nothing lives). At most 1, and at most 2 min(d, 1 - d) for masks of a fraction d of the living."""

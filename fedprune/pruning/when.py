@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.pruning.gate import Accurate, Settled
+from fedprune.pruning.gate import Accurate, Moving, Settled
 from fedprune.pruning.rank import nearest
 from fedprune.types import Condition, Gate, Plan, PruneEvent
 
@@ -127,6 +127,23 @@ class OnceSettled:
 
     def __call__(self, rounds: int) -> Window:
         return _gated(Settled(self.shift), self.start, self.stop, rounds)
+
+
+@dataclass(frozen=True)
+class OnceMoving:
+    """In a window of the run, and only while a client's own mask still moves within its round; see gate.Moving."""
+
+    shift: float = 1e-4
+    accuracy: float = 0.5
+    start: float = 0.0
+    stop: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_fractions(self.start, self.stop)
+        Moving(self.shift, self.accuracy)
+
+    def __call__(self, rounds: int) -> Window:
+        return _gated(Moving(self.shift, self.accuracy), self.start, self.stop, rounds)
 
 
 def _gated(gate: Condition, start: float, stop: float, rounds: int) -> Window:

@@ -1,9 +1,9 @@
 """Messages: Job and Update <-> bytes.
 
 A message is a frame (magic, checksum), a JSON header (who, when, what for) and blocks of tensors, each a codec's encoding
-preceded by its length. A job about a removal has one block more: a bit for each living entry, whether it survives. `kept`,
-what a client keeps to itself, is in no message. What is trained is what was decoded, and the bytes that are reported are the
-lengths of these messages.
+preceded by its length. A job about a removal has one block more: a bit for each living entry, whether it survives. `kept` and
+`held`, what a client has for itself, are in no message. What is trained is what was decoded, and the bytes that are reported
+are the lengths of these messages.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 
 from fedprune.pruning.mask import pack, unpack
 from fedprune.pruning.rank import how_many
-from fedprune.types import Job, Mask, Subnet, Update
+from fedprune.types import Job, Mask, PruneEvent, Subnet, Update
 from fedprune.wire.codec import Codec, Layout, decode
 
 MAGIC = b"FP01"
@@ -46,22 +46,31 @@ class Wire:
         header: dict[str, object] = {"client": job.client, "round": job.round, "clock": job.clock, "seed": job.seed}
         if job.measure:
             header |= {"measure": job.measure, "about": job.about}
+        if job.event is not None:
+            header |= {"event": astuple(job.event), "events": job.events}
         return _frame(header, [block] if job.surviving is None else [block, _survivors(job.surviving, job.subnet.mask)])
 
-    def decode_job(self, message: bytes) -> Job:
-        """The job, with a subnet of its own memory. Raises ValueError on anything that is not a job."""
+    def decode_job(self, message: bytes, held: bytes = b"") -> Job:
+        """The job, with a subnet of its own memory; `held` is the receiver's own mask. Raises ValueError on what is no job."""
         with _sound():
             header, blocks = _unframe(message)
             header["measure"] = tuple(header.get("measure", ()))
+            header["event"] = PruneEvent(*header["event"]) if "event" in header else None
             block, *bits = blocks
-            subnet = self.read_subnet(block)
+            subnet = self.read_subnet(block, self.mask_of(held))
             surviving = _read_survivors(subnet.mask, *bits) if bits else None
-            return Job(subnet=subnet, surviving=surviving, **header)
+            return Job(subnet=subnet, surviving=surviving, held=held, **header)
+
+    def mask_of(self, held: bytes) -> Mask | None:
+        """The mask that these bits are, or None if there are none."""
+        return unpack(held, {name: self.layout.shapes[name] for name in self.layout.masked}) if held else None
 
     def encode_update(self, update: Update, known: Mask) -> bytes:
         """An update as bytes. `known` is the mask that it is answered under; evidence covers the living or the dead of it."""
         header = {"client": update.client, "examples": update.examples, "metrics": dict(update.metrics)}
         header |= {"evidence": list(update.evidence), "about": update.about}
+        if update.pruned:
+            header |= {"pruned": True}
         blocks = [] if update.subnet is None else [self.subnet_block(update.subnet, known)]
         cover = about(known, update.about)
         blocks += [self.codec(values, cover, cover) for values in update.evidence.values()]

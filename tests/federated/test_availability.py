@@ -452,6 +452,21 @@ def test_an_event_that_waits_under_a_gate_waits_until_it_is_asked_again(tiny):
     assert events(nobody_in(1, 2)) == [0, 0, 0, 0, 0]
 
 
+def test_a_client_with_a_mask_of_its_own_catches_up_when_it_answers_again(tiny):
+    experiment = tiny("whose=personal", *ONE_SHOT, "federated.cohort=4", "rounds=3")
+    (first, _), (second, _), _ = play(experiment, missing((2, 0)))
+    assert set(first.personal) == {0, 1, 3}
+    assert set(second.personal) == {0, 1, 2, 3}
+
+
+def test_a_vote_that_nobody_takes_part_in_is_held_in_the_next_round(tiny):
+    words = ("whose=voted", "how_often=one_shot", "when.start=0.4", "when.stop=0.6", "federated.cohort=4", "rounds=3")
+    experiment = tiny(*words)
+    assert [event.round for event in experiment.plan.events] == [1]
+    for fates, events in ((everybody, [0, 1, 1]), (nobody_in(1), [0, 0, 1])):
+        assert [state.events for state, _ in play(experiment, fates)] == events
+
+
 # --- whole runs ------------------------------------------------------------------------------------------------------------
 
 DROPOUT = ("federated/availability=dropout", "federated.availability.rate=0.4")

@@ -20,9 +20,9 @@ def before_and_after(experiment, executor=None) -> tuple[State, State]:
     """The state before the event of a run and right after it, before anything is trained on."""
     loop = experiment.loop(executor or experiment.executor())
     state = loop.start()
-    while not loop._due(state):
+    while not loop.whose.on_server(loop.plan, state):
         state, _ = loop.round(state)
-    (event,) = loop._due(state)
+    (event,) = loop.whose.on_server(loop.plan, state)
     return state, loop._prune(state, event, Tally())
 
 

@@ -64,11 +64,9 @@ def test_training_costs_each_layer_in_proportion_to_its_density():
     first, last = torch.zeros(3, 4, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.bool)
     first.view(-1)[:3] = True  # a quarter
     last.view(-1)[:4] = True  # two thirds
-    assert training_flops(per_example, Subnet({}, {"0.weight": first, "2.weight": last})) == pytest.approx(12 + 24 + 7)
-    assert training_flops(per_example, Subnet({}, {"0.weight": first})) == pytest.approx(
-        12 + 36 + 7
-    )  # the last is not prunable
-    assert training_flops(per_example, Subnet({}, {})) == 91
+    assert training_flops(per_example, {"0.weight": first, "2.weight": last}) == pytest.approx(12 + 24 + 7)
+    assert training_flops(per_example, {"0.weight": first}) == pytest.approx(12 + 36 + 7)  # the last is not prunable
+    assert training_flops(per_example, {}) == 91
 
 
 def test_densities_of_weights_of_all_parameters_of_units_and_of_layers():

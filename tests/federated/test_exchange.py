@@ -229,7 +229,7 @@ def test_a_broken_update_is_left_out_and_counted_if_told_so(how, reason, tiny, p
     # As if the three others had been the cohort. The broken answer is still counted: it did cross the wire.
     others = experiment.loop(experiment.executor())
     exchange, start = others.exchange, others._prune(others.start(), others.plan.events[0], Tally())
-    merged = others._merge(start, exchange.train(start, (0, 1, 3), Tally()))
+    merged = others._merge(start, exchange.train([others._job(start, client) for client in (0, 1, 3)], start, Tally()))[0]
     assert equal(state.server.params, merged.server.params)
     assert all(torch.isfinite(tensor).all() for tensor in state.server.params.values())
     assert metrics["wire/up_bytes"] > 0

@@ -253,7 +253,7 @@ def starts(experiment, play) -> list[State]:
     found = []
     for state in [loop.start(), *(state for state, _ in play(experiment, executor))][:-1]:
         remembered = loop._remember(state)
-        for event in loop._due(remembered):
+        for event in loop.whose.on_server(loop.plan, remembered):
             remembered = loop._prune(remembered, event, Tally())
             found.append(remembered)
     return found

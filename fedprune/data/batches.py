@@ -1,0 +1,82 @@
+"""A client's examples as batches: gathered by index from the data set's tensors, normalised, on the device. No DataLoader."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fedprune.data.client import Clients
+from fedprune.data.datasets import Dataset
+
+CHUNK = 2048  # examples that are gathered and normalised at once: a large client must not copy its whole data
+
+Batch = tuple[Tensor, ...]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A stretch of evaluation data: examples `start` to `stop` of `part`.
+
+    part: `global` is the server's test set; `val` and `test` are all clients' own parts, one client after the other.
+    """
+
+    part: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Again:
+    """Batches that can be gone through more than once, made anew each time: no client's data is held twice."""
+
+    make: Callable[[], Iterator[Batch]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.make()
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Where batches come from, and where they go."""
+
+    dataset: Dataset
+    clients: Clients
+    device: torch.device
+
+    def of(self, indices: Tensor, size: int) -> Iterator[Batch]:
+        """These examples of the training pool, in this order."""
+        return self._gathered(self.dataset.x, self.dataset.y, indices, size)
+
+    def shuffled(
+        self, indices: Tensor, size: int, epochs: int | None, steps: int | None, generator: torch.Generator
+    ) -> Iterator[Batch]:
+        """`epochs` passes, or `steps` batches of as many passes as needed; each pass in a new order."""
+        passes = itertools.count() if epochs is None else range(epochs)
+        orders = (indices[torch.randperm(len(indices), generator=generator)] for _ in passes)
+        return itertools.islice(itertools.chain.from_iterable(self.of(order, size) for order in orders), steps)
+
+    def evaluation(self, where: Slice) -> Iterator[Batch]:
+        """A stretch of evaluation data."""
+        if where.part == "global":
+            return self._gathered(self.dataset.test_x, self.dataset.test_y, torch.arange(where.start, where.stop), CHUNK)
+        return self.of(torch.cat(getattr(self.clients, where.part))[where.start : where.stop], CHUNK)
+
+    def _gathered(self, x: Tensor, y: Tensor, indices: Tensor, size: int) -> Iterator[Batch]:
+        """Gathered and normalised chunk by chunk, so that a batch is a view."""
+        for chunk in indices.split(max(CHUNK // size, 1) * size):
+            inputs = self.dataset.normalise(x[chunk].to(self.device))
+            yield from zip(inputs.split(size), y[chunk].to(self.device).split(size), strict=True)
+
+
+def interrupted(batches: Iterable[T], after: int, do: Callable[[], None]) -> Iterator[T]:
+    """The same batches; `do` is called once the step on batch number `after` is done, when the next one is asked for."""
+    for number, batch in enumerate(batches):
+        if number == after:
+            do()
+        yield batch
