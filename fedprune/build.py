@@ -49,6 +49,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     options = {group: problems.attempt(make, config[group]) for group in OBJECTS}
     options["aggregate"] = problems.attempt(make, config.federated.aggregate)
     options["server_step"] = problems.attempt(make, config.federated.server)
+    availability = problems.attempt(make, config.federated.availability)
     recipe = problems.attempt(_recipe, config)
     regularisers = tuple(problems.attempt(make, config.local[group]) for group in ("penalty", "dropout"))
     ticket = problems.attempt(_ticket, config)
@@ -71,6 +72,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.attempt(together, *regularisers, net)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
+    options["fates"] = availability(config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])
     problems.add(check.outcomes(plan, options["whose"], names))
 
     add_companions(net, what.names, regularisers, torch_stream(config.seed, "companions"))
@@ -80,6 +82,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
 
     axes = Axes(what, criterion, config.federated.regrown)
     problems.add_incompatible(check.validation(plan, sum(sizes(clients.val)), names))
+    problems.add_incompatible(check.answers(options["fates"], config, plan, criterion, where, options["whose"], names))
     problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
     problems.add_incompatible(_combination(plan, axes, options, Network(net, dataset.shape), names))
     problems.stop_if_any()

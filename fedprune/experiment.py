@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 class Experiment:
     """Everything that a configuration stands for, checked.
 
-    options: what each group of build.OBJECTS names, the aggregate and the server's step. net: the network at its
+    options: what each group of build.OBJECTS names, the aggregate, the server's step, and the fates of all answers. net: the
+    network at its
     initialisation. own: the tensors that clients keep to themselves. flops: of training on one example, by layer of the dense
     network. begin: the ticket that the run starts from (None: dense, from `net`). regularisers: what clients add to their
     training.
@@ -86,6 +87,7 @@ class Experiment:
         """The federated loop over these workers."""
         config, federated, clients = self.config, self.config.federated, self.clients
         exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken)
+        exchange = replace(exchange, fates=self.options["fates"])
         return FederatedLoop(
             seed=config.seed,
             plan=self.plan,

@@ -24,6 +24,7 @@ class Federated:
     broken: str = "stop"
     aggregate: Any = None
     server: Any = None
+    availability: Any = None
 
 
 @dataclass

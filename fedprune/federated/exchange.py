@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fedprune.errors import RunError
+from fedprune.federated.availability import Fate, Fates, everybody
 from fedprune.federated.executor import Executor
 from fedprune.types import SERVER, Job, Mask, Params, State, Subnet, Update
 from fedprune.wire.message import Wire, answered_under
@@ -28,6 +29,9 @@ class Tally:
     steps: int = 0
     loss: float = 0.0  # summed over the examples seen
     dropped: int = 0
+    silent: int = 0
+    late: int = 0
+    unanswered: int = 0  # questions for evidence that got no answer
 
     def add(self, update: Update) -> None:
         """Take up what a client says of its training."""
@@ -36,10 +40,22 @@ class Tally:
         self.steps += int(update.metrics.get("steps", 0))
         self.loss += update.metrics.get("loss", 0.0) * seen
 
+    def miss(self, job: Job, fate: Fate) -> None:
+        """Take up that a job was sent for nothing."""
+        self.unanswered += bool(job.measure)
+        self.silent += not job.measure and fate is Fate.SILENT
+        self.late += not job.measure and fate is Fate.LATE
+
     def metrics(self) -> dict[str, float]:
-        """The round's metrics, summed over clients; the loss is the mean over the examples seen (absent if there are none)."""
+        """The round's metrics, summed over clients; the loss is the mean over the examples seen (absent if there are none).
+
+        `clients/silent` and `clients/late` are those of the cohort whose training was waited for in vain; `clients/dropped` are
+        broken answers. `evidence/unanswered`, what was asked in vain when evidence was measured, is absent if it is 0.
+        """
         metrics: dict[str, float] = {"wire/up_bytes": self.up_bytes, "wire/down_bytes": self.down_bytes}
         metrics |= {"train/examples": self.seen, "train/steps": self.steps, "clients/dropped": self.dropped}
+        metrics |= {"clients/silent": self.silent, "clients/late": self.late}
+        metrics |= {"evidence/unanswered": self.unanswered} if self.unanswered else {}
         return metrics | ({"train/loss": self.loss / self.seen} if self.seen else {})
 
 
@@ -49,6 +65,7 @@ class Exchange:
 
     examples: the number of training examples of each client. own: names of the tensors that clients keep to themselves.
     broken: what to do about an update that fails its checks: `stop` the run, or `drop` the update from the round.
+    fates: who answers in which round.
     """
 
     wire: Wire
@@ -57,6 +74,7 @@ class Exchange:
     examples: Sequence[int]
     own: tuple[str, ...] = ()
     broken: str = "stop"
+    fates: Fates = everybody
 
     def train(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
         """What clients send back after training what these jobs give them, in the order of the jobs."""
@@ -83,15 +101,14 @@ class Exchange:
         return {name: tensor.numpy() for name, tensor in kept.items()}
 
     def _run(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
-        messages = self._messages(jobs)
-        tasks = [
-            ("run", (message, self.kept_by(state, job.client), job.held)) for message, job in zip(messages, jobs, strict=True)
-        ]
-        sizes = [0 if job.client == SERVER else self.examples[job.client] for job in jobs]
-        for job, message, (answer, kept) in zip(jobs, messages, self.executor.map(tasks, sizes), strict=True):
-            if job.client != SERVER:  # what the server measures itself crosses no wire
-                tally.down_bytes += len(message)
-                tally.up_bytes += len(answer)
+        sent = list(zip(jobs, self._messages(jobs), strict=True))
+        # What the server measures itself crosses no wire; what nobody answers was sent all the same.
+        tally.down_bytes += sum(len(message) for job, message in sent if job.client != SERVER)
+        heard = [(job, message) for job, message in sent if self._answers(job, tally)]
+        tasks = [("run", (message, self.kept_by(state, job.client), job.held)) for job, message in heard]
+        sizes = [0 if job.client == SERVER else self.examples[job.client] for job, _ in heard]
+        for (job, _), (answer, kept) in zip(heard, self.executor.map(tasks, sizes), strict=True):
+            tally.up_bytes += len(answer) * (job.client != SERVER)
             update = self._receive(answer, job)
             if update is None:
                 tally.dropped += 1
@@ -106,6 +123,13 @@ class Exchange:
             key: self.wire.subnet_block(job.subnet, job.subnet.mask if job.held else None) for key, job in subnets.items()
         }
         return [self.wire.encode_job(job, blocks[id(job.subnet)]) for job in jobs]
+
+    def _answers(self, job: Job, tally: Tally) -> bool:
+        """Whether the client answers; the server always hears itself."""
+        fate = Fate.ANSWERS if job.client == SERVER else self.fates(job.client, job.clock)
+        if fate is not Fate.ANSWERS:
+            tally.miss(job, fate)
+        return fate is Fate.ANSWERS
 
     def _receive(self, answer: bytes, job: Job) -> Update | None:
         """The update if it can be read and passes its checks; else it is reported, and ends the run unless told otherwise."""
