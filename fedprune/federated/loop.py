@@ -159,7 +159,8 @@ class FederatedLoop:
     def _merge(self, state: State, answers: Iterable[tuple[Job, Update]]) -> tuple[State, list[Receipt]]:
         """The updates' aggregate, taken as a step by the server optimizer, under the mask; and what each client keeps.
 
-        Without any update there is no step: only time goes on, and the server optimizer's momentum stays as it is. What a gate let the clients do, nobody is known to have done: it is asked again.
+        Without any update there is no step: only time goes on, and the server optimizer's momentum stays as it is.
+        What a gate let the clients do, nobody is known to have done: it is asked again.
         """
         kept, receipts, arriving = dict(state.kept), list[Receipt](), iter(answers)
         first = next(arriving, None)
