@@ -105,6 +105,8 @@ class Job:
 
     about: whether the evidence is asked of the living entries (to drop some) or of the dead ones (to grow some).
     surviving: for evidence about a removal, what of `subnet` it would leave; the evidence is then about these entries.
+    carried: what else travels with the subnet, by what it is: tensors with names and types of the network's own, zero where the
+    mask is dead.
     kept: what this client kept from its last round; stays with the client, never on the wire.
     """
 
@@ -116,6 +118,7 @@ class Job:
     measure: tuple[str, ...] = ()
     about: str = "alive"
     surviving: Mask | None = None
+    carried: Mapping[str, Params] = field(default_factory=dict)
     kept: Params = field(default_factory=dict)
 
 
@@ -123,7 +126,8 @@ class Job:
 class Update:
     """All that a client sends back: a trained subnet, or evidence about the living or the dead entries of the one it was sent.
 
-    `examples` weighs it in every mean; `kept` stays with the client, never on the wire.
+    `examples` weighs it in every mean; `carried` is as in a Job, under the mask of the job; `kept` stays with the client, never on
+    the wire.
     """
 
     client: int
@@ -132,4 +136,5 @@ class Update:
     evidence: Mapping[str, Params] = field(default_factory=dict)
     about: str = "alive"
     metrics: Mapping[str, float] = field(default_factory=dict)
+    carried: Mapping[str, Params] = field(default_factory=dict)
     kept: Params = field(default_factory=dict)

@@ -119,7 +119,7 @@ class Exchange:
 def _problem(update: Update, sent: Mask) -> str | None:
     """Why an update must not be merged, or None."""
     loss = update.metrics.get("loss", 0.0)
-    tensors = [*update.evidence.values(), update.subnet.params if update.subnet else {}]
+    tensors = [*update.evidence.values(), *update.carried.values(), update.subnet.params if update.subnet else {}]
     if not math.isfinite(loss) or not all(_finite(params) for params in tensors):
         return (
             f"the training has diverged (loss {loss:.3g}; not all numbers are finite). "
