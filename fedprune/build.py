@@ -21,6 +21,7 @@ from fedprune.errors import ConfigError
 from fedprune.experiment import Experiment, initial_net, sizes
 from fedprune.federated.batchnorm import own_names
 from fedprune.federated.costs import flops_per_example
+from fedprune.local.control import refuse
 from fedprune.local.fixed import held
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
@@ -67,6 +68,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     clients = problems.attempt(federate, dataset, options["partition"], config.federated.clients, config.seed, proxy)
     problems.attempt(_optimizer, config, net)
     problems.attempt(_fixed, net, recipe)
+    controlled = problems.attempt(_controlled, config, net, own)
     problems.attempt(together, *regularisers, net)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
@@ -84,7 +86,9 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.stop_if_any()
     wire = Wire(options["wire"], Layout.of({n: t for n, t in net.state_dict().items() if n not in own}, what.names))
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
-    return Experiment(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin, regularisers)
+    return Experiment(
+        *(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin, regularisers, controlled)
+    )
 
 
 def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Network, names: dict[str, str]) -> list[str]:
@@ -135,6 +139,15 @@ def _optimizer(config: DictConfig, net: nn.Module) -> None:
         module.configure_optimizers()
     except (ConfigError, TypeError, ValueError) as error:
         raise ConfigError([f"local.optimizer or local.module: {error}"]) from error
+
+
+def _controlled(config: DictConfig, net: nn.Module, own: tuple[str, ...]) -> tuple[str, ...]:
+    """The parameters that are trained with controls: under SCAFFOLD all that travel."""
+    if config.federated.control == "none":
+        return ()
+    module = make(config.local.module, net, make(config.local.optimizer))
+    refuse(module.configure_optimizers(), config.federated.optimizer_state == "kept")
+    return tuple(name for name, _ in net.named_parameters() if name not in own)
 
 
 def _fixed(net: nn.Module, recipe: Recipe) -> None:

@@ -69,6 +69,7 @@ def ranges(config: Any) -> list[str]:
         "it is the number of clients that train in a round": 1 <= federated.cohort <= max(federated.clients, 1),
     }
     choices = {"weighting": ("examples", "uniform"), "broken": ("stop", "drop"), "optimizer_state": ("fresh", "kept")}
+    choices["control"] = ("none", "scaffold")
     wrong = {key: federated[key] for key, known in choices.items() if federated[key] not in known}
     return [problem for problem, fine in rules.items() if not fine] + [
         f"federated.{key}={value}: choose one of {', '.join(choices[key])}" for key, value in wrong.items()

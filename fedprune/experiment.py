@@ -14,6 +14,7 @@ from torch import nn
 
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
+from fedprune.federated import controls
 from fedprune.federated.client import ClientRound
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
@@ -38,7 +39,8 @@ class Experiment:
 
     options: what each group of build.OBJECTS names, and the server's step. net: the network at its initialisation. own: the
     tensors that clients keep to themselves. flops: of training on one example, by layer of the dense network. begin: the ticket
-    that the run starts from (None: dense, from `net`). regularisers: what clients add to their training.
+    that the run starts from (None: dense, from `net`). regularisers: what clients add to their training. controlled: the
+    parameters whose training is corrected by controls.
     """
 
     config: DictConfig
@@ -55,6 +57,7 @@ class Experiment:
     device: str
     begin: Subnet | None = None
     regularisers: tuple[Regulariser, ...] = ()
+    controlled: tuple[str, ...] = ()
 
     def executor(self) -> Executor:
         """Start the workers."""
@@ -70,7 +73,8 @@ class Experiment:
     def loop(self, executor: Executor) -> FederatedLoop:
         """The federated loop over these workers."""
         config, federated, clients = self.config, self.config.federated, self.clients
-        exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken)
+        carries = functools.partial(controls.carried, self.controlled)
+        exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken, carries)
         return FederatedLoop(
             seed=config.seed,
             plan=self.plan,

@@ -39,6 +39,7 @@ def folder_hash(config: DictConfig) -> str:
     if kept["ticket"]["path"] is None:
         del kept["ticket"]  # a run without one is what it was before there were any
     kept["local"] = {key: value for key, value in kept["local"].items() if value != NOTHING}  # likewise
+    kept["federated"] = {key: value for key, value in kept["federated"].items() if (key, value) != ("control", "none")}
     kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
     return digest_of(kept)
 

@@ -20,6 +20,7 @@ class Federated:
     weighting: str = "examples"
     batchnorm: str = "average"
     optimizer_state: str = "fresh"
+    control: str = "none"
     broken: str = "stop"
     server: Any = None
 

@@ -126,8 +126,8 @@ class Job:
 class Update:
     """All that a client sends back: a trained subnet, or evidence about the living or the dead entries of the one it was sent.
 
-    `examples` weighs it in every mean; `carried` is as in a Job, under the mask of the job; `kept` stays with the client, never on
-    the wire.
+    `examples` weighs it in every mean; `carried` is as in a Job, under the mask of the job; `kept` stays with the client, never
+    on the wire.
     """
 
     client: int

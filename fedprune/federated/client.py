@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
-from fedprune.local import optimizer_state
+from fedprune.local import control, optimizer_state
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, regularised
@@ -78,15 +78,19 @@ class ClientRound:
     def train(self, job: Job) -> Update:
         """Train the subnet that was sent on the client's training part."""
         indices = self.clients.train[job.client]
-        subnet = Subnet(job.subnet.params | job.kept, job.subnet.mask)
+        own = _of_network(job.kept)
+        subnet = Subnet(job.subnet.params | own, job.subnet.mask)
         with seeded(torch_seed(job.seed, "training", job.clock, job.client), self.module.device):
             batches = self._shuffled(indices, torch_stream(job.seed, "batches", job.clock, job.client))
             momenta, decay = optimizer_state.part(job.kept), self.recipe.lr_decay**job.clock
+            controls = control.received(job)
             with regularised(self.module.net, subnet.mask, self.regularisers, sum(map(len, self.clients.train))) as penalty:
-                trained = fit(self.module, subnet, batches, self.recipe, decay, penalty, momenta)
+                trained = fit(self.module, subnet, batches, self.recipe, decay, penalty, momenta, controls.correction())
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
-        kept = {name: trained.params[name] for name in job.kept if name not in momenta} | trained.optimizer
-        return Update(job.client, Subnet(trained.params, subnet.mask), len(indices), metrics=metrics, kept=kept)
+        carried, renewed = controls.answer(subnet.params, trained.params, trained.reach)
+        kept = {name: trained.params[name] for name in own} | trained.optimizer | renewed
+        sent = Subnet(trained.params, subnet.mask)
+        return Update(job.client, sent, len(indices), metrics=metrics, carried=carried, kept=kept)
 
     def measure(self, job: Job) -> Update:
         """Measure the evidence that was asked for, at the subnet that was sent; train nothing."""
@@ -94,7 +98,7 @@ class ClientRound:
         order = torch.randperm(len(indices), generator=torch_stream(job.seed, "evidence", job.round, job.client))
         indices = indices[order[: self.examples]]
         subnet, names = job.subnet, tuple(job.subnet.mask)
-        params = {name: value.to(self.module.device) for name, value in fold(subnet.params | job.kept).items()}
+        params = {name: value.to(self.module.device) for name, value in fold(subnet.params | _of_network(job.kept)).items()}
         cover = about(answered_under(job), job.about)
         removal = ({name: alive.to(self.module.device) for name, alive in cover.items()},)
         set_mode(self.module, self.recipe)
@@ -140,6 +144,11 @@ class ClientRound:
         for chunk in indices.split(max(CHUNK // size, 1) * size):
             inputs = self.dataset.normalise(x[chunk].to(self.module.device))
             yield from zip(inputs.split(size), y[chunk].to(self.module.device).split(size), strict=True)
+
+
+def _of_network(kept: Params) -> Params:
+    """Of what a client kept, the tensors of its network: those whose names have no colon."""
+    return {name: tensor for name, tensor in kept.items() if ":" not in name}
 
 
 def _tensors(arrays: Arrays) -> Params:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,12 +43,18 @@ class Tally:
         return metrics | ({"train/loss": self.loss / self.seen} if self.seen else {})
 
 
+def nothing(state: State) -> Mapping[str, Params]:
+    """What is carried where the network is all that travels."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Exchange:
     """The server's end of the wire.
 
     examples: the number of training examples of each client. own: names of the tensors that clients keep to themselves.
-    broken: what to do about an update that fails its checks: `stop` the run, or `drop` the update from the round.
+    broken: what to do about an update that fails its checks: `stop` the run, or `drop` the update from the round. carries: what
+    of a state travels beside the network to clients that train.
     """
 
     wire: Wire
@@ -57,10 +63,12 @@ class Exchange:
     examples: Sequence[int]
     own: tuple[str, ...] = ()
     broken: str = "stop"
+    carries: Callable[[State], Mapping[str, Params]] = nothing
 
     def train(self, state: State, cohort: Sequence[int], tally: Tally) -> Iterator[Update]:
         """What these clients send back after training the server's network, in their order."""
-        return self._run([self._job(state, client, state.server) for client in cohort], state, tally)
+        carried = self.carries(state)
+        return self._run([replace(self._job(state, c, state.server), carried=carried) for c in cohort], state, tally)
 
     def measure(
         self,

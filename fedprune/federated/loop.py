@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from fedprune.federated import controls
 from fedprune.federated.aggregate import ServerStep, masked, overlap_mean
 from fedprune.federated.asking import ask, waiting
 from fedprune.federated.costs import densities, training_flops
@@ -104,7 +105,7 @@ class FederatedLoop:
         pruned = self.whose(state, event, self.axes, self.rewind, measure, draws)
         for layer in collapsed(state.server.mask, pruned.server.mask):
             log.warning("after round %d layer %s has lost its last unit; what.min_per_layer=1 keeps one", state.round, layer)
-        return replace(pruned, pruned=state.round, opened=False, candidate={})
+        return controls.pruned(state, replace(pruned, pruned=state.round, opened=False, candidate={}))
 
     def _ask(self, state: State, tally: Tally) -> tuple[State, dict[str, float]]:
         """Under a gate, whether it lets the next event through; and the metrics of that."""
@@ -127,12 +128,13 @@ class FederatedLoop:
 
     def _merge(self, state: State, updates: Iterable[Update]) -> State:
         """The updates' mean, taken as a step by the server optimizer, under the mask; and what each client keeps."""
-        kept = dict(state.kept)
+        kept, changes = dict(state.kept), Params()
 
         def weighted() -> Iterator[tuple[Subnet, float]]:
             for update in updates:
                 assert update.subnet is not None, "a client that was told to train sends a subnet"
                 kept.update({update.client: update.kept} if update.kept else {})
+                changes.update(controls.summed(changes, update))
                 known = {name: value for name, value in update.kept.items() if name in state.server.params}
                 subnet = Subnet(update.subnet.params | known, update.subnet.mask)
                 yield subnet, float(update.examples if self.weighting == "examples" else 1)
@@ -140,6 +142,7 @@ class FederatedLoop:
         server = state.server
         mean = overlap_mean(server.params, weighted())
         params, momentum = self.server_step(server.params, mean, state.momentum, self.trained)
+        momentum = {**momentum, **controls.stepped(state.momentum, changes, self.clients)}
         params = apply(params, server.mask)
         return replace(state, server=Subnet(params, server.mask), momentum=masked(momentum, server.mask), kept=kept)
 

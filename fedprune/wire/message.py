@@ -1,10 +1,10 @@
 """Messages: Job and Update <-> bytes.
 
 A message is a frame (magic, checksum), a JSON header (who, when, what for) and blocks of tensors, each a codec's encoding
-preceded by its length. What is carried beside the subnet is a block for each of its names, under the mask that both ends hold; the
-header says which of the layout's tensors are in it, by their places. A job about a removal has one block more: a bit for each
-living entry, whether it survives. `kept`, what a client keeps to itself, is in no message. What is trained is what was decoded, and the bytes that are reported are the
-lengths of these messages.
+preceded by its length. What is carried beside the subnet is a block for each of its names, under the mask that both ends hold;
+the header says which of the layout's tensors are in it, by their places. A job about a removal has one block more: a bit for
+each living entry, whether it survives. `kept`, what a client keeps to itself, is in no message. What is trained is what was
+decoded, and the bytes that are reported are the lengths of these messages.
 """
 
 from __future__ import annotations
