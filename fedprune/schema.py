@@ -22,6 +22,7 @@ class Federated:
     optimizer_state: str = "fresh"
     control: str = "none"
     broken: str = "stop"
+    aggregate: Any = None
     server: Any = None
 
 

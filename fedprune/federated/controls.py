@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from fedprune.federated.aggregate import Momentum, masked
+from fedprune.federated.server_step import Momentum, masked
 from fedprune.local.control import KEY, PREFIX
 from fedprune.types import Mask, Params, State, Update
 

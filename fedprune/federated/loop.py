@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from fedprune.federated import controls
-from fedprune.federated.aggregate import ServerStep, masked, overlap_mean
+from fedprune.federated.aggregate import Aggregate
 from fedprune.federated.asking import ask, waiting
 from fedprune.federated.costs import densities, training_flops
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange, Tally
 from fedprune.federated.sampling import cohort
+from fedprune.federated.server_step import ServerStep, masked
 from fedprune.federated.where import Where, measuring
 from fedprune.pruning.cycle import Axes, Measure
 from fedprune.pruning.mask import apply, collapsed, ones
@@ -33,7 +34,7 @@ class FederatedLoop:
     """What a run does, fixed from its first round to its last; what changes is in the State.
 
     network: as the server has it, for evidence that takes no data. fresh: the n-th independent initialisation (0 is the one the
-    run starts from). trained: the names of the parameters, which a server optimizer moves (buffers are only averaged). flops:
+    run starts from). trained: the names of the parameters, which a server optimizer moves (buffers are only aggregated). flops:
     of training on one example, by layer of the dense network.
     effective: the fraction of the prunable entries that lie on a path from input to output, of a mask.
     begin: the ticket that the run starts from, whose weights are then its initialisation.
@@ -46,6 +47,7 @@ class FederatedLoop:
     where: Where
     whose: Callable[..., State]
     rewind: Rewind
+    aggregate: Aggregate
     server_step: ServerStep
     weighting: str
     clients: int
@@ -127,7 +129,7 @@ class FederatedLoop:
         return cohort(self.seed, state.clock, self.clients, self.cohort)
 
     def _merge(self, state: State, updates: Iterable[Update]) -> State:
-        """The updates' mean, taken as a step by the server optimizer, under the mask; and what each client keeps."""
+        """The updates' aggregate, taken as a step by the server optimizer, under the mask; and what each client keeps."""
         kept, changes = dict(state.kept), Params()
 
         def weighted() -> Iterator[tuple[Subnet, float]]:
@@ -140,8 +142,8 @@ class FederatedLoop:
                 yield subnet, float(update.examples if self.weighting == "examples" else 1)
 
         server = state.server
-        mean = overlap_mean(server.params, weighted())
-        params, momentum = self.server_step(server.params, mean, state.momentum, self.trained)
+        merged = self.aggregate(server.params, weighted())
+        params, momentum = self.server_step(server.params, merged, state.momentum, self.trained)
         momentum = {**momentum, **controls.stepped(state.momentum, changes, self.clients)}
         params = apply(params, server.mask)
         return replace(state, server=Subnet(params, server.mask), momentum=masked(momentum, server.mask), kept=kept)

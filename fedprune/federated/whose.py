@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fedprune.federated.aggregate import masked
+from fedprune.federated.server_step import masked
 from fedprune.pruning import cycle
 from fedprune.pruning.cycle import Axes, Measure
 from fedprune.pruning.mask import apply

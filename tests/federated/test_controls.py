@@ -266,9 +266,9 @@ def test_resumed_or_in_processes_it_is_the_same_run_bit_for_bit(words, tiny, pla
     assert differences(resumed[-1][0], reference[-1]) == []
 
 
-@pytest.mark.parametrize("words", [("federated.server._target_=fedprune.federated.aggregate.Average",), ()])
+@pytest.mark.parametrize("words", [("federated.server._target_=fedprune.federated.server_step.Average",), ()])
 def test_it_goes_with_a_server_optimizer_and_with_local_batchnorm(words, tiny, play):
-    server = words or ("federated.server={_target_: fedprune.federated.aggregate.FedAvgM, lr: 1.0, beta: 0.9}",)
+    server = words or ("federated.server={_target_: fedprune.federated.server_step.FedAvgM, lr: 1.0, beta: 0.9}",)
     small = ("model=resnet20", "model.norm=batch", "federated.batchnorm=local", "local.steps=1", "rounds=2")
     experiment = tiny(*SCAFFOLD, *server, *small)
     state = play(experiment)[-1][0]
