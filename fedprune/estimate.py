@@ -76,7 +76,8 @@ def _message_bytes(experiment: Experiment, subnet: Subnet) -> tuple[int, int]:
     wire = experiment.wire
     carried = start(experiment.controlled, subnet.params)
     job = wire.encode_job(Job(0, 0, 0, 0, subnet, carried=carried), wire.subnet_block(subnet))
-    update = Update(0, subnet, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}, carried=carried)
+    travels = experiment.options["upload"].pack(experiment.net.state_dict(), subnet)
+    update = Update(0, travels, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}, carried=carried)
     answer = wire.encode_update(update, subnet.mask)
     return len(job), len(answer)
 

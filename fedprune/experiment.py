@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.executor import Executor, Processes, Serial
 from fedprune.federated.loop import FederatedLoop
+from fedprune.federated.upload import Upload
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, add_companions
 from fedprune.make import make
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 class Experiment:
     """Everything that a configuration stands for, checked.
 
-    options: what each group of build.OBJECTS names, the aggregate and the server's step. net: the network at its
+    options: what each group of build.OBJECTS names, the aggregate, the upload and the server's step. net: the network at its
     initialisation. own: the tensors that clients keep to themselves. flops: of training on one example, by layer of the dense
     network. begin: the ticket that the run starts from (None: dense, from `net`). regularisers: what clients add to their
     training. controlled: the parameters whose training is corrected by controls.
@@ -64,6 +65,7 @@ class Experiment:
         worker = functools.partial(
             client_round,
             *(_container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device, self.regularisers),
+            self.options["upload"],
         )
         if self.device != "cpu" and self.config.executor["_target_"].endswith(f".{Processes.__name__}"):
             log.warning("on %s clients are trained one after the other: executor=serial", self.device)
@@ -74,7 +76,8 @@ class Experiment:
         """The federated loop over these workers."""
         config, federated, clients = self.config, self.config.federated, self.clients
         carries = functools.partial(controls.carried, self.controlled)
-        exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken, carries)
+        exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken)
+        exchange = replace(exchange, carries=carries, upload=self.options["upload"])
         return FederatedLoop(
             seed=config.seed,
             plan=self.plan,
@@ -103,13 +106,14 @@ def client_round(
     wire: Wire,
     device: str,
     regularisers: tuple[Regulariser, ...],
+    upload: Upload,
 ) -> ClientRound:
     """What a worker builds for itself, once: the module, around data that it shares with the others."""
     with torch.random.fork_rng(devices=[]):
         net = make(config["model"], shape=dataset.shape, classes=dataset.classes)
     add_companions(net, wire.layout.masked, regularisers, torch.Generator())  # each job brings its own values
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
-    return ClientRound(module, dataset, clients, recipe, wire, config["where"].get("examples"), regularisers)
+    return ClientRound(module, dataset, clients, recipe, wire, config["where"].get("examples"), regularisers, upload)
 
 
 def initial_net(config: DictConfig, dataset: Dataset, number: int) -> nn.Module:

@@ -23,6 +23,7 @@ class Federated:
     control: str = "none"
     broken: str = "stop"
     aggregate: Any = None
+    upload: Any = None
     server: Any = None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
+from fedprune.federated.upload import Upload, everything
 from fedprune.local import control, optimizer_state
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
-from fedprune.local.regulariser import Regulariser, regularised
+from fedprune.local.regulariser import Regulariser, in_use, regularised
 from fedprune.local.train import fit, load, set_mode
-from fedprune.pruning.companions import fold
 from fedprune.pruning.evidence import FROM_DATA, OF_REMOVAL
 from fedprune.pruning.mask import apply
 from fedprune.randomness import seeded, torch_seed, torch_stream
@@ -58,7 +58,8 @@ class ClientRound:
     """Everything a client needs besides the job: the module to train, its data, and how it trains.
 
     examples: how many of its training examples a client measures evidence on (None: all). regularisers: what it adds to its
-    training so that weights get ready to be pruned; evidence and evaluation are of the network without noise.
+    training so that weights get ready to be pruned; evidence and evaluation are of the network without noise. upload: what it
+    sends back of what it trained.
     """
 
     module: LocalModule
@@ -68,6 +69,7 @@ class ClientRound:
     wire: Wire
     examples: int | None = None
     regularisers: tuple[Regulariser, ...] = ()
+    upload: Upload = field(default_factory=everything)
 
     def run(self, message: bytes, kept: Arrays) -> tuple[bytes, Arrays]:
         """A job's bytes in, its update's bytes out; `kept` goes past the wire."""
@@ -89,8 +91,8 @@ class ClientRound:
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
         carried, renewed = controls.answer(subnet.params, trained.params, trained.reach)
         kept = {name: trained.params[name] for name in own} | trained.optimizer | renewed
-        sent = Subnet(trained.params, subnet.mask)
-        return Update(job.client, sent, len(indices), metrics=metrics, carried=carried, kept=kept)
+        travels = self.upload.pack(subnet.params, Subnet(trained.params, subnet.mask))
+        return Update(job.client, travels, len(indices), metrics=metrics, carried=carried, kept=kept)
 
     def measure(self, job: Job) -> Update:
         """Measure the evidence that was asked for, at the subnet that was sent; train nothing."""
@@ -98,7 +100,8 @@ class ClientRound:
         order = torch.randperm(len(indices), generator=torch_stream(job.seed, "evidence", job.round, job.client))
         indices = indices[order[: self.examples]]
         subnet, names = job.subnet, tuple(job.subnet.mask)
-        params = {name: value.to(self.module.device) for name, value in fold(subnet.params | _of_network(job.kept)).items()}
+        used = in_use(subnet.params | _of_network(job.kept), names, self.regularisers)
+        params = {name: value.to(self.module.device) for name, value in used.items()}
         cover = about(answered_under(job), job.about)
         removal = ({name: alive.to(self.module.device) for name, alive in cover.items()},)
         set_mode(self.module, self.recipe)
@@ -113,7 +116,7 @@ class ClientRound:
     def evaluate(self, block: bytes, kept: Arrays, where: Slice) -> tuple[np.ndarray, np.ndarray]:
         """(loss, correct) of every example of a slice, for the network of a wire block."""
         subnet = self.wire.read_subnet(block)
-        load(self.module, fold(subnet.params | _tensors(kept)))
+        load(self.module, in_use(subnet.params | _tensors(kept), tuple(subnet.mask), self.regularisers))
         self.module.eval()
         losses, correct = zip(*(self._outcome(batch) for batch in self._evaluation(where)), strict=True)
         return np.concatenate(losses), np.concatenate(correct)

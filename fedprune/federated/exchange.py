@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from fedprune.errors import RunError
 from fedprune.federated.executor import Executor
+from fedprune.federated.upload import Upload, everything
 from fedprune.types import SERVER, Job, Mask, Params, State, Subnet, Update
 from fedprune.wire.message import Wire, answered_under
 
@@ -54,7 +55,7 @@ class Exchange:
 
     examples: the number of training examples of each client. own: names of the tensors that clients keep to themselves.
     broken: what to do about an update that fails its checks: `stop` the run, or `drop` the update from the round. carries: what
-    of a state travels beside the network to clients that train.
+    of a state travels beside the network to clients that train. upload: what they send back of it.
     """
 
     wire: Wire
@@ -64,6 +65,7 @@ class Exchange:
     own: tuple[str, ...] = ()
     broken: str = "stop"
     carries: Callable[[State], Mapping[str, Params]] = nothing
+    upload: Upload = field(default_factory=everything)
 
     def train(self, state: State, cohort: Sequence[int], tally: Tally) -> Iterator[Update]:
         """What these clients send back after training the server's network, in their order."""
@@ -106,7 +108,8 @@ class Exchange:
                 tally.dropped += 1
                 continue
             tally.add(update)
-            yield replace(update, kept={name: torch.from_numpy(array) for name, array in kept.items()})
+            subnet = update.subnet and self.upload.unpack(job.subnet, update.subnet)
+            yield replace(update, subnet=subnet, kept={name: torch.from_numpy(array) for name, array in kept.items()})
 
     def _receive(self, answer: bytes, job: Job) -> Update | None:
         """The update if it can be read and passes its checks; else it is reported, and ends the run unless told otherwise."""
