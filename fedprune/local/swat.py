@@ -29,13 +29,21 @@ def swat(density: float) -> Regulariser:
 
 
 def top(values: Tensor, density: float) -> Tensor:
-    """Of these values, the nearest whole number to density times their number, those of greatest magnitude; 0 elsewhere."""
+    """Of these values, the nearest whole number to density times their number, those of greatest magnitude; 0 elsewhere.
+
+    Ties, which images are full of, go to the lower flat index.
+    """
     flat = values.reshape(-1)
     number = nearest(density * len(flat))
     if number >= len(flat):
         return values
-    best = flat.abs().topk(number, sorted=False).indices
-    return torch.zeros_like(flat).scatter_(0, best, flat[best]).view(values.shape)
+    if number == 0:
+        return torch.zeros_like(values)
+    sizes = flat.abs()
+    cut = sizes.topk(number, sorted=False).values.min()
+    kept, ties = sizes > cut, sizes == cut
+    kept |= ties & (ties.cumsum(0) <= number - kept.sum())
+    return torch.where(kept, flat, 0).view(values.shape)
 
 
 def used(params: Params, names: Iterable[str], density: float) -> Params:
