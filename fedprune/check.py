@@ -75,7 +75,7 @@ def ranges(config: Any) -> list[str]:
         "it is the number of clients that train in a round": 1 <= federated.cohort <= max(federated.clients, 1),
     }
     choices = {"weighting": ("examples", "uniform"), "broken": ("stop", "drop"), "optimizer_state": ("fresh", "kept")}
-    choices |= {"regrown": RULES}
+    choices |= {"regrown": RULES, "control": ("none", "scaffold")}
     wrong = {key: federated[key] for key, known in choices.items() if federated[key] not in known}
     return [problem for problem, fine in rules.items() if not fine] + [
         f"federated.{key}={value}: choose one of {', '.join(choices[key])}" for key, value in wrong.items()
@@ -158,6 +158,22 @@ def on_clients(plan: Plan, whose: Whose, axes: Axes, where: Any, rewind: Rewind,
         "choose federated.regrown=zero": axes.regrown == "server",
         f"when={names['when']} compares the masks after the first and the last epoch: choose whose.at=end": (
             "mask_shift" in asked and whose.at == "start"
+        ),
+    }
+    return [problem for problem, broken in rules.items() if broken]
+
+
+def of_one_mask(federated: Any, whose: Whose, plan: Plan, names: dict[str, str]) -> list[str]:
+    """What goes by the mask that was sent, where clients change it."""
+    if whose.at is None or not plan.events:
+        return []
+    chosen, upload = f"whose={names['whose']}", federated.upload["_target_"].rpartition(".")[2]
+    rules = {
+        f"{chosen}: controls are of the weights that were sent, and clients prune: choose federated.control=none": (
+            federated.control != "none"
+        ),
+        f"{chosen}: a part of the weights ({upload}) is by the mask that was sent, and clients prune: choose federated/upload=all": (
+            upload != "everything"
         ),
     }
     return [problem for problem, broken in rules.items() if broken]

@@ -8,6 +8,7 @@ from typing import Any
 from fedprune.display import amount
 from fedprune.experiment import Experiment
 from fedprune.federated.availability import Fate
+from fedprune.federated.controls import start
 from fedprune.federated.costs import training_flops
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.companions import is_companion
@@ -76,8 +77,11 @@ def _stretches(experiment: Experiment, subnets: list[Subnet]) -> list[tuple[int,
 def _message_bytes(experiment: Experiment, subnet: Subnet) -> tuple[int, int]:
     """(bytes of a job, bytes of its update) for training this subnet."""
     wire = experiment.wire
-    job = wire.encode_job(Job(0, 0, 0, 0, subnet), wire.subnet_block(subnet))
-    answer = wire.encode_update(Update(0, subnet, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}), subnet.mask)
+    carried = start(experiment.controlled, subnet.params)
+    job = wire.encode_job(Job(0, 0, 0, 0, subnet, carried=carried), wire.subnet_block(subnet))
+    travels = experiment.options["upload"].pack(experiment.net.state_dict(), subnet)
+    update = Update(0, travels, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}, carried=carried)
+    answer = wire.encode_update(update, subnet.mask)
     return len(job), len(answer)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ import torch
 from fedprune.errors import RunError
 from fedprune.federated.availability import Fate, Fates, everybody
 from fedprune.federated.executor import Executor
+from fedprune.federated.upload import Upload, everything
 from fedprune.types import SERVER, Job, Mask, Params, State, Subnet, Update
 from fedprune.wire.message import Wire, answered_under
 
@@ -59,13 +60,19 @@ class Tally:
         return metrics | ({"train/loss": self.loss / self.seen} if self.seen else {})
 
 
+def nothing(state: State) -> Mapping[str, Params]:
+    """What is carried where the network is all that travels."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Exchange:
     """The server's end of the wire.
 
     examples: the number of training examples of each client. own: names of the tensors that clients keep to themselves.
-    broken: what to do about an update that fails its checks: `stop` the run, or `drop` the update from the round.
-    fates: who answers in which round.
+    broken: what to do about an update that fails its checks: `stop` the run, or `drop` the update from the round. fates: who
+    answers in which round. carries: what of a state travels beside the network to clients that train. upload: what they send
+    back of it.
     """
 
     wire: Wire
@@ -75,10 +82,13 @@ class Exchange:
     own: tuple[str, ...] = ()
     broken: str = "stop"
     fates: Fates = everybody
+    carries: Callable[[State], Mapping[str, Params]] = nothing
+    upload: Upload = field(default_factory=everything)
 
     def train(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
         """What clients send back after training what these jobs give them, in the order of the jobs."""
-        return self._run(jobs, state, tally)
+        carried = self.carries(state)
+        return self._run([replace(job, carried=carried) for job in jobs], state, tally)
 
     def measure(
         self,
@@ -114,7 +124,8 @@ class Exchange:
                 tally.dropped += 1
                 continue
             tally.add(update)
-            yield job, replace(update, kept={name: torch.from_numpy(array) for name, array in kept.items()})
+            subnet = update.subnet and self.upload.unpack(job.subnet, update.subnet)
+            yield job, replace(update, subnet=subnet, kept={name: torch.from_numpy(array) for name, array in kept.items()})
 
     def _messages(self, jobs: Sequence[Job]) -> list[bytes]:
         """The jobs as bytes. A subnet that many are sent is encoded once; a mask that its client holds already is not sent."""
@@ -150,7 +161,7 @@ class Exchange:
 def _problem(update: Update, job: Job) -> str | None:
     """Why an update must not be merged, or None."""
     loss = update.metrics.get("loss", 0.0)
-    tensors = [*update.evidence.values(), update.subnet.params if update.subnet else {}]
+    tensors = [*update.evidence.values(), *update.carried.values(), update.subnet.params if update.subnet else {}]
     if not math.isfinite(loss) or not all(_finite(params) for params in tensors):
         return (
             f"the training has diverged (loss {loss:.3g}; not all numbers are finite). "

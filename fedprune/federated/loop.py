@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fedprune.errors import Unheard
+from fedprune.federated import controls
 from fedprune.federated.aggregate import Aggregate
 from fedprune.federated.asking import ask, due, waiting
 from fedprune.federated.costs import densities, training_flops
@@ -119,7 +120,7 @@ class FederatedLoop:
 
     def _prune(self, state: State, event: PruneEvent, tally: Tally) -> State:
         """One prune event, on evidence measured at this very state."""
-        return carry_out(state, event, self._terms(state), self._measure(state, tally))
+        return controls.pruned(state, carry_out(state, event, self._terms(state), self._measure(state, tally)))
 
     def _ask(self, state: State, tally: Tally) -> tuple[State, dict[str, float]]:
         """Under a gate, whether it lets the next event through; and the metrics of that."""
@@ -162,7 +163,7 @@ class FederatedLoop:
         Without any update there is no step: only time goes on, and the server optimizer's momentum stays as it is.
         What a gate let the clients do, nobody is known to have done: it is asked again.
         """
-        kept, receipts, arriving = dict(state.kept), list[Receipt](), iter(answers)
+        kept, receipts, changes, arriving = dict(state.kept), list[Receipt](), Params(), iter(answers)
         first = next(arriving, None)
         if first is None:
             log.warning("round %d: there is no update to merge; the network stays as it is", state.round)
@@ -172,6 +173,7 @@ class FederatedLoop:
             for job, update in itertools.chain((first,), arriving):
                 assert update.subnet is not None, "a client that was told to train sends a subnet"
                 kept.update({update.client: update.kept} if update.kept else {})
+                changes.update(controls.summed(changes, update))
                 known = {name: value for name, value in update.kept.items() if name in state.server.params}
                 subnet = Subnet(update.subnet.params | known, update.subnet.mask)
                 weight = float(update.examples if self.weighting == "examples" else 1)
@@ -181,6 +183,7 @@ class FederatedLoop:
         server = state.server
         merged = self.aggregate(server.params, weighted())
         params, momentum = self.server_step(server.params, merged, state.momentum, self.trained)
+        momentum = {**momentum, **controls.stepped(state.momentum, changes, self.clients)}
         after = replace(state, round=state.round + 1, clock=state.clock + 1, momentum=momentum, kept=kept)
         return self.whose.merged(after, params, receipts, self._terms(state)), receipts
 
