@@ -25,6 +25,7 @@ from fedprune.federated.capacity import nobodys, of_all, personal
 from fedprune.federated.costs import flops_per_example
 from fedprune.federated.nested import Nested
 from fedprune.federated.whose import PersonalMask, Whose
+from fedprune.local.control import refuse
 from fedprune.local.fixed import held
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
@@ -52,9 +53,10 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems = check.Problems()
     problems.add(check.ranges(config))
     options = {group: problems.attempt(make, config[group]) for group in OBJECTS}
-    options["aggregate"] = problems.attempt(make, config.federated.aggregate)
+    options |= {group: problems.attempt(make, config.federated[group]) for group in ("aggregate", "upload")}
     options["server_step"] = problems.attempt(make, config.federated.server)
     capacity = problems.attempt(make, config.federated.capacity)
+    availability = problems.attempt(make, config.federated.availability)
     recipe = problems.attempt(_recipe, config)
     regularisers = tuple(problems.attempt(make, config.local[group]) for group in ("penalty", "dropout"))
     ticket = problems.attempt(_ticket, config)
@@ -74,9 +76,11 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     clients = problems.attempt(federate, dataset, options["partition"], config.federated.clients, config.seed, proxy)
     problems.attempt(_optimizer, config, net)
     problems.attempt(_fixed, net, recipe)
+    controlled = problems.attempt(_controlled, config, net, own)
     problems.attempt(together, *regularisers, net)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
+    options["fates"] = availability(config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])
     problems.add(check.outcomes(plan, options["whose"], names))
 
     add_companions(net, what.names, regularisers, torch_stream(config.seed, "companions"))
@@ -91,13 +95,18 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     plan_to = functools.partial(options["how_often"], window)
     options["whose"] = problems.attempt(parts, options["whose"], plan_to, config.density, names) or options["whose"]
     problems.add_incompatible(check.validation(plan, sum(sizes(clients.val)), names))
+    problems.add_incompatible(check.answers(options["fates"], config, plan, criterion, where, options["whose"], names))
     problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
+    problems.add_incompatible(check.of_one_mask(config.federated, options["whose"], plan, names))
+    problems.add_incompatible(check.carried(config.federated, plan, options["whose"], criterion, where, names))
     problems.add_incompatible(_combination(plan, axes, options, Network(net, dataset.shape), names))
     problems.stop_if_any()
     layout = Layout.of({n: t for n, t in net.state_dict().items() if n not in own}, what.names)
     wire = Wire(options["wire"], layout, getattr(options["whose"], "covers", ()))
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
-    return Experiment(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin, regularisers)
+    return Experiment(
+        *(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin, regularisers, controlled)
+    )
 
 
 def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Network, names: dict[str, str]) -> list[str]:
@@ -113,7 +122,6 @@ def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Ne
         *check.composition(plan, criterion, options["where"], options["rewind"], options["whose"], names),
         *check.on_clients(plan, options["whose"], axes, options["where"], options["rewind"], names),
         *check.obstacles(plan, criterion, network, what.names, names),
-        *check.carried(plan, options["whose"], criterion, options["where"], names),
         *dict.fromkeys(
             problem
             for own in [plan, *dict.fromkeys(getattr(options["whose"], "plans", ()))]
@@ -175,6 +183,15 @@ def _optimizer(config: DictConfig, net: nn.Module) -> None:
         module.configure_optimizers()
     except (ConfigError, TypeError, ValueError) as error:
         raise ConfigError([f"local.optimizer or local.module: {error}"]) from error
+
+
+def _controlled(config: DictConfig, net: nn.Module, own: tuple[str, ...]) -> tuple[str, ...]:
+    """The parameters that are trained with controls: under SCAFFOLD all that travel."""
+    if config.federated.control == "none":
+        return ()
+    module = make(config.local.module, net, make(config.local.optimizer))
+    refuse(module.configure_optimizers(), config.federated.optimizer_state == "kept")
+    return tuple(name for name, _ in net.named_parameters() if name not in own)
 
 
 def _fixed(net: nn.Module, recipe: Recipe) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from fedprune.display import amount
 from fedprune.experiment import Experiment
+from fedprune.federated.availability import Fate
+from fedprune.federated.controls import start
 from fedprune.federated.costs import training_flops
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.companions import is_companion
@@ -23,17 +25,19 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
 
     Under a gate, as if each event came at its earliest: what it waits costs more.
     """
-    plan, net = experiment.plan, experiment.net
+    plan, net, answering = experiment.plan, experiment.net, _answering(experiment, config)
     down = up = flops = 0.0
     subnets = _subnets(experiment)
     for rounds, subnet in _stretches(experiment, subnets):
         for share, part, known in _parts(experiment, subnet):
             sent, received = _message_bytes(experiment, part, known)
             down += rounds * share * config.federated.cohort * sent
-            up += rounds * share * config.federated.cohort * received
-            flops += rounds * share * _examples(experiment, config) * training_flops(experiment.flops, part.mask)
+            up += rounds * share * answering * config.federated.cohort * received
+            trained = rounds * share * answering * _examples(experiment, config)
+            flops += trained * training_flops(experiment.flops, part.mask)
     prunable = sum(net.state_dict()[name].numel() for name in experiment.axes.what.names)
     parameters = sum(p.numel() for name, p in net.named_parameters() if not is_companion(name))
+    missing = [("answers", f"{100 * answering:.3g} % of those that are sent for training; of evidence, all are counted")]
     gate = [("gate", f"{plan.gate.opens}; the costs are those of events at their earliest")] if plan.gate else []
     return [
         ("parameters", f"{parameters:,} ({prunable:,} prunable)"),
@@ -45,6 +49,7 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
             "operations",
             f"{amount(flops, 'FLOP')} of training, {amount(sum(experiment.flops.values()), 'FLOP')} an example when dense",
         ),
+        *(missing if answering < 1 else []),
         *gate,
     ]
 
@@ -85,9 +90,20 @@ def _parts(experiment: Experiment, subnet: Subnet) -> list[tuple[float, Subnet, 
 def _message_bytes(experiment: Experiment, subnet: Subnet, known: Mask | None) -> tuple[int, int]:
     """(bytes of a job, bytes of its update) for training this subnet. known: the mask that its client holds, if any."""
     wire = experiment.wire
-    job = wire.encode_job(Job(0, 0, 0, 0, subnet), wire.subnet_block(subnet, known))
-    answer = wire.encode_update(Update(0, subnet, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}), subnet.mask)
+    carried = start(experiment.controlled, subnet.params)
+    job = wire.encode_job(Job(0, 0, 0, 0, subnet, carried=carried), wire.subnet_block(subnet, known))
+    travels = experiment.options["upload"].pack(experiment.net.state_dict(), subnet)
+    update = Update(0, travels, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}, carried=carried)
+    answer = wire.encode_update(update, subnet.mask)
     return len(job), len(answer)
+
+
+def _answering(experiment: Experiment, config: Any) -> float:
+    """The fraction of the clients that are asked to train in the plan's rounds that answer."""
+    fed, fates = config.federated, experiment.options["fates"]
+    cohorts = [cohort(config.seed, clock, fed.clients, fed.cohort) for clock in range(experiment.plan.rounds)]
+    found = [fates(client, clock) is Fate.ANSWERS for clock, asked in enumerate(cohorts) for client in asked]
+    return sum(found) / len(found)
 
 
 def _examples(experiment: Experiment, config: Any) -> float:

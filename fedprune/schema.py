@@ -21,10 +21,13 @@ class Federated:
     batchnorm: str = "average"
     optimizer_state: str = "fresh"
     regrown: str = "zero"
+    control: str = "none"
     broken: str = "stop"
     capacity: Any = None
     aggregate: Any = None
+    upload: Any = None
     server: Any = None
+    availability: Any = None
 
 
 @dataclass

@@ -230,6 +230,11 @@ def test_the_estimate_is_of_the_slices(tiny, play):
     ("overrides", "message"),
     [
         (("how_often=one_shot", "criterion=snip"), "needs grads of the whole network, which under whose=nested not everybody"),
+        (
+            ("federated.control=scaffold",),
+            "controls are of whole layers, and by=width cuts them",
+        ),
+        (("federated/upload=top_weights",), "top_weights chooses among weights, and by=width cuts biases too: choose"),
         (("what.skip=[first]",), "whose.by=width cuts every layer, and what leaves out fc1: choose what.skip=[]"),
         (("whose.by=magnitude", "what=weights_2of4"), "`what` has a density of its own: choose what=weights_per_layer"),
         (("model=resnet20", "model.norm=group"), "no whole number of the groups"),
