@@ -119,10 +119,12 @@ class Nested:
     def held(self, state: State, client: int) -> bytes:
         if not self.parts or self.parts[client].whole:
             return b""
+        assert self.what is not None, "bind comes first"
+        alive = tuple(state.server.mask[name] for name in self.what.names)
         if self.by == "width":
-            return _within(self, self.parts[client], *state.server.mask.values())
-        weights = (state.server.params[name] for name in state.server.mask)
-        return _largest(self, self.parts[client].capacity, tuple(state.server.mask.values()), tuple(weights))
+            return _within(self, self.parts[client], *alive)
+        weights = tuple(state.server.params[name] for name in self.what.names)
+        return _largest(self, self.parts[client].capacity, alive, weights)
 
     def known(self, state: State, client: int) -> bytes:
         whole = not self.parts or self.parts[client].whole
