@@ -136,10 +136,11 @@ class ClientRound:
         return itertools.islice(itertools.chain.from_iterable(map(self._in_order, orders)), self.recipe.steps)
 
     def _batches(self, x: Tensor, y: Tensor, indices: Tensor, size: int) -> Iterator[Batch]:
-        """Gathered and normalised chunk by chunk, so that a batch is a view."""
+        """Gathered and normalised chunk by chunk, so that a batch is a view. Labels of sequences are kept as bytes until here."""
         for chunk in indices.split(max(CHUNK // size, 1) * size):
             inputs = self.dataset.normalise(x[chunk].to(self.module.device))
-            yield from zip(inputs.split(size), y[chunk].to(self.module.device).split(size), strict=True)
+            labels = y[chunk].to(self.module.device, torch.int64)
+            yield from zip(inputs.split(size), labels.split(size), strict=True)
 
 
 def _tensors(arrays: Arrays) -> Params:
