@@ -67,7 +67,8 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     clients = problems.attempt(federate, dataset, options["partition"], config.federated.clients, config.seed, proxy)
     problems.attempt(_optimizer, config, net)
     problems.attempt(_fixed, net, recipe)
-    problems.attempt(together, *regularisers, net)
+    if what is not None:
+        problems.attempt(together, *regularisers, net, what.names)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
     problems.add(check.outcomes(plan, names))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,9 @@ from fedprune.local.regulariser import Regulariser, add_companions
 from fedprune.make import make
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.network import Network
-from fedprune.pruning.paths import effective_density
+from fedprune.pruning.paths import effective_density, followed
 from fedprune.randomness import torch_seed, torch_stream
-from fedprune.types import Params, Plan, Subnet
+from fedprune.types import Mask, Params, Plan, Subnet
 from fedprune.wire.message import Wire
 
 log = logging.getLogger(__name__)
@@ -86,9 +86,14 @@ class Experiment:
             fresh=functools.partial(_fresh, config, self.dataset, self.axes.what.names, self.regularisers),
             trained=tuple(name for name, _ in self.net.named_parameters()),
             flops=self.flops,
-            effective=functools.partial(effective_density, self.net, shape=self.dataset.shape),
+            effective=self._effective,
             begin=self.begin,
         )
+
+    @property
+    def _effective(self) -> Callable[[Mask], float] | None:
+        shape = self.dataset.shape
+        return functools.partial(effective_density, self.net, shape=shape) if followed(self.net, shape) else None
 
 
 def client_round(

@@ -84,7 +84,8 @@ def no_sweep(network: Network, names: tuple[str, ...]) -> str | None:
     parts = unswept(network.net)
     if not parts:
         return None
-    return f"the backward sweep does not pass {some(parts)}: choose criterion=obd_gauss_newton"
+    instead = "fisher_true" if len(network.shape) == 1 else "obd_gauss_newton"
+    return f"the backward sweep does not pass {some(parts)}: choose criterion={instead}"
 
 
 def _acts(node: fx.Node) -> bool:
