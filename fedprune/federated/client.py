@@ -25,6 +25,7 @@ from fedprune.types import SERVER, Job, Params, Subnet, Update
 from fedprune.wire.message import Wire, about, answered_under
 
 CHUNK = 2048  # examples that are gathered and normalised at once: a large client must not copy its whole data
+PLACES = 5_120  # of sequences that are evaluated at once: each is an example to the layers inside, and beyond it gets slower
 
 
 Arrays = dict[str, np.ndarray]
@@ -120,11 +121,12 @@ class ClientRound:
         return losses.float().cpu().numpy(), correct.cpu().numpy()
 
     def _evaluation(self, where: Slice) -> Iterator[Batch]:
+        size = CHUNK if len(self.dataset.shape) > 1 else max(PLACES // self.dataset.shape[0], 1)
         if where.part == "global":
-            yield from self._batches(self.dataset.test_x, self.dataset.test_y, torch.arange(where.start, where.stop), CHUNK)
+            yield from self._batches(self.dataset.test_x, self.dataset.test_y, torch.arange(where.start, where.stop), size)
         else:
             indices = torch.cat(getattr(self.clients, where.part))[where.start : where.stop]
-            yield from self._batches(self.dataset.x, self.dataset.y, indices, CHUNK)
+            yield from self._batches(self.dataset.x, self.dataset.y, indices, size)
 
     def _in_order(self, indices: Tensor) -> Iterator[Batch]:
         return self._batches(self.dataset.x, self.dataset.y, indices, self.recipe.batch_size)

@@ -64,7 +64,7 @@ class Block(nn.Module):
     def __init__(self, length: int, width: int, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.attention = nn.MultiheadAttention(width, heads)  # batch_first has an inference path that is slower under a mask
         self.norm2 = nn.LayerNorm(width)
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
@@ -72,6 +72,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, width] -> the same."""
-        normed, later = self.norm1(x), self.later[: x.shape[1], : x.shape[1]]
-        x = x + self.attention(normed, normed, normed, need_weights=False, attn_mask=later, is_causal=True)[0]
+        normed, later = self.norm1(x).transpose(0, 1), self.later[: x.shape[1], : x.shape[1]]
+        attended, _ = self.attention(normed, normed, normed, need_weights=False, attn_mask=later, is_causal=True)
+        x = x + attended.transpose(0, 1)
         return x + self.fc2(F.relu(self.fc1(self.norm2(x))))
