@@ -92,8 +92,7 @@ class Experiment:
 
     @property
     def _effective(self) -> Callable[[Mask], float] | None:
-        shape = self.dataset.shape
-        return functools.partial(effective_density, self.net, shape=shape) if followed(self.net, shape) else None
+        return functools.partial(effective_density, self.net, shape=self.dataset.shape) if followed(self.net) else None
 
 
 def client_round(

@@ -121,7 +121,7 @@ class ClientRound:
         return losses.float().cpu().numpy(), correct.cpu().numpy()
 
     def _evaluation(self, where: Slice) -> Iterator[Batch]:
-        size = CHUNK if len(self.dataset.shape) > 1 else max(PLACES // self.dataset.shape[0], 1)
+        size = CHUNK if self.dataset.y.dim() == 1 else max(PLACES // self.dataset.y[0].numel(), 1)
         if where.part == "global":
             yield from self._batches(self.dataset.test_x, self.dataset.test_y, torch.arange(where.start, where.stop), size)
         else:

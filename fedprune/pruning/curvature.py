@@ -12,7 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.pruning.network import Network
-from fedprune.pruning.probe import Batch, differentiable, evaluated, gathered, loss_at, loss_hessian, loss_slopes, over_examples, split
+from fedprune.pruning.probe import (
+    Batch,
+    differentiable,
+    evaluated,
+    gathered,
+    loss_at,
+    loss_hessian,
+    loss_slopes,
+    over_examples,
+    reads_characters,
+    split,
+)
 from fedprune.pruning.squares import squares
 from fedprune.pruning.what import prunable
 from fedprune.types import Params
@@ -75,7 +86,7 @@ def hessian_diag(module: nn.Module, params: Params, names: tuple[str, ...], batc
 
 def by_place(network: Network, names: tuple[str, ...]) -> str | None:
     """Why `gauss_newton_diag` is not to be had of this network, or None."""
-    if len(network.shape) > 1:
+    if not reads_characters(network.net, network.shape):
         return None
     return (
         "the Gauss-Newton matrix has a block of its own for each place of a sequence: choose criterion=fisher_true, which is the "
@@ -94,7 +105,7 @@ def too_large(network: Network, names: tuple[str, ...]) -> str | None:
         return None
     return (
         f"the exact Hessian takes a pass per weight, here {weights:,}, and is for at most {EXACT:,}: "
-        f"choose criterion={'fisher_true' if len(network.shape) == 1 else 'obd_sweep or criterion=obd_gauss_newton'}"
+        f"choose criterion={'obd_sweep or criterion=obd_gauss_newton' if by_place(network, names) is None else 'fisher_true'}"
     )
 
 

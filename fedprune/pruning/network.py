@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedprune.pruning.probe import Call, blank, calls, evaluated, owners
+from fedprune.pruning.probe import Call, blank, calls, evaluated, owners, reads_characters
 from fedprune.pruning.what import others
 from fedprune.types import Params
 
@@ -62,7 +62,7 @@ def unscaled(network: Network, names: tuple[str, ...]) -> str | None:
 
 def no_flow(network: Network, names: tuple[str, ...]) -> str | None:
     """Why `flow_grads` mean nothing in this network, or None."""
-    if len(network.shape) == 1:
+    if reads_characters(network.net, network.shape):
         return "flow starts from an input of ones, and characters are no numbers to add up: choose criterion=snip"
     stuck = [
         f"{name} ({type(layer).__name__})"
@@ -82,7 +82,7 @@ def puts_out(network: Network, names: tuple[str, ...]) -> str | None:
         told = some([f"{name} ({type(layer).__name__})" for name, layer in rowless.items()])
         return f"rows of {told} put out no activation of their own: choose what.layers=[conv,linear], or criterion=taylor"
     with torch.no_grad(), calls(owners(network.net, names)) as seen:
-        outputs = network.run(dict(network.net.state_dict()), blank(network.shape))
+        outputs = network.run(dict(network.net.state_dict()), blank(network.net, network.shape))
     memory = outputs.untyped_storage().data_ptr()  # outputs may be a view, as those of sequences are
     makes = {name: [call.passed.untyped_storage().data_ptr() for call in seen[name]] for name in names}
     last = [name.removesuffix(".weight") for name in names if memory in makes[name]]
@@ -100,7 +100,7 @@ def normalised(network: Network, names: tuple[str, ...]) -> dict[str, str]:
     """The normalisation with a scale that takes in the outputs of the layer of each name; only the layers that have one."""
     layers, norms = owners(network.net, names), normalisations(network.net)
     with torch.no_grad(), calls(layers | norms) as seen:
-        network.run(dict(network.net.state_dict()), blank(network.shape))
+        network.run(dict(network.net.state_dict()), blank(network.net, network.shape))
     return followers(seen, names, tuple(norms))
 
 

@@ -140,9 +140,14 @@ def calls(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
             hook.remove()
 
 
-def blank(shape: tuple[int, ...]) -> Tensor:
-    """A batch of one input of nothing but zeros: an image (C, H, W) of floats, or a sequence (T,) of the numbers of characters."""
-    return torch.zeros(1, *shape, dtype=torch.int64 if len(shape) == 1 else torch.float32)
+def reads_characters(net: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether the network's inputs are sequences (T,) of the numbers of characters, and not of floats."""
+    return len(shape) == 1 and any(isinstance(layer, nn.Embedding) for layer in net.modules())
+
+
+def blank(net: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """A batch of one input of nothing but zeros, of the type that the network takes."""
+    return torch.zeros(1, *shape, dtype=torch.int64 if reads_characters(net, shape) else torch.float32)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def load_network(path: Path, folders: Sequence[Path]) -> Network:
         net.load_state_dict(plain(subnet.params))
     except RuntimeError as error:
         raise DataError(f"{ticket.path} is not of the network that model={option} is here: {error}") from error
-    return Network(net.eval(), subnet.mask, blank(shape))
+    return Network(net.eval(), subnet.mask, blank(net, shape))
 
 
 def _yaml(option: str, folders: Sequence[Path], path: Path) -> Path:
