@@ -109,15 +109,18 @@ def tiny() -> Callable[..., Experiment]:
 WORDS = ("the", "to", "and", "of", "my", "Lord", "that", "thou'rt", "is", "not", "love,", "King:", "what?", "good.", "O!")
 
 
+ROLES = ("ANNE", "First Lord", "BOY")
+
+
 def plays_markdown(lines: int = 40) -> dict[str, str]:
-    """38 plays with two roles each, who speak in turns, in the form that data=shakespeare reads; play 0 has a third, silent one."""
+    """38 plays of three roles each, who speak in turns, in the form that data=shakespeare reads; play 0 has one more, nearly silent."""
     rng = random.Random(0)
 
     def said() -> str:
         return "  \n".join(" ".join(rng.choices(WORDS, k=6)) for _ in range(4))
 
     def scene() -> str:
-        return "".join(f"_Enter {name}_\n\n**{name}**  \n{said()}\n\n" for name in ("ANNE", "First Lord"))
+        return "".join(f"_Enter {name}_\n\n**{name}**  \n{said()}\n\n" for name in ROLES)
 
     plays = {f"play-{i:02d}": f"# Play {i}\n\n## ACT I\n\n" + "".join(scene() for _ in range(lines // 4)) for i in range(38)}
     plays["play-00"] += "**MUTE**  \nNo.\n"

