@@ -113,7 +113,7 @@ ROLES = ("ANNE", "First Lord", "BOY")
 
 
 def plays_markdown(lines: int = 40) -> dict[str, str]:
-    """38 plays of three roles each, who speak in turns, in the form that data=shakespeare reads; play 0 has one more, nearly silent."""
+    """38 plays of three roles each, who speak in turns, in the form that data=shakespeare reads; the first has one more."""
     rng = random.Random(0)
 
     def said() -> str:

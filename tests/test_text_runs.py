@@ -68,8 +68,16 @@ def test_the_numbers_of_a_run_are_per_character(model, text, play):
 def test_every_criterion_runs_or_is_refused_with_what_to_choose(model, criterion, text, play):
     late = ("when.start=0.5", "when.stop=0.9", "rounds=4", "local.steps=1")
     how = ("how_often=dynamic", "how_often.every=1") if criterion in ("rigl", "set") else ("how_often=one_shot",)
-    chosen = (*how, "when=during_training", *late, f"criterion={criterion}", "eval_every=4", "where=one_client", "where.examples=4")
-    if model == "char_lstm" and criterion == "obd_exact" or criterion in REFUSED:
+    chosen = (
+        *how,
+        "when=during_training",
+        *late,
+        f"criterion={criterion}",
+        "eval_every=4",
+        "where=one_client",
+        "where.examples=4",
+    )
+    if (model == "char_lstm" and criterion == "obd_exact") or criterion in REFUSED:
         with pytest.raises(Incompatible, match=REFUSED.get(criterion, "criterion=fisher_true")):
             text(model, *chosen)
         return

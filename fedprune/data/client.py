@@ -41,8 +41,8 @@ def federate(dataset: Dataset, how: Partition, clients: int, seed: int, proxy: i
     """The clients' data: a function of the arguments and of nothing else.
 
     `proxy` examples are held back for the server first, each class (of text: each group) in its share; `how` divides the rest,
-    drawn again (up to 100 times) while a client has too few; each client's part is shuffled and split. Fractions are rounded down, but a
-    fraction that is not zero takes one example at least, and training keeps one at least.
+    drawn again (up to 100 times) while a client has too few; each client's part is shuffled and split. Fractions are rounded
+    down, but a fraction that is not zero takes one example at least, and training keeps one at least.
 
     Raises ConfigError if `clients` or `proxy` is no such number, DataError if the data cannot be divided as asked.
     """
@@ -70,7 +70,10 @@ def _goes_by(dataset: Dataset, how: Partition) -> np.ndarray:
         return dataset.groups.numpy()
     if how.by == "labels" and dataset.y.dim() > 1:
         raise ConfigError(
-            [f"data={dataset.name} has no label for a whole example, which {how} goes by: choose partition=natural, or partition=iid"]
+            [
+                f"data={dataset.name} has no label for a whole example, which {how} goes by: "
+                "choose partition=natural, or partition=iid"
+            ]
         )
     return dataset.y.numpy() if how.by == "labels" else np.zeros(len(dataset.y), np.int64)
 

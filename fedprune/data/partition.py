@@ -153,7 +153,8 @@ class Natural(Partition):
     """Clients are the data set's own groups (writers, roles), each with all that is its own and nothing else.
 
     Groups of fewer than min_examples are left out. Of the others, `clients` are drawn at random, each with the same chance
-    (whatever its size), and numbered in the order of the data set. Raises DataError if there are fewer. Caldas et al. 2018 (LEAF).
+    (whatever its size), and numbered in the order of the data set. Raises DataError if there are fewer. Source: Caldas et al.
+    2018 (LEAF).
     """
 
     by: ClassVar[str] = "groups"

@@ -1,10 +1,10 @@
 """Plays in Markdown -> what each role says: (file or folder) -> {(play, speaker): text}. Nothing in them is run.
 
-    # Hamlet                          headings end what was said before
-    ### SCENE I. Elsinore.
-    _Enter BERNARDO_                  stage directions, between `_`, `*` or `[ ]`, are left out
-    **BERNARDO**                      who speaks, until somebody else does
-    Who's there?
+# Hamlet                          headings end what was said before
+### SCENE I. Elsinore.
+_Enter BERNARDO_                  stage directions, between `_`, `*` or `[ ]`, are left out
+**BERNARDO**                      who speaks, until somebody else does
+Who's there?
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Role = tuple[str, str]
 """(play, speaker), both as the files have them."""
 
 VOCABULARY = "\n !\"&',-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-"""The 74 characters of the texts, in the order of their numbers. Anything else in the files is markup or a slip of the typesetter,
-and left out; a dash is two hyphens, as most of the plays have it."""
+"""The 74 characters of the texts, in the order of their numbers. Anything else in the files is markup or a slip of the
+typesetter, and left out; a dash is two hyphens, as most of the plays have it."""
 
 _PARAGRAPHS = re.compile(r"\n\s*\n|\n(?=\*\*)")
 _SPEAKER = re.compile(r"\*\*([^*\n]+)\*\*\s*")

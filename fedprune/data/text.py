@@ -61,13 +61,11 @@ def shakespeare(root: str, characters: int = 80) -> Text:
     train, test = zip(*(np.split(part, [len(part) - len(part) // TEST]) for part in cut), strict=True)
     groups = np.repeat(np.arange(len(cut)), [len(part) for part in train])
     (x, y), (test_x, test_y) = _inputs_and_labels(train), _inputs_and_labels(test)
-    return Text(
-        "shakespeare", x, y, test_x, test_y, classes=len(VOCABULARY), mean=(), std=(), groups=torch.from_numpy(groups)
-    )
+    return Text("shakespeare", x, y, test_x, test_y, classes=len(VOCABULARY), mean=(), std=(), groups=torch.from_numpy(groups))
 
 
 def windows(text: str, characters: int) -> np.ndarray:
-    """uint8 [n, characters + 1]: the text's characters by their number in VOCABULARY, cut from the start, one after the other."""
+    """uint8 [n, characters + 1]: the text's characters by their number in VOCABULARY, cut from the start."""
     encoded = _NUMBERS[np.frombuffer(text.encode("ascii"), np.uint8)]
     whole = len(encoded) // (characters + 1)
     return encoded[: whole * (characters + 1)].reshape(whole, characters + 1)

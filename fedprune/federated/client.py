@@ -138,7 +138,7 @@ class ClientRound:
         return itertools.islice(itertools.chain.from_iterable(map(self._in_order, orders)), self.recipe.steps)
 
     def _batches(self, x: Tensor, y: Tensor, indices: Tensor, size: int) -> Iterator[Batch]:
-        """Gathered and normalised chunk by chunk, so that a batch is a view. Labels of sequences are kept as bytes until here."""
+        """Gathered and normalised chunk by chunk, so that a batch is a view. Labels of sequences are bytes until here."""
         for chunk in indices.split(max(CHUNK // size, 1) * size):
             inputs = self.dataset.normalise(x[chunk].to(self.module.device))
             labels = y[chunk].to(self.module.device, torch.int64)

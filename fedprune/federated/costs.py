@@ -33,7 +33,7 @@ def flops_per_example(net: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
     """Operations (2 x multiply-accumulate) of one example's forward and backward pass, by layer, for the dense network.
 
     inputs: a batch [B, ...]; the counts are per example. Layers are named as in `net`, and those of several weights by weight,
-    since each may have its own density: what a recurrent layer's or attention's matrices are multiplied with is counted together,
+    since each may have its own density: the products with a recurrent layer's or attention's matrices are counted together,
     and shared out by their sizes. What no weight is part of (attention's own products) and what is in no layer is under "".
     """
     counter = FlopCounterMode(display=False)
@@ -63,7 +63,7 @@ def _leaves(counter: FlopCounterMode, net: nn.Module, examples: int) -> dict[str
     root = type(net).__name__
     counted = {name.removeprefix(f"{root}."): ops for name, ops in counter.get_flop_counts().items()}
     sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
-    layers = {}
+    layers: dict[str, float] = {}
     for layer, weights in prunable(net).items():
         ops, total = counted.get(layer, {}), sum(sizes[weight] for weight in weights)
         flops = sum(number for op, number in ops.items() if len(weights) == 1 or op in BY_WEIGHTS) / examples

@@ -42,7 +42,7 @@ class LocalModule(pl.LightningModule):
         return loss
 
     def outcome(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Per example: (loss [B] float32, correct [B]: bool, or of sequences the fraction). What every evaluation is made of."""
+        """Per example: (loss [B] float32, correct [B]: bool, or of sequences the fraction). What evaluations are made of."""
         inputs, labels = batch
         logits = self.net(inputs)
         correct = logits.argmax(1) == labels

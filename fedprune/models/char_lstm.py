@@ -8,7 +8,7 @@ from fedprune.models.layers import require_positive, require_sequence
 
 
 def char_lstm(shape: tuple[int, ...], classes: int, embedding: int = 32, hidden: int = 64, layers: int = 1) -> nn.Module:
-    """Embedding, `layers` LSTMs of `hidden` units, one linear layer on each of their outputs; 32,266 parameters with 74 classes.
+    """Embedding, `layers` LSTMs of `hidden` units, one linear layer on each output; 32,266 parameters with 74 classes.
 
     LEAF's (Caldas et al. 2018) has embedding=8 hidden=256 layers=2. It reads from left to right, so a place knows nothing of
     what comes after it. torch's own initial values; a forget gate begins half open.

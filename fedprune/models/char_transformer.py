@@ -10,15 +10,13 @@ from fedprune.errors import ConfigError
 from fedprune.models.layers import require_positive, require_sequence
 
 
-def char_transformer(
-    shape: tuple[int, ...], classes: int, width: int = 64, heads: int = 4, layers: int = 2
-) -> nn.Module:
+def char_transformer(shape: tuple[int, ...], classes: int, width: int = 64, heads: int = 4, layers: int = 2) -> nn.Module:
     """A decoder: each place attends to itself and those before it. Learned positions, pre-norm blocks of attention and two
     linear layers with ReLU (width - 4 width - width); 114,762 parameters on 80 of 74 characters.
 
-    Vaswani et al. 2017, in the arrangement of GPT-2 (Radford et al. 2019). Gaussian weights of variance 1 / inputs (of embeddings
-    1 / width), those that end a block's two branches divided by sqrt(2 layers), as there; biases 0. GPT-2's deviation of 0.02 is
-    for a width of 768: at 64 nothing would be learnt for long. No dropout; the output layer has weights of its own.
+    Vaswani et al. 2017, in the arrangement of GPT-2 (Radford et al. 2019). Gaussian weights of variance 1 / inputs (of
+    embeddings 1 / width), those that end a block's two branches divided by sqrt(2 layers), as there; biases 0. (GPT-2's
+    deviation of 0.02 goes with a width of 768: at 64 it learns later.) No dropout; the output layer has weights of its own.
     Raises ConfigError on images, on sizes below 1, and on heads that do not divide the width.
     """
     require_sequence("char_transformer", shape)

@@ -43,8 +43,8 @@ def sq_grads(module: nn.Module, params: Params, names: tuple[str, ...], batches:
 
 def sq_grads_sampled(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
     """As sq_grads at labels drawn from the network's own softmax, one per example: the diagonal of the *true* Fisher matrix,
-    estimated without bias. For classifiers: batches (inputs, labels), outputs [B, classes], or [B, classes, T] of sequences, which
-    get a label for each place."""
+    estimated without bias. For classifiers: batches (inputs, labels), outputs [B, classes], or [B, classes, T] of sequences,
+    which get a label for each place."""
 
     def cotangents(outputs: Tensor, batch: Batch) -> Tensor:
         inputs, labels = batch
@@ -89,8 +89,8 @@ def by_place(network: Network, names: tuple[str, ...]) -> str | None:
     if not reads_characters(network.net, network.shape):
         return None
     return (
-        "the Gauss-Newton matrix has a block of its own for each place of a sequence: choose criterion=fisher_true, which is the "
-        "same on average"
+        "the Gauss-Newton matrix has a block of its own for each place of a sequence: choose criterion=fisher_true, "
+        "which is the same on average"
     )
 
 

@@ -60,9 +60,9 @@ def kernels(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
 
 
 CHANNELWISE: tuple[Unit, ...] = (filters, neurons, channels, kernels)
-"""Units of layers that give each output by a row of their own, and read each input by a column: convolutions and linear layers. A
-row of a recurrent layer is one gate of a unit, one of attention's is a coordinate of queries, keys or values, and a row of an
-embedding is an input."""
+"""Units of layers that give each output by a row of their own, and read each input by a column: convolutions and linear layers.
+A row of a recurrent layer is one gate of a unit, one of attention's is a coordinate of queries, keys or values, and a row of
+an embedding is an input."""
 
 
 def blocks(scores: Tensor, h: int, w: int, reduce: str = "mean", of: str = "signed") -> Tensor:

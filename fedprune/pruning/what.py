@@ -29,8 +29,8 @@ LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
     "attention": (nn.MultiheadAttention,),
     "embedding": (nn.Embedding,),
 }
-"""The kinds of layer. Recurrent weights are all `weight_ih_l0`, `weight_hh_l0`, ... of a layer; attention's are `in_proj_weight` (or
-`q_proj_weight`, `k_proj_weight`, `v_proj_weight`) and `out_proj.weight`."""
+"""The kinds of layer. Recurrent weights are all `weight_ih_l0`, `weight_hh_l0`, ... of a layer; attention's are `in_proj_weight`
+(or `q_proj_weight`, `k_proj_weight`, `v_proj_weight`) and `out_proj.weight`."""
 
 CHANNELLED = ("conv", "linear")
 """Kinds whose weight is [outputs, inputs, ...], and whose forward does no more than apply it."""

@@ -36,7 +36,7 @@ def text_of(row: torch.Tensor) -> str:
 
 
 def test_windows_by_hand():
-    # 11 characters, windows of 3 + 1: two of them, and three characters are left over. In VOCABULARY newline is 0, space 1, A 22.
+    # 11 characters, windows of 3 + 1: two of them, and three characters are left over. Newline is number 0, space 1, A 22.
     cut = windows("ABCD\n A!BCD", 3)
     assert cut.tolist() == [[22, 23, 24, 25], [0, 1, 22, 2]]
     assert cut.dtype == np.uint8
@@ -111,7 +111,8 @@ def test_a_natural_client_is_one_group_whole(data):
 
 def test_which_groups_depends_on_the_seed_and_all_of_them_are_to_be_had(data):
     groups = [
-        {int(data.groups[part[0]]) for part in federate(data, Natural(), clients=5, seed=seed).train} for seed in (0, 0, *range(1, 100))
+        {int(data.groups[part[0]]) for part in federate(data, Natural(), clients=5, seed=seed).train}
+        for seed in (0, 0, *range(1, 100))
     ]
     assert groups[0] == groups[1]
     # Each has the same chance: that 100 draws of 5 from 114 miss a given one has the probability (109/114)^100 = 0.011.
@@ -127,9 +128,13 @@ def test_small_groups_are_left_out_by_hand():
 
 def test_more_clients_than_there_are_is_refused_with_their_number():
     groups = np.repeat([0, 1, 2, 3], [2, 5, 3, 4])
-    with pytest.raises(DataError, match=r"federated.clients=3: there are 2 .* 4 examples: choose federated.clients=2 .*=3, which 3"):
+    with pytest.raises(
+        DataError, match=r"federated.clients=3: there are 2 .* 4 examples: choose federated.clients=2 .*=3, which 3"
+    ):
         Natural(min_examples=4)(groups, 3, np.random.default_rng(0))
-    with pytest.raises(DataError, match=r"there are 3 natural clients with at least 3 examples: choose federated.clients=3 or fewer$"):
+    with pytest.raises(
+        DataError, match=r"there are 3 natural clients with at least 3 examples: choose federated.clients=3 or fewer$"
+    ):
         Natural(min_examples=0)(groups, 4, np.random.default_rng(0))  # one example for each of train, val and test
 
 

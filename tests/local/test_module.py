@@ -98,8 +98,8 @@ class Logits(nn.Module):
 
 @pytest.mark.parametrize("kind", [LocalModule, SquaredError])
 def test_an_example_of_a_sequence_counts_by_the_mean_over_its_places(kind):
-    # Two sequences of two places, two classes, p = (3/4, 1/4) everywhere. Labels 0, 0: both right, loss log 4/3. Labels 0, 1: half
-    # right, loss (log 4/3 + log 4) / 2. Squared errors of outputs log 3 and 0 to (1, -1) or (-1, 1).
+    # Two sequences of two places, two classes, p = (3/4, 1/4) everywhere. Labels 0, 0: both right, loss log 4/3. Labels 0, 1:
+    # half right, loss (log 4/3 + log 4) / 2. Squared errors of outputs log 3 and 0 to (1, -1) or (-1, 1).
     three = torch.tensor(3.0).log()
     module = kind(Logits(torch.stack([three, torch.zeros(())])[None, :, None].expand(1, 2, 2).clone()), None)
     batch = (torch.zeros(2, dtype=torch.int64), torch.tensor([[0, 0], [0, 1]]))

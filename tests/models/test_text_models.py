@@ -43,7 +43,7 @@ def numbers(examples: int = 3, length: int = 7, classes: int = 5) -> torch.Tenso
     [
         # 74 x 32; 4 x 64 rows of 32 + 64 inputs and two biases; 64 x 74 and 74 biases.
         ("char_lstm", 74 * 32 + 256 * (32 + 64 + 2) + 65 * 74),
-        # 74 and 80 rows of 64; two blocks of: queries, keys, values, output with biases; 64 - 256 - 64; two norms; last norm; output.
+        # 74 and 80 rows of 64; two blocks of attention's four matrices with biases, 64 - 256 - 64, and two norms; norm; output.
         ("char_transformer", 154 * 64 + 2 * (4 * 64 * 65 + 256 * 65 + 64 * 257 + 4 * 64) + 2 * 64 + 65 * 74),
     ],
 )

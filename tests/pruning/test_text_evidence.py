@@ -87,7 +87,7 @@ def several() -> nn.ModuleDict:
             *("cross.v_proj_weight", "cross.out_proj.weight"),
         ]),
         (("recurrent",), [
-            *(f"lstm.weight_{part}_l{layer}{way}" for layer in (0, 1) for way in ("", "_reverse") for part in ("ih", "hh", "hr")),
+            *(f"lstm.weight_{part}_l{place}" for place in ("0", "0_reverse", "1", "1_reverse") for part in ("ih", "hh", "hr")),
             *("gru.weight_ih_l0", "gru.weight_hh_l0", "cell.weight_ih", "cell.weight_hh"),
         ]),
     ],
@@ -121,7 +121,9 @@ def test_a_layer_stands_for_all_of_its_weights_and_each_for_itself(skip, left):
 
 def test_rates_of_a_layer_are_those_of_all_its_weights():
     what = What(weights, partial(per_layer, rates={"lstm": 0.0}), layers=("linear", "recurrent")).bind(lstm())
-    mask = what.select({name: torch.rand(value.shape) for name, value in lstm().state_dict().items() if name in what.names}, 0.9)
+    mask = what.select(
+        {name: torch.rand(value.shape) for name, value in lstm().state_dict().items() if name in what.names}, 0.9
+    )
     assert mask["lstm.weight_ih_l0"].all() and mask["lstm.weight_hh_l0"].all() and not mask["fc.weight"].all()
 
 
@@ -162,7 +164,9 @@ def test_squares_are_those_of_each_sequences_own_gradient(make):
     for x, y in batches():
         for one in range(len(x)):
             wanted = {name: params[name].clone().requires_grad_() for name in expected}
-            slopes = torch.autograd.grad(loss(make(), params | wanted, x[one : one + 1], y[one : one + 1]), list(wanted.values()))
+            slopes = torch.autograd.grad(
+                loss(make(), params | wanted, x[one : one + 1], y[one : one + 1]), list(wanted.values())
+            )
             for name, slope in zip(wanted, slopes, strict=True):
                 expected[name] += slope.square() / 5
     for name, value in expected.items():
@@ -189,9 +193,9 @@ def test_hessian_times_gradient_is_a_difference_of_gradients(make):
 
 
 def test_a_label_is_drawn_for_each_place_by_hand():
-    # The network is a table of logits, the same character at two places, p = (3/4, 1/4). The gradient of the logit of class 0 is the
-    # mean of two draws of p - 1{drawn}, each of variance p (1 - p) = 3/16: on average its square is 3/32. One draw for both places
-    # would give 3/16.
+    # The network is a table of logits, the same character at two places, p = (3/4, 1/4). The gradient of the logit of class 0 is
+    # the mean of two draws of p - 1{drawn}, each of variance p (1 - p) = 3/16: on average its square is 3/32. One draw for both
+    # places would give 3/16.
     class Table(nn.Module):
         def __init__(self):
             super().__init__()
@@ -216,7 +220,9 @@ def test_the_inverse_of_the_fisher_blocks_is_that_of_each_sequences_gradients(ma
     for x, y in batches():
         for one in range(len(x)):
             w = params[name].clone().requires_grad_()
-            rows.append(torch.autograd.grad(loss(make(), params | {name: w}, x[one : one + 1], y[one : one + 1]), w)[0].flatten())
+            rows.append(
+                torch.autograd.grad(loss(make(), params | {name: w}, x[one : one + 1], y[one : one + 1]), w)[0].flatten()
+            )
     slopes = torch.stack(rows).double()[:, :BLOCK]
     fisher = slopes.T @ slopes / len(rows) + DAMPING * torch.eye(slopes.shape[1], dtype=torch.float64)
     expected = torch.linalg.inv(fisher).diagonal().float()
