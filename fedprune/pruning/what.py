@@ -29,7 +29,7 @@ LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
     "attention": (nn.MultiheadAttention,),
     "embedding": (nn.Embedding,),
 }
-"""The kinds of layer. Recurrent weights are all `weight_ih_l0`, `weight_hh_l0`, ... of a layer; attention's are `in_proj_weight`
+"""The kinds of layer. Recurrent weights are `weight_ih_l0`, `weight_hh_l0`, ...; attention's are `in_proj_weight`
 (or `q_proj_weight`, `k_proj_weight`, `v_proj_weight`) and `out_proj.weight`."""
 
 CHANNELLED = ("conv", "linear")

@@ -193,8 +193,8 @@ def test_hessian_times_gradient_is_a_difference_of_gradients(make):
 
 
 def test_a_label_is_drawn_for_each_place_by_hand():
-    # The network is a table of logits, the same character at two places, p = (3/4, 1/4). The gradient of the logit of class 0 is
-    # the mean of two draws of p - 1{drawn}, each of variance p (1 - p) = 3/16: on average its square is 3/32. One draw for both
+    # The network is a table of logits, one character at two places, p = (3/4, 1/4). The gradient of the logit of class 0 is the
+    # mean of two draws of p - 1{drawn}, each of variance p (1 - p) = 3/16: on average its square is 3/32. One draw for both
     # places would give 3/16.
     class Table(nn.Module):
         def __init__(self):
