@@ -60,7 +60,7 @@ class Window:
         length = self.rounds // (times + 1) if self.together else self.rounds
         if length < 1:
             raise Incompatible(
-                f"when.budget=all: {self.rounds} rounds do not suffice for the {times + 1} training runs around {times} events: "
+                f"when.budget=all: {self.rounds} rounds do not suffice for {times + 1} training runs around {times} events: "
                 "set more rounds, a higher how_often.rate or when.budget=each"
             )
         return length

@@ -61,7 +61,7 @@ def events(made: Plan) -> list[tuple[int, float]]:
         (DURING, Gradual(5, "linear"), 0.1, [(1, 0.1)], 10),
         # The run of the lottery ticket papers: 20 % of the survivors, 0.8^k until 0.5.
         (AFTER, Iterative(rate=0.2), 0.5, [(10, 0.8), (20, 0.64), (30, 0.512), (40, 0.5)], 50),
-        # The same on ten rounds in all: four runs of 10 // 5 rounds and a last of as many; of 10 // 4 for three, and 10 - 6 rounds.
+        # The same on ten rounds in all: four runs of 10 // 5 and a last of as many; three of 10 // 4 and a last of 10 - 6.
         (TOGETHER, Iterative(rate=0.2), 0.5, [(2, 0.8), (4, 0.64), (6, 0.512), (8, 0.5)], 10),
         (TOGETHER, Iterative(times=3), 0.125, [(2, 0.5), (4, 0.25), (6, 0.125)], 10),
         (TOGETHER, Never(), 0.5, [], 10),
@@ -76,9 +76,7 @@ def test_plans_by_hand(when, how_often, density, expected, rounds):
 
 def test_rounds_that_do_not_suffice_for_all_runs_are_refused():
     assert events(plan(TOGETHER, Iterative(times=9), 0.5))[-1] == (9, 0.5)
-    with pytest.raises(
-        Incompatible, match="10 rounds do not suffice for the 11 training runs around 10 events: set more rounds"
-    ):
+    with pytest.raises(Incompatible, match="10 rounds do not suffice for 11 training runs around 10 events: set more"):
         plan(TOGETHER, Iterative(times=10), 0.5)
     with pytest.raises(ConfigError, match="when.budget=some"):
         AfterTraining("some")
