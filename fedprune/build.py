@@ -77,7 +77,8 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.attempt(_optimizer, config, net)
     problems.attempt(_fixed, net, recipe)
     controlled = problems.attempt(_controlled, config, net, own)
-    problems.attempt(together, *regularisers, net)
+    if what is not None:
+        problems.attempt(together, *regularisers, net, what.names)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
     options["fates"] = availability(config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])

@@ -20,10 +20,10 @@ from fedprune.errors import Incompatible
 from fedprune.pruning.companions import is_companion
 from fedprune.pruning.network import Network, normalised
 from fedprune.pruning.paths import effective
-from fedprune.pruning.what import LAYERS
+from fedprune.pruning.what import CHANNELLED, LAYERS
 from fedprune.types import Mask
 
-CUT = tuple(kind for kinds in LAYERS.values() for kind in kinds)
+CUT = tuple(kind for name in CHANNELLED for kind in LAYERS[name])
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 INSTEAD = "choose whose.by=magnitude"
 

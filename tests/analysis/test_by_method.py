@@ -58,7 +58,7 @@ def test_a_row_per_density_and_method_with_mean_and_spread_by_hand():
 
 
 def test_what_the_target_took_is_said_where_every_seed_reached_it():
-    # At 0.8, `sparse` is there after its second round, with all of its 10 MB; `dense` too; of 0.82, two of three seeds of `dense`.
+    # At 0.8, `sparse` is there after its second round, with all of its 10 MB; at 0.82, two of three seeds of `dense`.
     table = by_method(*sweep(), target=0.8)
     assert (row(table, 0.1, "sparse")["rounds to target"], row(table, 0.1, "sparse")["MB to target"]) == (2, pytest.approx(10))
     assert math.isnan(row(table, 0.1, "slow")["rounds to target"])

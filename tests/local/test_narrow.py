@@ -164,8 +164,8 @@ def test_what_cannot_be_ordered_is_refused(option):
             option(levels)
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     with pytest.raises(Incompatible, match="choose model=cnn_small, or local/dropout=none"):
-        together(none(), option([1.0]), net)
-    together(none(), option([1.0]), mlp())
+        together(none(), option([1.0]), net, ())
+    together(none(), option([1.0]), mlp(), ())
 
 
 def test_ordered_dropout_does_not_go_with_sampled_gates(tiny):
