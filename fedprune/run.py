@@ -25,7 +25,7 @@ from fedprune.display import console
 from fedprune.errors import Incompatible, RunError
 from fedprune.estimate import estimate
 from fedprune.experiment import Experiment
-from fedprune.federated.asking import unmet
+from fedprune.federated.asking import unmet, unmet_by_clients
 from fedprune.folders import folder_hash
 from fedprune.make import make
 from fedprune.pruning.companions import is_companion, plain
@@ -49,7 +49,8 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequ
     experiment = build(config, names)
     about |= _facts(experiment, config)
     console.print(display.about_text(about))
-    console.print(display.brief(experiment.plan, names["rewind"], experiment.axes.what.emerges))
+    own = not experiment.options["whose"].asks
+    console.print(display.brief(experiment.plan, names["rewind"], experiment.axes.what.emerges, own))
     if config.dry_run:
         console.print(display.cost_text(estimate(experiment, config)))
         return
@@ -76,7 +77,8 @@ def _begin(folder: Path, config: DictConfig, about: Mapping[str, Any]) -> None:
 
 def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about: Mapping[str, Any]) -> None:
     write_text(folder / "run.json", _json(about))
-    plan = display.plan_text(experiment.plan, names["rewind"], experiment.axes.what.emerges)
+    own = not experiment.options["whose"].asks
+    plan = display.plan_text(experiment.plan, names["rewind"], experiment.axes.what.emerges, own)
     write_text(folder / "plan.txt", plan + "\n")
     save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors")
 
@@ -103,7 +105,7 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
                     saved = time.monotonic()
             save_state(state, path)
             _finish(folder, state, about, logger)
-            problem = unmet(loop.plan, state)
+            problem = unmet(loop.plan, state) if loop.whose.asks else unmet_by_clients(loop.plan, state, loop.clients)
             if problem:
                 log.warning(problem)
     except BaseException:

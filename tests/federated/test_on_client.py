@@ -54,7 +54,9 @@ def test_without_a_gate_it_happens_and_keeps_the_weights():
 @pytest.mark.parametrize(("accuracy", "happens"), [(0.49, False), (0.5, True), (0.9, True)])
 def test_a_gate_on_accuracy_asks_about_the_network_before_it_is_pruned(accuracy, happens):
     asked = []
-    pruned = carried_out(PruneEvent(1, 0.25), looks(lambda params: asked.append(params["w"].tolist()) or accuracy), Accurate(0.5))
+    pruned = carried_out(
+        PruneEvent(1, 0.25), looks(lambda params: asked.append(params["w"].tolist()) or accuracy), Accurate(0.5)
+    )
     assert (pruned is not None) == happens
     assert asked == [[4.0, -3.0, 2.0, 0.0]]
 

@@ -89,9 +89,7 @@ def test_it_is_the_algorithm_of_the_paper_written_down_in_numpy(gate, members, p
             open_ = accuracy(w, *inputs(experiment, clients.val[k])) >= gate
             if round >= 1 and events.get(k, 0) < len(densities) and open_:
                 density = densities[events.get(k, 0)]
-                mask = {
-                    name: largest(w[name], mask[name], math.floor(density * mask[name].size + 0.5)) for name in names
-                }
+                mask = {name: largest(w[name], mask[name], math.floor(density * mask[name].size + 0.5)) for name in names}
                 w = {name: value * mask.get(name, 1.0) for name, value in init.items()}  # biases, too, go back
                 masks[k], events[k], pruned = mask, events.get(k, 0) + 1, pruned + 1
             updates.append((train(w, mask, *inputs(experiment, clients.train[k]), epochs, momentum=0.5), mask, 1.0))

@@ -51,7 +51,9 @@ def test_a_client_prunes_while_its_mask_moves_and_only_if_what_is_left_is_accura
     def measure(names, subnet, about):
         return {"params": subnet.params}
 
-    on_client = OnClient(Axes(experiment.axes.what, experiment.axes.criterion), Keep(), Moving(shift, accurate), "end", lambda n: {})
+    on_client = OnClient(
+        Axes(experiment.axes.what, experiment.axes.criterion), Keep(), Moving(shift, accurate), "end", lambda n: {}
+    )
     job = Job(0, 1, 1, 0, Subnet(last, alive), event=PruneEvent(1, 0.5))
     found = on_client(job, Subnet(last, alive), Looks(measure, right, first))
     assert asked == [[[0.0, 3.0], [0.0, 4.0]]]  # the pruned network, not the one before
