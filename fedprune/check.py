@@ -10,10 +10,12 @@ from fedprune.federated.where import Cohort
 from fedprune.federated.whose import Voted, Whose
 from fedprune.pruning.companions import CHOOSE
 from fedprune.pruning.criterion import Criterion
+from fedprune.pruning.cycle import Axes
 from fedprune.pruning.evidence import FROM_DATA, OBSTACLES, OUTCOMES, OUTCOMES_OF_CLIENTS, known, needs, unknown
 from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import nearest
+from fedprune.pruning.regrown import RULES
 from fedprune.pruning.rewind import CONTROLS, LearningRate, Rewind
 from fedprune.pruning.what import What
 from fedprune.ticket.begin import broken_units
@@ -71,6 +73,7 @@ def ranges(config: Any) -> list[str]:
         "it is the number of clients that train in a round": 1 <= federated.cohort <= max(federated.clients, 1),
     }
     choices = {"weighting": ("examples", "uniform"), "broken": ("stop", "drop"), "optimizer_state": ("fresh", "kept")}
+    choices |= {"regrown": RULES}
     wrong = {key: federated[key] for key, known in choices.items() if federated[key] not in known}
     return [problem for problem, fine in rules.items() if not fine] + [
         f"federated.{key}={value}: choose one of {', '.join(choices[key])}" for key, value in wrong.items()
@@ -134,7 +137,7 @@ def outcomes(plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
     return [f"when={names['when']}: the gate asks for unknown outcomes {', '.join(asked)}; known: {', '.join(known)}"]
 
 
-def on_clients(plan: Plan, whose: Whose, criterion: Criterion, where: Any, rewind: Rewind, names: dict[str, str]) -> list[str]:
+def on_clients(plan: Plan, whose: Whose, axes: Axes, where: Any, rewind: Rewind, names: dict[str, str]) -> list[str]:
     """What clients that carry out events themselves cannot do."""
     if whose.at is None or not plan.events:
         return []
@@ -142,13 +145,15 @@ def on_clients(plan: Plan, whose: Whose, criterion: Criterion, where: Any, rewin
     asked = needs(plan.gate.opens) if plan.gate and not whose.asks else ()
     rules = {
         f"{chosen}: each client scores on its own data, and where={names['where']} measures elsewhere: choose where=cohort": (
-            bool(_asked(criterion) & set(FROM_DATA)) and not isinstance(where, Cohort)
+            bool(_asked(axes.criterion) & set(FROM_DATA)) and not isinstance(where, Cohort)
         ),
         f"{chosen}: a client knows the weights of the start, and not those of round {early}: choose rewind=init": (
             not whose.asks and early > 0 and not isinstance(rewind, LearningRate)
         ),
         f"{chosen}: the learning rate follows the rounds of all, and rewind={names['rewind']} would set back one client's: "
         "choose rewind=init or rewind=none": not whose.asks and isinstance(rewind, LearningRate),
+        f"{chosen}: what clients grow starts from zero, and federated.regrown=server is for what the server grows: "
+        "choose federated.regrown=zero": axes.regrown == "server",
         f"when={names['when']} compares the masks after the first and the last epoch: choose whose.at=end": (
             "mask_shift" in asked and whose.at == "start"
         ),
