@@ -20,8 +20,8 @@ from fedprune.check import (
     validation,
 )
 from fedprune.errors import ConfigError, DataError, Incompatible, RunError
-from fedprune.federated.where import AllClients, Cohort, OneClient, Server
 from fedprune.federated.ballot import by_votes
+from fedprune.federated.where import AllClients, Cohort, OneClient, Server
 from fedprune.federated.whose import PersonalMask, Shared, Voted
 from fedprune.pruning.criterion import Compensated, Criterion, gradient, magnitude, magnitude_increase, random, snip
 from fedprune.pruning.gate import Accurate, Moving, Settled

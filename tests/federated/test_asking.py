@@ -250,7 +250,7 @@ def test_of_clients_with_masks_of_their_own_it_is_said_how_many_came_to_the_end(
         "for more of them set a lower when.accuracy, more rounds, or a larger federated.cohort"
     )
     assert "the rounds that they were in let 2 of 4 clients come" in unmet_by_clients(replace(plan, gate=None), state, 4)
-    done = replace(state, personal={client: own[0] for client in range(4)})
+    done = replace(state, personal=dict.fromkeys(range(4), own[0]))
     assert unmet_by_clients(plan, done, 4) is None
     assert unmet_by_clients(Plan((), 8), state, 4) is None
 
