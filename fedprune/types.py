@@ -121,6 +121,7 @@ class Job:
 
     about: whether the evidence is asked of the living entries (to drop some) or of the dead ones (to grow some).
     surviving: for evidence about a removal, what of `subnet` it would leave; the evidence is then about these entries.
+    common: of a network that its client has a part of itself, the entries whose values are sent (None: all are).
     kept, held: what this client kept from its last round, and its own mask, packed to bits (empty: it has none); both stay with
     the client, never on the wire.
     """
@@ -135,6 +136,7 @@ class Job:
     surviving: Mask | None = None
     event: PruneEvent | None = None
     events: int = 0
+    common: Mask | None = None
     kept: Params = field(default_factory=dict)
     held: bytes = b""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedprune.data.batches import CHUNK, Again, Batches, Slice, interrupted
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
+from fedprune.federated import own_values
 from fedprune.federated.on_client import Looks, OnClient, Pruned
 from fedprune.local import optimizer_state
 from fedprune.local.module import Batch, LocalModule
@@ -64,8 +65,9 @@ class ClientRound:
     def train(self, job: Job) -> Update:
         """Train the subnet that was sent on the client's training part, and carry out the job's event, if it has one."""
         momenta = optimizer_state.part(job.kept)
-        own = {name: value for name, value in job.kept.items() if name not in momenta}
-        arrived = Subnet(job.subnet.params | own, job.subnet.mask)
+        came = own_values.arrived(job)
+        own = {name: value for name, value in job.kept.items() if name not in momenta and name not in came.mask}
+        arrived = Subnet(came.params | own, came.mask)
         pruned = self._carry_out(job, "start", arrived)
         begun = pruned.subnet if pruned else arrived
         first: list[Params] = []
@@ -75,7 +77,8 @@ class ClientRound:
         if at_end:
             result, optimizer = at_end.subnet, {} if at_end.replaced else optimizer
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
-        kept = {name: result.params[name] for name in own} | optimizer
+        names = (*own, *result.mask) if self.recipe.keep_weights else (*own,)
+        kept = {name: result.params[name] for name in names} | optimizer
         examples, done = len(self.clients.train[job.client]), pruned is not None or at_end is not None
         return Update(job.client, result, examples, metrics=metrics, pruned=done, kept=kept)
 

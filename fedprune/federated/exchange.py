@@ -12,6 +12,7 @@ import torch
 
 from fedprune.errors import RunError
 from fedprune.federated.executor import Executor
+from fedprune.pruning.mask import apply
 from fedprune.types import SERVER, Job, Mask, Params, State, Subnet, Update
 from fedprune.wire.message import Wire, answered_under
 
@@ -101,11 +102,15 @@ class Exchange:
 
     def _messages(self, jobs: Sequence[Job]) -> list[bytes]:
         """The jobs as bytes. A subnet that many are sent is encoded once; a mask that its client holds already is not sent."""
-        subnets = {id(job.subnet): job for job in jobs}
-        blocks = {
-            key: self.wire.subnet_block(job.subnet, job.subnet.mask if job.held else None) for key, job in subnets.items()
-        }
-        return [self.wire.encode_job(job, blocks[id(job.subnet)]) for job in jobs]
+        subnets = {(id(job.subnet), id(job.common)): job for job in jobs}
+        blocks = {key: self._block(job) for key, job in subnets.items()}
+        return [self.wire.encode_job(job, blocks[id(job.subnet), id(job.common)]) for job in jobs]
+
+    def _block(self, job: Job) -> bytes:
+        """The subnet of a job, or what of it the client has not got itself."""
+        if job.common is not None:
+            return self.wire.subnet_block(Subnet(apply(job.subnet.params, job.common), job.common))
+        return self.wire.subnet_block(job.subnet, job.subnet.mask if job.held else None)
 
     def _receive(self, answer: bytes, job: Job) -> Update | None:
         """The update if it can be read and passes its checks; else it is reported, and ends the run unless told otherwise."""

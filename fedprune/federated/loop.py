@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from fedprune.federated import own_values
 from fedprune.federated.aggregate import Aggregate
 from fedprune.federated.asking import ask, due, waiting
 from fedprune.federated.costs import client_densities, densities, training_flops
@@ -128,15 +129,18 @@ class FederatedLoop:
 
     def _jobs(self, state: State) -> list[Job]:
         """What the clients of this round are sent, each under its own mask if it has one."""
-        return [self._job(state, client) for client in self._cohort(state)]
+        shared = self.whose.common(state)
+        return [self._job(state, client, shared) for client in self._cohort(state)]
 
-    def _job(self, state: State, client: int) -> Job:
+    def _job(self, state: State, client: int, shared: Mask | None) -> Job:
         held, (event, events) = self.whose.held(state, client), self.whose.on_client(self.plan, state, client)
         subnet = state.server
         if held:
             mask = unpack(held, {name: alive.shape for name, alive in subnet.mask.items()})
             subnet = Subnet(apply(subnet.params, mask), mask)
-        return Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, held=held)
+        begun = shared is not None and own_values.trained(state, client)
+        common = own_values.sent(subnet.mask, shared) if begun and shared else None
+        return Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, common=common, held=held)
 
     def _merge(self, state: State, answers: Iterable[tuple[Job, Update]]) -> tuple[State, list[Receipt]]:
         """The updates' aggregate, taken as a step by the server optimizer, under the mask; and what each client keeps."""

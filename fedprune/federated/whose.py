@@ -4,6 +4,7 @@ Every `whose` has
     on_server(plan, state) -> the events that the server carries out before this round
     on_client(plan, state, client) -> (the event that this client carries out in this round, or None; how many it did before)
     held(state, client) -> the client's own mask, packed to bits; empty if it has that of the server
+    common(state) -> the entries whose values are the server's to say; None if all are (see own_values.py)
     merged(state, params, receipts, terms) -> the state with the merged parameters, and with what the clients' events come to
 and says `at` which moment of their round clients carry out events (see on_client.py), and by `asks` whether it is the server
 that asks the gate.
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from fedprune.errors import ConfigError
+from fedprune.federated import own_values
 from fedprune.federated.asking import due
 from fedprune.federated.ballot import Ballot, votes
 from fedprune.federated.on_client import MOMENTS
@@ -61,6 +63,8 @@ class Whose(Protocol):
     def on_client(self, plan: Plan, state: State, client: int) -> tuple[PruneEvent | None, int]: ...
 
     def held(self, state: State, client: int) -> bytes: ...
+
+    def common(self, state: State) -> Mask | None: ...
 
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State: ...
 
@@ -110,6 +114,9 @@ class Shared:
     def held(self, state: State, client: int) -> bytes:
         return b""
 
+    def common(self, state: State) -> Mask | None:
+        return None
+
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
         return _under(state.server.mask, state, params)
 
@@ -138,6 +145,9 @@ class Voted:
     def held(self, state: State, client: int) -> bytes:
         return b""
 
+    def common(self, state: State) -> Mask | None:
+        return None
+
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
         proposals = [receipt for receipt in receipts if receipt.pruned]
         if not proposals:
@@ -153,14 +163,18 @@ class PersonalMask:
     """Each client has a mask and a place in the plan of its own, which live as long as the run; the server's network is whole.
 
     A client that was not there when an event was due carries it out in its next round; of several, the last, except behind a
-    gate, which lets one through at a time.
+    gate, which lets one through at a time. uncommon: whose values the entries have that not all clients hold, the `server`'s or
+    each client's `own`.
     """
 
     at: str = "start"
+    uncommon: str = "server"
     asks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check(self.at)
+        if self.uncommon not in ("server", "own"):
+            raise ConfigError([f"whose.uncommon={self.uncommon}: choose server or own (whose values what not all hold has)"])
 
     def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]:
         return ()
@@ -175,6 +189,9 @@ class PersonalMask:
 
     def held(self, state: State, client: int) -> bytes:
         return state.personal[client].mask if client in state.personal else b""
+
+    def common(self, state: State) -> Mask | None:
+        return own_values.common(state) if self.uncommon == "own" else None
 
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
         personal = dict(state.personal)

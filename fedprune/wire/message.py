@@ -1,7 +1,7 @@
 """Messages: Job and Update <-> bytes.
 
 A message is a frame (magic, checksum), a JSON header (who, when, what for) and blocks of tensors, each a codec's encoding
-preceded by its length. A job about a removal has one block more: a bit for each living entry, whether it survives. `kept` and
+preceded by its length. A job with `common` entries brings their values alone, under a mask of these. A job about a removal has one block more: a bit for each living entry, whether it survives. `kept` and
 `held`, what a client has for itself, are in no message. What is trained is what was decoded, and the bytes that are reported
 are the lengths of these messages.
 """
@@ -17,7 +17,7 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from fedprune.pruning.mask import pack, unpack
+from fedprune.pruning.mask import all_alive, pack, unpack
 from fedprune.pruning.rank import how_many
 from fedprune.types import Job, Mask, PruneEvent, Subnet, Update
 from fedprune.wire.codec import Codec, Layout, decode
@@ -48,6 +48,8 @@ class Wire:
             header |= {"measure": job.measure, "about": job.about}
         if job.event is not None:
             header |= {"event": astuple(job.event), "events": job.events}
+        if job.common is not None:
+            header |= {"common": True}
         return _frame(header, [block] if job.surviving is None else [block, _survivors(job.surviving, job.subnet.mask)])
 
     def decode_job(self, message: bytes, held: bytes = b"") -> Job:
@@ -57,13 +59,20 @@ class Wire:
             header["measure"] = tuple(header.get("measure", ()))
             header["event"] = PruneEvent(*header["event"]) if "event" in header else None
             block, *bits = blocks
-            subnet = self.read_subnet(block, self.mask_of(held))
+            known = self.mask_of(held)
+            subnet = self.read_subnet(block, known)
+            if "common" in header:
+                header["common"], subnet = subnet.mask, Subnet(subnet.params, known or self._whole())
             surviving = _read_survivors(subnet.mask, *bits) if bits else None
             return Job(subnet=subnet, surviving=surviving, held=held, **header)
 
     def mask_of(self, held: bytes) -> Mask | None:
         """The mask that these bits are, or None if there are none."""
         return unpack(held, {name: self.layout.shapes[name] for name in self.layout.masked}) if held else None
+
+    def _whole(self) -> Mask:
+        shapes = {name: self.layout.shapes[name] for name in self.layout.masked}
+        return unpack(all_alive(shapes), shapes)
 
     def encode_update(self, update: Update, known: Mask) -> bytes:
         """An update as bytes. `known` is the mask that it is answered under; evidence covers the living or the dead of it."""
