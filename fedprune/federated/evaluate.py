@@ -25,8 +25,8 @@ LENGTH = 2000  # examples per task
 @dataclass(frozen=True)
 class Evaluation:
     """test: the size of the global test set. val, local: how many examples each client has in its validation and test part.
-    held: a client's own mask at a state, packed to bits (empty: it has that of the server). common: the entries whose values are
-    the server's (None: all are)."""
+    held: a client's own mask at a state, packed to bits (empty: it has that of the server). common: the entries whose values
+    are the server's (None: all are)."""
 
     exchange: Exchange
     test: int

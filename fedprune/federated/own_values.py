@@ -1,7 +1,7 @@
 """Values that are a client's own: of the entries that not every client holds, each goes on with what it has trained itself.
 
-Li et al. 2021 (Hermes). Which entries all clients hold, the server knows from their masks; only the values of these are sent down.
-A client that has not trained yet has nothing of its own, and takes all that it is sent.
+Li et al. 2021 (Hermes). Which entries all clients hold, the server knows from their masks; only the values of these are sent
+down. A client that has not trained yet has nothing of its own, and takes all that it is sent.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Messages: Job and Update <-> bytes.
 
 A message is a frame (magic, checksum), a JSON header (who, when, what for) and blocks of tensors, each a codec's encoding
-preceded by its length. A job with `common` entries brings their values alone, under a mask of these. A job about a removal has one block more: a bit for each living entry, whether it survives. `kept` and
-`held`, what a client has for itself, are in no message. What is trained is what was decoded, and the bytes that are reported
-are the lengths of these messages.
+preceded by its length. A job with `common` entries brings their values alone, under a mask of these. A job about a removal has
+one block more: a bit for each living entry, whether it survives. `kept` and `held`, what a client has for itself, are in no
+message. What is trained is what was decoded, and the bytes that are reported are the lengths of these messages.
 """
 
 from __future__ import annotations

@@ -241,7 +241,8 @@ def test_a_dry_run_counts_evidence_for_every_time_that_a_gate_must_ask(command):
 
 
 def test_of_clients_with_masks_of_their_own_it_is_said_how_many_came_to_the_end():
-    # Of 4 clients two are done, at 2 of 8 entries; one is half-way, at 4 of 8; one never began: (0.25 + 0.25 + 0.5 + 1) / 4 = 0.5.
+    # Of 4 clients two are done, at 2 of 8 entries; one is half-way, at 4 of 8; one never began: (0.25 + 0.25 + 0.5 + 1) / 4 =
+    # 0.5.
     plan = Plan((PruneEvent(1, 0.5), PruneEvent(2, 0.25)), 8, Gate(Accurate(0.5), 8, 1))
     own = {0: Personal(b"\x03", 2, 4), 2: Personal(b"\x81", 2, 5), 3: Personal(b"\x0f", 1, 6)}
     state = State(Subnet({}, {"w": torch.ones(8, dtype=torch.bool)}), {}, {}, round=8, personal=own)

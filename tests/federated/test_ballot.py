@@ -74,7 +74,8 @@ BOTH = {"a": torch.tensor([1.0, 2, 3, 4]), "b": torch.arange(8.0)}
 
 def test_layers_get_seats_by_what_clients_hold_of_them():
     # Held on average: 3 of a, 2 of b. A quarter of 12 is 3 seats. Sainte-Lague: a's are worth 3 / 0.5, 3 / 1.5, 3 / 2.5 = 6, 2,
-    # 1.2, b's 4, 1.33, 0.8: the three best are 6, 4, 2, so 2 for a and 1 for b; the largest that somebody holds: 4 and 3 of a, and
+    # 1.2, b's 4, 1.33, 0.8: the three best are 6, 4, 2, so 2 for a and 1 for b; the largest that somebody holds: 4 and 3 of a,
+    # and
     # of b the 3 (its 4 to 7 nobody holds).
     mask = by_layer_density(CAST, BOTH, PruneEvent(1, 0.25), LAYERS, seeded)
     assert mask["a"].tolist() == [False, False, True, True]

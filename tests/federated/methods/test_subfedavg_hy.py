@@ -47,7 +47,7 @@ def model(hidden: int, norm: bool = True) -> dict:
 
 
 def test_filters_go_by_their_scale_and_linear_weights_by_their_size():
-    """Half of 3 filters, 1.5, is 2 (half up), whatever their weights: |gamma| = 0.9 and 0.5. Half of 6 weights is 3: 7, -6, 5."""
+    """Half of 3 filters, 1.5, is 2 (half up): |gamma| = 0.9 and 0.5. Half of 6 weights is 3: 7, -6, 5."""
     experiment = federation(*HYBRID, "density=0.5", "how_often.rate=0.5", "rounds=3", model=model(3), features=2, classes=2)
     net = experiment.net
     params = {name: value.clone() for name, value in net.state_dict().items()}

@@ -29,7 +29,8 @@ SUBFEDAVG = (
 @pytest.mark.parametrize(
     ("shift", "accurate", "pruned"),
     [
-        # After the first epoch w = [[4, 3], [2, 1]], after the last [[1, 3], [2, 4]]. Half of the weights may stay: first 4 and 3,
+        # After the first epoch w = [[4, 3], [2, 1]], after the last [[1, 3], [2, 4]]. Half of the weights may stay: first 4 and
+        # 3,
         # then 3 and 4 elsewhere: the two masks differ in the places (0, 0) and (1, 1), 2 of the 4 living, a shift of 0.5.
         (0.4, 0.5, True),
         (0.5, 0.5, False),  # not more than it
