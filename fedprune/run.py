@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from fedprune.errors import Incompatible, RunError
 from fedprune.estimate import estimate
 from fedprune.experiment import Experiment
 from fedprune.federated.asking import unmet, unmet_by_clients
+from fedprune.federated.whose import Whose
 from fedprune.folders import folder_hash
 from fedprune.make import make
 from fedprune.pruning.companions import is_companion, plain
 from fedprune.pruning.mask import density
+from fedprune.stored import beyond
 from fedprune.types import State
 
 log = logging.getLogger(__name__)
@@ -96,6 +99,7 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
         with make(config.logger)(folder, about) as logger, display.live(loop.plan.rounds, state.round) as live:
             while state.round < loop.plan.rounds:
                 state, metrics = loop.round(state)
+                state = _kept_small(state, loop.whose, path.parent)
                 tracking.append(folder, metrics)
                 written = state
                 logger.round(metrics)
@@ -113,6 +117,11 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
         save_state(written, path)  # interrupted or not, what is written down can be gone on from
         raise
     executor.close()
+
+
+def _kept_small(state: State, whose: Whose, folder: Path) -> State:
+    """The same state; clients' own masks are in a file once they take more memory than they may."""
+    return replace(state, personal=beyond(state.personal, 1e6 * getattr(whose, "memory_mb", math.inf), folder))
 
 
 def _resume(path: Path, experiment: Experiment) -> State:

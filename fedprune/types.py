@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from fedprune.stored import Stored
+
 Params = dict[str, Tensor]
 """A network's parameters and buffers, named as in its `state_dict()`."""
 
@@ -73,10 +75,10 @@ class Subnet:
 
 @dataclass(frozen=True)
 class Personal:
-    """What lives of one client as long as the run, where masks are personal: its mask, packed to bits (see mask.pack), the
-    number of prune events that it has done, and the round of the last of them."""
+    """What lives of one client as long as the run, where masks are personal: its mask, packed to bits (see mask.pack), as bytes()
+    gives them; the number of prune events that it has done, and the round of the last of them."""
 
-    mask: bytes
+    mask: bytes | Stored
     events: int = 0
     pruned: int = 0
 

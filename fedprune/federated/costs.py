@@ -29,7 +29,7 @@ def densities(subnet: Subnet, what: What, parameters: tuple[str, ...]) -> dict[s
 def client_densities(state: State, clients: int) -> list[float]:
     """Of each client's own mask, over the prunable entries; 1.0 for those of the `clients` that have none."""
     entries = masks.size(state.server.mask)
-    found = [masks.count_packed(own.mask) / entries for own in state.personal.values()]
+    found = [masks.count_packed(bytes(own.mask)) / entries for own in state.personal.values()]
     return found + [1.0] * (clients - len(found))
 
 

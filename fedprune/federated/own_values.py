@@ -21,7 +21,7 @@ def common(state: State) -> Mask:
     mask = state.server.mask
     if not state.personal:
         return mask
-    held = (int.from_bytes(own.mask, "big") for own in state.personal.values())
+    held = (int.from_bytes(bytes(own.mask), "big") for own in state.personal.values())
     bits = functools.reduce(operator.and_, held).to_bytes(len(pack(mask)), "big")
     return unpack(bits, {name: alive.shape for name, alive in mask.items()})
 

@@ -164,17 +164,20 @@ class PersonalMask:
 
     A client that was not there when an event was due carries it out in its next round; of several, the last, except behind a
     gate, which lets one through at a time. uncommon: whose values the entries have that not all clients hold, the `server`'s or
-    each client's `own`.
+    each client's `own`. memory_mb: masks that take more than so many megabytes are kept in a file of the run's folder.
     """
 
     at: str = "start"
     uncommon: str = "server"
+    memory_mb: float = 256
     asks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check(self.at)
         if self.uncommon not in ("server", "own"):
             raise ConfigError([f"whose.uncommon={self.uncommon}: choose server or own (whose values what not all hold has)"])
+        if not self.memory_mb >= 0:
+            raise ConfigError([f"whose.memory_mb={self.memory_mb} is what all masks may take in memory: 0 or more megabytes"])
 
     def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]:
         return ()
@@ -188,7 +191,7 @@ class PersonalMask:
         return (events[-1], own.events + len(events) - 1) if events else (None, own.events)
 
     def held(self, state: State, client: int) -> bytes:
-        return state.personal[client].mask if client in state.personal else b""
+        return bytes(state.personal[client].mask) if client in state.personal else b""
 
     def common(self, state: State) -> Mask | None:
         return own_values.common(state) if self.uncommon == "own" else None
