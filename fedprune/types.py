@@ -75,8 +75,8 @@ class Subnet:
 
 @dataclass(frozen=True)
 class Personal:
-    """What lives of one client as long as the run, where masks are personal: its mask, packed to bits (see mask.pack), as bytes()
-    gives them; the number of prune events that it has done, and the round of the last of them."""
+    """What lives of one client as long as the run, where masks are personal: its mask, packed to bits (see mask.pack), as
+    bytes() gives them; the number of prune events that it has done, and the round of the last of them."""
 
     mask: bytes | Stored
     events: int = 0

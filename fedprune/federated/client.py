@@ -56,6 +56,11 @@ class ClientRound:
         """Where its batches come from."""
         return Batches(self.dataset, self.clients, self.module.device)
 
+    @functools.cached_property
+    def examples_of_all(self) -> int:
+        """How many training examples all clients have together: counted once, for there may be many clients."""
+        return sum(map(len, self.clients.train))
+
     def run(self, message: bytes, kept: Arrays, held: bytes) -> tuple[bytes, Arrays]:
         """A job's bytes in, its update's bytes out; `kept` and `held`, its own mask, go past the wire."""
         job = replace(self.wire.decode_job(message, held), kept=_tensors(kept))
@@ -91,7 +96,7 @@ class ClientRound:
             if job.event is not None and (recipe.epochs or 0) > 1:
                 epoch = math.ceil(len(indices) / recipe.batch_size)
                 batches = interrupted(batches, epoch, lambda: first.append(unload(self.module)))
-            with regularised(net, subnet.mask, self.regularisers, sum(map(len, self.clients.train))) as penalty:
+            with regularised(net, subnet.mask, self.regularisers, self.examples_of_all) as penalty:
                 return fit(self.module, subnet, batches, recipe, recipe.lr_decay**job.clock, penalty, momenta)
 
     def _carry_out(self, job: Job, moment: str, subnet: Subnet, first: Params | None = None) -> Pruned | None:
