@@ -24,6 +24,7 @@ from fedprune.federated.ballot import by_votes
 from fedprune.federated.where import AllClients, Cohort, OneClient, Server
 from fedprune.federated.whose import PersonalMask, Shared, Voted
 from fedprune.pruning.criterion import Compensated, Criterion, gradient, magnitude, magnitude_increase, random, snip
+from fedprune.pruning.cycle import Axes
 from fedprune.pruning.gate import Accurate, Moving, Settled
 from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import NOfM, Threshold
@@ -278,7 +279,8 @@ def test_what_is_known_of_a_removal_is_for_compensation_alone():
 OWN = NAMES | {"whose": "theirs"}
 
 
-def of_clients(plan=ONCE, whose=None, criterion=None, where=None, rewind="none") -> list[str]:
+def of_clients(plan=ONCE, whose=None, criterion=None, where=None, rewind="none", regrown="zero") -> list[str]:
+    axes = Axes(What(weights, globally), criterion or Criterion(snip), regrown)
     return on_clients(
         plan,
         whose or PersonalMask(),
@@ -325,6 +327,10 @@ def test_what_clients_can_do_by_themselves_is_accepted(choices):
         (
             {"plan": gated(Moving(0.1, 0.5))},
             "when=then compares the masks after the first and the last epoch: choose whose.at=end",
+        ),
+        (
+            {"regrown": "server"},
+            "what clients grow starts from zero, and federated.regrown=server is for what the server grows",
         ),
         ({"plan": gated(Settled(0.1))}, "when=then compares the masks after the first and the last epoch: choose whose.at=end"),
     ],

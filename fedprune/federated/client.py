@@ -112,7 +112,8 @@ class ClientRound:
         def measure(names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /) -> dict:
             found = at_hand(names, network, subnet, event.start, functools.partial(streams, about))
             wanted = tuple(name for name in names if name in FROM_DATA)
-            found |= self._evidence(replace(job, subnet=subnet, measure=wanted, about=about, surviving=surviving))
+            if wanted:
+                found |= self._evidence(replace(job, subnet=subnet, measure=wanted, about=about, surviving=surviving))
             return {name: found[name] for name in names}
 
         return measure

@@ -132,7 +132,7 @@ class FederatedLoop:
         shared = self.whose.common(state)
         return [self._job(state, client, shared) for client in self._cohort(state)]
 
-    def _job(self, state: State, client: int, shared: Mask | None) -> Job:
+    def _job(self, state: State, client: int, shared: Mask | None = None) -> Job:
         held, (event, events) = self.whose.held(state, client), self.whose.on_client(self.plan, state, client)
         subnet = state.server
         if held:
