@@ -280,15 +280,8 @@ OWN = NAMES | {"whose": "theirs"}
 
 
 def of_clients(plan=ONCE, whose=None, criterion=None, where=None, rewind="none", regrown="zero") -> list[str]:
-    axes = Axes(What(weights, globally), criterion or Criterion(snip), regrown)
-    return on_clients(
-        plan,
-        whose or PersonalMask(),
-        criterion or Criterion(snip),
-        where or Cohort(),
-        OPTIONS[rewind],
-        OWN | {"rewind": rewind},
-    )
+    axes, names = Axes(What(weights, globally), criterion or Criterion(snip), regrown), OWN | {"rewind": rewind}
+    return on_clients(plan, whose or PersonalMask(), axes, where or Cohort(), OPTIONS[rewind], names)
 
 
 @pytest.mark.parametrize(

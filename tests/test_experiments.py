@@ -44,6 +44,9 @@ EASED = {
 }
 """Of experiments whose events wait for what the reduced form does not come to: what to set instead."""
 
+FEW = {"shards": ("partition.min_examples=3",), "dirichlet": ("partition.min_examples=3", "partition.alpha=100")}
+"""Of experiments with a hundred clients: what lets 400 examples go round."""
+
 
 def grid(path: Path) -> dict[str, list[str]]:
     """The axes that the file declares, narrowed where NARROWED says so."""
@@ -120,7 +123,7 @@ def swept_away(key: str) -> bool:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_says_what_it_will_cost_as_it_is(path, command, data):
     """With its own numbers of rounds and clients, on small data: composed, checked and estimated, not trained."""
-    few = ("partition.min_examples=3",) if "/partition: shards" in path.read_text() else ()
+    few = next((overrides for partition, overrides in FEW.items() if f"/partition: {partition}" in path.read_text()), ())
     result = command(f"+experiment={path.stem}", *data(path), *few, "dry_run=true")
     assert result.rc == 0, result.text
     assert f"{path.stem}: " in result.out
