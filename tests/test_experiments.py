@@ -44,8 +44,8 @@ EASED = {
 }
 """Of experiments whose events wait for what the reduced form does not come to: what to set instead."""
 
-FEW = {"shards": ("partition.min_examples=3",), "dirichlet": ("partition.min_examples=3", "partition.alpha=100")}
-"""Of experiments with a hundred clients: what lets 400 examples go round."""
+FEW = {"shards": ("partition.min_examples=3",), "dirichlet": ("federated.clients=20",)}
+"""Of experiments with a hundred clients: what lets 400 examples go round, by partition."""
 
 
 def grid(path: Path) -> dict[str, list[str]]:
