@@ -157,6 +157,7 @@ def _recipe(config: DictConfig) -> Recipe:
         **local,
         freeze_batchnorm=federated.batchnorm == "frozen",
         keep_optimizer=federated.optimizer_state == "kept",
+        keep_weights=config.whose.get("uncommon") == "own",
     )
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from fedprune import tensor_file
 from fedprune.errors import RunError
+from fedprune.stored import Stored
+from fedprune.tensor_file import Buffer, Rows
 from fedprune.types import Mask, Params, Personal, State, Subnet
 
 NUMBERS = ("round", "clock", "events", "up_bytes", "down_bytes", "pruned", "opened")
@@ -33,7 +36,8 @@ def save_state(state: State, path: Path) -> None:
         **{f"kept/{client}": params for client, params in state.kept.items()},
         "personal": _personal(state),
     }
-    write(groups, {"state": json.dumps({name: getattr(state, name) for name in NUMBERS})}, path)
+    rows = {"personal/masks": _masks(state)} if state.personal else {}
+    write(groups, {"state": json.dumps({name: getattr(state, name) for name in NUMBERS})}, path, rows)
 
 
 def load_state(path: Path) -> State:
@@ -50,7 +54,7 @@ def load_state(path: Path) -> State:
             anchors={int(key): params for key, params in _below(groups, "anchors/").items()},
             momentum=_below(groups, "momentum/"),
             kept={int(key): params for key, params in _below(groups, "kept/").items()},
-            personal=_read_personal(groups.get("personal")),
+            personal=_read_personal(groups.get("personal"), path),
             **{name: numbers[name] for name in NUMBERS},
         )
     except (KeyError, ValueError) as error:
@@ -58,24 +62,32 @@ def load_state(path: Path) -> State:
 
 
 def _personal(state: State) -> Params:
-    """The clients' own masks and positions, as three tensors with a row per client; nothing if there are none."""
+    """The clients' own positions, as three tensors with a row per client; nothing if there are none."""
     if not state.personal:
         return {}
-    masks = b"".join(own.mask for own in state.personal.values())
     return {
         "clients": torch.tensor([*state.personal]),
         "events": torch.tensor([own.events for own in state.personal.values()]),
         "pruned": torch.tensor([own.pruned for own in state.personal.values()]),
-        "masks": torch.frombuffer(bytearray(masks), dtype=torch.uint8).view(len(state.personal), -1),
     }
 
 
-def _read_personal(tensors: Params | None) -> dict[int, Personal]:
+def _masks(state: State) -> Rows:
+    """The clients' own masks, a row for each."""
+    return Rows(len(next(iter(state.personal.values())).mask), [own.mask for own in state.personal.values()])
+
+
+def _read_personal(tensors: Params | None, path: Path) -> dict[int, Personal]:
+    """The masks stay where they are until somebody asks: the file is never written to again, only replaced."""
     if tensors is None:
         return {}
     clients, events, pruned = (tensors[name].tolist() for name in ("clients", "events", "pruned"))
-    rows = zip(clients, tensors["masks"].numpy(), events, pruned, strict=True)
-    return {client: Personal(mask.tobytes(), *place) for client, mask, *place in rows}
+    (number, length), start = tensor_file.place(path, "personal/masks")
+    if number != len(clients):
+        raise ValueError(f"{number} masks of {len(clients)} clients")
+    file = open(path, "rb")  # noqa: SIM115  it lives as long as the masks in it
+    rows = zip(range(number), clients, events, pruned, strict=True)
+    return {client: Personal(Stored(file, start + length * row, length), *place) for row, client, *place in rows}
 
 
 def save_ticket(params: Params, mask: Mask, provenance: Mapping[str, str], path: Path) -> None:
@@ -83,16 +95,16 @@ def save_ticket(params: Params, mask: Mask, provenance: Mapping[str, str], path:
     write({"params": params, "mask": mask}, provenance, path)
 
 
-def write(groups: Mapping[str, Params], metadata: Mapping[str, str], path: Path) -> None:
-    """Groups of named tensors as one safetensors file (names group/name; the order of names is kept in the metadata)."""
+def write(
+    groups: Mapping[str, Params], metadata: Mapping[str, str], path: Path, rows: Mapping[str, Rows] = MappingProxyType({})
+) -> None:
+    """Groups of named tensors as one safetensors file (names group/name; the order of names is kept in the metadata).
+
+    rows: more of them, by full name, that are not in the order: for readers who know where to look.
+    """
     tensors = {f"{group}/{name}": tensor for group, params in groups.items() for name, tensor in params.items()}
     order = json.dumps(list(tensors))
-    # A tensor may stand in several groups at once; the format wants each in memory of its own.
-    content = save(
-        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()},
-        {**metadata, "order": order},
-    )
-    replace_file(path, content)
+    replace_by(path, tensor_file.pieces({**tensors, **rows}, {**metadata, "order": order}))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -101,12 +113,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
+    """As `replace_by`, for what is in one piece."""
+    replace_by(path, [content])
+
+
+def replace_by(path: Path, pieces: Iterable[Buffer]) -> None:
     """Write a file in one step: complete and on the disk, or not at all. Raises RunError if it cannot."""
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
-            file.write(content)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -16,23 +16,24 @@ if TYPE_CHECKING:  # importing it takes torch's second, and --help needs none of
 console = Console(highlight=False, soft_wrap=True)
 
 
-def plan_text(plan: Plan, rewind: str, emerges: str = "") -> str:
+def plan_text(plan: Plan, rewind: str, emerges: str = "", own: bool = False) -> str:
     """The plan as lines: the rounds of training, and every prune event between them.
 
-    emerges: what to say in the place of densities that only the events will show.
+    emerges: what to say in the place of densities that only the events will show. own: whether clients have their own masks.
     """
     lines = [f"plan: {plan.rounds} rounds of training, {len(plan.events) or 'no'} prune event{'s' * (len(plan.events) != 1)}"]
     back = "" if rewind == "none" else f", rewind {rewind}"
-    wait = "" if plan.gate is None else f"once {plan.gate.opens}, at the earliest "
+    wait = "" if plan.gate is None else f"once {plan.gate.opens}, "
+    wait += "each client in its own time, " * own + "at the earliest " * (own or plan.gate is not None)
     for event in plan.events:
         swap = f", exchanging {event.swap:.3g} of the living" if event.swap else ""
         lines.append(f"  {wait}after round {event.round:>5}: density {emerges or f'{event.density:.4g}'}{swap}{back}")
     return "\n".join(lines)
 
 
-def brief(plan: Plan, rewind: str, emerges: str = "", most: int = 12) -> str:
+def brief(plan: Plan, rewind: str, emerges: str = "", own: bool = False, most: int = 12) -> str:
     """The plan's lines, with the middle of a long one left out."""
-    lines = plan_text(plan, rewind, emerges).splitlines()
+    lines = plan_text(plan, rewind, emerges, own).splitlines()
     if len(lines) <= most:
         return "\n".join(lines)
     left_out = f"  ... {len(lines) - most + 1} more events (all of them: plan.txt) ..."

@@ -105,7 +105,8 @@ class Experiment:
             eval_every=config.eval_every,
             exchange=exchange,
             evaluation=Evaluation(
-                *(exchange, len(self.dataset.test_y), sizes(clients.val), sizes(clients.test), self.options["whose"].held)
+                *(exchange, len(self.dataset.test_y), sizes(clients.val), sizes(clients.test)),
+                *(self.options["whose"].held, self.options["whose"].common),
             ),
             fresh=self._fresh,
             trained=tuple(name for name, _ in self.net.named_parameters()),

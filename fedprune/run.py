@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from fedprune.display import console
 from fedprune.errors import Incompatible, RunError
 from fedprune.estimate import estimate
 from fedprune.experiment import Experiment
-from fedprune.federated.asking import unmet
+from fedprune.federated.asking import unmet, unmet_by_clients
+from fedprune.federated.whose import Whose
 from fedprune.folders import folder_hash
 from fedprune.make import make
 from fedprune.pruning.companions import is_companion, plain
 from fedprune.pruning.mask import density
+from fedprune.stored import beyond
 from fedprune.types import State
 
 log = logging.getLogger(__name__)
@@ -49,7 +52,8 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequ
     experiment = build(config, names)
     about |= _facts(experiment, config)
     console.print(display.about_text(about))
-    console.print(display.brief(experiment.plan, names["rewind"], experiment.axes.what.emerges))
+    own = not experiment.options["whose"].asks
+    console.print(display.brief(experiment.plan, names["rewind"], experiment.axes.what.emerges, own))
     if config.dry_run:
         console.print(display.cost_text(estimate(experiment, config)))
         return
@@ -76,7 +80,8 @@ def _begin(folder: Path, config: DictConfig, about: Mapping[str, Any]) -> None:
 
 def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about: Mapping[str, Any]) -> None:
     write_text(folder / "run.json", _json(about))
-    plan = display.plan_text(experiment.plan, names["rewind"], experiment.axes.what.emerges)
+    own = not experiment.options["whose"].asks
+    plan = display.plan_text(experiment.plan, names["rewind"], experiment.axes.what.emerges, own)
     write_text(folder / "plan.txt", plan + "\n")
     save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors")
 
@@ -94,6 +99,7 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
         with make(config.logger)(folder, about) as logger, display.live(loop.plan.rounds, state.round) as live:
             while state.round < loop.plan.rounds:
                 state, metrics = loop.round(state)
+                state = _kept_small(state, loop.whose, path.parent)
                 tracking.append(folder, metrics)
                 written = state
                 logger.round(metrics)
@@ -103,7 +109,7 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
                     saved = time.monotonic()
             save_state(state, path)
             _finish(folder, state, about, logger)
-            problem = unmet(loop.plan, state)
+            problem = unmet(loop.plan, state) if loop.whose.asks else unmet_by_clients(loop.plan, state, loop.clients)
             if problem:
                 log.warning(problem)
             left_out = display.left_out_text(tracking.read_metrics(folder))
@@ -114,6 +120,11 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
         save_state(written, path)  # interrupted or not, what is written down can be gone on from
         raise
     executor.close()
+
+
+def _kept_small(state: State, whose: Whose, folder: Path) -> State:
+    """The same state; clients' own masks are in a file once they take more memory than they may."""
+    return replace(state, personal=beyond(state.personal, 1e6 * getattr(whose, "memory_mb", math.inf), folder))
 
 
 def _resume(path: Path, experiment: Experiment) -> State:

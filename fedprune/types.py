@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from fedprune.stored import Stored
+
 Params = dict[str, Tensor]
 """A network's parameters and buffers, named as in its `state_dict()`."""
 
@@ -73,10 +75,10 @@ class Subnet:
 
 @dataclass(frozen=True)
 class Personal:
-    """What lives of one client as long as the run, where masks are personal: its mask, packed to bits (see mask.pack), the
-    number of prune events that it has done, and the round of the last of them."""
+    """What lives of one client as long as the run, where masks are personal: its mask, packed to bits (see mask.pack), as
+    bytes() gives them; the number of prune events that it has done, and the round of the last of them."""
 
-    mask: bytes
+    mask: bytes | Stored
     events: int = 0
     pruned: int = 0
 
@@ -121,6 +123,7 @@ class Job:
     surviving: for evidence about a removal, what of `subnet` it would leave; the evidence is then about these entries.
     carried: what else travels with the subnet, by what it is: tensors with names and types of the network's own, zero where the
     mask is dead. event: what the client is to do to its mask in this round, if anything; events: how many it did before.
+    common: of a network that its client has a part of itself, the entries whose values are sent (None: all are).
     kept, held: what this client kept from its last round, and the mask that it holds before it is told, packed to bits (empty:
     none); both stay with the client, never on the wire.
     """
@@ -135,6 +138,7 @@ class Job:
     surviving: Mask | None = None
     event: PruneEvent | None = None
     events: int = 0
+    common: Mask | None = None
     carried: Mapping[str, Params] = field(default_factory=dict)
     kept: Params = field(default_factory=dict)
     held: bytes = b""

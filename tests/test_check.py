@@ -13,16 +13,19 @@ from fedprune.check import (
     kept_back,
     min_per_layer,
     obstacles,
+    on_clients,
     outcomes,
     ranges,
     scope,
     validation,
 )
 from fedprune.errors import ConfigError, DataError, Incompatible, RunError
+from fedprune.federated.ballot import by_votes
 from fedprune.federated.where import AllClients, Cohort, OneClient, Server
-from fedprune.federated.whose import Shared
+from fedprune.federated.whose import PersonalMask, Shared, Voted
 from fedprune.pruning.criterion import Compensated, Criterion, gradient, magnitude, magnitude_increase, random, snip
-from fedprune.pruning.gate import Accurate, Settled
+from fedprune.pruning.cycle import Axes
+from fedprune.pruning.gate import Accurate, Moving, Settled
 from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import NOfM, Threshold
 from fedprune.pruning.rewind import Early, Keep, LearningRate, RandomReinit, Replaced, shuffle
@@ -269,6 +272,77 @@ def test_what_is_known_of_a_removal_is_for_compensation_alone():
         assert "fisher_compensation" not in problem.partition("known:")[2]
     (problem,) = evidence(Compensated(magnitude, compensate=lambda moon_phase: None), NAMES)
     assert "compensate asks for unknown evidence moon_phase" in problem and "fisher_compensation" in problem
+
+
+# --- events on clients -----------------------------------------------------------------------------------------------------
+
+OWN = NAMES | {"whose": "theirs"}
+
+
+def of_clients(plan=ONCE, whose=None, criterion=None, where=None, rewind="none", regrown="zero") -> list[str]:
+    axes, names = Axes(What(weights, globally), criterion or Criterion(snip), regrown), OWN | {"rewind": rewind}
+    return on_clients(plan, whose or PersonalMask(), axes, where or Cohort(), OPTIONS[rewind], names)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"rewind": "init"},
+        {"rewind": "random_reinit"},
+        {"rewind": "shuffle"},
+        {"criterion": Criterion(magnitude), "where": Server()},  # no data is asked for, so nobody measures elsewhere
+        {"whose": Shared(), "where": Server(proxy=5), "rewind": "round_3"},  # which carries out nothing on clients
+        {"whose": Voted(by_votes), "rewind": "round_3"},  # whose server rewinds
+        {"whose": Voted(by_votes), "rewind": "learning_rate_3"},
+        {"plan": NEVER, "where": OneClient(), "rewind": "round_3"},
+        {"plan": gated(Moving(0.1, 0.5)), "whose": PersonalMask("end")},
+    ],
+)
+def test_what_clients_can_do_by_themselves_is_accepted(choices):
+    assert of_clients(**choices) == []
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        (
+            {"where": OneClient()},
+            "whose=theirs: each client scores on its own data, and where=there measures elsewhere: choose wh",
+        ),
+        ({"where": Server(proxy=9)}, "whose=theirs: each client scores on its own data, and where=there measures elsewhere"),
+        ({"whose": Voted(by_votes), "where": AllClients()}, "each client scores on its own data"),
+        ({"rewind": "round_3"}, "a client knows the weights of the start, and not those of round 3: choose rewind=init"),
+        (
+            {"rewind": "learning_rate_3"},
+            "rewind=learning_rate_3 would set back one client's: choose rewind=init or rewind=none",
+        ),
+        (
+            {"plan": gated(Moving(0.1, 0.5))},
+            "when=then compares the masks after the first and the last epoch: choose whose.at=end",
+        ),
+        (
+            {"regrown": "server"},
+            "what clients grow starts from zero, and federated.regrown=server is for what the server grows",
+        ),
+        ({"plan": gated(Settled(0.1))}, "when=then compares the masks after the first and the last epoch: choose whose.at=end"),
+    ],
+)
+def test_what_clients_cannot_do_by_themselves_is_refused_with_what_to_choose_instead(choices, message):
+    (problem,) = of_clients(**choices)
+    assert message in problem
+
+
+def test_a_gate_that_only_clients_can_answer_is_refused_where_the_server_asks():
+    (problem,) = outcomes(gated(Moving(0.1, 0.5)), Shared(), OWN)
+    assert problem == "when=then is for clients with masks of their own: choose whose=personal, or when=once_accurate"
+    assert outcomes(gated(Moving(0.1, 0.5)), Voted(by_votes), OWN) == [problem]
+    assert outcomes(gated(Moving(0.1, 0.5)), PersonalMask("end"), OWN) == []
+
+    def lucky(moon_phase): ...
+
+    (problem,) = outcomes(gated(lucky), PersonalMask(), OWN)
+    assert "unknown outcomes moon_phase; known: val_accuracy, mask_shift, pruned_accuracy" in problem
 
 
 # --- obstacles -------------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ EVIDENCE = {
     "gradients": {"grads", "hessian_grads", "movement"},
     "flow": {"flow_grads"},
     "activations": {"activations", "activity"},
-    "learnt": {"scales", "log_alpha", "log_sigma2"},
+    "learnt": {"scales", "filter_scales", "log_alpha", "log_sigma2"},
     "chance": {"generator"},
     "weights": {"params", "init_params"},
 }

@@ -5,9 +5,11 @@ The answer holds for the start of the next round, at which the network is the sa
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 
+from fedprune.federated.costs import client_densities
 from fedprune.pruning.cycle import Axes, Measure, dropped
 from fedprune.pruning.evidence import needs
 from fedprune.pruning.gate import shift
@@ -53,4 +55,18 @@ def unmet(plan: Plan, state: State) -> str | None:
         f"the gate ({plan.gate.opens}) let {state.events} of {len(plan.events)} prune events through: the run ends "
         f"{'at ' * bool(state.events)}{ended} instead of {plan.events[-1].density:.4g}; for more of them set "
         f"{plan.gate.opens.looser}, or more rounds"
+    )
+
+
+def unmet_by_clients(plan: Plan, state: State, clients: int) -> str | None:
+    """As `unmet`, where each of `clients` clients goes through the plan by itself: how many came to its end."""
+    there = sum(own.events == len(plan.events) for own in state.personal.values())
+    if there == clients or not plan.events:
+        return None
+    gate = f"the gate ({plan.gate.opens}) let" if plan.gate else "the rounds that they were in let"
+    looser = f"{plan.gate.opens.looser}, " if plan.gate else ""
+    mean = statistics.fmean(client_densities(state, clients))
+    return (
+        f"{gate} {there} of {clients} clients come to density {plan.events[-1].density:.4g}: the run ends at a mean density of "
+        f"{mean:.4g}; for more of them set {looser}more rounds, or a larger federated.cohort"
     )

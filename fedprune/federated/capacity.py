@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.federated.whose import PersonalMask, Whose
@@ -87,7 +87,7 @@ def personal(
             "or federated/capacity=equal"
         )
     plans = {capacity: plan_to(density * capacity) for capacity in sorted(set(capacities))}
-    return PersonalMask(whose.at, tuple(plans[capacity] for capacity in capacities))
+    return replace(whose, plans=tuple(plans[capacity] for capacity in capacities))
 
 
 def nobodys(whose: Whose, capacities: Sequence[float], name: str) -> Whose:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedprune.data.batches import Again, Batches, Slice, interrupted
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
+from fedprune.federated import own_values
 from fedprune.federated.on_client import Looks, OnClient, Pruned
 from fedprune.federated.upload import Upload, everything
 from fedprune.local import control, optimizer_state
@@ -56,6 +57,11 @@ class ClientRound:
         """Where its batches come from."""
         return Batches(self.dataset, self.clients, self.module.device)
 
+    @functools.cached_property
+    def examples_of_all(self) -> int:
+        """How many training examples all clients have together: counted once, for there may be many clients."""
+        return sum(map(len, self.clients.train))
+
     def run(self, message: bytes, kept: Arrays, held: bytes) -> tuple[bytes, Arrays]:
         """A job's bytes in, its update's bytes out; `kept` and `held`, its own mask, go past the wire."""
         job = replace(self.wire.decode_job(message, held), kept=_tensors(kept))
@@ -64,8 +70,10 @@ class ClientRound:
 
     def train(self, job: Job) -> Update:
         """Train the subnet that was sent on the client's training part, and carry out the job's event, if it has one."""
-        own, momenta, controls = _of_network(job.kept), optimizer_state.part(job.kept), control.received(job)
-        arrived = Subnet(job.subnet.params | own, job.subnet.mask)
+        momenta, controls = optimizer_state.part(job.kept), control.received(job)
+        came = own_values.arrived(job)
+        own = {name: value for name, value in _of_network(job.kept).items() if name not in came.mask}
+        arrived = Subnet(came.params | own, came.mask)
         pruned = self._carry_out(job, "start", arrived)
         begun = pruned.subnet if pruned else arrived
         first: list[Params] = []
@@ -76,7 +84,8 @@ class ClientRound:
             result, optimizer = at_end.subnet, {} if at_end.replaced else optimizer
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
         carried, renewed = controls.answer(begun.params, trained.params, trained.reach)
-        kept = {name: result.params[name] for name in own} | optimizer | renewed
+        names = (*own, *result.mask) if self.recipe.keep_weights else (*own,)
+        kept = {name: result.params[name] for name in names} | optimizer | renewed
         examples, done = len(self.clients.train[job.client]), pruned is not None or at_end is not None
         travels = self.upload.pack(begun.params, result)
         return Update(job.client, travels, examples, metrics=metrics, pruned=done, carried=carried, kept=kept)
@@ -91,7 +100,7 @@ class ClientRound:
                 epoch = math.ceil(len(indices) / recipe.batch_size)
                 batches = interrupted(batches, epoch, lambda: first.append(unload(self.module)))
             prunable = {name: subnet.mask[name] for name in self.wire.layout.masked}
-            with regularised(net, prunable, self.regularisers, sum(map(len, self.clients.train))) as penalty:
+            with regularised(net, prunable, self.regularisers, self.examples_of_all) as penalty:
                 return fit(self.module, subnet, batches, recipe, recipe.lr_decay**job.clock, penalty, momenta, correction)
 
     def _carry_out(self, job: Job, moment: str, subnet: Subnet, first: Params | None = None) -> Pruned | None:
@@ -107,7 +116,8 @@ class ClientRound:
         def measure(names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /) -> dict:
             found = at_hand(names, network, subnet, event.start, functools.partial(streams, about))
             wanted = tuple(name for name in names if name in FROM_DATA)
-            found |= self._evidence(replace(job, subnet=subnet, measure=wanted, about=about, surviving=surviving))
+            if wanted:
+                found |= self._evidence(replace(job, subnet=subnet, measure=wanted, about=about, surviving=surviving))
             return {name: found[name] for name in names}
 
         return measure

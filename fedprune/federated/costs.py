@@ -14,7 +14,7 @@ from fedprune.pruning import mask as masks
 from fedprune.pruning.companions import is_companion
 from fedprune.pruning.probe import differentiable
 from fedprune.pruning.what import What, prunable
-from fedprune.types import Mask, Subnet
+from fedprune.types import Mask, State, Subnet
 
 
 def densities(subnet: Subnet, what: What, parameters: tuple[str, ...]) -> dict[str, float]:
@@ -33,6 +33,13 @@ def densities(subnet: Subnet, what: What, parameters: tuple[str, ...]) -> dict[s
         "density/params": (total - dead) / total,
         "density/units": alive / units,
     } | {f"density/layer/{name.removesuffix('.weight')}": masks.density({name: alive}) for name, alive in prunable.items()}
+
+
+def client_densities(state: State, clients: int) -> list[float]:
+    """Of each client's own mask, over the prunable entries; 1.0 for those of the `clients` that have none."""
+    entries = masks.size(state.server.mask)
+    found = [masks.count_packed(bytes(own.mask)) / entries for own in state.personal.values()]
+    return found + [1.0] * (clients - len(found))
 
 
 def flops_per_example(net: nn.Module, inputs: torch.Tensor) -> dict[str, float]:

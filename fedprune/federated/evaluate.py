@@ -16,7 +16,8 @@ import numpy as np
 from fedprune.data.batches import Slice
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.executor import Task
-from fedprune.types import State
+from fedprune.federated.own_values import joined, trained
+from fedprune.types import Mask, State
 
 LENGTH = 2000  # examples per task
 
@@ -24,13 +25,15 @@ LENGTH = 2000  # examples per task
 @dataclass(frozen=True)
 class Evaluation:
     """test: the size of the global test set. val, local: how many examples each client has in its validation and test part.
-    held: a client's own mask at a state, packed to bits (empty: it has that of the server)."""
+    held: a client's own mask at a state, packed to bits (empty: it has that of the server). common: the entries whose values
+    are the server's (None: all are)."""
 
     exchange: Exchange
     test: int
     val: Sequence[int]
     local: Sequence[int]
     held: Callable[[State, int], bytes]
+    common: Callable[[State], Mask | None]
 
     def __call__(self, state: State) -> dict[str, float]:
         """Metrics of the server's network: test/*, val/*, client/* (those whose part is empty are absent)."""
@@ -65,16 +68,20 @@ class Evaluation:
 
     def _client_tasks(self, state: State, block: bytes, part: str, sizes: Sequence[int]) -> Iterator[tuple[str, tuple]]:
         ends = [0, *np.cumsum(sizes).tolist()]
-        for alike in self._alike(state, len(sizes)):
+        shared = self.common(state)
+        for alike in self._alike(state, len(sizes), shared is not None):
             kept = self.exchange.kept_by(state, alike[0]) if self.exchange.own else {}
             kept = {name: kept[name] for name in self.exchange.own}  # an optimizer that is kept too has no part in it
+            if shared is not None:
+                own = joined(state.server.params, trained(state, alike[0]), shared)
+                kept |= {name: value.numpy() for name, value in own.items()}
             held = self.held(state, alike[0])
             pieces = _cut(part, ends[alike[0]], ends[alike[-1] + 1])
             yield from (("evaluate", (block, kept, held, piece)) for piece in pieces)
 
-    def _alike(self, state: State, clients: int) -> Iterator[list[int]]:
-        """Clients in a row that have one and the same network."""
-        if self.exchange.own:
+    def _alike(self, state: State, clients: int, values: bool) -> Iterator[list[int]]:
+        """Clients in a row that have one and the same network. values: whether some have values of their own."""
+        if self.exchange.own or values:
             return ([client] for client in range(clients))
         return (list(group) for _, group in itertools.groupby(range(clients), key=lambda client: self.held(state, client)))
 

@@ -14,6 +14,7 @@ from fedprune.errors import RunError
 from fedprune.federated.availability import Fate, Fates, everybody
 from fedprune.federated.executor import Executor
 from fedprune.federated.upload import Upload, everything
+from fedprune.pruning.mask import apply
 from fedprune.types import SERVER, Job, Mask, Params, State, Subnet, Update
 from fedprune.wire.message import Wire, answered_under
 
@@ -129,9 +130,15 @@ class Exchange:
 
     def _messages(self, jobs: Sequence[Job]) -> list[bytes]:
         """The jobs as bytes. A subnet that many are sent is encoded once; a mask that its client holds already is not sent."""
-        alike = {(id(job.subnet), job.held): job for job in jobs}
-        blocks = {key: self.wire.subnet_block(job.subnet, self.wire.mask_of(job.held)) for key, job in alike.items()}
-        return [self.wire.encode_job(job, blocks[id(job.subnet), job.held]) for job in jobs]
+        alike = {(id(job.subnet), job.held, id(job.common)): job for job in jobs}
+        blocks = {key: self._block(job) for key, job in alike.items()}
+        return [self.wire.encode_job(job, blocks[id(job.subnet), job.held, id(job.common)]) for job in jobs]
+
+    def _block(self, job: Job) -> bytes:
+        """The subnet of a job, or what of it the client has not got itself."""
+        if job.common is not None:
+            return self.wire.subnet_block(Subnet(apply(job.subnet.params, job.common), job.common))
+        return self.wire.subnet_block(job.subnet, self.wire.mask_of(job.held))
 
     def _answers(self, job: Job, tally: Tally) -> bool:
         """Whether the client answers; the server always hears itself."""

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from fedprune.errors import Unheard
-from fedprune.federated import controls
+from fedprune.federated import controls, own_values
 from fedprune.federated.aggregate import Aggregate
 from fedprune.federated.asking import ask, due, waiting
-from fedprune.federated.costs import densities, training_flops
+from fedprune.federated.costs import client_densities, densities, training_flops
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange, Tally
 from fedprune.federated.sampling import cohort
@@ -85,8 +85,7 @@ class FederatedLoop:
         jobs = self._jobs(state)
         after, receipts = self._merge(state, self.exchange.train(jobs, state, tally))
         trained = time.perf_counter()
-        for layer in collapsed(before.server.mask, after.server.mask):
-            log.warning("in round %d layer %s has lost its last unit; what.min_per_layer=1 keeps one", state.round, layer)
+        self._report_collapsed(before, after, receipts)
         after, asked = self._ask(after, tally)
         after = replace(after, up_bytes=state.up_bytes + tally.up_bytes, down_bytes=state.down_bytes + tally.down_bytes)
         metrics = {"round": state.round, "prune/events": state.events, **self._densities(jobs)}
@@ -96,7 +95,7 @@ class FederatedLoop:
         metrics |= asked | tally.metrics() | {"wire/total_bytes": after.up_bytes + after.down_bytes}
         metrics |= {"flops/train": self._flops(receipts)}
         if self._evaluates(after):
-            metrics |= self.evaluation(after)
+            metrics |= self.evaluation(after) | self._client_density(after)
         return after, metrics | {"time/train_s": trained - started, "time/round_s": time.perf_counter() - started}
 
     def _remember(self, state: State) -> State:
@@ -147,13 +146,16 @@ class FederatedLoop:
 
     def _jobs(self, state: State) -> list[Job]:
         """What the clients of this round are sent, each under its own mask if it has one."""
-        return [self._job(state, client) for client in self._cohort(state)]
+        shared = self.whose.common(state)
+        return [self._job(state, client, shared) for client in self._cohort(state)]
 
-    def _job(self, state: State, client: int) -> Job:
+    def _job(self, state: State, client: int, shared: Mask | None = None) -> Job:
         mask, (event, events) = self._own(state, client), self.whose.on_client(self.plan, state, client)
         subnet = state.server if mask is None else Subnet(apply(state.server.params, mask), mask)
+        begun = shared is not None and own_values.trained(state, client)
+        common = own_values.sent(subnet.mask, shared) if begun and shared else None
         known = self.whose.known(state, client)
-        return Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, held=known)
+        return Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, common=common, held=known)
 
     def _own(self, state: State, client: int) -> Mask | None:
         """The client's own mask, if it has one."""
@@ -188,6 +190,20 @@ class FederatedLoop:
         momentum = {**momentum, **controls.stepped(state.momentum, changes, self.clients)}
         after = replace(state, round=state.round + 1, clock=state.clock + 1, momentum=momentum, kept=kept)
         return self.whose.merged(after, params, receipts, self._terms(state)), receipts
+
+    def _report_collapsed(self, before: State, after: State, receipts: list[Receipt]) -> None:
+        """Which layers of the server's network, or of a client's, nothing passes through any more."""
+        steps = [("", before.server.mask, after.server.mask)]
+        if not self.whose.asks:
+            steps += [(f" of client {one.job.client}", one.job.subnet.mask, one.mask) for one in receipts if one.pruned]
+        for whose, old, new in steps:
+            for layer in collapsed(old, new):
+                text = "in round %d layer %s%s has lost its last unit; what.min_per_layer=1 keeps one"
+                log.warning(text, before.round, layer, whose)
+
+    def _client_density(self, state: State) -> dict[str, float]:
+        """Where clients have masks of their own, the mean over all clients."""
+        return {} if self.whose.asks else {"client/density_mean": statistics.fmean(client_densities(state, self.clients))}
 
     def _densities(self, jobs: list[Job]) -> dict[str, float]:
         """Of what the clients of this round are sent: means over them."""

@@ -130,6 +130,9 @@ class Nested:
         whole = not self.parts or self.parts[client].whole
         return b"" if whole or self.by == "magnitude" else pack(self.slice(self.parts[client]))
 
+    def common(self, state: State) -> None:
+        return None
+
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
         return under(state.server.mask, state, params)
 

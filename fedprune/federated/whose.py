@@ -5,6 +5,7 @@ Every `whose` has
     on_client(plan, state, client) -> (the event that this client carries out in this round, or None; how many it did before)
     held(state, client) -> the client's own mask, packed to bits; empty if it has that of the server
     known(state, client) -> the mask that the client holds before it is told, packed likewise; empty if it holds none
+    common(state) -> the entries whose values are the server's to say; None if all are (see own_values.py)
     merged(state, params, receipts, terms) -> the state with the merged parameters, and with what the clients' events come to
 and says `at` which moment of their round clients carry out events (see on_client.py), and by `asks` whether it is the server
 that asks the gate.
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from fedprune.errors import ConfigError
+from fedprune.federated import own_values
 from fedprune.federated.asking import due
 from fedprune.federated.ballot import Ballot, votes
 from fedprune.federated.on_client import MOMENTS
@@ -64,6 +66,8 @@ class Whose(Protocol):
     def held(self, state: State, client: int) -> bytes: ...
 
     def known(self, state: State, client: int) -> bytes: ...
+
+    def common(self, state: State) -> Mask | None: ...
 
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State: ...
 
@@ -116,6 +120,9 @@ class Shared:
     def known(self, state: State, client: int) -> bytes:
         return b""
 
+    def common(self, state: State) -> Mask | None:
+        return None
+
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
         return under(state.server.mask, state, params)
 
@@ -147,6 +154,9 @@ class Voted:
     def known(self, state: State, client: int) -> bytes:
         return b""
 
+    def common(self, state: State) -> Mask | None:
+        return None
+
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
         proposals = [receipt for receipt in receipts if receipt.pruned]
         if not proposals:
@@ -162,15 +172,23 @@ class PersonalMask:
     """Each client has a mask and a place in the plan of its own, which live as long as the run; the server's network is whole.
 
     A client that was not there when an event was due carries it out in its next round; of several, the last, except behind a
-    gate, which lets one through at a time. plans: of each client, where they differ (empty: everybody follows the run's).
+    gate, which lets one through at a time. uncommon: whose values the entries have that not all clients hold, the `server`'s or
+    each client's `own`. memory_mb: masks that take more than so many megabytes are kept in a file of the run's folder. plans:
+    of each client, where they differ (empty: everybody follows the run's).
     """
 
     at: str = "start"
+    uncommon: str = "server"
+    memory_mb: float = 256
     plans: tuple[Plan, ...] = ()
     asks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check(self.at)
+        if self.uncommon not in ("server", "own"):
+            raise ConfigError([f"whose.uncommon={self.uncommon}: choose server or own (whose values what not all hold has)"])
+        if not self.memory_mb >= 0:
+            raise ConfigError([f"whose.memory_mb={self.memory_mb} is what all masks may take in memory: 0 or more megabytes"])
 
     def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]:
         return ()
@@ -184,7 +202,10 @@ class PersonalMask:
         return (events[-1], own.events + len(events) - 1) if events else (None, own.events)
 
     def held(self, state: State, client: int) -> bytes:
-        return state.personal[client].mask if client in state.personal else b""
+        return bytes(state.personal[client].mask) if client in state.personal else b""
+
+    def common(self, state: State) -> Mask | None:
+        return own_values.common(state) if self.uncommon == "own" else None
 
     def known(self, state: State, client: int) -> bytes:
         return self.held(state, client)

@@ -20,6 +20,7 @@ class Recipe:
     retrain_lr: the learning rate is multiplied by it once anything is pruned. fixed: layers that stay as they are once anything
     is pruned, by kind (conv, linear) or name. Han et al. 2015.
     freeze_batchnorm: BatchNorm normalises with the running statistics it was sent, and does not change them.
+    keep_weights: what the prunable tensors were trained to is kept.
     keep_optimizer: the optimizer goes on from what the client kept of it, and is kept again.
     """
 
@@ -33,6 +34,7 @@ class Recipe:
     fixed: Sequence[str] = ()
     freeze_batchnorm: bool = False
     keep_optimizer: bool = False
+    keep_weights: bool = False
 
     def __post_init__(self) -> None:
         rules = {

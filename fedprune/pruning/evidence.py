@@ -3,7 +3,7 @@
     params, mask            the prunable tensors of the masked network, and what is alive in them
     init_params             the prunable tensors as the run began
     generator               a seeded torch generator by layer name
-    flow_grads, scales      what is in the network itself: see network.py
+    flow_grads, scales, filter_scales                    what is in the network itself: see network.py
     log_alpha, log_sigma2   what training has learnt besides the weights: see companions.py
     grads, hessian_grads, movement                       from training data, by first derivatives: see gradients.py
     sq_grads, sq_grads_sampled, gauss_newton_diag, hessian_diag      by curvature: see curvature.py
@@ -38,13 +38,13 @@ from fedprune.pruning.companions import fold, gated, log_alpha, log_sigma2, no_g
 from fedprune.pruning.curvature import by_place, gauss_newton_diag, hessian_diag, sq_grads, sq_grads_sampled, too_large
 from fedprune.pruning.fisher_blocks import fisher_compensation, fisher_inverse_diag
 from fedprune.pruning.gradients import grads, hessian_grads, movement
-from fedprune.pruning.network import Network, flow_grads, no_flow, puts_out, scales, unscaled
+from fedprune.pruning.network import Network, filter_scales, flow_grads, no_flow, puts_out, scales, unscaled, unscaled_filters
 from fedprune.types import Params, Subnet
 
 FROM_SERVER = ("params", "mask", "init_params", "generator")
 
 FROM_NETWORK: dict[str, Callable[[Network, Params, tuple[str, ...]], Params]] = {
-    function.__name__: function for function in (flow_grads, scales, log_alpha, log_sigma2)
+    function.__name__: function for function in (flow_grads, scales, filter_scales, log_alpha, log_sigma2)
 }
 
 FROM_DATA: dict[str, Callable[..., Params]] = {
@@ -62,6 +62,7 @@ OF_REMOVAL = ("fisher_compensation",)
 OBSTACLES: dict[str, Callable[[Network, tuple[str, ...]], str | None]] = {
     "flow_grads": no_flow,
     "scales": unscaled,
+    "filter_scales": unscaled_filters,
     "log_alpha": no_gates,
     "log_sigma2": no_variance,
     "gauss_newton_diag": by_place,

@@ -89,6 +89,11 @@ def pack(mask: Mask) -> bytes:
     return np.packbits(np.concatenate([alive.numpy().reshape(-1) for alive in mask.values()])).tobytes()
 
 
+def count_packed(bits: bytes) -> int:
+    """The number of living entries of a packed mask."""
+    return int.from_bytes(bits, "big").bit_count()
+
+
 def all_alive(shapes: dict[str, torch.Size]) -> bytes:
     """What `pack` makes of a mask of these shapes with nothing dead."""
     return np.packbits(np.ones(sum(shape.numel() for shape in shapes.values()), bool)).tobytes()

@@ -49,6 +49,11 @@ def scales(network: Network, params: Params, names: tuple[str, ...]) -> Params:
     return {name: spread(gammas[name], params[name]) if name in gammas else torch.zeros_like(params[name]) for name in names}
 
 
+def filter_scales(network: Network, params: Params, names: tuple[str, ...]) -> Params:
+    """As `scales`, for criteria that go by them in convolutions alone: linear layers need no normalisation."""
+    return scales(network, params, names)
+
+
 def unscaled(network: Network, names: tuple[str, ...]) -> str | None:
     """Why `scales` of these layers are not to be had, or None."""
     scaled = normalised(network, names)
@@ -58,6 +63,16 @@ def unscaled(network: Network, names: tuple[str, ...]) -> str | None:
     if len(without) == len(names):
         return "no layer that may be pruned is followed by a normalisation: choose model=resnet20, or criterion=filter_norm"
     return f"no normalisation follows {', '.join(without)}: choose what.skip=[{','.join(without)}], or criterion=filter_norm"
+
+
+def unscaled_filters(network: Network, names: tuple[str, ...]) -> str | None:
+    """Why `filter_scales` of these layers are not to be had, or None."""
+    layers, scaled = dict(network.net.named_modules()), normalised(network, names)
+    unscaled = [name.removesuffix(".weight") for name in names if name not in scaled]
+    without = [name for name in unscaled if not isinstance(layers[name], nn.Linear)]
+    if not without:
+        return None
+    return f"no normalisation follows {some(without)}: choose model.norm=batch or model=resnet20, or criterion=magnitude"
 
 
 def no_flow(network: Network, names: tuple[str, ...]) -> str | None:

@@ -60,14 +60,24 @@ def _highest(parts: list[Tensor], number: int) -> float:
     living = sum(how_many(part > -math.inf) for part in parts)
     if number <= 0 or number >= living:
         return math.inf if number <= 0 else -math.inf
+    if living <= SAMPLE:  # to sort the sample would be to sort them all
+        return _ranked(parts, number)
     low, high = _bracket(parts, number / living)
     above = sum(how_many(part > high) for part in parts)
     between = np.concatenate([part.numpy()[((part > low) & (part <= high)).numpy()] for part in parts])
     if not above < number <= above + len(between):
-        above, between = 0, np.concatenate([part.numpy()[(part > -math.inf).numpy()] for part in parts])
+        return _ranked(parts, number)
     place = len(between) - (number - above)
     between.partition(place)
     return float(between[place])
+
+
+def _ranked(parts: list[Tensor], number: int) -> float:
+    """The `number`-th highest of all that is not -inf, without a guess."""
+    living = np.concatenate([part.numpy()[(part > -math.inf).numpy()] for part in parts])
+    place = len(living) - number
+    living.partition(place)
+    return float(living[place])
 
 
 def _bracket(parts: list[Tensor], fraction: float) -> tuple[float, float]:

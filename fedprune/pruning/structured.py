@@ -35,6 +35,13 @@ def bn_scale(scales: Params) -> Scores:
     return dict(scales)
 
 
+def bn_scale_or_magnitude(params: Params, filter_scales: Params) -> Scores:
+    """|gamma| of the normalisation that follows a convolution's filter, |w| of a linear layer's weight. Vahidian et al. 2021
+    (Sub-FedAvg, hybrid). Meant for a scope in which layers do not compete with each other.
+    """
+    return {name: filter_scales[name] if w.dim() > 2 else w.abs() for name, w in params.items()}
+
+
 def activation(activations: Params) -> Scores:
     """The mean output of a unit after ReLU: quiet units go. Molchanov et al. 2017 (their "mean activation")."""
     return dict(activations)

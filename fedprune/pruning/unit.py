@@ -39,6 +39,11 @@ def filters(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
     return _reduced(scores, tuple(range(1, scores.dim())), reduce, of)
 
 
+def filters_or_weights(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
+    """A filter of a convolution, a single weight of a linear layer. Vahidian et al. 2021 (Sub-FedAvg, hybrid)."""
+    return filters(scores, reduce, of) if scores.dim() > 2 else scores
+
+
 def neurons(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
     """All that produces one output of a linear layer: a row of [O, I]. Grid [O, 1]. A convolution's rows are `filters`."""
     if scores.dim() != 2:

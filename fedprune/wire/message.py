@@ -1,10 +1,11 @@
 """Messages: Job and Update <-> bytes.
 
 A message is a frame (magic, checksum), a JSON header (who, when, what for) and blocks of tensors, each a codec's encoding
-preceded by its length. What is carried beside the subnet is a block for each of its names, under the mask that both ends hold;
-the header says which of the layout's tensors are in it, by their places. A job about a removal has one block more: a bit for
-each living entry, whether it survives. `kept` and `held`, what a client has for itself, are in no message. What is trained is
-what was decoded, and the bytes that are reported are the lengths of these messages.
+preceded by its length. A job with `common` entries brings their values alone, under a mask of these. What is carried beside the
+subnet is a block for each of its names, under the mask that both ends hold; the header says which of the layout's tensors are
+in it, by their places. A job about a removal has one block more: a bit for each living entry, whether it survives. `kept` and
+`held`, what a client has for itself, are in no message. What is trained is what was decoded, and the bytes that are reported
+are the lengths of these messages.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from fedprune.pruning.mask import pack, unpack
+from fedprune.pruning.mask import all_alive, pack, unpack
 from fedprune.pruning.rank import how_many
 from fedprune.types import Job, Mask, Params, PruneEvent, Subnet, Update
 from fedprune.wire.codec import Codec, Layout, decode
@@ -53,6 +54,8 @@ class Wire:
             header |= {"measure": job.measure, "about": job.about}
         if job.event is not None:
             header |= {"event": astuple(job.event), "events": job.events}
+        if job.common is not None:
+            header |= {"common": True}
         blocks = [block, *self._carried_blocks(job.carried, job.subnet.mask, header)]
         return _frame(header, blocks if job.surviving is None else [*blocks, _survivors(job.surviving, job.subnet.mask)])
 
@@ -62,7 +65,10 @@ class Wire:
             header, blocks = _unframe(message)
             header["measure"] = tuple(header.get("measure", ()))
             header["event"] = PruneEvent(*header["event"]) if "event" in header else None
-            subnet = self.read_subnet(blocks.pop(0), self.mask_of(held))
+            known = self.mask_of(held)
+            subnet = self.read_subnet(blocks.pop(0), known)
+            if "common" in header:
+                header["common"], subnet = subnet.mask, Subnet(subnet.params, known or self._whole())
             header["carried"] = self._read_carried(header, blocks, subnet.mask)
             bits = blocks
             surviving = _read_survivors(subnet.mask, *bits) if bits else None
@@ -71,6 +77,10 @@ class Wire:
     def mask_of(self, held: bytes) -> Mask | None:
         """The mask that these bits are, or None if there are none."""
         return unpack(held, {name: self.layout.shapes[name] for name in self.own or self.layout.masked}) if held else None
+
+    def _whole(self) -> Mask:
+        shapes = {name: self.layout.shapes[name] for name in self.layout.masked}
+        return unpack(all_alive(shapes), shapes)
 
     def encode_update(self, update: Update, known: Mask) -> bytes:
         """An update as bytes. `known` is the mask that it is answered under; evidence covers the living or the dead of it."""

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from fedprune.checkpoint import load_state, save_state
-from fedprune.federated.asking import unmet, waiting
+from fedprune.display import brief
+from fedprune.federated.asking import unmet, unmet_by_clients, waiting
 from fedprune.pruning.gate import Accurate, Settled, shift
 from fedprune.pruning.how_often import SHAPES
 from fedprune.pruning.mask import apply, count
-from fedprune.types import Gate, Plan, PruneEvent, State, Subnet
+from fedprune.types import Gate, Personal, Plan, PruneEvent, State, Subnet
 
 OPEN, SHUT = ("when=once_accurate", "when.accuracy=0.0"), ("when=once_accurate", "when.accuracy=1.0", "local.optimizer.lr=1e-9")
 SETTLED = ("when=once_settled", "when.shift=1.0")
@@ -237,3 +238,27 @@ def test_a_dry_run_counts_evidence_for_every_time_that_a_gate_must_ask(command):
     lines = [next(line for line in out.splitlines() if "bytes of evidence" in line).split() for out in (once, gated)]
     cost = [float(number) * {"kB": 1e3, "MB": 1e6}[unit] for *_, number, unit in lines]
     assert cost[1] == pytest.approx(3 * cost[0], rel=0.01)  # twice for the shift, once for the event
+
+
+def test_of_clients_with_masks_of_their_own_it_is_said_how_many_came_to_the_end():
+    # Of 4 clients two are done, at 2 of 8 entries; one is half-way, at 4 of 8; one never began: (0.25 + 0.25 + 0.5 + 1) / 4 =
+    # 0.5.
+    plan = Plan((PruneEvent(1, 0.5), PruneEvent(2, 0.25)), 8, Gate(Accurate(0.5), 8, 1))
+    own = {0: Personal(b"\x03", 2, 4), 2: Personal(b"\x81", 2, 5), 3: Personal(b"\x0f", 1, 6)}
+    state = State(Subnet({}, {"w": torch.ones(8, dtype=torch.bool)}), {}, {}, round=8, personal=own)
+    assert unmet_by_clients(plan, state, 4) == (
+        "the gate (val accuracy >= 0.5) let 2 of 4 clients come to density 0.25: the run ends at a mean density of 0.5; "
+        "for more of them set a lower when.accuracy, more rounds, or a larger federated.cohort"
+    )
+    assert "the rounds that they were in let 2 of 4 clients come" in unmet_by_clients(replace(plan, gate=None), state, 4)
+    done = replace(state, personal=dict.fromkeys(range(4), own[0]))
+    assert unmet_by_clients(plan, done, 4) is None
+    assert unmet_by_clients(Plan((), 8), state, 4) is None
+
+
+def test_a_plan_of_personal_masks_says_that_each_client_has_its_own_time():
+    plan = Plan((PruneEvent(3, 0.5),), 8, Gate(Accurate(0.5), 8, 1))
+    event = brief(plan, "none", own=True).splitlines()[1]
+    assert event == "  once val accuracy >= 0.5, each client in its own time, at the earliest after round     3: density 0.5"
+    event = brief(replace(plan, gate=None), "none", own=True).splitlines()[1]
+    assert event == "  each client in its own time, at the earliest after round     3: density 0.5"

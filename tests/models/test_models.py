@@ -59,6 +59,7 @@ def test_there_is_a_yaml_for_every_model():
         (lenet5_caffe, MNIST, {}, 431_080),
         (cnn_fedavg, MNIST, {}, 1_663_370),
         (cnn_small, MNIST, {}, 21_840),
+        (cnn_small, MNIST, {"norm": "batch"}, 21_900),  # a scale and a shift for each of 10 and 20 channels
         (resnet20, CIFAR10, {"norm": "batch"}, 269_722),
         (resnet20, CIFAR10, {"norm": "group"}, 269_722),
         (vgg_small, MNIST, {"norm": "batch"}, 15_554),

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from fedprune.models.cnn import cnn_small
 from fedprune.models.resnet import resnet20
 from fedprune.models.vgg import vgg11
 from fedprune.pruning.criterion import synflow
-from fedprune.pruning.network import Network, flow_grads, no_flow, normalised, puts_out, scales, unscaled
+from fedprune.pruning.network import Network, flow_grads, no_flow, normalised, puts_out, scales, unscaled, unscaled_filters
 from fedprune.types import Params
 
 
@@ -107,6 +108,12 @@ def test_what_the_network_cannot_give_is_said_with_what_to_choose():
     assert unscaled(group, convs) is None
     assert "no normalisation follows fc: choose what.skip=[fc]" in str(unscaled(group, (*convs, "fc.weight")))
     assert "choose model=resnet20" in str(unscaled(fc, ("0.weight", "2.weight")))
+    assert unscaled_filters(group, (*convs, "fc.weight")) is None
+    assert unscaled_filters(fc, ("0.weight", "2.weight")) is None
+    plain, scaled = (Network(cnn_small((1, 16, 16), 3, norm), (1, 16, 16)) for norm in ("none", "batch"))
+    layers = ("conv1.weight", "conv2.weight", "fc1.weight")
+    assert "no normalisation follows conv1, conv2: choose model.norm=batch" in str(unscaled_filters(plain, layers))
+    assert unscaled_filters(scaled, layers) is None
     assert no_flow(fc, ()) is None and no_flow(batch, ()) is None
     assert "norm1 (GroupNorm), stage1.0.norm1 (GroupNorm)" in str(no_flow(group, ()))
     assert "choose model.norm=batch" in str(no_flow(group, ()))

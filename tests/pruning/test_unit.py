@@ -11,7 +11,7 @@ from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.mask import count, ones, regrow, shrink
 from fedprune.pruning.rank import nearest
 from fedprune.pruning.scope import erk, globally, per_layer
-from fedprune.pruning.unit import Unit, blocks, channels, filters, kernels, neurons, spread, weights
+from fedprune.pruning.unit import Unit, blocks, channels, filters, filters_or_weights, kernels, neurons, spread, weights
 from fedprune.pruning.what import What
 
 # Two filters of two channels of 1 x 2 kernels: [[[1, 2], [3, 4]], [[5, 6], [-7, 8]]] as a matrix of 2 x 4.
@@ -43,6 +43,11 @@ def test_sums_by_hand(unit, scores, expected):
 def test_a_weight_is_a_unit_and_so_is_a_linear_layers_kernel():
     assert torch.equal(weights(CONV), CONV)
     assert torch.equal(kernels(LINEAR, reduce="sum", of="absolute"), LINEAR)
+
+
+def test_units_of_two_kinds_are_filters_of_convolutions_and_weights_of_linear_layers():
+    assert filters_or_weights(CONV, reduce="sum").flatten().tolist() == [10, 12]
+    assert torch.equal(filters_or_weights(LINEAR, reduce="sum"), LINEAR)
 
 
 @pytest.mark.parametrize(
