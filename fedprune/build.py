@@ -21,6 +21,7 @@ from fedprune.errors import ConfigError
 from fedprune.experiment import Experiment, initial_net, sizes
 from fedprune.federated.batchnorm import own_names
 from fedprune.federated.costs import flops_per_example
+from fedprune.federated.work import Composition
 from fedprune.local.fixed import held
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
@@ -31,8 +32,6 @@ from fedprune.pruning.network import Network
 from fedprune.randomness import torch_stream
 from fedprune.ticket import Begin
 from fedprune.types import Plan
-from fedprune.wire.codec import Layout
-from fedprune.wire.message import Wire
 
 log = logging.getLogger(__name__)
 
@@ -48,15 +47,17 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.add(check.ranges(config))
     options = {group: problems.attempt(make, config[group]) for group in OBJECTS}
     options["aggregate"] = problems.attempt(make, config.federated.aggregate)
+    options["client"] = problems.attempt(make, config.federated.client)
     options["server_step"] = problems.attempt(make, config.federated.server)
     recipe = problems.attempt(_recipe, config)
-    regularisers = tuple(problems.attempt(make, config.local[group]) for group in ("penalty", "dropout"))
+    added = tuple(problems.attempt(make, config.local[group]) for group in ("penalty", "dropout"))
     ticket = problems.attempt(_ticket, config)
     device = problems.attempt(_device, config.device)
     problems.attempt(make, {**config.executor, "_partial_": True})
     problems.stop_if_any()
 
-    dataset, criterion, where = options["data"], options["criterion"], options["where"]
+    dataset, criterion, where, work = (options[group] for group in ("data", "criterion", "where", "client"))
+    regularisers = (*added, *work.regularisers)
     net = problems.attempt(initial_net, config, dataset, 0)
     window = problems.attempt(options["when"], config.rounds)
     problems.stop_if_any()
@@ -68,11 +69,12 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     clients = problems.attempt(federate, dataset, options["partition"], config.federated.clients, config.seed, proxy)
     problems.attempt(_optimizer, config, net)
     problems.attempt(_fixed, net, recipe)
-    problems.attempt(together, *regularisers, net)
+    problems.attempt(together, *added, net)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
     problems.add(check.outcomes(plan, options["whose"], names))
 
+    work.begin(net, what.names)
     add_companions(net, what.names, regularisers, torch_stream(config.seed, "companions"))
     begin = problems.attempt(ticket, net, what, config.seed, names)
     if begin is not None:
@@ -82,8 +84,10 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.add_incompatible(check.validation(plan, sum(sizes(clients.val)), names))
     problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
     problems.add_incompatible(_combination(plan, axes, options, Network(net, dataset.shape), names))
+    problems.add_incompatible(work.problems(Composition(plan, what, net, options, names, config)))
+    problems.add_incompatible(check.aggregate(options["aggregate"], work))
     problems.stop_if_any()
-    wire = Wire(options["wire"], Layout.of({n: t for n, t in net.state_dict().items() if n not in own}, what.names))
+    wire = work.wire(options["wire"], {n: t for n, t in net.state_dict().items() if n not in own}, what.names)
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
     return Experiment(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin, regularisers)
 

@@ -74,8 +74,9 @@ def _message_bytes(experiment: Experiment, subnet: Subnet) -> tuple[int, int]:
     """(bytes of a job, bytes of its update) for training this subnet."""
     wire = experiment.wire
     job = wire.encode_job(Job(0, 0, 0, 0, subnet), wire.subnet_block(subnet))
-    answer = wire.encode_update(Update(0, subnet, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}), subnet.mask)
-    return len(job), len(answer)
+    answer = experiment.options["client"].answer(subnet)
+    message = wire.encode_update(Update(0, answer, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}), subnet.mask)
+    return len(job), len(message)
 
 
 def _examples(experiment: Experiment, config: Any) -> float:

@@ -20,6 +20,7 @@ from fedprune.federated.exchange import Exchange
 from fedprune.federated.executor import Executor, Processes, Serial
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.on_client import OnClient
+from fedprune.federated.work import Work
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, add_companions
 from fedprune.make import make
@@ -37,8 +38,8 @@ log = logging.getLogger(__name__)
 class Experiment:
     """Everything that a configuration stands for, checked.
 
-    options: what each group of build.OBJECTS names, the aggregate and the server's step. net: the network at its
-    initialisation. own: the tensors that clients keep to themselves. flops: of training on one example, by layer of the dense
+    options: what each group of build.OBJECTS names, the aggregate, what clients do and the server's step. net: the network at
+    its initialisation. own: the tensors that clients keep to themselves. flops: of training on one example, by layer of the dense
     network. begin: the ticket that the run starts from (None: dense, from `net`). regularisers: what clients add to their
     training.
     """
@@ -62,8 +63,8 @@ class Experiment:
         """Start the workers."""
         worker = functools.partial(
             client_round,
-            *(_container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device, self.regularisers),
-            self._on_client(),
+            *(_container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device),
+            *(self.axes.what.names, self.regularisers, self._on_client(), self.options["client"], self._fresh),
         )
         if self.device != "cpu" and self.config.executor["_target_"].endswith(f".{Processes.__name__}"):
             log.warning("on %s clients are trained one after the other: executor=serial", self.device)
@@ -80,7 +81,8 @@ class Experiment:
 
     @property
     def _fresh(self) -> Callable[[int], Params]:
-        return functools.partial(_fresh, self.config, self.dataset, self.axes.what.names, self.regularisers)
+        work = self.options["client"]
+        return functools.partial(_fresh, self.config, self.dataset, self.axes.what.names, self.regularisers, work)
 
     def loop(self, executor: Executor) -> FederatedLoop:
         """The federated loop over these workers."""
@@ -115,15 +117,19 @@ def client_round(
     recipe: Recipe,
     wire: Wire,
     device: str,
+    prunable: tuple[str, ...],
     regularisers: tuple[Regulariser, ...],
     event: OnClient | None,
+    work: Work,
+    fresh: Callable[[int], Params],
 ) -> ClientRound:
     """What a worker builds for itself, once: the module, around data that it shares with the others."""
     with torch.random.fork_rng(devices=[]):
         net = make(config["model"], shape=dataset.shape, classes=dataset.classes)
-    add_companions(net, wire.layout.masked, regularisers, torch.Generator())  # each job brings its own values
+    add_companions(net, prunable, regularisers, torch.Generator())  # each job brings its own values
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
-    return ClientRound(module, dataset, clients, recipe, wire, config["where"].get("examples"), regularisers, event)
+    worker = ClientRound(module, dataset, clients, recipe, wire, config["where"].get("examples"), regularisers, event)
+    return work.client_round(worker, functools.partial(fresh, 0), config["seed"])
 
 
 def initial_net(config: DictConfig, dataset: Dataset, number: int) -> nn.Module:
@@ -134,9 +140,15 @@ def initial_net(config: DictConfig, dataset: Dataset, number: int) -> nn.Module:
 
 
 def _fresh(
-    config: DictConfig, dataset: Dataset, prunable: tuple[str, ...], regularisers: tuple[Regulariser, ...], number: int
+    config: DictConfig,
+    dataset: Dataset,
+    prunable: tuple[str, ...],
+    regularisers: tuple[Regulariser, ...],
+    work: Work,
+    number: int,
 ) -> Params:
     net = initial_net(config, dataset, number)
+    work.begin(net, prunable)
     add_companions(net, prunable, regularisers, torch_stream(config.seed, "companions", number))
     return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
 

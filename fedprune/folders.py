@@ -25,6 +25,9 @@ NOTHING = {"_target_": "fedprune.local.regulariser.none"}
 OVERLAP_MEAN = {"_target_": "fedprune.federated.aggregate.OverlapMean", "uncovered": "keep"}
 """What the aggregate was before there was another one."""
 
+USUAL = (OVERLAP_MEAN, {"_target_": "fedprune.federated.work.TrainedWeights"})
+"""What nested options of `federated` are where nothing was chosen: as before there was a choice."""
+
 MOVED = ("fedprune.federated.server_step.", "fedprune.federated.aggregate.")
 """Where server steps are, and where they were."""
 
@@ -52,7 +55,7 @@ def folder_hash(config: DictConfig) -> str:
 
 def _federated(federated: dict[str, Any]) -> dict[str, Any]:
     """As it was written before an aggregate could be chosen, and when server steps stood in the same file as it."""
-    kept = {key: value for key, value in federated.items() if value != OVERLAP_MEAN}
+    kept = {key: value for key, value in federated.items() if value not in USUAL}
     if isinstance(kept["server"], dict):
         kept["server"] = {**kept["server"], "_target_": str(kept["server"].get("_target_")).replace(*MOVED)}
     return kept

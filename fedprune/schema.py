@@ -22,6 +22,7 @@ class Federated:
     optimizer_state: str = "fresh"
     broken: str = "stop"
     aggregate: Any = None
+    client: Any = None
     server: Any = None
 
 

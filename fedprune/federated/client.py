@@ -150,7 +150,10 @@ class ClientRound:
     def evaluate(self, block: bytes, kept: Arrays, held: bytes, where: Slice) -> tuple[np.ndarray, np.ndarray]:
         """(loss, correct) of every example of a slice, for the network of a wire block under a client's own mask."""
         params = self.wire.read_subnet(block).params | _tensors(kept)
-        load(self.module, fold(apply(params, self.wire.mask_of(held) or {})))
+        return self._outcomes(fold(apply(params, self.wire.mask_of(held) or {})), where)
+
+    def _outcomes(self, params: Params, where: Slice) -> tuple[np.ndarray, np.ndarray]:
+        load(self.module, params)
         self.module.eval()
         losses, correct = zip(*(self._outcome(batch) for batch in self.batches.evaluation(where)), strict=True)
         return np.concatenate(losses), np.concatenate(correct)

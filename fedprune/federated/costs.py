@@ -9,21 +9,29 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedprune.pruning import mask as masks
-from fedprune.pruning.companions import is_companion
+from fedprune.pruning.companions import companion, is_companion
 from fedprune.pruning.what import What
 from fedprune.types import Mask, Subnet
 
 
 def densities(subnet: Subnet, what: What, parameters: tuple[str, ...]) -> dict[str, float]:
-    """density/weights (prunable entries), density/params (all of the network's), density/units, and density/layer/<name>."""
+    """density/weights (prunable entries), density/params (all of the network's), density/units, and density/layer/<name>.
+
+    density/sampled is the mean probability of a prunable entry to be there, where that is what is learnt.
+    """
     living, prunable = masks.count(subnet.mask), masks.size(subnet.mask)
     total = sum(subnet.params[name].numel() for name in parameters if not is_companion(name))
     alive, units = what.alive_units(subnet.mask)
-    return {
+    scores = [subnet.params[companion(name, "score")] for name in subnet.mask if companion(name, "score") in subnet.params]
+    expected = sum(float(score.sigmoid().double().sum()) for score in scores) / prunable
+    found = {
         "density/weights": living / prunable,
         "density/params": (total - prunable + living) / total,
         "density/units": alive / units,
-    } | {f"density/layer/{name.removesuffix('.weight')}": masks.density({name: alive}) for name, alive in subnet.mask.items()}
+    }
+    found |= {"density/sampled": expected} if scores else {}
+    by_layer = {name.removesuffix(".weight"): masks.density({name: alive}) for name, alive in subnet.mask.items()}
+    return found | {f"density/layer/{layer}": density for layer, density in by_layer.items()}
 
 
 def flops_per_example(net: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
