@@ -47,7 +47,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.add(check.ranges(config))
     options = {group: problems.attempt(make, config[group]) for group in OBJECTS}
     options["aggregate"] = problems.attempt(make, config.federated.aggregate)
-    options["client"] = problems.attempt(make, config.federated.client)
+    options |= {group: problems.attempt(make, config.federated[group]) for group in ("client", "round")}
     options["server_step"] = problems.attempt(make, config.federated.server)
     recipe = problems.attempt(_recipe, config)
     added = tuple(problems.attempt(make, config.local[group]) for group in ("penalty", "dropout"))
@@ -84,7 +84,9 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.add_incompatible(check.validation(plan, sum(sizes(clients.val)), names))
     problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
     problems.add_incompatible(_combination(plan, axes, options, Network(net, dataset.shape), names))
-    problems.add_incompatible(work.problems(Composition(plan, what, net, options, names, config)))
+    composition = Composition(plan, what, net, options, names, config)
+    for option in (work, options["round"]):
+        problems.add_incompatible(problems.attempt(option.problems, composition) or [])
     problems.add_incompatible(check.aggregate(options["aggregate"], work))
     problems.stop_if_any()
     wire = work.wire(options["wire"], {n: t for n, t in net.state_dict().items() if n not in own}, what.names)

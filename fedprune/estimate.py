@@ -25,10 +25,11 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
     plan, net = experiment.plan, experiment.net
     down = up = flops = 0.0
     subnets = _subnets(experiment)
+    round, work, wire = experiment.options["round"], experiment.options["client"], experiment.wire
     for rounds, subnet in _stretches(experiment, subnets):
-        sent, received = _message_bytes(experiment, subnet)
-        down += rounds * config.federated.cohort * sent
-        up += rounds * config.federated.cohort * received
+        sent, received = round.traffic(wire, subnet, work.answer(subnet), config.federated.cohort)
+        down += rounds * sent
+        up += rounds * received
         flops += rounds * _examples(experiment, config) * training_flops(experiment.flops, subnet.mask)
     prunable = sum(net.state_dict()[name].numel() for name in experiment.axes.what.names)
     parameters = sum(p.numel() for name, p in net.named_parameters() if not is_companion(name))
@@ -68,15 +69,6 @@ def _stretches(experiment: Experiment, subnets: list[Subnet]) -> list[tuple[int,
     ends = [*(event.round for event in experiment.plan.events), experiment.plan.rounds]
     starts = [0, *ends[:-1]]
     return [(stop - start, subnet) for start, stop, subnet in zip(starts, ends, subnets, strict=True) if stop > start]
-
-
-def _message_bytes(experiment: Experiment, subnet: Subnet) -> tuple[int, int]:
-    """(bytes of a job, bytes of its update) for training this subnet."""
-    wire = experiment.wire
-    job = wire.encode_job(Job(0, 0, 0, 0, subnet), wire.subnet_block(subnet))
-    answer = experiment.options["client"].answer(subnet)
-    message = wire.encode_update(Update(0, answer, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}), subnet.mask)
-    return len(job), len(message)
 
 
 def _examples(experiment: Experiment, config: Any) -> float:

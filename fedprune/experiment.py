@@ -38,9 +38,9 @@ log = logging.getLogger(__name__)
 class Experiment:
     """Everything that a configuration stands for, checked.
 
-    options: what each group of build.OBJECTS names, the aggregate, what clients do and the server's step. net: the network at
-    its initialisation. own: the tensors that clients keep to themselves. flops: of training on one example, by layer of the dense
-    network. begin: the ticket that the run starts from (None: dense, from `net`). regularisers: what clients add to their
+    options: what each group of build.OBJECTS names, the aggregate, what clients do, how a round goes and the server's
+    step. net: the network at its initialisation. own: the tensors that clients keep to themselves. flops: of training on one
+    example, by layer of the dense network. begin: the ticket that the run starts from (None: dense, from `net`). regularisers: what clients add to their
     training.
     """
 
@@ -88,7 +88,7 @@ class Experiment:
         """The federated loop over these workers."""
         config, federated, clients = self.config, self.config.federated, self.clients
         exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken)
-        return FederatedLoop(
+        return self.options["round"].loop(
             seed=config.seed,
             plan=self.plan,
             axes=self.axes,

@@ -25,7 +25,11 @@ NOTHING = {"_target_": "fedprune.local.regulariser.none"}
 OVERLAP_MEAN = {"_target_": "fedprune.federated.aggregate.OverlapMean", "uncovered": "keep"}
 """What the aggregate was before there was another one."""
 
-USUAL = (OVERLAP_MEAN, {"_target_": "fedprune.federated.work.TrainedWeights"})
+USUAL = (
+    OVERLAP_MEAN,
+    {"_target_": "fedprune.federated.work.TrainedWeights"},
+    {"_target_": "fedprune.federated.rounds.Star"},
+)
 """What nested options of `federated` are where nothing was chosen: as before there was a choice."""
 
 MOVED = ("fedprune.federated.server_step.", "fedprune.federated.aggregate.")

@@ -23,6 +23,7 @@ class Federated:
     broken: str = "stop"
     aggregate: Any = None
     client: Any = None
+    round: Any = None
     server: Any = None
 
 

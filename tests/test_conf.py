@@ -26,7 +26,7 @@ OPTIONS = [path for path in FILES if path.parent != CONF and path.relative_to(CO
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 PARTIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
-NESTED = ("federated/aggregate", "federated/client", "local/optimizer", "local/penalty", "local/dropout")
+NESTED = ("federated/aggregate", "federated/client", "federated/round", "local/optimizer", "local/penalty", "local/dropout")
 
 # What an option is called with when a run is built; the rest are called with nothing.
 CALLED_WITH: dict[str, dict[str, object]] = {"model": {"shape": (3, 32, 32), "classes": 10}}

@@ -13,7 +13,7 @@ from fedprune.types import Params
 
 @dataclass(frozen=True)
 class BetaMode:
-    """theta = (alpha - 1) / (alpha + beta - 2), alpha = prior + sum_k m_k, beta = prior + K - sum_k m_k. FedPM, Isik et al. 2023.
+    """theta = (alpha - 1) / (alpha + beta - 2), alpha = prior + sum_k m_k, beta = prior + K - sum_k m_k. Isik et al. 2023.
 
     m_k are the K clients' samples, 0 or 1; what comes out are scores, the log odds of theta. The prior is the same in every
     round, so nothing is left of earlier ones but what clients began from; with a prior of 1 theta is the mean of the samples.

@@ -1,0 +1,51 @@
+"""How a round goes: between a server and its clients (star), or among clients (neighbours.py).
+
+Every option of federated/round is a `Rounds`:
+    loop(**parts)              -> the loop, of the parts of a FederatedLoop
+    traffic(wire, subnet, answer, cohort) -> bytes (down, up) of a round that trains this subnet: lengths of real encodings
+    problems(composition)      -> what it cannot be combined with, each with what to choose instead
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fedprune.federated.evolving_mask import EvolvingMask
+from fedprune.federated.loop import FederatedLoop
+from fedprune.federated.work import Composition
+from fedprune.types import Job, Subnet, Update
+from fedprune.wire.message import Wire
+
+TRAINED = {"loss": 0.5, "steps": 1, "seen": 1}
+"""What a client tells of its training, to be measured."""
+
+
+class Rounds(Protocol):
+    """What all options have in common; see above."""
+
+    def loop(self, **parts: Any) -> FederatedLoop: ...
+
+    def traffic(self, wire: Wire, subnet: Subnet, answer: Subnet, cohort: int) -> tuple[int, int]: ...
+
+    def problems(self, composition: Composition) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class Star:
+    """A server sends its network to the clients of a round, and merges what they make of it."""
+
+    def loop(self, **parts: Any) -> FederatedLoop:
+        return FederatedLoop(**parts)
+
+    def traffic(self, wire: Wire, subnet: Subnet, answer: Subnet, cohort: int) -> tuple[int, int]:
+        job = wire.encode_job(Job(0, 0, 0, 0, subnet), wire.subnet_block(subnet))
+        return cohort * len(job), cohort * len(wire.encode_update(Update(0, answer, 0, metrics=TRAINED), subnet.mask))
+
+    def problems(self, composition: Composition) -> list[str]:
+        if isinstance(composition.options["client"], EvolvingMask):
+            return [
+                "federated/client=evolving_mask trains under one mask and goes on with another, which a server would mistake for "
+                "what it has trained: choose federated/round=neighbours, or federated/client=trained_weights"
+            ]
+        return []
