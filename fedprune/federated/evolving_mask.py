@@ -1,7 +1,7 @@
 """DisPFL's client: it trains under the mask that it has, and then decides which mask comes next. Dai et al. 2022.
 
-An option of federated/client, see work.py. What it has trained stays whole under the mask that it was trained under, and is what
-others are sent; the next mask is kept, and stays with the client.
+An option of federated/client, see work.py. What it has trained stays whole under the mask that it was trained under, and others
+are sent that; the next mask is kept, and stays with the client.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class EvolvingRound(ClientRound):
         return replace(update, kept={NEXT: as_tensor(pack(self._next(job, update.subnet)))}, pruned=True)
 
     def _next(self, job: Job, trained: Subnet) -> Mask:
-        """The mask after the job's event. What grows is chosen by evidence about the network as it was trained, dropped or not."""
+        """The mask after the job's event. What grows is chosen by evidence about the network before anything is dropped."""
         assert job.event is not None and self.event is not None, "build refuses masks that are not personal"
         axes, measure = self.event.axes, self._measuring(job, self.event)
         drop, grow = axes.criterion.drop, axes.criterion.grow
