@@ -38,10 +38,10 @@ log = logging.getLogger(__name__)
 class Experiment:
     """Everything that a configuration stands for, checked.
 
-    options: what each group of build.OBJECTS names, the aggregate, what clients do, how a round goes, the server's step. net: the
-    network at its initialisation. own: the tensors that clients keep to themselves. flops: of training on one example, by layer
-    of the dense network. begin: the ticket that the run starts from (None: dense, from `net`). regularisers: what clients add
-    to their training.
+    options: what each group of build.OBJECTS names, the aggregate, what clients do, how a round goes, the server's step. net:
+    the network at its initialisation. own: the tensors that clients keep to themselves. flops: of training on one example, by
+    layer of the dense network. begin: the ticket that the run starts from (None: dense, from `net`). regularisers: what clients
+    add to their training.
     """
 
     config: DictConfig

@@ -1,7 +1,8 @@
 """The decentralised loop: send to neighbours -> average -> train -> choose the next mask -> evaluate. Dai et al. 2022 (DisPFL).
 
-There is no server. Every client has a network and a mask of its own: State.kept[client] holds the network as it was last trained
-and, under TRAINED, the mask that it was trained under, packed to bits; State.personal[client] the mask that it goes on with.
+There is no server. Every client has a network and a mask of its own: State.kept[client] holds the network as it was last
+trained and, under TRAINED, the mask that it was trained under, packed to bits; State.personal[client] the mask that it goes on
+with.
 State.server stays the network that all began from. The contract is that of loop.py: round(state) -> (state, metrics).
 """
 
@@ -98,9 +99,8 @@ class NeighbourLoop(FederatedLoop):
         event, events = self.whose.on_client(self.plan, state, client)
         if event is None:
             return state.server.mask, events
-        scores = random(
-            {name: state.init[name] for name in self.axes.what.names}, functools.partial(_first_stream, self.seed, client)
-        )
+        prunable = {name: state.init[name] for name in self.axes.what.names}
+        scores = random(prunable, functools.partial(_first_stream, self.seed, client))
         return shrink(state.server.mask, scores, event.density, self.axes.what), events + 1
 
     def round(self, state: State) -> tuple[State, dict[str, float]]:
@@ -143,9 +143,10 @@ class NeighbourLoop(FederatedLoop):
         return jobs
 
     def _trained(self, state: State, jobs: list[Job], tally: Tally) -> tuple[State, list[Receipt]]:
-        """What each client has after training, and its next mask. It is its own, so the executor gets nothing of what it kept."""
+        """What each client has after training, and its next mask."""
         kept, personal, receipts = dict(state.kept), dict(state.personal), list[Receipt]()
-        for job, update in self.exchange.train(jobs, replace(state, kept={}), tally):
+        nothing = replace(state, kept={})  # what a client kept would go before the mean that it is to train
+        for job, update in self.exchange.train(jobs, nothing, tally):
             assert update.subnet is not None, "a client that was told to train sends a subnet"
             kept[job.client] = _kept(update.subnet)
             if update.pruned:

@@ -1,7 +1,7 @@
 """Who hears from whom among the clients of a round.
 
-Every topology is (client, active, seed, clock) -> the clients whose networks it is sent, in ascending order. active: the clients
-that take part in this round, in ascending order; `client` is one of them, and never among its own neighbours.
+Every topology is (client, active, seed, clock) -> the clients whose networks it is sent, in ascending order. active: those that
+take part in this round, in ascending order; `client` is one of them, and never among its own neighbours.
 """
 
 from __future__ import annotations
