@@ -45,7 +45,7 @@ class Star:
     def problems(self, composition: Composition) -> list[str]:
         if isinstance(composition.options["client"], EvolvingMask):
             return [
-                "federated/client=evolving_mask goes on with a mask that no server knows of: choose federated/round=neighbours, "
+                "federated/client=evolving_mask goes on with a mask that no server knows: choose federated/round=neighbours, "
                 "or federated/client=trained_weights"
             ]
         return []
