@@ -1,4 +1,4 @@
-"""FedPM: a posterior by hand, the derivative of a sample by hand, and whole rounds against numpy with the same uniform draws."""
+"""FedPM: a posterior and the derivative of a sample by hand, and whole rounds against numpy with the same uniform draws."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def scores_of(state) -> dict[str, np.ndarray]:
 
 def test_the_servers_scores_are_the_log_odds_of_a_beta_posteriors_mode():
     # Three clients; entries that 3, 2, 1 and 0 of them have. With a prior of 1: alpha = 4, 3, 2, 1 and beta = 1, 2, 3, 4, so
-    # theta = (alpha - 1) / (alpha + beta - 2) = 3/3, 2/3, 1/3, 0/3; clipped to 0.99 and 0.01. Log odds: ln 99, ln 2, -ln 2, -ln 99.
+    # theta = (alpha - 1) / (alpha + beta - 2) = 3/3, 2/3, 1/3, 0/3, clipped to 0.99 and 0.01.
+    # Log odds: ln 99, ln 2, -ln 2, -ln 99.
     bits = [[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
     updates = [(Subnet({"w_score": torch.tensor(row)}, {}), weight) for row, weight in zip(bits, (1.0, 1.0, 1.0), strict=True)]
     server = {"w": torch.tensor([7.0] * 4), "w_score": torch.tensor([0.5] * 4)}
@@ -134,7 +135,7 @@ def test_rounds_are_what_numpy_makes_of_the_same_uniform_draws(overrides, optimi
     scores, constants = scores_of(start), {name: start.init[name].double().numpy() for name in LAYERS}
     biases = {f"fc{n}.bias": np.zeros(size) for n, size in ((1, 5), (2, 3))}
     for round, (state, metrics) in enumerate(play(experiment)):
-        there = {name: 0 for name in LAYERS}
+        there = dict.fromkeys(LAYERS, 0)
         for client, indices in enumerate(experiment.clients.train):
             seed = torch_seed(0, "training", round, client)
             local = trained(constants, biases, scores, *inputs(experiment, indices), 3, lr, seed, optimizer, power)
