@@ -22,6 +22,7 @@ from fedprune.experiment import Experiment, initial_net, sizes
 from fedprune.federated.batchnorm import own_names
 from fedprune.federated.costs import flops_per_example
 from fedprune.federated.work import Composition
+from fedprune.local.control import refuse
 from fedprune.local.fixed import held
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
@@ -46,9 +47,9 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems = check.Problems()
     problems.add(check.ranges(config))
     options = {group: problems.attempt(make, config[group]) for group in OBJECTS}
-    options["aggregate"] = problems.attempt(make, config.federated.aggregate)
-    options |= {group: problems.attempt(make, config.federated[group]) for group in ("client", "round")}
+    options |= {group: problems.attempt(make, config.federated[group]) for group in ("aggregate", "upload", "client", "round")}
     options["server_step"] = problems.attempt(make, config.federated.server)
+    availability = problems.attempt(make, config.federated.availability)
     recipe = problems.attempt(_recipe, config)
     added = tuple(problems.attempt(make, config.local[group]) for group in ("penalty", "dropout"))
     ticket = problems.attempt(_ticket, config)
@@ -69,9 +70,11 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     clients = problems.attempt(federate, dataset, options["partition"], config.federated.clients, config.seed, proxy)
     problems.attempt(_optimizer, config, net)
     problems.attempt(_fixed, net, recipe)
+    controlled = problems.attempt(_controlled, config, net, own)
     problems.attempt(together, *added, net)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
+    options["fates"] = availability(config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])
     problems.add(check.outcomes(plan, options["whose"], names))
 
     work.begin(net, what.names)
@@ -80,9 +83,11 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     if begin is not None:
         problems.add_incompatible(check.whole_units(begin.mask, what, plan, names))
 
-    axes = Axes(what, criterion)
+    axes = Axes(what, criterion, config.federated.regrown)
     problems.add_incompatible(check.validation(plan, sum(sizes(clients.val)), names))
+    problems.add_incompatible(check.answers(options["fates"], config, plan, criterion, where, options["whose"], names))
     problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
+    problems.add_incompatible(check.of_one_mask(config.federated, options["whose"], plan, names))
     problems.add_incompatible(_combination(plan, axes, options, Network(net, dataset.shape), names))
     composition = Composition(plan, what, net, options, names, config)
     for option in (work, options["round"]):
@@ -91,18 +96,23 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.stop_if_any()
     wire = work.wire(options["wire"], {n: t for n, t in net.state_dict().items() if n not in own}, what.names)
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
-    return Experiment(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin, regularisers)
+    return Experiment(
+        *(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin, regularisers, controlled)
+    )
 
 
 def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Network, names: dict[str, str]) -> list[str]:
     """What is wrong with the axes together, on this network; a twin of a simpler composition is only pointed out."""
     what, criterion = axes.what, axes.criterion
-    if criterion.grow is not None and not any(event.swap for event in plan.events):
+    exchanges = any(event.swap for event in plan.events)
+    if criterion.grow is not None and not exchanges:
         log.warning("criterion=%s never grows under how_often=%s; it only drops", names["criterion"], names["how_often"])
+    if axes.regrown != "zero" and not exchanges:
+        log.warning("federated.regrown=%s changes nothing: how_often=%s never grows", axes.regrown, names["how_often"])
     units = what.units(network.net.state_dict())
     return [
         *check.composition(plan, criterion, options["where"], options["rewind"], options["whose"], names),
-        *check.on_clients(plan, options["whose"], criterion, options["where"], options["rewind"], names),
+        *check.on_clients(plan, options["whose"], axes, options["where"], options["rewind"], names),
         *check.obstacles(plan, criterion, network, what.names, names),
         *check.min_per_layer(what, plan, units),
         *check.scope(what, plan, units, names),
@@ -143,6 +153,15 @@ def _optimizer(config: DictConfig, net: nn.Module) -> None:
         module.configure_optimizers()
     except (ConfigError, TypeError, ValueError) as error:
         raise ConfigError([f"local.optimizer or local.module: {error}"]) from error
+
+
+def _controlled(config: DictConfig, net: nn.Module, own: tuple[str, ...]) -> tuple[str, ...]:
+    """The parameters that are trained with controls: under SCAFFOLD all that travel."""
+    if config.federated.control == "none":
+        return ()
+    module = make(config.local.module, net, make(config.local.optimizer))
+    refuse(module.configure_optimizers(), config.federated.optimizer_state == "kept")
+    return tuple(name for name, _ in net.named_parameters() if name not in own)
 
 
 def _fixed(net: nn.Module, recipe: Recipe) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from fedprune.display import amount
 from fedprune.experiment import Experiment
+from fedprune.federated.availability import Fate
+from fedprune.federated.controls import start
 from fedprune.federated.costs import training_flops
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.companions import is_companion
@@ -22,17 +24,18 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
 
     Under a gate, as if each event came at its earliest: what it waits costs more.
     """
-    plan, net = experiment.plan, experiment.net
+    plan, net, answering = experiment.plan, experiment.net, _answering(experiment, config)
     down = up = flops = 0.0
     subnets = _subnets(experiment)
-    round, work, wire = experiment.options["round"], experiment.options["client"], experiment.wire
     for rounds, subnet in _stretches(experiment, subnets):
-        sent, received = round.traffic(wire, subnet, work.answer(subnet), config.federated.cohort)
+        each = _message_bytes(experiment, subnet)
+        sent, received = experiment.options["round"].traffic(experiment.wire, subnet, each, config.federated.cohort)
         down += rounds * sent
-        up += rounds * received
-        flops += rounds * _examples(experiment, config) * training_flops(experiment.flops, subnet.mask)
+        up += rounds * answering * received
+        flops += rounds * answering * _examples(experiment, config) * training_flops(experiment.flops, subnet.mask)
     prunable = sum(net.state_dict()[name].numel() for name in experiment.axes.what.names)
     parameters = sum(p.numel() for name, p in net.named_parameters() if not is_companion(name))
+    missing = [("answers", f"{100 * answering:.3g} % of those that are sent for training; of evidence, all are counted")]
     gate = [("gate", f"{plan.gate.opens}; the costs are those of events at their earliest")] if plan.gate else []
     return [
         ("parameters", f"{parameters:,} ({prunable:,} prunable)"),
@@ -44,6 +47,7 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
             "operations",
             f"{amount(flops, 'FLOP')} of training, {amount(sum(experiment.flops.values()), 'FLOP')} an example when dense",
         ),
+        *(missing if answering < 1 else []),
         *gate,
     ]
 
@@ -69,6 +73,25 @@ def _stretches(experiment: Experiment, subnets: list[Subnet]) -> list[tuple[int,
     ends = [*(event.round for event in experiment.plan.events), experiment.plan.rounds]
     starts = [0, *ends[:-1]]
     return [(stop - start, subnet) for start, stop, subnet in zip(starts, ends, subnets, strict=True) if stop > start]
+
+
+def _message_bytes(experiment: Experiment, subnet: Subnet) -> tuple[int, int]:
+    """(bytes of a job, bytes of its update) for training this subnet."""
+    wire = experiment.wire
+    carried = start(experiment.controlled, subnet.params)
+    job = wire.encode_job(Job(0, 0, 0, 0, subnet, carried=carried), wire.subnet_block(subnet))
+    travels = experiment.options["upload"].pack(experiment.net.state_dict(), experiment.options["client"].answer(subnet))
+    update = Update(0, travels, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}, carried=carried)
+    answer = wire.encode_update(update, subnet.mask)
+    return len(job), len(answer)
+
+
+def _answering(experiment: Experiment, config: Any) -> float:
+    """The fraction of the clients that are asked to train in the plan's rounds that answer."""
+    fed, fates = config.federated, experiment.options["fates"]
+    cohorts = [cohort(config.seed, clock, fed.clients, fed.cohort) for clock in range(experiment.plan.rounds)]
+    found = [fates(client, clock) is Fate.ANSWERS for clock, asked in enumerate(cohorts) for client in asked]
+    return sum(found) / len(found)
 
 
 def _examples(experiment: Experiment, config: Any) -> float:

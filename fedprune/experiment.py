@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,14 @@ from torch import nn
 
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
+from fedprune.federated import controls
 from fedprune.federated.client import ClientRound
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.executor import Executor, Processes, Serial
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.on_client import OnClient
+from fedprune.federated.upload import Upload
 from fedprune.federated.work import Work
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, add_companions
@@ -38,10 +40,11 @@ log = logging.getLogger(__name__)
 class Experiment:
     """Everything that a configuration stands for, checked.
 
-    options: what each group of build.OBJECTS names, the aggregate, what clients do, how a round goes, the server's step. net:
-    the network at its initialisation. own: the tensors that clients keep to themselves. flops: of training on one example, by
-    layer of the dense network. begin: the ticket that the run starts from (None: dense, from `net`). regularisers: what clients
-    add to their training.
+    options: what each group of build.OBJECTS names, the aggregate, the upload, what clients do, how a round goes, the server's
+    step, and the fates of all answers. net: the network at its initialisation. own: the tensors that clients keep to
+    themselves. flops: of training on one example, by layer of the dense network. begin: the ticket that the run starts from
+    (None: dense, from `net`). regularisers: what clients add to their training. controlled: the parameters whose training is
+    corrected by controls.
     """
 
     config: DictConfig
@@ -58,13 +61,15 @@ class Experiment:
     device: str
     begin: Subnet | None = None
     regularisers: tuple[Regulariser, ...] = ()
+    controlled: tuple[str, ...] = ()
 
     def executor(self) -> Executor:
         """Start the workers."""
         worker = functools.partial(
             client_round,
             *(_container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device),
-            *(self.axes.what.names, self.regularisers, self._on_client(), self.options["client"], self._fresh),
+            *(self.axes.what.names, self.regularisers, self._on_client(), self.options["upload"]),
+            *(self.options["client"], self._fresh),
         )
         if self.device != "cpu" and self.config.executor["_target_"].endswith(f".{Processes.__name__}"):
             log.warning("on %s clients are trained one after the other: executor=serial", self.device)
@@ -87,7 +92,9 @@ class Experiment:
     def loop(self, executor: Executor) -> FederatedLoop:
         """The federated loop over these workers."""
         config, federated, clients = self.config, self.config.federated, self.clients
+        carries = functools.partial(controls.carried, self.controlled)
         exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken)
+        exchange = replace(exchange, fates=self.options["fates"], carries=carries, upload=self.options["upload"])
         return self.options["round"].loop(
             seed=config.seed,
             plan=self.plan,
@@ -120,6 +127,7 @@ def client_round(
     prunable: tuple[str, ...],
     regularisers: tuple[Regulariser, ...],
     event: OnClient | None,
+    upload: Upload,
     work: Work,
     fresh: Callable[[int], Params],
 ) -> ClientRound:
@@ -128,7 +136,8 @@ def client_round(
         net = make(config["model"], shape=dataset.shape, classes=dataset.classes)
     add_companions(net, prunable, regularisers, torch.Generator())  # each job brings its own values
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
-    worker = ClientRound(module, dataset, clients, recipe, wire, config["where"].get("examples"), regularisers, event)
+    examples = config["where"].get("examples")
+    worker = ClientRound(module, dataset, clients, recipe, wire, examples, regularisers, event, upload)
     return work.client_round(worker, functools.partial(fresh, 0), config["seed"])
 
 

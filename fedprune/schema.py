@@ -20,11 +20,15 @@ class Federated:
     weighting: str = "examples"
     batchnorm: str = "average"
     optimizer_state: str = "fresh"
+    regrown: str = "zero"
+    control: str = "none"
     broken: str = "stop"
     aggregate: Any = None
     client: Any = None
     round: Any = None
+    upload: Any = None
     server: Any = None
+    availability: Any = None
 
 
 @dataclass

@@ -91,7 +91,8 @@ class State:
     event. momentum: the server optimizer's buffers. kept: what each client keeps to itself (never on the wire). sent: bytes
     so far, up and down. personal: of each client that has a mask of its own. pruned: rounds that were done at the last event.
     Under a gate, opened: whether it lets the next event through; candidate: the mask that this event would have chosen now
-    (empty if nobody asks).
+    (empty if nobody asks). With federated.regrown=server, stale: what dead entries were when they died, of the prunable names
+    (else empty).
     """
 
     server: Subnet
@@ -109,16 +110,17 @@ class State:
     pruned: int = 0
     opened: bool = False
     candidate: Mask = field(default_factory=dict)
+    stale: Params = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Job:
     """All that a client is sent. With `measure` empty it trains; otherwise it measures that evidence and trains nothing.
 
-    event: what the client is to do to its mask in this round, if anything; events: how many the run did before that one.
-
     about: whether the evidence is asked of the living entries (to drop some) or of the dead ones (to grow some).
     surviving: for evidence about a removal, what of `subnet` it would leave; the evidence is then about these entries.
+    carried: what else travels with the subnet, by what it is: tensors with names and types of the network's own, zero where the
+    mask is dead. event: what the client is to do to its mask in this round, if anything; events: how many it did before.
     kept, held: what this client kept from its last round, and its own mask, packed to bits (empty: it has none); both stay with
     the client, never on the wire.
     """
@@ -133,6 +135,7 @@ class Job:
     surviving: Mask | None = None
     event: PruneEvent | None = None
     events: int = 0
+    carried: Mapping[str, Params] = field(default_factory=dict)
     kept: Params = field(default_factory=dict)
     held: bytes = b""
 
@@ -141,7 +144,8 @@ class Job:
 class Update:
     """All that a client sends back: a trained subnet, or evidence about the living or the dead entries of the one it was sent.
 
-    `examples` weighs it in every mean; `pruned` says whether the job's event took place; `kept` stays with the client, never
+    `examples` weighs it in every mean; `pruned` says whether the job's event took place; `carried` is as in a Job, under the
+    mask of the job; `kept` stays with the client, never
     on the wire.
     """
 
@@ -152,4 +156,5 @@ class Update:
     about: str = "alive"
     metrics: Mapping[str, float] = field(default_factory=dict)
     pruned: bool = False
+    carried: Mapping[str, Params] = field(default_factory=dict)
     kept: Params = field(default_factory=dict)

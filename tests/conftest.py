@@ -33,7 +33,10 @@ TINY = (
 )
 """Overrides that make a run take milliseconds."""
 
-NESTED = ("federated/aggregate", "federated/client", "federated/round", "local/optimizer", "local/penalty", "local/dropout")
+NESTED = (
+    *("federated/aggregate", "federated/availability", "federated/upload", "federated/client", "federated/round"),
+    *("local/optimizer", "local/penalty", "local/dropout"),
+)
 """Config groups inside another one."""
 
 torch.set_num_threads(1)  # as in every executor: what a test measures must not depend on the tests before it
@@ -145,7 +148,7 @@ def differences(equal) -> Callable[..., list[str]]:
     def found(a: State, b: State, ignore: tuple[str, ...] = ()) -> list[str]:
         parts = {
             **{f"server.{part}": equal(getattr(a.server, part), getattr(b.server, part)) for part in ("params", "mask")},
-            **{name: equal(getattr(a, name), getattr(b, name)) for name in ("init", "ticket", "candidate")},
+            **{name: equal(getattr(a, name), getattr(b, name)) for name in ("init", "ticket", "candidate", "stale")},
             **{
                 name: list(getattr(a, name)) == list(getattr(b, name))
                 and all(equal(value, getattr(b, name)[key]) for key, value in getattr(a, name).items())

@@ -26,7 +26,10 @@ OPTIONS = [path for path in FILES if path.parent != CONF and path.relative_to(CO
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 PARTIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
-NESTED = ("federated/aggregate", "federated/client", "federated/round", "local/optimizer", "local/penalty", "local/dropout")
+NESTED = (
+    *("federated/aggregate", "federated/availability", "federated/upload", "federated/client", "federated/round"),
+    *("local/optimizer", "local/penalty", "local/dropout"),
+)
 
 # What an option is called with when a run is built; the rest are called with nothing.
 CALLED_WITH: dict[str, dict[str, object]] = {"model": {"shape": (3, 32, 32), "classes": 10}}
@@ -77,6 +80,7 @@ def test_every_option_composes_and_makes_its_object(path, compose):
     if group == "federated":  # plain values, an aggregate and a server step
         assert callable(make(config.aggregate))
         assert callable(make(config.server))
+        assert callable(make(config.upload).pack)
     elif group == "local":  # plain values, a module around a network, an optimizer for its parameters
         module = make(config.module, torch.nn.Linear(2, 2), make(config.optimizer))
         assert isinstance(module, LocalModule)

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 
 from fedprune.federated.aggregate import overlap_mean
+from fedprune.federated.availability import everybody
 from fedprune.federated.evolving_mask import NEXT, EvolvingMask, as_bytes, as_tensor
 from fedprune.federated.exchange import Tally
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.server_step import Average
 from fedprune.federated.topology import Topology
+from fedprune.federated.upload import everything
 from fedprune.federated.whose import PersonalMask, Receipt
 from fedprune.federated.work import Composition, broken
 from fedprune.pruning.criterion import random
@@ -45,7 +47,7 @@ class Neighbours:
     def loop(self, **parts: Any) -> FederatedLoop:
         return NeighbourLoop(**parts, topology=self.topology)
 
-    def traffic(self, wire: Wire, subnet: Subnet, answer: Subnet, cohort: int) -> tuple[int, int]:
+    def traffic(self, wire: Wire, subnet: Subnet, each: tuple[int, int], cohort: int) -> tuple[int, int]:
         messages = sum(len(self.topology(client, tuple(range(cohort)), 0, 0)) for client in range(cohort))
         return 0, messages * len(message(wire, 0, subnet))
 
@@ -74,6 +76,16 @@ class Neighbours:
             "set federated.optimizer_state=fresh": federated.optimizer_state == "fresh",
             f"federated.batchnorm={federated.batchnorm}: {CHOSEN} averages all tensors: set federated.batchnorm=average": (
                 federated.batchnorm == "average"
+            ),
+            f"{CHOSEN}: who does not take part is left out by federated.cohort: choose federated/availability=always": (
+                options["fates"] is everybody
+            ),
+            f"{CHOSEN}: neighbours are sent whole networks: choose federated/upload=all": options["upload"] == everything(),
+            f"federated.control={federated.control}: {CHOSEN} has no server that holds controls: set federated.control=none": (
+                federated.control == "none"
+            ),
+            f"federated.regrown={federated.regrown}: {CHOSEN} grows from what neighbours have: set federated.regrown=zero": (
+                federated.regrown == "zero"
             ),
             f"federated.cohort={federated.cohort}: neighbours are at least two: set federated.cohort=2": federated.cohort > 1,
         }
@@ -171,7 +183,7 @@ def message(wire: Wire, client: int, subnet: Subnet) -> bytes:
     return wire.encode_update(Update(client, subnet, 0), {})
 
 
-def _bytes(heard: Mapping[int, tuple[int, ...]], messages: Mapping[int, bytes]) -> dict[str, float]:
+def _bytes(heard: Mapping[int, tuple[int, ...]], messages: Mapping[int, bytes]) -> dict[str, int]:
     """Every message once, as sent; and the most that one client sends and receives."""
     received = {client: sum(len(messages[other]) for other in others) for client, others in heard.items()}
     copies = {client: sum(client in others for others in heard.values()) for client in heard}

@@ -2,7 +2,8 @@
 
 Every option of federated/round is a `Rounds`:
     loop(**parts)              -> the loop, of the parts of a FederatedLoop
-    traffic(wire, subnet, answer, cohort) -> bytes (down, up) of a round that trains this subnet: lengths of real encodings
+    traffic(wire, subnet, each, cohort) -> bytes (down, up) of a round that trains this subnet, lengths of real encodings; each:
+                                  of one client that a server sends it to
     problems(composition)      -> what it cannot be combined with, each with what to choose instead
 """
 
@@ -14,11 +15,8 @@ from typing import Any, Protocol
 from fedprune.federated.evolving_mask import EvolvingMask
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.work import Composition
-from fedprune.types import Job, Subnet, Update
+from fedprune.types import Subnet
 from fedprune.wire.message import Wire
-
-TRAINED = {"loss": 0.5, "steps": 1, "seen": 1}
-"""What a client tells of its training, to be measured."""
 
 
 class Rounds(Protocol):
@@ -26,7 +24,7 @@ class Rounds(Protocol):
 
     def loop(self, **parts: Any) -> FederatedLoop: ...
 
-    def traffic(self, wire: Wire, subnet: Subnet, answer: Subnet, cohort: int) -> tuple[int, int]: ...
+    def traffic(self, wire: Wire, subnet: Subnet, each: tuple[int, int], cohort: int) -> tuple[int, int]: ...
 
     def problems(self, composition: Composition) -> list[str]: ...
 
@@ -38,9 +36,9 @@ class Star:
     def loop(self, **parts: Any) -> FederatedLoop:
         return FederatedLoop(**parts)
 
-    def traffic(self, wire: Wire, subnet: Subnet, answer: Subnet, cohort: int) -> tuple[int, int]:
-        job = wire.encode_job(Job(0, 0, 0, 0, subnet), wire.subnet_block(subnet))
-        return cohort * len(job), cohort * len(wire.encode_update(Update(0, answer, 0, metrics=TRAINED), subnet.mask))
+    def traffic(self, wire: Wire, subnet: Subnet, each: tuple[int, int], cohort: int) -> tuple[int, int]:
+        down, up = each
+        return cohort * down, cohort * up
 
     def problems(self, composition: Composition) -> list[str]:
         if isinstance(composition.options["client"], EvolvingMask):

@@ -20,6 +20,7 @@ from fedprune.errors import ConfigError
 from fedprune.federated.beta_mode import BetaMode
 from fedprune.federated.client import Arrays, ClientRound
 from fedprune.federated.server_step import Average
+from fedprune.federated.upload import everything
 from fedprune.federated.whose import Shared
 from fedprune.federated.work import Composition, broken
 from fedprune.local.regulariser import Regulariser
@@ -105,6 +106,10 @@ class SampledMasks:
             f"federated.weighting={federated.weighting}: {CHOSEN} counts bits: set federated.weighting=uniform": (
                 federated.weighting == "uniform"
             ),
+            f"{CHOSEN} sends bits, all of them: choose federated/upload=all": options["upload"] == everything(),
+            f"federated.control={federated.control}: {CHOSEN} trains no weights to correct: set federated.control=none": (
+                federated.control == "none"
+            ),
             f"federated.optimizer_state={federated.optimizer_state}: {CHOSEN} begins each round from other scores: "
             "set federated.optimizer_state=fresh": federated.optimizer_state == "fresh",
             f"local/penalty and local/dropout act on weights, which {CHOSEN} does not train: choose none of both": all(
@@ -135,7 +140,7 @@ class SamplingRound(ClientRound):
     def train(self, job: Job) -> Update:
         """Train the scores that were sent, and answer with a sample of each weight's probability."""
         subnet = Subnet(self._constants | job.subnet.params, ones(self._constants, self._names))
-        trained = self._fit(job, subnet, {}, [])
+        trained = self._fit(job, subnet, {}, {}, [])
         scores = {name: trained.params[name] for name in self.wire.layout.shapes}
         sample = drawn(scores, lambda name: torch_stream(job.seed, f"sampled mask {name}", job.round, job.client))
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}

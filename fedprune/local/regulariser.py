@@ -1,14 +1,15 @@
 """What a client adds to its training so that weights get ready to be pruned: `local.penalty` and `local.dropout`.
 
-Both are a Regulariser. Each may do three things: add a term to the loss of every batch, run layers in another way (with noise)
-while they are trained, and give each prunable weight a companion that is learnt (see pruning/companions.py). Only steps of
-training know of it: evaluation and evidence see the network without noise and without the term.
+Both are a Regulariser. Each may do four things: add a term to the loss of every batch, run layers in another way (with noise)
+while they are trained, give each prunable weight a companion that is learnt (see pruning/companions.py), and say which network
+is in use between two steps. Otherwise only steps of training know of it: evaluation, and evidence that clients measure, see the
+network in use without noise and without the term.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.pruning.companions import CHOOSE, Companion, add, companion
+from fedprune.pruning.companions import CHOOSE, Companion, add, companion, fold
 from fedprune.pruning.evidence import needs
 from fedprune.types import Mask, Params
 
@@ -31,13 +32,15 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 class Regulariser:
     """formula: (what its arguments name, see PIECES) -> a scalar; `strength` times it is added to the mean loss of each batch.
     layers: (net, mask) -> how the layers of these names run in training; all others run as always. companion: what each
-    prunable weight gets beside it.
+    prunable weight gets beside it. used: (parameters, names of the prunable) -> those of the network that is in use; None: as
+    they are.
     """
 
     formula: Formula | None = None
     strength: float = 0.0
     layers: Callable[[nn.Module, Mask], dict[str, Forward]] | None = None
     companion: Companion | None = None
+    used: Callable[[Params, Iterable[str]], Params] | None = None
 
 
 def none() -> Regulariser:
@@ -90,6 +93,14 @@ def add_companions(
     for regulariser in regularisers:
         if regulariser.companion:
             add(net, names, regulariser.companion, generator)
+
+
+def in_use(params: Params, names: Sequence[str], regularisers: Sequence[Regulariser]) -> Params:
+    """The network that is in use, with its gates folded into its weights. names: the prunable tensors."""
+    params = fold(params)
+    for regulariser in regularisers:
+        params = regulariser.used(params, names) if regulariser.used else params
+    return params
 
 
 @contextmanager

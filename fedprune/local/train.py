@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fedprune.errors import ConfigError
-from fedprune.local import optimizer_state
+from fedprune.local import control, optimizer_state
 from fedprune.local.fixed import held
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
@@ -24,7 +25,7 @@ class Trained(NamedTuple):
     """What training made of a subnet's parameters and buffers.
 
     loss: the mean over the examples seen. steps: of the optimizer. examples: seen, passes counted. optimizer: its state, if the
-    recipe keeps it.
+    recipe keeps it. reach: how far a gradient of one at every step would have moved each parameter, if training was corrected.
     """
 
     params: Params
@@ -32,6 +33,7 @@ class Trained(NamedTuple):
     steps: int
     examples: int
     optimizer: Params
+    reach: Mapping[str, float] = MappingProxyType({})
 
 
 def fit(
@@ -42,11 +44,13 @@ def fit(
     decay: float = 1.0,
     penalty: Callable[[], Tensor] | None = None,
     kept: Params | None = None,
+    correction: Params | None = None,
 ) -> Trained:
     """Train `subnet` on `batches`. Dead entries are zero after every step, whatever the optimizer does to them.
 
     `decay` multiplies the learning rate. `penalty`, a function of the module's parameters as they are, is added to each batch's
-    loss, but is no part of the loss that is told. `kept` is the state that the optimizer goes on from. `subnet` is not changed.
+    loss, but is no part of the loss that is told. `kept` is the state that the optimizer goes on from. `correction`, by
+    parameter, is added to the gradient of every batch, after clipping. `subnet` is not changed.
     """
     load(module, subnet.params)
     set_mode(module, recipe)
@@ -55,10 +59,11 @@ def fit(
         optimizer = _optimizer(module, decay * (recipe.retrain_lr if masks else 1.0))
         if kept:
             optimizer_state.resume(optimizer, kept)
-        losses, sizes = _steps(module, optimizer, batches, recipe, weights, masks, penalty)
+        losses, sizes = _steps(module, optimizer, batches, recipe, weights, masks, penalty, correction or {})
+        reach = control.reach(module.net, optimizer, len(sizes)) if correction else {}
     total = float(torch.stack(losses) @ torch.tensor(sizes, dtype=losses[0].dtype, device=losses[0].device)) if losses else 0.0
     state = optimizer_state.of(optimizer, dict(zip(weights, masks, strict=True))) if recipe.keep_optimizer else {}
-    return Trained(unload(module), total / max(sum(sizes), 1), len(sizes), sum(sizes), state)
+    return Trained(unload(module), total / max(sum(sizes), 1), len(sizes), sum(sizes), state, reach)
 
 
 def _steps(
@@ -69,11 +74,13 @@ def _steps(
     weights: list[Tensor],
     masks: list[Tensor],
     penalty: Callable[[], Tensor] | None,
+    correction: Params,
 ) -> tuple[list[Tensor], list[int]]:
     """A step of the optimizer per batch. Returns the batches' losses and sizes."""
     parameters: list[Tensor] = [p for p in module.net.parameters() if p.requires_grad]
     mask_gradients = bool(masks) and (recipe.clip_norm is not None or type(optimizer) not in ENTRYWISE)
     sent = [p.detach().clone() for p in parameters] if recipe.proximal_mu else []
+    corrected = [(p, correction[n].to(p)) for n, p in module.net.named_parameters() if n in correction and p.requires_grad]
     losses, sizes = [], []
     for step, batch in enumerate(batches):
         optimizer.zero_grad()
@@ -85,6 +92,9 @@ def _steps(
             _mask_gradients(weights, masks)
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+        for parameter, shift in corrected:
+            if parameter.grad is not None:
+                parameter.grad.add_(shift)
         optimizer.step()
         if masks:
             with torch.no_grad():
