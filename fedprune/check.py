@@ -181,7 +181,7 @@ def of_one_mask(federated: Any, whose: Whose, plan: Plan, names: dict[str, str])
         f"{chosen}: controls are of the weights that were sent, and clients prune: choose federated.control=none": (
             federated.control != "none"
         ),
-        f"{chosen}: a part of the weights ({upload}) is by the mask that was sent, and clients prune: choose federated/upload=all": (
+        f"{chosen}: {upload} is by the mask that was sent, and clients prune: choose federated/upload=all": (
             upload != "everything"
         ),
     }
