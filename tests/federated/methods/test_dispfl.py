@@ -12,6 +12,7 @@ from federation import accuracy, arrays, federation, gradient, inputs, largest, 
 
 from fedprune.checkpoint import load_state, save_state
 from fedprune.errors import ConfigError, Incompatible
+from fedprune.estimate import estimate
 from fedprune.federated.evolving_mask import as_bytes, as_tensor
 from fedprune.federated.neighbours import TRAINED, message
 from fedprune.pruning.mask import density, pack
@@ -207,6 +208,14 @@ def test_every_message_between_clients_is_counted_at_its_length(played):
         before = state
 
 
+def test_the_estimate_is_what_is_sent(played):
+    experiment, rounds = played
+    rows = dict(estimate(experiment, experiment.config))
+    assert rows["bytes down"] == "0 B for training"
+    # Headers tell of the client, and masks are of other entries: as long, but for a digit.
+    assert rounds[-1][0].up_bytes == pytest.approx(float(rows["bytes up"].split()[0]) * 1e6, rel=0.01)
+
+
 def test_who_does_not_take_part_stays_as_it_is(played, equal):
     experiment, rounds = played
     loop = experiment.loop(experiment.executor())
@@ -258,6 +267,10 @@ def test_growing_at_random_is_an_option(tiny, play):
         (("federated=fedavgm", "federated/client=evolving_mask", "federated/round=neighbours"), "no server that takes steps"),
         (("federated.weighting=examples",), "set federated.weighting=uniform"),
         (("federated.optimizer_state=kept",), "set federated.optimizer_state=fresh"),
+        (("federated/upload=top_weights",), "choose federated/upload=all"),
+        (("federated.control=scaffold",), "set federated.control=none"),
+        (("federated.regrown=server",), "set federated.regrown=zero"),
+        (("federated/availability=dropout", "federated.availability.rate=0.1"), "choose federated/availability=always"),
         (("federated.batchnorm=frozen", "model=resnet20", "model.norm=batch"), "set federated.batchnorm=average"),
         (("federated.cohort=1",), "set federated.cohort=2"),
         (("what=neurons_global",), "what=neurons_global: federated/round=neighbours exchanges single weights"),

@@ -10,7 +10,9 @@ import pytest
 import torch
 from federation import accuracy, federation, gradient, inputs
 
+from fedprune.display import amount
 from fedprune.errors import ConfigError, Incompatible
+from fedprune.estimate import estimate
 from fedprune.federated.beta_mode import BetaMode
 from fedprune.federated.exchange import Tally
 from fedprune.local.sampled import straight_through, times_probability
@@ -182,6 +184,20 @@ def test_a_client_sends_one_bit_for_each_weight_and_is_sent_four_bytes(tiny, pla
     assert list(state.server.params) == list(start.server.params)
 
 
+def test_the_estimate_is_what_is_sent(tiny, play):
+    experiment = tiny(*FEDPM, "rounds=2")
+    rows = dict(estimate(experiment, experiment.config))
+    state, _ = play(experiment)[-1]
+    assert rows["bytes down"] == f"{amount(state.down_bytes)} for training"
+    assert state.up_bytes == pytest.approx(float(rows["bytes up"].split()[0]) * 1000, rel=0.01)
+
+
+def test_who_does_not_answer_is_not_counted(tiny, play):
+    silent = ("federated/availability=dropout", "federated.availability.rate=0.5", "rounds=6", "federated.cohort=4")
+    for _, metrics in play(tiny(*FEDPM, *silent)):
+        assert metrics["density/sampled"] == pytest.approx(0.5, abs=0.05)
+
+
 def test_executors_and_resuming_change_no_bit(tiny, play, differences):
     experiment = tiny(*FEDPM)
     played = play(experiment)
@@ -212,6 +228,9 @@ def test_the_run_learns(tiny, play):
         (("federated/aggregate=overlap_mean",), "choose federated/aggregate=beta_mode"),
         (("federated.weighting=examples",), "set federated.weighting=uniform"),
         (("federated.optimizer_state=kept",), "set federated.optimizer_state=fresh"),
+        (("federated/upload=top_weights",), "choose federated/upload=all"),
+        (("federated.control=scaffold",), "set federated.control=none"),
+        (("federated.server._target_=fedprune.federated.server_step.FedAvgM",), "probabilities are not moved by steps"),
         (("local/penalty=l1",), "choose none of both"),
         (("model=resnet20", "model.norm=batch"), "model=resnet20 has BatchNorm"),
         (("federated/client=trained_weights",), "federated/aggregate=beta_mode counts bits, and clients send weights"),
