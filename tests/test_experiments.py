@@ -109,7 +109,7 @@ def swept_away(key: str) -> bool:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_says_what_it_will_cost_as_it_is(path, command, data):
     """With its own numbers of rounds and clients, on small data: composed, checked and estimated, not trained."""
-    result = command(f"+experiment={path.stem}", *data(path), "dry_run=true")
+    result = command(f"+experiment={path.stem}", *data(path), "partition.min_examples=3", "dry_run=true")
     assert result.rc == 0, result.text
     assert f"{path.stem}: " in result.out
     assert "bytes down" in result.out
