@@ -71,13 +71,14 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.attempt(_optimizer, config, net)
     problems.attempt(_fixed, net, recipe)
     controlled = problems.attempt(_controlled, config, net, own)
-    problems.attempt(together, *added, net)
+    if what is not None:
+        problems.attempt(together, *added, net, what.names)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
     options["fates"] = availability(config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])
     problems.add(check.outcomes(plan, options["whose"], names))
 
-    work.begin(net, what.names)
+    problems.attempt(work.begin, net, what.names)
     add_companions(net, what.names, regularisers, torch_stream(config.seed, "companions"))
     begin = problems.attempt(ticket, net, what, config.seed, names)
     if begin is not None:

@@ -28,9 +28,9 @@ from fedprune.local.regulariser import Regulariser, add_companions
 from fedprune.make import make
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.network import Network
-from fedprune.pruning.paths import effective_density
+from fedprune.pruning.paths import effective_density, followed
 from fedprune.randomness import torch_seed, torch_stream
-from fedprune.types import Params, Plan, Subnet
+from fedprune.types import Mask, Params, Plan, Subnet
 from fedprune.wire.message import Wire
 
 log = logging.getLogger(__name__)
@@ -112,9 +112,13 @@ class Experiment:
             fresh=self._fresh,
             trained=tuple(name for name, _ in self.net.named_parameters()),
             flops=self.flops,
-            effective=functools.partial(effective_density, self.net, shape=self.dataset.shape),
+            effective=self._effective,
             begin=self.begin,
         )
+
+    @property
+    def _effective(self) -> Callable[[Mask], float] | None:
+        return functools.partial(effective_density, self.net, shape=self.dataset.shape) if followed(self.net) else None
 
 
 def client_round(

@@ -19,6 +19,9 @@ GROUPS = (
 VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_every", "hydra")
 """Keys that do not change a result: a run is the same run whatever they are."""
 
+METHOD = "experiment@_global_"
+"""The key by which one experiment adds another to itself: conf/experiment/benchmark.yaml sweeps over methods with it."""
+
 NOTHING = {"_target_": "fedprune.local.regulariser.none"}
 """What a penalty or dropout is where there is none."""
 
@@ -71,6 +74,8 @@ def _word(override: str) -> str:
     key, _, value = override.lstrip("+~").partition("=")
     if key == "ticket.path":
         return f"ticket={_ticket(Path(value.strip(QUOTES)))}"
+    if key == METHOD:
+        return value
     if key.startswith(("experiment", "name", "data.root", *VOLATILE)):
         return ""
     return re.sub(r"[^\w.,+=-]+", "_", value if key in GROUPS else f"{key.rpartition('/')[2]}={value}")

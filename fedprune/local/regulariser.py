@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.companions import CHOOSE, Companion, add, companion, fold
 from fedprune.pruning.evidence import needs
+from fedprune.pruning.what import others
 from fedprune.types import Mask, Params
 
 Formula = Callable[..., Tensor]
@@ -136,9 +137,16 @@ def run(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor | None) -
     return layer._conv_forward(inputs, weight, bias)  # type: ignore[operator]  # pads as the layer does
 
 
-def together(penalty: Regulariser, dropout: Regulariser, net: nn.Module) -> None:
-    """Raises Incompatible if these two do not go together, or not with this network."""
+def together(penalty: Regulariser, dropout: Regulariser, net: nn.Module, names: Sequence[str]) -> None:
+    """Raises Incompatible if these two do not go together, or not with this network. names: of its prunable weights."""
     problems = []
+    rerun = [key for key, one in (("local.penalty", penalty), ("local.dropout", dropout)) if one.layers]
+    if rerun and others(net, names):
+        told = ", ".join(f"{name} ({type(layer).__name__})" for name, layer in others(net, names).items())
+        problems.append(
+            f"{' and '.join(rerun)} brings noise into conv and linear layers, and {told} may be pruned without: "
+            "choose what.layers=[conv,linear], or local/penalty=l1 and local/dropout=none"
+        )
     if penalty.layers and dropout.layers:
         problems.append(
             "local.penalty samples gates, and local.dropout is another noise on the same weights: "

@@ -222,7 +222,7 @@ def test_the_learning_rate_is_multiplied_once_anything_is_pruned():
 
 
 def test_a_layer_that_is_not_there_cannot_be_fixed():
-    message = r"local\.fixed: no layer 'fc9'; the kinds are conv, linear, the layers 0, 2"
+    message = r"local\.fixed: no layer 'fc9'; the kinds are conv, linear, recurrent, attention, embedding, the layers 0, 2"
     with pytest.raises(ConfigError, match=message), held(mlp(), ["fc9"]):
         pass
 
