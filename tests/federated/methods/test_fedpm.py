@@ -15,6 +15,7 @@ from fedprune.errors import ConfigError, Incompatible
 from fedprune.estimate import estimate
 from fedprune.federated.beta_mode import BetaMode
 from fedprune.federated.exchange import Tally
+from fedprune.federated.sampled_masks import SampledMasks
 from fedprune.local.sampled import straight_through, times_probability
 from fedprune.randomness import seeded, torch_seed, torch_stream
 from fedprune.types import Job, Subnet
@@ -255,3 +256,9 @@ def test_what_it_cannot_be_combined_with_is_refused_by_name(overrides, message, 
 def test_single_values_out_of_range_are_refused(override, message, tiny):
     with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         tiny(*FEDPM, override)
+
+
+def test_layers_that_it_does_not_sample_are_refused_by_name():
+    net = torch.nn.Sequential(torch.nn.LSTM(2, 3), torch.nn.Linear(3, 2))
+    with pytest.raises(Incompatible, match=r"not 0 \(LSTM\): choose what\.layers=\[conv,linear\]"):
+        SampledMasks().begin(net, ("0.weight_ih_l0", "1.weight"))
