@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from fedprune.federated.capacity import nobodys, of_all, personal
 from fedprune.federated.costs import flops_per_example
 from fedprune.federated.nested import Nested
 from fedprune.federated.whose import PersonalMask, Whose
+from fedprune.federated.work import Composition
 from fedprune.local.control import refuse
 from fedprune.local.fixed import held
 from fedprune.local.module import LocalModule
@@ -37,8 +38,6 @@ from fedprune.pruning.what import What
 from fedprune.randomness import torch_stream
 from fedprune.ticket import Begin
 from fedprune.types import Plan
-from fedprune.wire.codec import Layout
-from fedprune.wire.message import Wire
 
 log = logging.getLogger(__name__)
 
@@ -53,18 +52,19 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems = check.Problems()
     problems.add(check.ranges(config))
     options = {group: problems.attempt(make, config[group]) for group in OBJECTS}
-    options |= {group: problems.attempt(make, config.federated[group]) for group in ("aggregate", "upload")}
+    options |= {group: problems.attempt(make, config.federated[group]) for group in ("aggregate", "upload", "client", "round")}
     options["server_step"] = problems.attempt(make, config.federated.server)
     capacity = problems.attempt(make, config.federated.capacity)
     availability = problems.attempt(make, config.federated.availability)
     recipe = problems.attempt(_recipe, config)
-    regularisers = tuple(problems.attempt(make, config.local[group]) for group in ("penalty", "dropout"))
+    added = tuple(problems.attempt(make, config.local[group]) for group in ("penalty", "dropout"))
     ticket = problems.attempt(_ticket, config)
     device = problems.attempt(_device, config.device)
     problems.attempt(make, {**config.executor, "_partial_": True})
     problems.stop_if_any()
 
-    dataset, criterion, where = options["data"], options["criterion"], options["where"]
+    dataset, criterion, where, work = (options[group] for group in ("data", "criterion", "where", "client"))
+    regularisers = (*added, *work.regularisers)
     net = problems.attempt(initial_net, config, dataset, 0)
     window = problems.attempt(options["when"], config.rounds)
     problems.stop_if_any()
@@ -78,12 +78,13 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.attempt(_fixed, net, recipe)
     controlled = problems.attempt(_controlled, config, net, own)
     if what is not None:
-        problems.attempt(together, *regularisers, net, what.names)
+        problems.attempt(together, *added, net, what.names)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
     options["fates"] = availability(config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])
     problems.add(check.outcomes(plan, options["whose"], names))
 
+    problems.attempt(work.begin, net, what.names)
     add_companions(net, what.names, regularisers, torch_stream(config.seed, "companions"))
     begin = problems.attempt(ticket, net, what, config.seed, names)
     if begin is not None:
@@ -101,9 +102,13 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.add_incompatible(check.of_one_mask(config.federated, options["whose"], plan, names))
     problems.add_incompatible(check.carried(config.federated, plan, options["whose"], criterion, where, names))
     problems.add_incompatible(_combination(plan, axes, options, Network(net, dataset.shape), names))
+    composition = Composition(plan, what, net, options, names, config)
+    for option in (work, options["round"]):
+        problems.add_incompatible(problems.attempt(option.problems, composition) or [])
+    problems.add_incompatible(check.aggregate(options["aggregate"], work))
     problems.stop_if_any()
-    layout = Layout.of({n: t for n, t in net.state_dict().items() if n not in own}, what.names)
-    wire = Wire(options["wire"], layout, getattr(options["whose"], "covers", ()))
+    wire = work.wire(options["wire"], {n: t for n, t in net.state_dict().items() if n not in own}, what.names)
+    wire = replace(wire, own=getattr(options["whose"], "covers", ()))
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
     return Experiment(
         *(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin, regularisers, controlled)

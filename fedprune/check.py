@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 
 from fedprune.errors import ConfigError, DataError, Incompatible
 from fedprune.federated.availability import Fates, heard
+from fedprune.federated.beta_mode import BetaMode
 from fedprune.federated.nested import Nested
+from fedprune.federated.sampled_masks import SampledMasks
 from fedprune.federated.sampling import cohort
 from fedprune.federated.where import Cohort, Server
 from fedprune.federated.whose import Voted, Whose
@@ -138,6 +140,13 @@ def outcomes(plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
     if set(asked) <= set(OUTCOMES_OF_CLIENTS):
         return [f"when={names['when']} is for clients with masks of their own: choose whose=personal, or when=once_accurate"]
     return [f"when={names['when']}: the gate asks for unknown outcomes {', '.join(asked)}; known: {', '.join(known)}"]
+
+
+def aggregate(option: Any, work: Any) -> list[str]:
+    """An aggregate of bits, where clients send weights."""
+    if isinstance(option, BetaMode) and not isinstance(work, SampledMasks):
+        return ["federated/aggregate=beta_mode counts bits, and clients send weights: choose federated/client=sampled_masks"]
+    return []
 
 
 def on_clients(plan: Plan, whose: Whose, axes: Axes, where: Any, rewind: Rewind, names: dict[str, str]) -> list[str]:

@@ -30,9 +30,10 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
     subnets = _subnets(experiment)
     for rounds, subnet in _stretches(experiment, subnets):
         for share, part, known in _parts(experiment, subnet):
-            sent, received = _message_bytes(experiment, part, known)
-            down += rounds * share * config.federated.cohort * sent
-            up += rounds * share * answering * config.federated.cohort * received
+            each = _message_bytes(experiment, part, known)
+            sent, received = experiment.options["round"].traffic(experiment.wire, part, each, config.federated.cohort)
+            down += rounds * share * sent
+            up += rounds * share * answering * received
             trained = rounds * share * answering * _examples(experiment, config)
             flops += trained * training_flops(experiment.flops, part.mask)
     prunable = sum(net.state_dict()[name].numel() for name in experiment.axes.what.names)
@@ -92,7 +93,7 @@ def _message_bytes(experiment: Experiment, subnet: Subnet, known: Mask | None) -
     wire = experiment.wire
     carried = start(experiment.controlled, subnet.params)
     job = wire.encode_job(Job(0, 0, 0, 0, subnet, carried=carried), wire.subnet_block(subnet, known))
-    travels = experiment.options["upload"].pack(experiment.net.state_dict(), subnet)
+    travels = experiment.options["upload"].pack(experiment.net.state_dict(), experiment.options["client"].answer(subnet))
     update = Update(0, travels, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}, carried=carried)
     answer = wire.encode_update(update, subnet.mask)
     return len(job), len(answer)

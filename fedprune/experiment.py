@@ -22,6 +22,7 @@ from fedprune.federated.executor import Executor, Processes, Serial
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.on_client import OnClient
 from fedprune.federated.upload import Upload
+from fedprune.federated.work import Work
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, add_companions
 from fedprune.make import make
@@ -39,11 +40,11 @@ log = logging.getLogger(__name__)
 class Experiment:
     """Everything that a configuration stands for, checked.
 
-    options: what each group of build.OBJECTS names, the aggregate, the upload, the server's step, and the fates of all answers.
-    net: the network at its
-    initialisation. own: the tensors that clients keep to themselves. flops: of training on one example, by layer of the dense
-    network. begin: the ticket that the run starts from (None: dense, from `net`). regularisers: what clients add to their
-    training. controlled: the parameters whose training is corrected by controls.
+    options: what each group of build.OBJECTS names, the aggregate, the upload, what clients do, how a round goes, the server's
+    step, and the fates of all answers. net: the network at its initialisation. own: the tensors that clients keep to
+    themselves. flops: of training on one example, by layer of the dense network. begin: the ticket that the run starts from
+    (None: dense, from `net`). regularisers: what clients add to their training. controlled: the parameters whose training is
+    corrected by controls.
     """
 
     config: DictConfig
@@ -66,9 +67,9 @@ class Experiment:
         """Start the workers."""
         worker = functools.partial(
             client_round,
-            *(_container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device, self.regularisers),
-            self._on_client(),
-            self.options["upload"],
+            *(_container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device),
+            *(self.axes.what.names, self.regularisers, self._on_client(), self.options["upload"]),
+            *(self.options["client"], self._fresh),
         )
         if self.device != "cpu" and self.config.executor["_target_"].endswith(f".{Processes.__name__}"):
             log.warning("on %s clients are trained one after the other: executor=serial", self.device)
@@ -85,7 +86,8 @@ class Experiment:
 
     @property
     def _fresh(self) -> Callable[[int], Params]:
-        return functools.partial(_fresh, self.config, self.dataset, self.axes.what.names, self.regularisers)
+        work = self.options["client"]
+        return functools.partial(_fresh, self.config, self.dataset, self.axes.what.names, self.regularisers, work)
 
     def loop(self, executor: Executor) -> FederatedLoop:
         """The federated loop over these workers."""
@@ -93,7 +95,7 @@ class Experiment:
         carries = functools.partial(controls.carried, self.controlled)
         exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken)
         exchange = replace(exchange, fates=self.options["fates"], carries=carries, upload=self.options["upload"])
-        return FederatedLoop(
+        return self.options["round"].loop(
             seed=config.seed,
             plan=self.plan,
             axes=self.axes,
@@ -127,16 +129,21 @@ def client_round(
     recipe: Recipe,
     wire: Wire,
     device: str,
+    prunable: tuple[str, ...],
     regularisers: tuple[Regulariser, ...],
     event: OnClient | None,
     upload: Upload,
+    work: Work,
+    fresh: Callable[[int], Params],
 ) -> ClientRound:
     """What a worker builds for itself, once: the module, around data that it shares with the others."""
     with torch.random.fork_rng(devices=[]):
         net = make(config["model"], shape=dataset.shape, classes=dataset.classes)
-    add_companions(net, wire.layout.masked, regularisers, torch.Generator())  # each job brings its own values
+    add_companions(net, prunable, regularisers, torch.Generator())  # each job brings its own values
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
-    return ClientRound(module, dataset, clients, recipe, wire, config["where"].get("examples"), regularisers, event, upload)
+    examples = config["where"].get("examples")
+    worker = ClientRound(module, dataset, clients, recipe, wire, examples, regularisers, event, upload)
+    return work.client_round(worker, functools.partial(fresh, 0), config["seed"])
 
 
 def initial_net(config: DictConfig, dataset: Dataset, number: int) -> nn.Module:
@@ -147,9 +154,15 @@ def initial_net(config: DictConfig, dataset: Dataset, number: int) -> nn.Module:
 
 
 def _fresh(
-    config: DictConfig, dataset: Dataset, prunable: tuple[str, ...], regularisers: tuple[Regulariser, ...], number: int
+    config: DictConfig,
+    dataset: Dataset,
+    prunable: tuple[str, ...],
+    regularisers: tuple[Regulariser, ...],
+    work: Work,
+    number: int,
 ) -> Params:
     net = initial_net(config, dataset, number)
+    work.begin(net, prunable)
     add_companions(net, prunable, regularisers, torch_stream(config.seed, "companions", number))
     return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
 

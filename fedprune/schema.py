@@ -25,6 +25,8 @@ class Federated:
     broken: str = "stop"
     capacity: Any = None
     aggregate: Any = None
+    client: Any = None
+    round: Any = None
     upload: Any = None
     server: Any = None
     availability: Any = None

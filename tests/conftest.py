@@ -36,7 +36,8 @@ TINY = (
 """Overrides that make a run take milliseconds."""
 
 NESTED = (
-    *("federated/aggregate", "federated/availability", "federated/capacity", "federated/upload"),
+    *("federated/aggregate", "federated/availability", "federated/capacity", "federated/client", "federated/round"),
+    "federated/upload",
     *("local/optimizer", "local/penalty", "local/dropout"),
 )
 """Config groups inside another one."""

@@ -27,7 +27,8 @@ EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 PARTIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 NESTED = (
-    *("federated/aggregate", "federated/availability", "federated/capacity", "federated/upload"),
+    *("federated/aggregate", "federated/availability", "federated/capacity", "federated/client", "federated/round"),
+    "federated/upload",
     *("local/optimizer", "local/penalty", "local/dropout"),
 )
 

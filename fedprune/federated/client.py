@@ -165,7 +165,10 @@ class ClientRound:
         """(loss, correct) of every example of a slice, for the network of a wire block under a client's own mask."""
         params = self.wire.read_subnet(block).params | _tensors(kept)
         params = apply(params, self.wire.mask_of(held) or {})
-        load(self.module, in_use(params, self.wire.layout.masked, self.regularisers))
+        return self._outcomes(in_use(params, self.wire.layout.masked, self.regularisers), where)
+
+    def _outcomes(self, params: Params, where: Slice) -> tuple[np.ndarray, np.ndarray]:
+        load(self.module, params)
         self.module.eval()
         losses, correct = zip(*(self._outcome(batch) for batch in self.batches.evaluation(where)), strict=True)
         return np.concatenate(losses), np.concatenate(correct)

@@ -11,28 +11,36 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedprune.pruning import mask as masks
-from fedprune.pruning.companions import is_companion
+from fedprune.pruning.companions import companion, is_companion
 from fedprune.pruning.probe import differentiable
 from fedprune.pruning.what import What, prunable
-from fedprune.types import Mask, State, Subnet
+from fedprune.types import Mask, Params, State, Subnet
 
 
 def densities(subnet: Subnet, what: What, parameters: tuple[str, ...]) -> dict[str, float]:
-    """density/weights (prunable entries), density/params (all of the network's), density/units, and density/layer/<name>."""
+    """density/weights (prunable entries), density/params (all of the network's), density/units, and density/layer/<name>.
+
+    density/sampled is the mean probability of a prunable entry to be there, where that is what is learnt.
+    """
     prunable = {name: subnet.mask[name] for name in what.names}
     counted = [name for name in parameters if not is_companion(name)]
     total = sum(subnet.params[name].numel() for name in counted)
-    dead = sum(
-        masks.size({name: subnet.mask[name]}) - masks.count({name: subnet.mask[name]})
-        for name in counted
-        if name in subnet.mask
-    )
+    covered = {name: subnet.mask[name] for name in counted if name in subnet.mask}
     alive, units = what.alive_units(prunable)
-    return {
+    found = {
         "density/weights": masks.density(prunable),
-        "density/params": (total - dead) / total,
+        "density/params": (total - masks.size(covered) + masks.count(covered)) / total,
         "density/units": alive / units,
-    } | {f"density/layer/{name.removesuffix('.weight')}": masks.density({name: alive}) for name, alive in prunable.items()}
+    }
+    by_layer = {name.removesuffix(".weight"): masks.density({name: alive}) for name, alive in prunable.items()}
+    return found | _sampled(subnet.params, what.names) | {f"density/layer/{layer}": one for layer, one in by_layer.items()}
+
+
+def _sampled(params: Params, names: tuple[str, ...]) -> dict[str, float]:
+    """The mean probability of a prunable entry to be there; nothing where none is learnt."""
+    scores = [params[companion(name, "score")] for name in names if companion(name, "score") in params]
+    total = sum(score.numel() for score in scores)
+    return {"density/sampled": sum(float(score.sigmoid().double().sum()) for score in scores) / total} if scores else {}
 
 
 def client_densities(state: State, clients: int) -> list[float]:

@@ -2,6 +2,7 @@
 
     fc1.weight_log_alpha     how open the weight's hard concrete gate is (local/penalty=l0)
     fc1.weight_log_sigma2    the log variance of the weight (local/dropout=variational)
+    fc1.weight_score         the log odds that the weight is there (federated/client=sampled_masks)
 
 Companions are parameters like any other: trained (under weight_decay too, if there is any), merged, sent, rewound, saved. They
 are never pruned, and a forward pass does not look at them: only training does, see local/regulariser.py. Evaluation, evidence
@@ -21,7 +22,11 @@ from fedprune.pruning.hard_concrete import expected
 from fedprune.pruning.network import Network
 from fedprune.types import Params
 
-CHOOSE = {"log_alpha": "local/penalty=l0", "log_sigma2": "local/dropout=variational"}
+CHOOSE = {
+    "log_alpha": "local/penalty=l0",
+    "log_sigma2": "local/dropout=variational",
+    "score": "federated/client=sampled_masks",
+}
 """Every kind of companion, and which option trains it."""
 
 
@@ -40,7 +45,12 @@ def companion(name: str, kind: str) -> str:
 
 def is_companion(name: str) -> bool:
     """Whether a parameter of this name belongs to another one."""
-    return any(name.endswith(f".weight_{kind}") for kind in CHOOSE)
+    return companion_of(name) is not None
+
+
+def companion_of(name: str) -> str | None:
+    """Of which kind the companion of this name is; None if it is none."""
+    return next((kind for kind in CHOOSE if name.endswith(f".weight_{kind}")), None)
 
 
 def add(net: nn.Module, names: Iterable[str], kind: Companion, generator: torch.Generator) -> None:

@@ -8,6 +8,7 @@ not travel: both sides hold the `Layout`. The first byte says which codec it was
     bitmap   the mask as bits, and the values of the living
     known    the values of the living, under the mask that the receiver holds
     auto     the smallest of these
+    bits     one bit for each value, all of which are 0 or 1; of every entry, masked or not
 
 A mask without a dead entry takes no bits (it is the flag 0 after the codec's number).
 """
@@ -25,7 +26,7 @@ from fedprune.types import Mask, Params
 
 Codec = Callable[[Params, Mask, Mask | None], bytes]
 
-DENSE, BITMAP, KNOWN = range(3)
+DENSE, BITMAP, KNOWN, BITS = range(4)
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,24 @@ def auto(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
     return bitmap(tensors, mask)
 
 
+def bits(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
+    """Values that are 0 or 1, as bits. Raises ValueError if there are others."""
+    if not all(bool(((tensor == 0) | (tensor == 1)).all()) for tensor in tensors.values()):
+        raise ValueError("only zeros and ones can be sent as bits")
+    return bytes([BITS, 0]) + pack({name: tensor == 1 for name, tensor in tensors.items()})
+
+
 def decode(data: bytes | memoryview, layout: Layout, known: Mask | None = None) -> tuple[Params, Mask]:
     """The tensors and the mask, which covers what the `known` one does, or else what the layout says. Raises ValueError if the
     bytes are not an encoding of this layout."""
     view = memoryview(data)
-    if len(view) < 2 or view[0] not in (DENSE, BITMAP, KNOWN):
+    if len(view) < 2 or view[0] not in (DENSE, BITMAP, KNOWN, BITS):
         raise ValueError("not an encoding of tensors")
     codec, place = view[0], 2
     shapes = {name: layout.shapes[name] for name in (layout.masked if known is None else known)}
+    if codec == BITS:
+        there = unpack(bytes(view[place:]), dict(layout.shapes))
+        return {name: bit.to(layout.dtypes[name]) for name, bit in there.items()}, unpack(all_alive(shapes), shapes)
     if codec == KNOWN:
         if known is None:
             raise ValueError("the mask was left out, but the receiver holds none")

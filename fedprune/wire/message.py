@@ -15,7 +15,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import torch
 
@@ -32,12 +32,14 @@ FRAME = struct.Struct("<4sI")  # magic, crc32 of the rest: the length of the hea
 class Wire:
     """Both ends of the wire: how tensors become bytes, and the layout of the network that is sent.
 
-    own: the tensors that a client's own mask covers, if they are others than those of the layout.
+    own: the tensors that a client's own mask covers, if they are others than those of the layout. answers: how the tensors of
+    an update become bytes, if not as those of a job.
     """
 
     codec: Codec
     layout: Layout
     own: tuple[str, ...] = ()
+    answers: Codec | None = None
 
     def subnet_block(self, subnet: Subnet, known: Mask | None = None) -> bytes:
         """A subnet as a block: made once, sent to many. Names outside the layout (what clients keep) stay behind."""
@@ -88,11 +90,14 @@ class Wire:
         header |= {"evidence": list(update.evidence), "about": update.about}
         if update.pruned:
             header |= {"pruned": True}
-        blocks = [] if update.subnet is None else [self.subnet_block(update.subnet, known)]
+        blocks = [] if update.subnet is None else [self._answer().subnet_block(update.subnet, known)]
         blocks += self._carried_blocks(update.carried, known, header)
         cover = about(known, update.about)
         blocks += [self.codec(values, cover, cover) for values in update.evidence.values()]
         return _frame(header, blocks)
+
+    def _answer(self) -> Wire:
+        return self if self.answers is None else replace(self, codec=self.answers)
 
     def decode_update(self, message: bytes | memoryview, known: Mask) -> Update:
         """The update. Raises ValueError on anything that is not an update under this mask's layout."""

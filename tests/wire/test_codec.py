@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from fedprune.make import make
 from fedprune.pruning.mask import apply
 from fedprune.types import Mask, Params
-from fedprune.wire.codec import Layout, auto, bitmap, decode, dense
+from fedprune.wire.codec import Layout, auto, bitmap, bits, decode, dense
 
 CODECS = [dense, bitmap, auto]
 MASKED = ("conv.weight", "fc.weight")
@@ -247,3 +247,31 @@ def test_encoding_changes_nothing(codec):
 @pytest.mark.parametrize("codec", CODECS)
 def test_there_is_a_yaml_for_every_codec(codec):
     assert make(OmegaConf.load(Path(__file__).parents[2] / "conf" / "wire" / f"{codec.__name__}.yaml")) is codec
+
+
+# --- bits ------------------------------------------------------------------------------------------------------------------
+
+
+def test_zeros_and_ones_travel_as_one_bit_each_and_come_back_bit_for_bit():
+    random = torch.Generator().manual_seed(0)
+    sent = {"a": torch.rand(5, 7, generator=random).round(), "b": torch.rand(3, generator=random).round(), "c": torch.ones(1)}
+    layout = Layout.of(sent, ())
+    encoded = bits(sent, {})
+    assert len(encoded) == 2 + math.ceil((35 + 3 + 1) / 8)
+    found, mask = decode(encoded, layout)
+    assert same_bits(found, sent)
+    assert mask == {}
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, 2.0, math.nan])
+def test_what_is_neither_zero_nor_one_is_no_bit(value):
+    with pytest.raises(ValueError, match="only zeros and ones"):
+        bits({"a": torch.tensor([0.0, value])}, {})
+
+
+def test_bits_that_are_too_few_or_too_many_are_no_encoding():
+    sent = {"a": torch.ones(16)}
+    encoded, layout = bits(sent, {}), Layout.of(sent, ())
+    for damaged in (encoded[:-1], encoded + b"0"):
+        with pytest.raises(ValueError, match="a mask of 16 entries takes 2 bytes"):
+            decode(damaged, layout)

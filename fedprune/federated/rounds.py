@@ -1,0 +1,49 @@
+"""How a round goes: between a server and its clients (star), or among clients (neighbours.py).
+
+Every option of federated/round is a `Rounds`:
+    loop(**parts)              -> the loop, of the parts of a FederatedLoop
+    traffic(wire, subnet, each, cohort) -> bytes (down, up) of a round that trains this subnet, lengths of real encodings; each:
+                                  of one client that a server sends it to
+    problems(composition)      -> what it cannot be combined with, each with what to choose instead
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fedprune.federated.evolving_mask import EvolvingMask
+from fedprune.federated.loop import FederatedLoop
+from fedprune.federated.work import Composition
+from fedprune.types import Subnet
+from fedprune.wire.message import Wire
+
+
+class Rounds(Protocol):
+    """What all options have in common; see above."""
+
+    def loop(self, **parts: Any) -> FederatedLoop: ...
+
+    def traffic(self, wire: Wire, subnet: Subnet, each: tuple[int, int], cohort: int) -> tuple[int, int]: ...
+
+    def problems(self, composition: Composition) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class Star:
+    """A server sends its network to the clients of a round, and merges what they make of it."""
+
+    def loop(self, **parts: Any) -> FederatedLoop:
+        return FederatedLoop(**parts)
+
+    def traffic(self, wire: Wire, subnet: Subnet, each: tuple[int, int], cohort: int) -> tuple[int, int]:
+        down, up = each
+        return cohort * down, cohort * up
+
+    def problems(self, composition: Composition) -> list[str]:
+        if isinstance(composition.options["client"], EvolvingMask):
+            return [
+                "federated/client=evolving_mask goes on with a mask that no server knows: choose federated/round=neighbours, "
+                "or federated/client=trained_weights"
+            ]
+        return []
