@@ -66,6 +66,15 @@ def snip(params: Params, grads: Params) -> Scores:
     return _normalised({name: (w * grads[name]).abs() for name, w in params.items()})
 
 
+def snip_of_clients(params: Params, abs_grads: Params) -> Scores:
+    """|w| sum_k p_k |g_k| / its sum: the mean over clients of each one's |w g_k|. Ohib et al. 2023 (SalientGrads).
+
+    Unlike `snip`, where gradients of different signs cancel before the absolute value is taken. p_k: the client's share of the
+    examples that were scored on.
+    """
+    return _normalised({name: w.abs() * abs_grads[name] for name, w in params.items()})
+
+
 def magnitude_gradient(params: Params, grads: Params, alpha: float = 1.0, beta: float = 1.0) -> Scores:
     """|w|^alpha |g|^beta: magnitude times gradient sensitivity; (1, 0) is magnitude, (0, 1) gradient, (1, 1) the order of SNIP.
 

@@ -5,7 +5,7 @@
     generator               a seeded torch generator by layer name
     flow_grads, scales      what is in the network itself: see network.py
     log_alpha, log_sigma2   what training has learnt besides the weights: see companions.py
-    grads, hessian_grads, movement                       from training data, by first derivatives: see gradients.py
+    grads, abs_grads, hessian_grads, movement            from training data, by first derivatives: see gradients.py
     sq_grads, sq_grads_sampled, gauss_newton_diag, hessian_diag      by curvature: see curvature.py
     fisher_inverse_diag     the same by fisher_blocks.py
     hessian_sweep           the same by backward_sweep.py
@@ -37,7 +37,7 @@ from fedprune.pruning.backward_sweep import hessian_sweep, no_sweep
 from fedprune.pruning.companions import fold, gated, log_alpha, log_sigma2, no_gates, no_variance
 from fedprune.pruning.curvature import gauss_newton_diag, hessian_diag, sq_grads, sq_grads_sampled, too_large
 from fedprune.pruning.fisher_blocks import fisher_compensation, fisher_inverse_diag
-from fedprune.pruning.gradients import grads, hessian_grads, movement
+from fedprune.pruning.gradients import abs_grads, grads, hessian_grads, movement
 from fedprune.pruning.network import Network, flow_grads, no_flow, puts_out, scales, unscaled
 from fedprune.types import Params, Subnet
 
@@ -50,7 +50,7 @@ FROM_NETWORK: dict[str, Callable[[Network, Params, tuple[str, ...]], Params]] = 
 FROM_DATA: dict[str, Callable[..., Params]] = {
     function.__name__: function
     for function in (
-        *(grads, hessian_grads, movement),
+        *(grads, abs_grads, hessian_grads, movement),
         *(sq_grads, sq_grads_sampled, gauss_newton_diag, hessian_diag, hessian_sweep, fisher_inverse_diag),
         *(activations, activity, fisher_compensation),
     )
