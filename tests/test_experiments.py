@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 import struct
@@ -48,18 +49,24 @@ def grid(path: Path) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Callable[[Path], tuple[str, ...]]:
-    """data(experiment) -> overrides for data at hand: digits, or, for networks that take larger images, those at 28x28."""
+def data(tmp_path_factory) -> Callable[..., tuple[str, ...]]:
+    """data(experiment, many) -> overrides for data at hand: digits, or, for networks that take larger images, those at 28x28,
+    400 of them to train on, or as many as a hundred clients want."""
     small = digits()
-    root = tmp_path_factory.mktemp("data")
     images = torch.nn.functional.pad(small.x.repeat_interleave(3, -1).repeat_interleave(3, -2), (2, 2, 2, 2))[:, 0]
-    for name, array in zip(IDX_NAMES, (images[:400], small.y[:400], images[400:480], small.y[400:480]), strict=True):
-        header = struct.pack(f">BBBB{array.dim()}I", 0, 0, 8, array.dim(), *array.shape)
-        (root / name).write_bytes(header + array.to(torch.uint8).numpy().tobytes())
 
-    def overrides(path: Path) -> tuple[str, ...]:
+    @functools.cache
+    def root(number: int) -> Path:
+        folder = tmp_path_factory.mktemp("data")
+        parts = (images[:number], small.y[:number], images[number : number + 80], small.y[number : number + 80])
+        for name, array in zip(IDX_NAMES, parts, strict=True):
+            header = struct.pack(f">BBBB{array.dim()}I", 0, 0, 8, array.dim(), *array.shape)
+            (folder / name).write_bytes(header + array.to(torch.uint8).numpy().tobytes())
+        return folder
+
+    def overrides(path: Path, many: bool = False) -> tuple[str, ...]:
         large = "/data:" in path.read_text()
-        return ("data=fashion_mnist", f"data.root={root}") if large else ("data=digits",)
+        return ("data=fashion_mnist", f"data.root={root(1300 if many else 400)}") if large else ("data=digits",)
 
     return overrides
 
@@ -109,7 +116,7 @@ def swept_away(key: str) -> bool:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_says_what_it_will_cost_as_it_is(path, command, data):
     """With its own numbers of rounds and clients, on small data: composed, checked and estimated, not trained."""
-    result = command(f"+experiment={path.stem}", *data(path), "dry_run=true")
+    result = command(f"+experiment={path.stem}", *data(path, many=True), "partition.min_examples=3", "dry_run=true")
     assert result.rc == 0, result.text
     assert f"{path.stem}: " in result.out
     assert "bytes down" in result.out

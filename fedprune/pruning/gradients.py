@@ -33,7 +33,7 @@ def grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: It
 
 
 def abs_grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
-    """|g|, g the gradient of the mean loss over all of one client's examples: of several clients, the mean of absolute values."""
+    """|g|, g the gradient of the mean loss over a client's examples: of several clients, the mean of absolute values."""
     return {name: g.abs() for name, g in grads(module, params, names, batches).items()}
 
 

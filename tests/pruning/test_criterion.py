@@ -78,8 +78,8 @@ def test_snip_is_the_share_in_the_sum_over_all_layers():
 
 
 def test_the_mean_snip_of_clients_takes_absolute_values_first():
-    """Two clients of equal size with gradients (2, 1) and (-2, 3) at weights (1, -2): |g| averages to (2, 2), so |w g| is (2, 4),
-    of 6 in all. The gradients average to (0, 2): SNIP of the pool would give the first weight nothing."""
+    """Two equal clients with gradients (2, 1) and (-2, 3) at weights (1, -2): |g| averages to (2, 2), so |w g| is (2, 4), of 6
+    in all. The gradients average to (0, 2): SNIP of the pool would give the first weight nothing."""
     assert close(snip_of_clients({"a": torch.tensor([1.0, -2.0])}, {"a": torch.tensor([2.0, 2.0])}), {"a": [1 / 3, 2 / 3]})
 
 

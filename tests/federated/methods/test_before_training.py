@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from federation import (
+from numpy_federation import (
     PRUNABLE,
     Weights,
     arrays,
@@ -62,7 +62,7 @@ def one_shot(score: Callable[[Weights, Data], Weights]) -> Callable[[Weights, Da
 
 
 def synflow(w: Weights, data: Data) -> Weights:
-    """100 steps; R = 1' |W2| (|W1| 1 + |b1|) + ..., so dR/d|W1|_ij is column i's sum of |W2|, dR/d|W2|_ki what unit i puts out."""
+    """100 steps. R = 1' |W2| (|W1| 1 + |b1|) + ...: dR/d|W1|_ij is column i's sum of |W2|, dR/d|W2|_ki what unit i puts out."""
     mask = dense(w)
     for step in range(1, 101):
         now = {name: np.abs(value) for name, value in masked(w, mask).items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from federation import (
+from numpy_federation import (
     RATE,
     SIZES,
     STEPS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from federation import PRUNABLE, arrays, assert_same, averaged, best, data_of, dense, descend, federation, masked, played
+from numpy_federation import PRUNABLE, arrays, assert_same, averaged, best, data_of, dense, descend, federation, masked, played
 
 from fedprune.pruning.mask import count
 

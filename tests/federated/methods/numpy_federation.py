@@ -1,11 +1,11 @@
-"""A federation small enough to be followed in numpy: two layers, a few examples for each client, plain SGD on all of them at once.
+"""A federation small enough to be followed in numpy: two layers, a few examples a client, plain SGD on all of them at once.
 
 What stands below the line shares no code with fedprune: float64, no torch, one straight line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -56,8 +56,8 @@ def two_layers(shape: tuple[int, int, int], classes: int) -> nn.Module:
 def federation(compose: Callable, experiment: str, *overrides: str) -> Experiment:
     """An experiment of conf/experiment on this data and network, with plain SGD."""
     config, names = compose(f"+experiment={experiment}", *PLAIN, *overrides)
-    config.data = {"_target_": "federation.few", "root": ""}
-    config.model = {"_target_": "federation.two_layers"}
+    config.data = {"_target_": "numpy_federation.few", "root": ""}
+    config.model = {"_target_": "numpy_federation.two_layers"}
     return build(config, names)
 
 
@@ -93,13 +93,11 @@ class _Counted:
         self.executor.close(now)
 
 
-def data_of(experiment: Experiment, clients: Iterable[int] | None = None) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+def data_of(experiment: Experiment) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """(inputs [n, 6], labels [n]) of each client's training part."""
-    dataset, parts = experiment.dataset, experiment.clients.train
-    chosen = range(len(parts)) if clients is None else clients
-    return {
-        k: (dataset.normalise(dataset.x[parts[k]]).flatten(1).double().numpy(), dataset.y[parts[k]].numpy()) for k in chosen
-    }
+    dataset = experiment.dataset
+    inputs = dataset.normalise(dataset.x).flatten(1).double().numpy()
+    return {k: (inputs[part.numpy()], dataset.y[part].numpy()) for k, part in enumerate(experiment.clients.train)}
 
 
 def cohort_of(experiment: Experiment, clock: int) -> tuple[int, ...]:
