@@ -22,6 +22,7 @@ SHAPES: dict[str, Callable[[float, float], float]] = {
 
 DECAYS: dict[str, Callable[[float], float]] = {
     "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
+    "linear": lambda t: 1.0 - t,
     "constant": lambda t: 1.0,
 }
 
@@ -120,7 +121,7 @@ class Dynamic:
     exchanged.
 
     The fraction is `swap`, decayed over the window: cosine: swap (1 + cos(pi t)) / 2 with t = round / end of the window
-    (Evci et al. 2020; FedDST), or constant.
+    (Evci et al. 2020; FedDST), linear: swap (1 - t) (FLASH), or constant.
     """
 
     every: int = 10

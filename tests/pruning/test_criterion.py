@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fedprune.make import make
-from fedprune.pruning import compensation, criterion, second_order, stochastic, structured
+from fedprune.pruning import compensation, criterion, redistribution, second_order, stochastic, structured
 from fedprune.pruning.criterion import (
     Criterion,
     gradient,
@@ -297,7 +297,7 @@ def test_every_formula_has_a_yaml():
     # Those are formulas that are public.
     formulas = {
         function
-        for file in (criterion, second_order, structured, stochastic, compensation)
+        for file in (criterion, second_order, structured, stochastic, redistribution, compensation)
         for name, function in inspect.getmembers(file, inspect.isfunction)
         if not name.startswith("_") and function.__module__ == file.__name__
     }

@@ -24,7 +24,7 @@ HOW_OFTENS = [
     *(Iterative(rate=r) for r in (0.1, 0.2, 0.75)),
     *(Gradual(every, shape) for every in (1, 3) for shape in ("cubic", "linear", "exponential")),
     *(Stepwise(rate, every) for rate in (0.2, 0.75) for every in (1, 3)),
-    *(Dynamic(every, 0.3, decay) for every in (1, 4) for decay in ("cosine", "constant")),
+    *(Dynamic(every, 0.3, decay) for every in (1, 4) for decay in ("cosine", "linear", "constant")),
 ]
 
 
@@ -86,6 +86,11 @@ def test_dynamic_is_sparse_from_round_0_and_exchanges_a_falling_share():
 def test_dynamic_with_constant_decay_exchanges_the_same_share_always():
     made = plan(DURING, Dynamic(2, 0.3, "constant"), 0.1)
     assert made.events == (PruneEvent(0, 0.1), *(PruneEvent(r, 0.1, 0.3) for r in (1, 3, 5)))
+
+
+def test_dynamic_with_linear_decay_falls_by_as_much_each_time():
+    made = plan(DURING, Dynamic(2, 0.3, "linear"), 0.1)  # 0.3 x 5/6, 3/6, 1/6
+    assert [(e.round, round(e.swap, 9)) for e in made.events[1:]] == [(1, 0.25), (3, 0.15), (5, 0.05)]
 
 
 def test_dynamic_exchanges_nothing_in_round_0_where_it_has_only_just_pruned():
@@ -241,7 +246,7 @@ def test_what_a_gate_cannot_delay_or_what_needs_one_is_refused_and_told_what_to_
         (lambda: Dynamic(every=0), "how_often.every=0 must be at least 1"),
         (lambda: Dynamic(swap=0.0), "how_often.swap=0.0 is a fraction of the living"),
         (lambda: Dynamic(swap=1.0), "how_often.swap=1.0 is a fraction of the living"),
-        (lambda: Dynamic(decay="linear"), "how_often.decay=linear: choose one of cosine, constant"),
+        (lambda: Dynamic(decay="cubic"), "how_often.decay=cubic: choose one of cosine, linear, constant"),
         (lambda: DuringTraining(start=-0.1), "when.start=-0.1 and when.stop=0.6 are fractions"),
         (lambda: DuringTraining(stop=1.1), "when.start=0.1 and when.stop=1.1 are fractions"),
         (lambda: DuringTraining(start=0.6, stop=0.6), "0 <= start < stop <= 1"),
