@@ -47,6 +47,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems = check.Problems()
     problems.add(check.ranges(config))
     options = {group: problems.attempt(make, config[group]) for group in OBJECTS}
+    options["aggregate"] = problems.attempt(make, config.federated.aggregate)
     options["server_step"] = problems.attempt(make, config.federated.server)
     recipe = problems.attempt(_recipe, config)
     regularisers = tuple(problems.attempt(make, config.local[group]) for group in ("penalty", "dropout"))

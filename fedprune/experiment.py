@@ -37,9 +37,10 @@ log = logging.getLogger(__name__)
 class Experiment:
     """Everything that a configuration stands for, checked.
 
-    options: what each group of build.OBJECTS names, and the server's step. net: the network at its initialisation. own: the
-    tensors that clients keep to themselves. flops: of training on one example, by layer of the dense network. begin: the ticket
-    that the run starts from (None: dense, from `net`). regularisers: what clients add to their training.
+    options: what each group of build.OBJECTS names, the aggregate and the server's step. net: the network at its
+    initialisation. own: the tensors that clients keep to themselves. flops: of training on one example, by layer of the dense
+    network. begin: the ticket that the run starts from (None: dense, from `net`). regularisers: what clients add to their
+    training.
     """
 
     config: DictConfig
@@ -90,7 +91,7 @@ class Experiment:
             plan=self.plan,
             axes=self.axes,
             network=Network(self.net, self.dataset.shape),
-            **{name: self.options[name] for name in ("where", "whose", "rewind", "server_step")},
+            **{name: self.options[name] for name in ("where", "whose", "rewind", "aggregate", "server_step")},
             weighting=federated.weighting,
             clients=federated.clients,
             cohort=federated.cohort,

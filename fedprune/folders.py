@@ -22,6 +22,12 @@ VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_ever
 NOTHING = {"_target_": "fedprune.local.regulariser.none"}
 """What a penalty or dropout is where there is none."""
 
+OVERLAP_MEAN = {"_target_": "fedprune.federated.aggregate.OverlapMean", "uncovered": "keep"}
+"""What the aggregate was before there was another one."""
+
+MOVED = ("fedprune.federated.server_step.", "fedprune.federated.aggregate.")
+"""Where server steps are, and where they were."""
+
 QUOTES = "\"'"
 MOST = 200  # characters of a folder's name
 
@@ -39,8 +45,17 @@ def folder_hash(config: DictConfig) -> str:
     if kept["ticket"]["path"] is None:
         del kept["ticket"]  # a run without one is what it was before there were any
     kept["local"] = {key: value for key, value in kept["local"].items() if value != NOTHING}  # likewise
+    kept["federated"] = _federated(kept["federated"])
     kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
     return digest_of(kept)
+
+
+def _federated(federated: dict[str, Any]) -> dict[str, Any]:
+    """As it was written before an aggregate could be chosen, and when server steps stood in the same file as it."""
+    kept = {key: value for key, value in federated.items() if value != OVERLAP_MEAN}
+    if isinstance(kept["server"], dict):
+        kept["server"] = {**kept["server"], "_target_": str(kept["server"].get("_target_")).replace(*MOVED)}
+    return kept
 
 
 def digest_of(value: Any) -> str:

@@ -21,6 +21,7 @@ class Federated:
     batchnorm: str = "average"
     optimizer_state: str = "fresh"
     broken: str = "stop"
+    aggregate: Any = None
     server: Any = None
 
 

@@ -33,7 +33,7 @@ TINY = (
 )
 """Overrides that make a run take milliseconds."""
 
-NESTED = ("local/optimizer", "local/penalty", "local/dropout")
+NESTED = ("federated/aggregate", "local/optimizer", "local/penalty", "local/dropout")
 """Config groups inside another one."""
 
 torch.set_num_threads(1)  # as in every executor: what a test measures must not depend on the tests before it

@@ -108,6 +108,11 @@ def test_a_key_that_its_object_does_not_have_is_named_before_anything_trains(typ
         (["local.lr_decay=0"], ["local.lr_decay=0"]),
         (["local.proximal_mu=-1"], ["local.proximal_mu=-1"]),
         (["federated=fedadam", "federated.server.lr=0"], ["federated.server.lr=0"]),
+        (["federated.aggregate.uncovered=drop"], ["federated.aggregate.uncovered=drop", "keep, zero"]),
+        (
+            ["federated/aggregate=trimmed_mean", "federated.aggregate.trim=0.5"],
+            ["federated.aggregate.trim=0.5", "coordinate_median"],
+        ),
         (["how_often=iterative", "how_often.rate=1.5"], ["how_often.rate=1.5"]),
         (["how_often=iterative", "how_often.times=2"], ["how_often.times=2 and how_often.rate=0.2", "null"]),
         (["how_often=gradual", "how_often.every=0"], ["how_often.every=0"]),

@@ -26,7 +26,7 @@ OPTIONS = [path for path in FILES if path.parent != CONF and path.relative_to(CO
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 PARTIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
-NESTED = ("local/optimizer", "local/penalty", "local/dropout")
+NESTED = ("federated/aggregate", "local/optimizer", "local/penalty", "local/dropout")
 
 # What an option is called with when a run is built; the rest are called with nothing.
 CALLED_WITH: dict[str, dict[str, object]] = {"model": {"shape": (3, 32, 32), "classes": 10}}
@@ -74,7 +74,8 @@ def test_every_file_begins_with_what_it_is(path):
 def test_every_option_composes_and_makes_its_object(path, compose):
     group, _ = option(path)
     config = chosen(compose, path)
-    if group == "federated":  # plain values, and a server step
+    if group == "federated":  # plain values, an aggregate and a server step
+        assert callable(make(config.aggregate))
         assert callable(make(config.server))
     elif group == "local":  # plain values, a module around a network, an optimizer for its parameters
         module = make(config.module, torch.nn.Linear(2, 2), make(config.optimizer))
@@ -90,7 +91,7 @@ def test_every_option_composes_and_makes_its_object(path, compose):
         executor.close()
     elif group == "whose":
         assert make(config).held(State(Subnet({}, {}), {}, {}), 0) == b""
-    elif group in ("wire", "logger"):
+    elif group in ("federated/aggregate", "wire", "logger"):
         assert callable(make(config))
     else:
         assert make(config, **CALLED_WITH.get(group, {})) is not None
@@ -174,6 +175,9 @@ def test_every_axis_of_an_experiments_grid_is_a_text_of_values_that_compose(path
     [
         (),
         ("federated=fedadam", "federated.clients=4", "local=fedprox", "local.optimizer.lr=1e-3", "density=0.5"),
+        ("federated=fedavgm", "federated/aggregate=intersection", "federated.server.beta=0.5"),
+        ("federated/aggregate=overlap_mean", "federated.aggregate.uncovered=zero"),
+        ("federated=centralized", "federated/aggregate=trimmed_mean", "federated.aggregate.trim=0.2"),
         ("local/optimizer=adam", "what=weights_per_layer", "+what.scope.rates.fc1=0.5", "rewind=early", "rewind.round=1"),
         ("local.epochs=null", "local.steps=3", "what.skip=[first]", "executor.workers=2", "seed=7"),
     ],

@@ -1,13 +1,15 @@
-"""How updates become the server's next network.
+"""How the updates of a round become one network: means. What withstands clients that send anything is in robust.py.
 
-`overlap_mean` serves almost everybody; a server optimizer then turns the mean into a step. Both are pure.
+Every option is an `Aggregate`, and pure; a server optimizer (server_step.py) then makes a step of what it returns. Names that
+no mask has (biases, BatchNorm's scales and statistics, counters) are held by everybody, and go by the same rule. Whole numbers
+are rounded to the nearest. Without updates the server's network stays.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,24 +19,80 @@ from fedprune.errors import ConfigError
 from fedprune.pruning.mask import pack
 from fedprune.types import Mask, Params, Subnet
 
-Momentum = Mapping[str, Params]
-ServerStep = Callable[[Params, Params, Momentum, tuple[str, ...]], tuple[Params, Momentum]]
-"""(server, mean of the updates, momentum, names of the parameters) -> (new server, new momentum). Buffers take the mean."""
+Updates = Iterable[tuple[Subnet, float]]
+"""What clients send back, each with its weight (federated.weighting: its number of examples, or 1)."""
+
+Aggregate = Callable[[Params, Updates], Params]
+"""(server, updates) -> one network, of the server's names and types."""
 
 
-def overlap_mean(server: Params, updates: Iterable[tuple[Subnet, float]]) -> Params:
-    """Each entry is the weighted mean over the clients whose mask holds it; where nobody holds it, the server's value stays.
+@dataclass(frozen=True)
+class OverlapMean:
+    """`overlap_mean`, under a rule for what nobody holds: `keep` is the server's value, `zero` is 0."""
 
-    With equal masks this is FedAvg (McMahan et al. 2017). Updates are taken up one by one, in the given order, into a running
-    mean: memory does not grow with the cohort, and networks that are equal average to themselves, bit for bit. Clients in a row
-    that share one mask are taken up together. Whole numbers (counters) are rounded to the nearest.
+    uncovered: str = "keep"
+
+    def __post_init__(self) -> None:
+        check_uncovered(self.uncovered)
+
+    def __call__(self, server: Params, updates: Updates) -> Params:
+        return overlap_mean(server, updates, self.uncovered)
+
+
+def overlap_mean(server: Params, updates: Updates, uncovered: str = "keep") -> Params:
+    """Each entry is the weighted mean over the clients whose mask holds it, sum_k a_k m_k w_k / sum_k a_k m_k.
+
+    Where nobody holds it, the server's value stays, or, with `uncovered` zero, it is 0. With equal masks this is FedAvg
+    (McMahan et al. 2017). Updates are taken up one by one, in the given order, into a running mean: memory does not grow with
+    the cohort, and networks that are equal average to themselves, bit for bit. Clients in a row that share one mask are taken
+    up together.
     """
     mean: Params = {}
     cover: dict[str, Tensor | float] = {}  # the weight of those who hold an entry
-    for _, alike in itertools.groupby(updates, key=_mask_of):
-        mask, params, weight = _running_mean(alike)
+    for mask, params, weight in _alike(updates):
         mean, cover = _join(mean, cover, params, {name: weight * mask[name] if name in mask else weight for name in params})
-    return server | {name: _where_held(mean[name], cover[name], server[name]) for name in mean}
+    return settled(mean, cover, server, uncovered)
+
+
+def mean_with_zeros(server: Params, updates: Updates) -> Params:
+    """The mean over all clients, whoever holds an entry: sum_k a_k m_k w_k / sum_k a_k. A dead entry counts as a zero.
+
+    Plain FedAvg of sparse networks, as in ZeroFL (Qiu et al. 2022): it draws what few hold towards zero. What nobody holds
+    becomes 0. A running mean: memory does not grow with the cohort.
+    """
+    _, mean, total = _running_mean(updates)  # dead entries of a Subnet are zeros
+    return settled(mean, dict.fromkeys(mean, total), server)
+
+
+def intersection(server: Params, updates: Updates) -> Params:
+    """The weighted mean of the entries that every client holds; every other entry keeps the server's value.
+
+    Hermes (Li et al. 2021, MobiCom), its server's part. Running means: memory does not grow with the cohort.
+    """
+    mean: Params = {}
+    total: Mapping[str, Tensor | float] = {}
+    common: Mask = {}
+    for mask, params, weight in _alike(updates):
+        mean, total = _join(mean, total, params, dict.fromkeys(params, weight))
+        common = {name: alive & common.get(name, alive) for name, alive in mask.items()}
+    return settled(mean, {**total, **common}, server)
+
+
+def settled(mean: Params, cover: Mapping[str, Tensor | float], server: Params, uncovered: str = "keep") -> Params:
+    """`mean` in the server's types, and by the rule of `uncovered` where `cover` is not above zero."""
+    otherwise = {name: server[name] if uncovered == "keep" else torch.zeros_like(server[name]) for name in mean}
+    return server | {name: _where_held(value, cover[name], otherwise[name]) for name, value in mean.items()}
+
+
+def check_uncovered(rule: str) -> None:
+    """Raises ConfigError unless it is one of the rules."""
+    if rule not in ("keep", "zero"):
+        raise ConfigError([f"federated.aggregate.uncovered={rule}: choose one of keep, zero"])
+
+
+def _alike(updates: Updates) -> Iterator[tuple[Mask, Params, float]]:
+    """(mask, mean, total weight) of clients in a row that share one mask."""
+    return (_running_mean(alike) for _, alike in itertools.groupby(updates, key=_mask_of))
 
 
 def _mask_of(update: tuple[Subnet, float]) -> bytes:
@@ -73,63 +131,3 @@ def _share(weight: Tensor | float, both: Tensor | float) -> Tensor | float:
 def _where_held(mean: Tensor, cover: Tensor | float, server: Tensor) -> Tensor:
     held = torch.where(cover > 0, mean, server) if isinstance(cover, Tensor) else mean
     return held.to(server.dtype) if server.is_floating_point() else held.round().to(server.dtype)
-
-
-@dataclass(frozen=True)
-class Average:
-    """The server takes the mean as it is: FedAvg."""
-
-    def __call__(self, server: Params, mean: Params, momentum: Momentum, trained: tuple[str, ...]) -> tuple[Params, Momentum]:
-        return mean, momentum
-
-
-@dataclass(frozen=True)
-class FedAvgM:
-    """Server momentum: v <- beta v + (w - mean); w <- w - lr v. Hsu, Qi & Brown 2019."""
-
-    lr: float = 1.0
-    beta: float = 0.9
-
-    def __post_init__(self) -> None:
-        _check_lr(self.lr)
-
-    def __call__(self, server: Params, mean: Params, momentum: Momentum, trained: tuple[str, ...]) -> tuple[Params, Momentum]:
-        old = momentum.get("v", {})
-        v = {name: self.beta * old.get(name, 0.0) + (server[name] - mean[name]) for name in trained}
-        return mean | {name: server[name] - self.lr * v[name] for name in trained}, {"v": v}
-
-
-@dataclass(frozen=True)
-class FedAdam:
-    """delta = mean - w; m <- beta1 m + (1 - beta1) delta; v <- beta2 v + (1 - beta2) delta^2; w <- w + lr m / (sqrt v + tau).
-
-    Reddi et al. 2021, algorithm 2; like it, without bias correction, and v starts from tau^2.
-    """
-
-    lr: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.99
-    tau: float = 1e-3
-
-    def __post_init__(self) -> None:
-        _check_lr(self.lr)
-
-    def __call__(self, server: Params, mean: Params, momentum: Momentum, trained: tuple[str, ...]) -> tuple[Params, Momentum]:
-        first, second = momentum.get("m", {}), momentum.get("v", {})
-        delta = {name: mean[name] - server[name] for name in trained}
-        m = {name: self.beta1 * first.get(name, 0.0) + (1 - self.beta1) * delta[name] for name in trained}
-        # Zero is no value that v can reach: it is an entry that was dead, and starts afresh.
-        old = {name: torch.where(second[name] == 0, self.tau**2, second[name]) for name in second}
-        v = {name: self.beta2 * old.get(name, self.tau**2) + (1 - self.beta2) * delta[name].square() for name in trained}
-        step = {name: self.lr * m[name] / (v[name].sqrt() + self.tau) for name in trained}
-        return mean | {name: server[name] + step[name] for name in trained}, {"m": m, "v": v}
-
-
-def masked(momentum: Momentum, mask: Mask) -> Momentum:
-    """Momentum of dead entries is forgotten: a weight that is grown again starts afresh."""
-    return {key: {name: t * mask[name] if name in mask else t for name, t in part.items()} for key, part in momentum.items()}
-
-
-def _check_lr(lr: float) -> None:
-    if not lr > 0:
-        raise ConfigError([f"federated.server.lr={lr} must be positive"])

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fedprune.federated.aggregate import ServerStep, overlap_mean
+from fedprune.federated.aggregate import Aggregate
 from fedprune.federated.asking import ask, due, waiting
 from fedprune.federated.costs import densities, training_flops
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange, Tally
 from fedprune.federated.sampling import cohort
+from fedprune.federated.server_step import ServerStep
 from fedprune.federated.where import Where, measuring
 from fedprune.federated.whose import Receipt, Terms, Whose, carry_out
 from fedprune.pruning.cycle import Axes, Measure
@@ -37,7 +38,7 @@ class FederatedLoop:
     """What a run does, fixed from its first round to its last; what changes is in the State.
 
     network: as the server has it, for evidence that takes no data. fresh: the n-th independent initialisation (0 is the one the
-    run starts from). trained: the names of the parameters, which a server optimizer moves (buffers are only averaged). flops:
+    run starts from). trained: the names of the parameters, which a server optimizer moves (buffers are only aggregated). flops:
     of training on one example, by layer of the dense network.
     effective: the fraction of the prunable entries that lie on a path from input to output, of a mask.
     begin: the ticket that the run starts from, whose weights are then its initialisation.
@@ -50,6 +51,7 @@ class FederatedLoop:
     where: Where
     whose: Whose
     rewind: Rewind
+    aggregate: Aggregate
     server_step: ServerStep
     weighting: str
     clients: int
@@ -138,7 +140,7 @@ class FederatedLoop:
         return Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, held=held)
 
     def _merge(self, state: State, answers: Iterable[tuple[Job, Update]]) -> tuple[State, list[Receipt]]:
-        """The updates' mean, taken as a step by the server optimizer, under the mask; and what each client keeps."""
+        """The updates' aggregate, taken as a step by the server optimizer, under the mask; and what each client keeps."""
         kept, receipts = dict(state.kept), list[Receipt]()
 
         def weighted() -> Iterator[tuple[Subnet, float]]:
@@ -152,8 +154,8 @@ class FederatedLoop:
                 yield subnet, weight
 
         server = state.server
-        mean = overlap_mean(server.params, weighted())
-        params, momentum = self.server_step(server.params, mean, state.momentum, self.trained)
+        merged = self.aggregate(server.params, weighted())
+        params, momentum = self.server_step(server.params, merged, state.momentum, self.trained)
         after = replace(state, round=state.round + 1, clock=state.clock + 1, momentum=momentum, kept=kept)
         return self.whose.merged(after, params, receipts, self._terms(state)), receipts
 

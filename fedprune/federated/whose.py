@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from fedprune.errors import ConfigError
-from fedprune.federated.aggregate import masked
 from fedprune.federated.asking import due
 from fedprune.federated.ballot import Ballot, votes
 from fedprune.federated.on_client import MOMENTS
+from fedprune.federated.server_step import masked
 from fedprune.pruning import cycle
 from fedprune.pruning.cycle import Axes, Measure
 from fedprune.pruning.mask import apply, ones, pack

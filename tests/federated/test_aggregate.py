@@ -1,4 +1,4 @@
-"""The mean over those who hold an entry, by hand; server optimizers against straight-line numpy."""
+"""Means of networks whose masks differ: by hand, and against numpy."""
 
 import math
 
@@ -7,31 +7,61 @@ import pytest
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.federated.aggregate import Average, FedAdam, FedAvgM, masked, overlap_mean
+from fedprune.federated.aggregate import OverlapMean, intersection, mean_with_zeros, overlap_mean
 from fedprune.pruning.mask import apply
-from fedprune.types import Params, Subnet
+from fedprune.types import Subnet
+
+MEANS = [OverlapMean(), OverlapMean("zero"), mean_with_zeros, intersection]
 
 SERVER = {"w": torch.tensor([10.0, 20.0, 30.0, 40.0]), "b": torch.tensor([1.0])}
 
 
 def client(w: list[float], alive: list[int], b: float = 0.0) -> Subnet:
-    return Subnet({"w": torch.tensor(w), "b": torch.tensor([b])}, {"w": torch.tensor(alive, dtype=torch.bool)})
+    params = {"w": torch.tensor(w, dtype=torch.float32), "b": torch.tensor([b], dtype=torch.float32)}
+    return Subnet(params, {"w": torch.tensor(alive, dtype=torch.bool)})
+
+
+def three() -> list[tuple[Subnet, float]]:
+    """Clients of 1, 3 and 4 examples."""
+    return [
+        (client([1, 5, 0, 0], [1, 1, 0, 0], b=8), 1.0),
+        (client([2, 0, -6, 0], [1, 0, 1, 0], b=0), 3.0),
+        (client([4, 10, 0, 0], [1, 1, 0, 0], b=2), 4.0),
+    ]
 
 
 def test_each_entry_is_the_weighted_mean_over_the_clients_that_hold_it():
-    # Three clients of 1, 3 and 4 examples. Entry by entry:
+    # Entry by entry, of the three clients:
     #   held by all:           (1 x 1 + 3 x 2 + 4 x 4) / 8 = 23 / 8
     #   held by 1 and 3:       (1 x 5 + 4 x 10) / 5 = 9
     #   held by 2 alone:       -6
     #   held by nobody:        the server's 40
     # and b, which no mask covers: (1 x 8 + 3 x 0 + 4 x 2) / 8 = 2
-    updates = [
-        (client([1, 5, 0, 0], [1, 1, 0, 0], b=8), 1.0),
-        (client([2, 0, -6, 0], [1, 0, 1, 0], b=0), 3.0),
-        (client([4, 10, 0, 0], [1, 1, 0, 0], b=2), 4.0),
-    ]
-    mean = overlap_mean(SERVER, updates)
+    mean = overlap_mean(SERVER, three())
     assert mean["w"].tolist() == [23 / 8, 9.0, -6.0, 40.0]
+    assert mean["b"].tolist() == [2.0]
+
+
+def test_what_nobody_holds_is_the_servers_or_zero():
+    # As above, but for the last entry, which is 0 instead of the server's 40.
+    assert OverlapMean("keep")(SERVER, three())["w"].tolist() == [23 / 8, 9.0, -6.0, 40.0]
+    zero = OverlapMean("zero")(SERVER, three())
+    assert zero["w"].tolist() == [23 / 8, 9.0, -6.0, 0.0]
+    assert zero["b"].tolist() == [2.0]
+
+
+def test_the_mean_with_zeros_divides_by_everybody():
+    # The same sums as above, all divided by 1 + 3 + 4 = 8, whoever holds the entry:
+    #   (1 x 1 + 3 x 2 + 4 x 4) / 8 = 23 / 8;  (1 x 5 + 4 x 10) / 8 = 45 / 8;  3 x -6 / 8 = -18 / 8;  0
+    mean = mean_with_zeros(SERVER, three())
+    assert mean["w"].tolist() == [23 / 8, 45 / 8, -18 / 8, 0.0]
+    assert mean["b"].tolist() == [2.0]
+
+
+def test_the_intersection_is_averaged_and_the_rest_stays_with_the_server():
+    # Only the first entry is held by all three: 23 / 8. The others are the server's 20, 30 and 40, also the one of two holders.
+    mean = intersection(SERVER, three())
+    assert mean["w"].tolist() == [23 / 8, 20.0, 30.0, 40.0]
     assert mean["b"].tolist() == [2.0]
 
 
@@ -82,11 +112,55 @@ def test_what_nobody_holds_keeps_the_servers_value_to_the_bit():
     assert mean["untouched"] is server["untouched"]
 
 
-def test_without_updates_the_server_stays():
-    assert overlap_mean(SERVER, []) == SERVER
+@pytest.mark.parametrize("mean", MEANS)
+def test_without_updates_the_server_stays(mean):
+    assert mean(SERVER, []) == SERVER
 
 
-def test_counters_are_rounded_to_the_nearest_whole_number_of_their_own_type():
+@pytest.mark.parametrize("seed", range(20))
+def test_every_mean_is_its_formula_in_numpy_over_random_masks(seed):
+    random = np.random.default_rng(seed)
+    k, shares = 1 + seed % 5, random.integers(1, 50, 5)[: 1 + seed % 5]
+    alive = random.random((k, 3, 8)) < random.uniform(0.2, 1.0)
+    w = random.normal(size=(k, 3, 8)).astype(np.float32) * alive
+    server = random.normal(size=(3, 8)).astype(np.float32)
+    updates = [(Subnet({"w": torch.from_numpy(w[i])}, {"w": torch.from_numpy(alive[i])}), float(shares[i])) for i in range(k)]
+    a = shares[:, None, None].astype(np.float64)
+    weighted, held = (a * alive * w).sum(0), (a * alive).sum(0)
+    over_holders = weighted / np.maximum(held, 1)
+    expected = {
+        OverlapMean("keep"): np.where(held > 0, over_holders, server),
+        OverlapMean("zero"): np.where(held > 0, over_holders, 0),
+        mean_with_zeros: weighted / a.sum(),
+        intersection: np.where(alive.all(0), over_holders, server),
+    }
+    for mean, by_hand in expected.items():
+        found = mean({"w": torch.from_numpy(server)}, iter(updates))["w"].numpy()
+        np.testing.assert_allclose(found, by_hand, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mean", MEANS)
+def test_where_all_hold_all_every_mean_is_that_of_fedavg_bit_for_bit(mean, equal):
+    generator = torch.Generator().manual_seed(0)
+    full = {"w": torch.ones(50, dtype=torch.bool)}
+    server = {"w": torch.zeros(50), "n": torch.tensor(0)}
+    updates = [(Subnet({"w": torch.randn(50, generator=generator), "n": torch.tensor(n)}, full), n + 1.0) for n in range(4)]
+    assert equal(mean(server, updates), overlap_mean(server, updates))
+
+
+@pytest.mark.parametrize("mean", MEANS)
+def test_networks_that_are_equal_average_to_themselves_bit_for_bit(mean, equal):
+    update = Subnet({"w": torch.tensor([0.1, math.pi, 1e-42, 0.0])}, {"w": torch.tensor([True, True, True, True])})
+    assert equal(mean({"w": torch.ones(4)}, [(update, share) for share in (3.0, 7.0, 0.1)]), update.params)
+
+
+def test_a_rule_for_what_nobody_holds_is_keep_or_zero():
+    with pytest.raises(ConfigError, match=r"federated\.aggregate\.uncovered=drop: choose one of keep, zero"):
+        OverlapMean("drop")
+
+
+@pytest.mark.parametrize("merge", MEANS)
+def test_counters_are_rounded_to_the_nearest_whole_number_of_their_own_type(merge):
     server = {"n": torch.tensor(0), "small": torch.tensor([0], dtype=torch.int32)}
     # (1 x 10 + 2 x 12) / 3 = 11.33; (1 x 1 + 2 x 2) / 3 = 1.67. The large number is beyond what float32 counts one by one.
     for base in (0, 2**30):
@@ -94,120 +168,22 @@ def test_counters_are_rounded_to_the_nearest_whole_number_of_their_own_type():
             (Subnet({"n": torch.tensor(base + n), "small": torch.tensor([s], dtype=torch.int32)}, {}), share)
             for n, s, share in ((10, 1, 1.0), (12, 2, 2.0))
         ]
-        mean = overlap_mean(server, updates)
+        mean = merge(server, updates)
         assert (int(mean["n"]), mean["small"].tolist()) == (base + 11, [2])
         assert (mean["n"].dtype, mean["small"].dtype) == (torch.int64, torch.int32)
 
 
-def test_updates_and_server_are_left_as_they_were_also_a_single_one():
+@pytest.mark.parametrize("mean", MEANS)
+def test_updates_and_server_are_left_as_they_were(mean):
     update = client([1, 2, 3, 4], [1, 1, 1, 1], b=5)
-    mean = overlap_mean(SERVER, iter([(update, 2.0)]))
-    for tensor in mean.values():
-        tensor.fill_(99)
+    mean(SERVER, iter([(update, 2.0), (client([0, 0, 0, 0], [0, 0, 0, 0]), 1.0)]))
     assert update.params["w"].tolist() == [1, 2, 3, 4]
     assert SERVER["w"].tolist() == [10, 20, 30, 40]
 
 
-# --- server optimizers -----------------------------------------------------------------------------------------------------
-
-NAMES = ("w", "b")
-
-
-def means(server: Params, rounds: int, seed: int = 0) -> list[Params]:
-    generator = torch.Generator().manual_seed(seed)
-    draw = lambda: {n: torch.randn(t.shape, generator=generator, dtype=t.dtype) for n, t in server.items()}  # noqa: E731
-    return [draw() | {"bn.running_mean": torch.tensor([float(r)])} for r in range(rounds)]
-
-
-def start() -> Params:
-    return {"w": torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64), "b": torch.tensor([3.0], dtype=torch.float64)}
-
-
-def run(step, rounds: int = 3) -> list[Params]:
-    server, momentum, history = start() | {"bn.running_mean": torch.tensor([-1.0])}, {}, []
-    for mean in means(start(), rounds):
-        server, momentum = step(server, mean, momentum, NAMES)
-        history.append(server)
-    return history
-
-
-def test_average_takes_the_mean_as_it_is():
-    mean = means(start(), 1)[0]
-    assert Average()(start(), mean, {}, NAMES) == (mean, {})
-
-
-def test_fedavgm_is_hsus_over_three_rounds():
-    for name in NAMES:
-        w, v = start()[name].numpy(), 0.0
-        for mean, after in zip(means(start(), 3), run(FedAvgM(lr=0.7, beta=0.9)), strict=True):
-            v = 0.9 * v + (w - mean[name].numpy())
-            w = w - 0.7 * v
-            np.testing.assert_allclose(after[name].numpy(), w, rtol=1e-12)
-
-
-def test_fedavgm_without_momentum_at_rate_1_is_the_mean():
-    mean = means(start(), 1)[0]
-    after, _ = FedAvgM(lr=1.0, beta=0.0)(start(), mean, {}, NAMES)
-    torch.testing.assert_close({n: after[n] for n in NAMES}, {n: mean[n] for n in NAMES})
-
-
-def test_fedadam_is_reddis_algorithm_2_over_three_rounds():
-    for name in NAMES:
-        w, m, v = start()[name].numpy(), 0.0, 0.01**2  # v starts from tau^2
-        for mean, after in zip(means(start(), 3), run(FedAdam(lr=0.1, beta1=0.9, beta2=0.8, tau=0.01)), strict=True):
-            delta = mean[name].numpy() - w
-            m = 0.9 * m + (1 - 0.9) * delta
-            v = 0.8 * v + (1 - 0.8) * delta**2
-            w = w + 0.1 * m / (np.sqrt(v) + 0.01)
-            np.testing.assert_allclose(after[name].numpy(), w, rtol=1e-12)
-
-
-@pytest.mark.parametrize("step", [Average(), FedAvgM(), FedAdam()])
-def test_buffers_take_the_mean_and_nothing_is_written_to(step):
-    server, mean = start() | {"bn.running_mean": torch.tensor([-1.0])}, means(start(), 1)[0]
-    before = {n: t.clone() for n, t in (server | {f"mean {n}": t for n, t in mean.items()}).items()}
-    after, momentum = step(server, mean, {}, NAMES)
-    assert after["bn.running_mean"].tolist() == [0.0]
-    assert all("bn.running_mean" not in part for part in momentum.values())
-    again, _ = step(after, mean, momentum, NAMES)
-    assert again.keys() == server.keys()
-    assert all(torch.equal(t, before[n]) for n, t in (server | {f"mean {n}": t for n, t in mean.items()}).items())
-
-
-@pytest.mark.parametrize("step", [FedAvgM(), FedAdam()])
-def test_dead_entries_stay_zero_under_server_momentum(step):
-    mask = {"w": torch.tensor([True, False, True])}
-    server, momentum = {"w": torch.tensor([1.0, 0.0, 2.0])}, {}
-    for value in (3.0, -1.0, 0.5):
-        server, momentum = step(server, apply({"w": torch.full((3,), value)}, mask), momentum, ("w",))
-        momentum = masked(momentum, mask)
-        assert server["w"][1] == 0.0
-        assert server["w"][0] != 0.0
-
-
-def test_masked_forgets_the_dead_and_keeps_the_rest():
-    momentum = {"m": {"w": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}, "v": {"w": torch.tensor([4.0, 5.0])}}
-    after = masked(momentum, {"w": torch.tensor([True, False])})
-    assert after["m"]["w"].tolist() == [1.0, 0.0]
-    assert after["m"]["b"].tolist() == [3.0]
-    assert after["v"]["w"].tolist() == [4.0, 0.0]
-    assert momentum["m"]["w"].tolist() == [1.0, 2.0]
-
-
-@pytest.mark.parametrize("step", [FedAvgM(), FedAdam()])
-def test_a_weight_that_is_grown_again_starts_afresh(step):
-    # Two weights with the same start and the same mean. One has lived and died before, the other never trained.
-    dead = {"w": torch.tensor([True, False])}
-    server, momentum = {"w": torch.tensor([1.0, 1.0])}, {}
-    server, momentum = step(server, {"w": torch.tensor([4.0, -2.0])}, momentum, ("w",))
-    server, momentum = apply(server, dead), masked(momentum, dead)
-    grown, _ = step(server, {"w": torch.tensor([4.0, 0.003])}, momentum, ("w",))
-    fresh, _ = step({"w": torch.zeros(2)}, {"w": torch.full((2,), 0.003)}, {}, ("w",))
-    assert float(grown["w"][1]) == pytest.approx(float(fresh["w"][1]))
-
-
-@pytest.mark.parametrize("step", [FedAvgM, FedAdam])
-@pytest.mark.parametrize("lr", [0.0, -0.1, math.nan])
-def test_a_server_learning_rate_must_be_positive(step, lr):
-    with pytest.raises(ConfigError, match=r"federated\.server\.lr=.* must be positive"):
-        step(lr=lr)
+def test_the_mean_of_a_single_update_is_not_the_update_itself():
+    update = client([1, 2, 3, 4], [1, 1, 1, 1], b=5)
+    for tensor in overlap_mean(SERVER, iter([(update, 2.0)])).values():
+        tensor.fill_(99)
+    assert update.params["w"].tolist() == [1, 2, 3, 4]
+    assert SERVER["w"].tolist() == [10, 20, 30, 40]

@@ -1,0 +1,78 @@
+"""How the aggregate of a round becomes the server's next network.
+
+Every option is a `ServerStep`: pure, what it remembers is passed in and returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from fedprune.errors import ConfigError
+from fedprune.types import Mask, Params
+
+Momentum = Mapping[str, Params]
+ServerStep = Callable[[Params, Params, Momentum, tuple[str, ...]], tuple[Params, Momentum]]
+"""(server, aggregate, momentum, names of the parameters) -> (new server, new momentum). Buffers take the aggregate."""
+
+
+@dataclass(frozen=True)
+class Average:
+    """The server takes the aggregate as it is: FedAvg."""
+
+    def __call__(self, server: Params, mean: Params, momentum: Momentum, trained: tuple[str, ...]) -> tuple[Params, Momentum]:
+        return mean, momentum
+
+
+@dataclass(frozen=True)
+class FedAvgM:
+    """Server momentum: v <- beta v + (w - mean); w <- w - lr v. Hsu, Qi & Brown 2019."""
+
+    lr: float = 1.0
+    beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        _check_lr(self.lr)
+
+    def __call__(self, server: Params, mean: Params, momentum: Momentum, trained: tuple[str, ...]) -> tuple[Params, Momentum]:
+        old = momentum.get("v", {})
+        v = {name: self.beta * old.get(name, 0.0) + (server[name] - mean[name]) for name in trained}
+        return mean | {name: server[name] - self.lr * v[name] for name in trained}, {"v": v}
+
+
+@dataclass(frozen=True)
+class FedAdam:
+    """delta = mean - w; m <- beta1 m + (1 - beta1) delta; v <- beta2 v + (1 - beta2) delta^2; w <- w + lr m / (sqrt v + tau).
+
+    Reddi et al. 2021, algorithm 2; like it, without bias correction, and v starts from tau^2.
+    """
+
+    lr: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _check_lr(self.lr)
+
+    def __call__(self, server: Params, mean: Params, momentum: Momentum, trained: tuple[str, ...]) -> tuple[Params, Momentum]:
+        first, second = momentum.get("m", {}), momentum.get("v", {})
+        delta = {name: mean[name] - server[name] for name in trained}
+        m = {name: self.beta1 * first.get(name, 0.0) + (1 - self.beta1) * delta[name] for name in trained}
+        # Zero is no value that v can reach: it is an entry that was dead, and starts afresh.
+        old = {name: torch.where(second[name] == 0, self.tau**2, second[name]) for name in second}
+        v = {name: self.beta2 * old.get(name, self.tau**2) + (1 - self.beta2) * delta[name].square() for name in trained}
+        step = {name: self.lr * m[name] / (v[name].sqrt() + self.tau) for name in trained}
+        return mean | {name: server[name] + step[name] for name in trained}, {"m": m, "v": v}
+
+
+def masked(momentum: Momentum, mask: Mask) -> Momentum:
+    """Momentum of dead entries is forgotten: a weight that is grown again starts afresh."""
+    return {key: {name: t * mask[name] if name in mask else t for name, t in part.items()} for key, part in momentum.items()}
+
+
+def _check_lr(lr: float) -> None:
+    if not lr > 0:
+        raise ConfigError([f"federated.server.lr={lr} must be positive"])
