@@ -78,7 +78,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     if begin is not None:
         problems.add_incompatible(check.whole_units(begin.mask, what, plan, names))
 
-    axes = Axes(what, criterion)
+    axes = Axes(what, criterion, config.federated.regrown)
     problems.add_incompatible(check.validation(plan, sum(sizes(clients.val)), names))
     problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
     problems.add_incompatible(_combination(plan, axes, options, Network(net, dataset.shape), names))
@@ -91,11 +91,15 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
 def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Network, names: dict[str, str]) -> list[str]:
     """What is wrong with the axes together, on this network; a twin of a simpler composition is only pointed out."""
     what, criterion = axes.what, axes.criterion
-    if criterion.grow is not None and not any(event.swap for event in plan.events):
+    exchanges = any(event.swap for event in plan.events)
+    if criterion.grow is not None and not exchanges:
         log.warning("criterion=%s never grows under how_often=%s; it only drops", names["criterion"], names["how_often"])
+    if axes.regrown != "zero" and not exchanges:
+        log.warning("federated.regrown=%s changes nothing: how_often=%s never grows", axes.regrown, names["how_often"])
     units = what.units(network.net.state_dict())
     return [
         *check.composition(plan, criterion, options["where"], options["rewind"], options["whose"], names),
+        *check.regrown(axes.regrown, plan, options["whose"], names),
         *check.on_clients(plan, options["whose"], criterion, options["where"], options["rewind"], names),
         *check.obstacles(plan, criterion, network, what.names, names),
         *check.min_per_layer(what, plan, units),

@@ -14,6 +14,7 @@ from fedprune.pruning.evidence import FROM_DATA, OBSTACLES, OUTCOMES, OUTCOMES_O
 from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import nearest
+from fedprune.pruning.regrown import RULES
 from fedprune.pruning.rewind import CONTROLS, LearningRate, Rewind
 from fedprune.pruning.what import What
 from fedprune.ticket.begin import broken_units
@@ -71,6 +72,7 @@ def ranges(config: Any) -> list[str]:
         "it is the number of clients that train in a round": 1 <= federated.cohort <= max(federated.clients, 1),
     }
     choices = {"weighting": ("examples", "uniform"), "broken": ("stop", "drop"), "optimizer_state": ("fresh", "kept")}
+    choices |= {"regrown": RULES}
     wrong = {key: federated[key] for key, known in choices.items() if federated[key] not in known}
     return [problem for problem, fine in rules.items() if not fine] + [
         f"federated.{key}={value}: choose one of {', '.join(choices[key])}" for key, value in wrong.items()
@@ -132,6 +134,16 @@ def outcomes(plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
     if set(asked) <= set(OUTCOMES_OF_CLIENTS):
         return [f"when={names['when']} is for clients with masks of their own: choose whose=personal, or when=once_accurate"]
     return [f"when={names['when']}: the gate asks for unknown outcomes {', '.join(asked)}; known: {', '.join(known)}"]
+
+
+def regrown(rule: str, plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
+    """Whether what grows can start from where it is to start."""
+    if rule == "zero" or whose.at is None or not any(event.swap for event in plan.events):
+        return []
+    return [
+        f"whose={names['whose']}: what grows on a client starts from zero, and federated.regrown={rule} asks the server: "
+        "choose federated.regrown=zero, or whose=shared"
+    ]
 
 
 def on_clients(plan: Plan, whose: Whose, criterion: Criterion, where: Any, rewind: Rewind, names: dict[str, str]) -> list[str]:

@@ -22,8 +22,11 @@ VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_ever
 NOTHING = {"_target_": "fedprune.local.regulariser.none"}
 """What a penalty or dropout is where there is none."""
 
-OVERLAP_MEAN = {"_target_": "fedprune.federated.aggregate.OverlapMean", "uncovered": "keep"}
-"""What the aggregate was before there was another one."""
+BEFORE = {
+    "aggregate": {"_target_": "fedprune.federated.aggregate.OverlapMean", "uncovered": "keep"},
+    "regrown": "zero",
+}
+"""What federated keys were before there was a choice."""
 
 MOVED = ("fedprune.federated.server_step.", "fedprune.federated.aggregate.")
 """Where server steps are, and where they were."""
@@ -51,8 +54,8 @@ def folder_hash(config: DictConfig) -> str:
 
 
 def _federated(federated: dict[str, Any]) -> dict[str, Any]:
-    """As it was written before an aggregate could be chosen, and when server steps stood in the same file as it."""
-    kept = {key: value for key, value in federated.items() if value != OVERLAP_MEAN}
+    """As it was written before there was a choice, and when server steps stood in the same file as aggregates."""
+    kept = {key: value for key, value in federated.items() if key not in BEFORE or value != BEFORE[key]}
     if isinstance(kept["server"], dict):
         kept["server"] = {**kept["server"], "_target_": str(kept["server"].get("_target_")).replace(*MOVED)}
     return kept

@@ -20,6 +20,7 @@ class Federated:
     weighting: str = "examples"
     batchnorm: str = "average"
     optimizer_state: str = "fresh"
+    regrown: str = "zero"
     broken: str = "stop"
     aggregate: Any = None
     server: Any = None

@@ -91,7 +91,8 @@ class State:
     event. momentum: the server optimizer's buffers. kept: what each client keeps to itself (never on the wire). sent: bytes
     so far, up and down. personal: of each client that has a mask of its own. pruned: rounds that were done at the last event.
     Under a gate, opened: whether it lets the next event through; candidate: the mask that this event would have chosen now
-    (empty if nobody asks).
+    (empty if nobody asks). With federated.regrown=server, stale: what dead entries were when they died, of the prunable names
+    (else empty).
     """
 
     server: Subnet
@@ -109,6 +110,7 @@ class State:
     pruned: int = 0
     opened: bool = False
     candidate: Mask = field(default_factory=dict)
+    stale: Params = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

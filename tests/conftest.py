@@ -145,7 +145,7 @@ def differences(equal) -> Callable[..., list[str]]:
     def found(a: State, b: State, ignore: tuple[str, ...] = ()) -> list[str]:
         parts = {
             **{f"server.{part}": equal(getattr(a.server, part), getattr(b.server, part)) for part in ("params", "mask")},
-            **{name: equal(getattr(a, name), getattr(b, name)) for name in ("init", "ticket", "candidate")},
+            **{name: equal(getattr(a, name), getattr(b, name)) for name in ("init", "ticket", "candidate", "stale")},
             **{
                 name: list(getattr(a, name)) == list(getattr(b, name))
                 and all(equal(value, getattr(b, name)[key]) for key, value in getattr(a, name).items())

@@ -69,6 +69,7 @@ def test_the_defaults_are_in_range():
         ({"federated__cohort": 0}, "federated.cohort=0 must be from 1 to federated.clients=20"),
         ({"federated__cohort": 21}, "federated.cohort=21 must be from 1 to federated.clients=20"),
         ({"federated__weighting": "votes"}, "federated.weighting=votes: choose one of examples, uniform"),
+        ({"federated__regrown": "init"}, "federated.regrown=init: choose one of zero, server"),
         ({"federated__broken": "ignore"}, "federated.broken=ignore: choose one of stop, drop"),
     ],
 )
@@ -86,6 +87,7 @@ def test_a_value_out_of_range_is_reported_by_name_and_alone(changes, message):
         {"rounds": 1, "eval_every": 1, "seed": 0, "checkpoint_every": 0},
         {"federated__cohort": 20},
         {"federated__clients": 1, "federated__cohort": 1},
+        {"federated__regrown": "server"},
         {"federated__weighting": "uniform", "federated__broken": "drop"},
     ],
 )

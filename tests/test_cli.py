@@ -259,17 +259,24 @@ def test_the_same_command_again_skips_what_is_done_and_force_does_it_again(comma
         *((override, True) for override in ("density=0.3", "force=true", "data.root=/elsewhere", "rewind=none")),
         *((override, False) for override in ("seed=1", "rounds=3", "local.optimizer.lr=0.01", "criterion=random")),
         *((override, False) for override in ("partition.val=0.2", "name=other", "wire=dense", "where.examples=3")),
-        *((override, False) for override in ("federated/aggregate=intersection", "federated.aggregate.uncovered=zero")),
+        *(
+            (override, False)
+            for override in (
+                "federated/aggregate=intersection",
+                "federated.aggregate.uncovered=zero",
+                "federated.regrown=server",
+            )
+        ),
     ],
 )
 def test_a_run_is_the_same_run_unless_something_changes_its_result(typed, same, assemble):
     assert (folder_hash(assemble(*TINY)[0]) == folder_hash(assemble(*TINY, typed)[0])) is same
 
 
-def test_a_run_is_what_it_was_before_its_aggregate_could_be_chosen(assemble):
+def test_a_run_is_what_it_was_before_aggregates_and_what_regrows_could_be_chosen(assemble):
     config, _ = assemble(*TINY, "federated=fedavgm")
     before = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
-    del before.federated.aggregate
+    del before.federated.aggregate, before.federated.regrown
     before.federated.server._target_ = "fedprune.federated.aggregate.FedAvgM"  # where it stood then
     assert folder_hash(before) == folder_hash(config)
 

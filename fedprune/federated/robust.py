@@ -110,7 +110,7 @@ def _tensor(subnets: Sequence[Subnet], name: str, middle: Middle) -> Tensor:
 
 def _ranked(values: Sequence[Tensor], masks: Sequence[Tensor | None]) -> tuple[np.ndarray, np.ndarray]:
     """Each entry's values by rank, those that are not held last; and how many are held."""
-    stacked = torch.stack([value.double() for value in values], dim=1) + 0.0  # -0.0 and 0.0 have one rank: make them one
+    stacked = torch.stack([value.double() for value in values], dim=1)
     if masks[0] is None:
         holders = np.full(len(stacked), len(values))
     else:

@@ -23,6 +23,7 @@ from fedprune.federated.server_step import masked
 from fedprune.pruning import cycle
 from fedprune.pruning.cycle import Axes, Measure
 from fedprune.pruning.mask import apply, ones, pack
+from fedprune.pruning.regrown import last_values, of_the_dead
 from fedprune.pruning.rewind import Draws, Rewind
 from fedprune.types import Job, Mask, Params, Personal, Plan, PruneEvent, State, Subnet
 
@@ -66,14 +67,15 @@ class Whose(Protocol):
 
 def carry_out(state: State, event: PruneEvent, terms: Terms, measure: Measure) -> State:
     """One event of the server: it prunes the merged network, and everybody trains what is left."""
-    return _after(state, cycle.prune(state.server, event, terms.axes, measure), state.events + 1, terms)
+    last = last_values(state.server, state.stale) if terms.axes.regrown == "server" else {}
+    return _after(state, cycle.prune(state.server, event, terms.axes, measure, last), state.events + 1, terms, last)
 
 
-def _after(state: State, pruned: Subnet, events: int, terms: Terms) -> State:
-    """The state with another mask for all, after a rewind.
+def _after(state: State, pruned: Subnet, events: int, terms: Terms, last: Params) -> State:
+    """The state with another mask for all, after a rewind. last: the values that prunable entries have, or had when they died.
 
     Then the server optimizer starts fresh; otherwise its momentum is only masked. Where weights are other ones, clients forget
-    what they kept.
+    what they kept, and the server what the dead were.
     """
     weights, clock = terms.rewind(pruned.mask, state.anchors, terms.draws)
     server = pruned if weights is None else Subnet(apply(weights, pruned.mask), pruned.mask)
@@ -88,6 +90,7 @@ def _after(state: State, pruned: Subnet, events: int, terms: Terms) -> State:
         pruned=state.round,
         opened=False,
         candidate={},
+        stale=of_the_dead(last, pruned.mask) if weights is None else {},
     )
 
 
@@ -142,7 +145,7 @@ class Voted:
         job, held = proposals[0].job, votes((receipt.mask, receipt.weight) for receipt in proposals)
         assert job.event is not None
         mask = self.ballot(held, params, job.event, terms.axes.what, terms.draws.generator)
-        return _after(state, Subnet(apply(params, mask), mask), job.events + 1, terms)
+        return _after(state, Subnet(apply(params, mask), mask), job.events + 1, terms, {})
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Protocol
 from fedprune.pruning.criterion import Compensated, Criterion, Formula
 from fedprune.pruning.evidence import needs
 from fedprune.pruning.mask import apply, regrow, shrink
+from fedprune.pruning.regrown import started
 from fedprune.pruning.what import What
 from fedprune.types import Mask, Params, PruneEvent, Scores, Subnet
 
@@ -24,14 +25,15 @@ class Measure(Protocol):
 
 @dataclass(frozen=True)
 class Axes:
-    """What to prune, and by which criterion."""
+    """What to prune, by which criterion, and what is grown starts from: one of regrown.RULES."""
 
     what: What
     criterion: Criterion
+    regrown: str = "zero"
 
 
-def prune(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure) -> Subnet:
-    """`subnet` brought to the event's density. What is grown starts from zero, because dead entries are zero."""
+def prune(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure, last: Params | None = None) -> Subnet:
+    """`subnet` brought to the event's density. What is grown starts from `last`, or else from zero, as dead entries are."""
     grow = axes.criterion.grow
     mask = dropped(subnet, event, axes, measure)
     smaller = Subnet(apply(_compensated(subnet, mask, axes.criterion, measure), mask), mask)
@@ -39,7 +41,8 @@ def prune(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure) -> Su
         return smaller
     assert grow is not None, "build refuses an exchange without a grow formula"
     mask = regrow(mask, _score(grow, measure, smaller, "dead"), event.density, axes.what)
-    return Subnet(smaller.params, mask)
+    grown = {name: alive & ~smaller.mask[name] for name, alive in mask.items()}
+    return Subnet(started(smaller, grown, last or {}), mask)
 
 
 def dropped(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure) -> Mask:

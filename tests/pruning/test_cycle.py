@@ -115,6 +115,20 @@ def test_what_was_just_dropped_may_grow_again_but_from_zero():
     assert after.params["w"].tolist() == [5.0, 0.0, 0.0, 0.0]
 
 
+def test_what_grows_starts_from_its_last_value_if_there_is_one():
+    # As above: 1 and -2 go, indices 3 and 5 grow, and now start from what they were. The dead that are not grown stay at zero,
+    # survivors keep their value, and what was dropped just now and grows again starts from the value it had.
+    before = subnet([5.0, 1.0, -2.0, 0.0, 6.0, 0.0, 0.0, 0.0], [1, 1, 1, 0, 1, 0, 0, 0])
+    last = {"w": torch.tensor([5.0, 1.0, -2.0, 0.3, 6.0, -0.5, 0.7, 0.0])}
+    axes, event = Axes(WHAT, Criterion(magnitude, gradient)), PruneEvent(3, 0.5, swap=0.5)
+    after = prune(before, event, axes, Measured(grads=grads(99.0, 0.5, 0.1, 8.0, 1.0, -9.0, 2.0, 3.0)), last)
+    assert after.params["w"].tolist() == pytest.approx([5.0, 0.0, 0.0, 0.3, 6.0, -0.5, 0.0, 0.0])
+    assert after.params["bias"].tolist() == [7.0]
+    again = prune(before, event, axes, Measured(grads=grads(0.0, 9.0, 0.0, 8.0, 0.0, 0.0, 0.0, 0.0)), last)
+    assert again.params["w"].tolist() == pytest.approx([5.0, 1.0, 0.0, 0.3, 6.0, 0.0, 0.0, 0.0])
+    assert before.params["w"].tolist() == [5.0, 1.0, -2.0, 0.0, 6.0, 0.0, 0.0, 0.0]
+
+
 def test_an_event_without_a_swap_never_grows_though_it_could():
     measured = Measured(grads=grads(0.0, 0.0, 9.0, 9.0))
     after = prune(
