@@ -26,6 +26,8 @@ from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import add_companions, together
 from fedprune.make import make
+from fedprune.pruning.adjust import layer_times
+from fedprune.pruning.criterion import Adjusted
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.network import Network
 from fedprune.randomness import torch_stream
@@ -69,6 +71,8 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.attempt(_optimizer, config, net)
     problems.attempt(_fixed, net, recipe)
     problems.attempt(together, *regularisers, net)
+    if isinstance(criterion, Adjusted) and what is not None:
+        problems.attempt(layer_times, criterion.times, what.names)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
     problems.add(check.outcomes(plan, options["whose"], names))

@@ -10,7 +10,17 @@ from fedprune.federated.where import Cohort
 from fedprune.federated.whose import Voted, Whose
 from fedprune.pruning.companions import CHOOSE
 from fedprune.pruning.criterion import Criterion
-from fedprune.pruning.evidence import FROM_DATA, OBSTACLES, OUTCOMES, OUTCOMES_OF_CLIENTS, known, needs, unknown
+from fedprune.pruning.evidence import (
+    FROM_CLIENTS,
+    FROM_DATA,
+    FROM_TRAINING,
+    OBSTACLES,
+    OUTCOMES,
+    OUTCOMES_OF_CLIENTS,
+    known,
+    needs,
+    unknown,
+)
 from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import nearest
@@ -95,7 +105,8 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, wh
     first = min((event.round for event in plan.events), default=plan.rounds)
     back_to = getattr(rewind, "round", 0)
     asked = _asked(criterion)
-    on_data = sorted(asked & set(FROM_DATA)) if plan.events else []
+    on_data = sorted(asked & set(FROM_CLIENTS)) if plan.events else []
+    dropping = set(needs(criterion.drop))
     how_often, chosen = f"how_often={names['how_often']}", f"criterion={names['criterion']}"
     rules = {
         f"{how_often} exchanges units, and {chosen} has no formula to grow by: choose criterion=rigl or criterion=set": (
@@ -118,6 +129,12 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, wh
         "choose when=after_training, or when=during_training with a later when.start": bool({*CHOOSE} & asked)
         and plan.events != ()
         and first == 0,
+        f"{chosen} asks for what clients add up while they train, and the first prune event is before any training: "
+        "choose when=after_training, or when=during_training with a later when.start": bool({*FROM_TRAINING} & dropping)
+        and plan.events != ()
+        and first == 0,
+        f"{chosen} asks for what clients add up while they train, and where={names['where']} trains nothing: "
+        "choose where=all_clients": bool({*FROM_TRAINING} & asked) and plan.events != () and hasattr(where, "proxy"),
         f"{chosen} compares with the weights at the start, and rewind={names['rewind']} replaces them: choose rewind=init": (
             "init_params" in asked and len(plan.events) > 1 and isinstance(rewind, CONTROLS)
         ),
@@ -153,6 +170,8 @@ def on_clients(plan: Plan, whose: Whose, criterion: Criterion, where: Any, rewin
     chosen, early = f"whose={names['whose']}", getattr(rewind, "round", 0)
     asked = needs(plan.gate.opens) if plan.gate and not whose.asks else ()
     rules = {
+        f"{chosen}: clients add up gradients for the server's events, and criterion={names['criterion']} asks for them: "
+        "choose whose=shared": bool(_asked(criterion) & set(FROM_TRAINING)),
         f"{chosen}: each client scores on its own data, and where={names['where']} measures elsewhere: choose where=cohort": (
             bool(_asked(criterion) & set(FROM_DATA)) and not isinstance(where, Cohort)
         ),

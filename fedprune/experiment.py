@@ -24,6 +24,7 @@ from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, add_companions
 from fedprune.make import make
 from fedprune.pruning.cycle import Axes
+from fedprune.pruning.evidence import FROM_TRAINING, needs
 from fedprune.pruning.network import Network
 from fedprune.pruning.paths import effective_density
 from fedprune.randomness import torch_seed, torch_stream
@@ -64,6 +65,7 @@ class Experiment:
             client_round,
             *(_container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device, self.regularisers),
             self._on_client(),
+            self._accumulates,
         )
         if self.device != "cpu" and self.config.executor["_target_"].endswith(f".{Processes.__name__}"):
             log.warning("on %s clients are trained one after the other: executor=serial", self.device)
@@ -77,6 +79,12 @@ class Experiment:
             return None
         opens = gate.opens if gate and not whose.asks else None
         return OnClient(self.axes, self.options["rewind"], opens, whose.at, self._fresh, self.begin)
+
+    @property
+    def _accumulates(self) -> bool:
+        """Whether a formula asks for what clients add up while they train."""
+        formulas = self.axes.criterion.formulas().values() if self.plan.events else ()
+        return any(name in FROM_TRAINING for formula in formulas for name in needs(formula))
 
     @property
     def _fresh(self) -> Callable[[int], Params]:
@@ -117,13 +125,16 @@ def client_round(
     device: str,
     regularisers: tuple[Regulariser, ...],
     event: OnClient | None,
+    accumulates: bool,
 ) -> ClientRound:
     """What a worker builds for itself, once: the module, around data that it shares with the others."""
     with torch.random.fork_rng(devices=[]):
         net = make(config["model"], shape=dataset.shape, classes=dataset.classes)
     add_companions(net, wire.layout.masked, regularisers, torch.Generator())  # each job brings its own values
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
-    return ClientRound(module, dataset, clients, recipe, wire, config["where"].get("examples"), regularisers, event)
+    return ClientRound(
+        module, dataset, clients, recipe, wire, config["where"].get("examples"), regularisers, event, accumulates
+    )
 
 
 def initial_net(config: DictConfig, dataset: Dataset, number: int) -> nn.Module:

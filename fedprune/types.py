@@ -119,7 +119,7 @@ class Job:
 
     event: what the client is to do to its mask in this round, if anything; events: how many the run did before that one.
 
-    about: whether the evidence is asked of the living entries (to drop some) or of the dead ones (to grow some).
+    about: whether the evidence is asked of the living entries (to drop some), of the dead ones (to grow some) or of all.
     surviving: for evidence about a removal, what of `subnet` it would leave; the evidence is then about these entries.
     kept, held: what this client kept from its last round, and its own mask, packed to bits (empty: it has none); both stay with
     the client, never on the wire.
@@ -141,7 +141,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Update:
-    """All that a client sends back: a trained subnet, or evidence about the living or the dead entries of the one it was sent.
+    """All that a client sends back: a trained subnet, or evidence about entries of the one it was sent.
 
     `examples` weighs it in every mean; `pruned` says whether the job's event took place; `kept` stays with the client, never
     on the wire.

@@ -14,14 +14,14 @@ from fedprune.data.batches import CHUNK, Again, Batches, Slice, interrupted
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
 from fedprune.federated.on_client import Looks, OnClient, Pruned
-from fedprune.local import optimizer_state
+from fedprune.local import accumulated, optimizer_state
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, regularised
 from fedprune.local.train import Trained, fit, load, set_mode, unload
 from fedprune.pruning.companions import fold
 from fedprune.pruning.cycle import Measure
-from fedprune.pruning.evidence import FROM_DATA, OF_REMOVAL, at_hand
+from fedprune.pruning.evidence import FROM_DATA, FROM_TRAINING, OF_REMOVAL, at_hand
 from fedprune.pruning.mask import apply
 from fedprune.pruning.network import Network
 from fedprune.randomness import seeded, torch_seed, torch_stream
@@ -38,7 +38,7 @@ class ClientRound:
 
     examples: how many of its training examples a client measures evidence on (None: all). regularisers: what it adds to its
     training so that weights get ready to be pruned; evidence and evaluation are of the network without noise. event: how it
-    carries out prune events itself (None: the server does).
+    carries out prune events itself (None: the server does). accumulates: whether it adds up squared gradients for an event.
     """
 
     module: LocalModule
@@ -49,6 +49,7 @@ class ClientRound:
     examples: int | None = None
     regularisers: tuple[Regulariser, ...] = ()
     event: OnClient | None = None
+    accumulates: bool = False
 
     @functools.cached_property
     def batches(self) -> Batches:
@@ -64,7 +65,7 @@ class ClientRound:
     def train(self, job: Job) -> Update:
         """Train the subnet that was sent on the client's training part, and carry out the job's event, if it has one."""
         momenta = optimizer_state.part(job.kept)
-        own = {name: value for name, value in job.kept.items() if name not in momenta}
+        own = self._own(job)
         arrived = Subnet(job.subnet.params | own, job.subnet.mask)
         pruned = self._carry_out(job, "start", arrived)
         begun = pruned.subnet if pruned else arrived
@@ -75,7 +76,7 @@ class ClientRound:
         if at_end:
             result, optimizer = at_end.subnet, {} if at_end.replaced else optimizer
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
-        kept = {name: result.params[name] for name in own} | optimizer
+        kept = {name: result.params[name] for name in own} | optimizer | accumulated.added(job.kept, trained.gradients)
         examples, done = len(self.clients.train[job.client]), pruned is not None or at_end is not None
         return Update(job.client, result, examples, metrics=metrics, pruned=done, kept=kept)
 
@@ -89,7 +90,13 @@ class ClientRound:
                 epoch = math.ceil(len(indices) / recipe.batch_size)
                 batches = interrupted(batches, epoch, lambda: first.append(unload(self.module)))
             with regularised(net, subnet.mask, self.regularisers, sum(map(len, self.clients.train))) as penalty:
-                return fit(self.module, subnet, batches, recipe, recipe.lr_decay**job.clock, penalty, momenta)
+                summed = tuple(subnet.mask) if self.accumulates else ()
+                return fit(self.module, subnet, batches, recipe, recipe.lr_decay**job.clock, penalty, momenta, summed)
+
+    def _own(self, job: Job) -> Params:
+        """Of what this client kept, tensors of the network."""
+        others = {**optimizer_state.part(job.kept), **accumulated.part(job.kept)}
+        return {name: value for name, value in job.kept.items() if name not in others}
 
     def _carry_out(self, job: Job, moment: str, subnet: Subnet, first: Params | None = None) -> Pruned | None:
         if job.event is None or self.event is None or self.event.at != moment:
@@ -118,7 +125,7 @@ class ClientRound:
 
     def measure(self, job: Job) -> Update:
         """Measure the evidence that was asked for, at the subnet that was sent; train nothing."""
-        evidence = self._evidence(replace(job, subnet=Subnet(job.subnet.params | job.kept, job.subnet.mask)))
+        evidence = self._evidence(replace(job, subnet=Subnet(job.subnet.params | self._own(job), job.subnet.mask)))
         return Update(job.client, None, self._scored(job.client), evidence, job.about, kept=job.kept)
 
     def _scored(self, client: int) -> int:
@@ -140,6 +147,10 @@ class ClientRound:
         set_mode(self.module, self.recipe)
         evidence = {}
         for name in job.measure:
+            if name in FROM_TRAINING:
+                sums = accumulated.sums(job.kept, {n: params[n].cpu() for n in names})
+                evidence[name] = apply(sums, cover)
+                continue
             with seeded(torch_seed(job.seed, f"evidence {name}", job.round, job.client), self.module.device):
                 more = removal if name in OF_REMOVAL else ()
                 batches = Again(lambda: self.batches.of(indices, self.recipe.batch_size))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fedprune.errors import ConfigError, RunError
 from fedprune.federated.exchange import Exchange, Tally
 from fedprune.pruning.cycle import Measure
-from fedprune.pruning.evidence import FROM_DATA, at_hand, mean
+from fedprune.pruning.evidence import FROM_CLIENTS, at_hand, mean
 from fedprune.pruning.network import Network
 from fedprune.randomness import numpy_stream, torch_stream
 from fedprune.types import SERVER, Mask, Params, State, Subnet, Update
@@ -28,7 +28,7 @@ def measuring(exchange: Exchange, network: Network, state: State, clients: tuple
             *(names, network, subnet, state.init),
             lambda layer: torch_stream(exchange.seed, f"criterion {about} {layer}", state.events),
         )
-        wanted = tuple(name for name in names if name in FROM_DATA)
+        wanted = tuple(name for name in names if name in FROM_CLIENTS)
         if wanted:
             updates = exchange.measure(state, subnet, clients, wanted, about, tally, surviving)
             found |= _averaged(wanted, updates)

@@ -24,7 +24,7 @@ class Trained(NamedTuple):
     """What training made of a subnet's parameters and buffers.
 
     loss: the mean over the examples seen. steps: of the optimizer. examples: seen, passes counted. optimizer: its state, if the
-    recipe keeps it.
+    recipe keeps it. gradients: of the tensors that were asked for, the sum over the steps, dead entries too.
     """
 
     params: Params
@@ -32,6 +32,7 @@ class Trained(NamedTuple):
     steps: int
     examples: int
     optimizer: Params
+    gradients: Params
 
 
 def fit(
@@ -42,11 +43,13 @@ def fit(
     decay: float = 1.0,
     penalty: Callable[[], Tensor] | None = None,
     kept: Params | None = None,
+    summed: tuple[str, ...] = (),
 ) -> Trained:
     """Train `subnet` on `batches`. Dead entries are zero after every step, whatever the optimizer does to them.
 
     `decay` multiplies the learning rate. `penalty`, a function of the module's parameters as they are, is added to each batch's
-    loss, but is no part of the loss that is told. `kept` is the state that the optimizer goes on from. `subnet` is not changed.
+    loss, but is no part of the loss that is told. `kept` is the state that the optimizer goes on from. `summed`: the tensors
+    whose gradients (of loss and penalty, before clipping and FedProx's pull) are added up. `subnet` is not changed.
     """
     load(module, subnet.params)
     set_mode(module, recipe)
@@ -55,10 +58,12 @@ def fit(
         optimizer = _optimizer(module, decay * (recipe.retrain_lr if masks else 1.0))
         if kept:
             optimizer_state.resume(optimizer, kept)
-        losses, sizes = _steps(module, optimizer, batches, recipe, weights, masks, penalty)
+        sums = {name: torch.zeros_like(module.net.get_parameter(name)) for name in summed}
+        losses, sizes = _steps(module, optimizer, batches, recipe, weights, masks, penalty, sums)
     total = float(torch.stack(losses) @ torch.tensor(sizes, dtype=losses[0].dtype, device=losses[0].device)) if losses else 0.0
     state = optimizer_state.of(optimizer, dict(zip(weights, masks, strict=True))) if recipe.keep_optimizer else {}
-    return Trained(unload(module), total / max(sum(sizes), 1), len(sizes), sum(sizes), state)
+    gradients = {name: g.detach().to("cpu", copy=True) for name, g in sums.items()}
+    return Trained(unload(module), total / max(sum(sizes), 1), len(sizes), sum(sizes), state, gradients)
 
 
 def _steps(
@@ -69,8 +74,9 @@ def _steps(
     weights: list[Tensor],
     masks: list[Tensor],
     penalty: Callable[[], Tensor] | None,
+    sums: Params,
 ) -> tuple[list[Tensor], list[int]]:
-    """A step of the optimizer per batch. Returns the batches' losses and sizes."""
+    """A step of the optimizer per batch, its gradients added to `sums`. Returns the batches' losses and sizes."""
     parameters: list[Tensor] = [p for p in module.net.parameters() if p.requires_grad]
     mask_gradients = bool(masks) and (recipe.clip_norm is not None or type(optimizer) not in ENTRYWISE)
     sent = [p.detach().clone() for p in parameters] if recipe.proximal_mu else []
@@ -79,6 +85,7 @@ def _steps(
         optimizer.zero_grad()
         loss = _loss(module, batch, step)
         (loss if penalty is None else loss + penalty()).backward()
+        _add_gradients(module, sums)
         if sent:
             _pull(parameters, sent, recipe.proximal_mu)
         if mask_gradients:
@@ -165,6 +172,13 @@ def _mask_gradients(weights: list[Tensor], masks: list[Tensor]) -> None:
     for weight, mask in zip(weights, masks, strict=True):
         if weight.grad is not None:
             weight.grad.mul_(mask)
+
+
+def _add_gradients(module: LocalModule, sums: Params) -> None:
+    for name, total in sums.items():
+        gradient = module.net.get_parameter(name).grad
+        if gradient is not None:
+            total.add_(gradient)
 
 
 def _pull(parameters: list[Tensor], sent: list[Tensor], mu: float) -> None:

@@ -12,11 +12,12 @@ removed, is in compensation.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
 import torch
 
+from fedprune.errors import ConfigError
 from fedprune.types import Params, Scores
 
 Formula = Callable[..., Scores]
@@ -32,7 +33,7 @@ class Criterion:
     def formulas(self) -> dict[str, Callable]:
         """All that it has, by role."""
         found = {role.name: getattr(self, role.name) for role in fields(self)}
-        return {role: formula for role, formula in found.items() if formula is not None}
+        return {role: formula for role, formula in found.items() if callable(formula)}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,22 @@ class Compensated(Criterion):
     """A criterion whose survivors move to make up for what is dropped: by what `compensate` says, see compensation.py."""
 
     compensate: Callable[..., Params] = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class Adjusted(Criterion):
+    """A criterion that also decides how many units live: see adjust.py. An exchange puts the fraction `swap` of each layer's
+    living in question, by `drop`, and `grow` is what each entry would bring, living or dead.
+
+    times: what a weight takes of a round, by layer. base: what a round takes besides.
+    """
+
+    times: Mapping[str, float] = field(default_factory=dict)
+    base: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.base < 0:
+            raise ConfigError([f"criterion.base={self.base} is a time: 0 or more"])
 
 
 def magnitude(params: Params) -> Scores:
@@ -55,6 +72,11 @@ def random(params: Params, generator: Callable[[str], torch.Generator]) -> Score
 def gradient(grads: Params) -> Scores:
     """|g|, g the gradient of the mean loss: absolute value after averaging. What RigL grows by (Evci et al. 2020)."""
     return {name: g.abs() for name, g in grads.items()}
+
+
+def squared_gradient(sq_grads_accumulated: Params) -> Scores:
+    """g^2 of every round since the last event, g a round's sum of gradients: what a weight brings. Jiang et al. 2022 (PruneFL)."""
+    return dict(sq_grads_accumulated)
 
 
 def snip(params: Params, grads: Params) -> Scores:

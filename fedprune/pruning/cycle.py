@@ -6,16 +6,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedprune.pruning.criterion import Compensated, Criterion, Formula
+from fedprune.pruning.adjust import adjusted, kept, layer_times
+from fedprune.pruning.criterion import Adjusted, Compensated, Criterion, Formula
 from fedprune.pruning.evidence import needs
-from fedprune.pruning.mask import apply, regrow, shrink
+from fedprune.pruning.mask import apply, regrow, shrink, size
+from fedprune.pruning.rank import nearest
 from fedprune.pruning.regrown import started
 from fedprune.pruning.what import What
 from fedprune.types import Mask, Params, PruneEvent, Scores, Subnet
 
 
 class Measure(Protocol):
-    """(names of evidence, subnet, "alive" or "dead": which entries it is about) -> the evidence by name.
+    """(names of evidence, subnet, "alive", "dead" or "all": which entries it is about) -> the evidence by name.
 
     With the mask that a removal would leave, it is about what survives it, at the subnet before the removal.
     """
@@ -35,14 +37,29 @@ class Axes:
 def prune(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure, last: Params | None = None) -> Subnet:
     """`subnet` brought to the event's density. What is grown starts from `last`, or else from zero, as dead entries are."""
     grow = axes.criterion.grow
+    if isinstance(axes.criterion, Adjusted) and event.swap:
+        mask = _adjusted(subnet, event, axes.what, axes.criterion, measure)
+        return Subnet(apply(started(subnet, _grown(mask, subnet), last or {}), mask), mask)
     mask = dropped(subnet, event, axes, measure)
     smaller = Subnet(apply(_compensated(subnet, mask, axes.criterion, measure), mask), mask)
     if not event.swap:
         return smaller
     assert grow is not None, "build refuses an exchange without a grow formula"
     mask = regrow(mask, _score(grow, measure, smaller, "dead"), event.density, axes.what)
-    grown = {name: alive & ~smaller.mask[name] for name, alive in mask.items()}
-    return Subnet(started(smaller, grown, last or {}), mask)
+    return Subnet(started(smaller, _grown(mask, smaller), last or {}), mask)
+
+
+def _grown(mask: Mask, before: Subnet) -> Mask:
+    return {name: alive & ~before.mask[name] for name, alive in mask.items()}
+
+
+def _adjusted(subnet: Subnet, event: PruneEvent, what: What, criterion: Adjusted, measure: Measure) -> Mask:
+    """At most the event's density, and less where more would not pay."""
+    assert criterion.grow is not None, "build refuses an exchange without a grow formula"
+    stays = kept(subnet.mask, _score(criterion.drop, measure, subnet, "alive"), event.swap)
+    gains = _score(criterion.grow, measure, subnet, "all")
+    most = nearest(event.density * size(subnet.mask))
+    return adjusted(stays, gains, layer_times(criterion.times, what.names), criterion.base, most)
 
 
 def dropped(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure) -> Mask:

@@ -10,6 +10,7 @@
     fisher_inverse_diag     the same by fisher_blocks.py
     hessian_sweep           the same by backward_sweep.py
     activations, activity   what units put out: see activity.py
+    sq_grads_accumulated    what clients have added up while they trained: see local/accumulated.py
     fisher_compensation     how survivors make up for what is removed: see fisher_blocks.py; not before it is known what that is
 
 For gates only, numbers that a round came out with (gate.py):
@@ -56,6 +57,11 @@ FROM_DATA: dict[str, Callable[..., Params]] = {
     )
 }
 
+FROM_TRAINING = ("sq_grads_accumulated",)
+"""What clients have had from training by the time an event asks; they kept it to themselves until then."""
+
+FROM_CLIENTS = (*FROM_DATA, *FROM_TRAINING)
+
 OF_REMOVAL = ("fisher_compensation",)
 """Evidence from data that also takes the mask that a removal leaves: for compensation.py; scores come before any removal."""
 
@@ -75,7 +81,7 @@ OBSTACLES: dict[str, Callable[[Network, tuple[str, ...]], str | None]] = {
 OUTCOMES = ("val_accuracy", "mask_shift")
 OUTCOMES_OF_CLIENTS = (*OUTCOMES, "pruned_accuracy")
 
-KNOWN = (*FROM_SERVER, *FROM_NETWORK, *FROM_DATA)
+KNOWN = (*FROM_SERVER, *FROM_NETWORK, *FROM_CLIENTS)
 
 
 def at_hand(

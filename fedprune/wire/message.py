@@ -115,7 +115,9 @@ def _read_survivors(mask: Mask, bits: memoryview) -> Mask:
 
 
 def about(mask: Mask, which: str) -> Mask:
-    """The entries that evidence is about: the living or the dead."""
+    """The entries that evidence is about: the living, the dead, or all."""
+    if which == "all":
+        return {name: torch.ones_like(alive) for name, alive in mask.items()}
     return mask if which == "alive" else {name: ~alive for name, alive in mask.items()}
 
 

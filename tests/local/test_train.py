@@ -309,7 +309,7 @@ def test_the_loss_is_the_mean_over_the_examples_seen():
 
 def test_without_a_batch_nothing_changes():
     sent = subnet()
-    assert fit(module(), sent, [], Recipe())[1:] == Trained({}, 0.0, 0, 0, {})[1:]
+    assert fit(module(), sent, [], Recipe())[1:] == Trained({}, 0.0, 0, 0, {}, {})[1:]
     assert all(torch.equal(value, sent.params[name]) for name, value in fit(module(), sent, [], Recipe()).params.items())
 
 
