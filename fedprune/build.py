@@ -103,6 +103,7 @@ def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Ne
     units = what.units(network.net.state_dict())
     return [
         *check.composition(plan, criterion, options["where"], options["rewind"], options["whose"], names),
+        *check.blocks(plan, what, names),
         *check.regrown(axes.regrown, plan, options["whose"], names),
         *check.on_clients(plan, options["whose"], criterion, options["where"], options["rewind"], names),
         *check.obstacles(plan, criterion, network, what.names, names),

@@ -26,6 +26,7 @@ from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import nearest
 from fedprune.pruning.regrown import RULES
 from fedprune.pruning.rewind import CONTROLS, LearningRate, Rewind
+from fedprune.pruning.scope import is_layerwise
 from fedprune.pruning.what import What
 from fedprune.ticket.begin import broken_units
 from fedprune.types import Mask, Plan
@@ -151,6 +152,20 @@ def outcomes(plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
     if set(asked) <= set(OUTCOMES_OF_CLIENTS):
         return [f"when={names['when']} is for clients with masks of their own: choose whose=personal, or when=once_accurate"]
     return [f"when={names['when']}: the gate asks for unknown outcomes {', '.join(asked)}; known: {', '.join(known)}"]
+
+
+def blocks(plan: Plan, what: What, names: dict[str, str]) -> list[str]:
+    """Whether layers can take turns."""
+    most = max((event.block[1] for event in plan.events if event.block), default=0)
+    chosen = f"how_often={names['how_often']}"
+    rules = {
+        f"{chosen}: how_often.blocks={most} is more than the {len(what.names)} layers that may be pruned: lower it": (
+            most > len(what.names)
+        ),
+        f"{chosen} exchanges in some layers at a time, and what={names['what']} lets layers compete with each other: "
+        "choose what=weights_erk": most > 0 and not is_layerwise(what.scope),
+    }
+    return [problem for problem, broken in rules.items() if broken]
 
 
 def regrown(rule: str, plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:

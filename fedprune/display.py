@@ -26,6 +26,8 @@ def plan_text(plan: Plan, rewind: str, emerges: str = "") -> str:
     wait = "" if plan.gate is None else f"once {plan.gate.opens}, at the earliest "
     for event in plan.events:
         swap = f", exchanging {event.swap:.3g} of the living" if event.swap else ""
+        if event.block is not None:
+            swap += f", in block {event.block[0] + 1} of {event.block[1]} from the output"
         lines.append(f"  {wait}after round {event.round:>5}: density {emerges or f'{event.density:.4g}'}{swap}{back}")
     return "\n".join(lines)
 

@@ -132,9 +132,8 @@ def client_round(
         net = make(config["model"], shape=dataset.shape, classes=dataset.classes)
     add_companions(net, wire.layout.masked, regularisers, torch.Generator())  # each job brings its own values
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
-    return ClientRound(
-        module, dataset, clients, recipe, wire, config["where"].get("examples"), regularisers, event, accumulates
-    )
+    examples, top = (config["where"].get(key) for key in ("examples", "top"))
+    return ClientRound(module, dataset, clients, recipe, wire, examples, regularisers, event, accumulates, top)
 
 
 def initial_net(config: DictConfig, dataset: Dataset, number: int) -> nn.Module:

@@ -23,11 +23,15 @@ SERVER = -1
 
 @dataclass(frozen=True)
 class PruneEvent:
-    """After `round` rounds: bring the mask to `density` (of all units), exchanging the fraction `swap` of the living."""
+    """After `round` rounds: bring the mask to `density` (of all units), exchanging the fraction `swap` of the living.
+
+    block: (i, n), if only the i-th of n blocks of layers takes part, counted from the output; None: all layers do.
+    """
 
     round: int
     density: float
     swap: float = 0.0
+    block: tuple[int, int] | None = None
 
 
 class Condition(Protocol):

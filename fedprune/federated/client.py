@@ -24,6 +24,7 @@ from fedprune.pruning.cycle import Measure
 from fedprune.pruning.evidence import FROM_DATA, FROM_TRAINING, OF_REMOVAL, at_hand
 from fedprune.pruning.mask import apply
 from fedprune.pruning.network import Network
+from fedprune.pruning.rank import keep_best, nearest
 from fedprune.randomness import seeded, torch_seed, torch_stream
 from fedprune.types import SERVER, Job, Mask, Params, Subnet, Update
 from fedprune.wire.message import Wire, about, answered_under
@@ -39,6 +40,7 @@ class ClientRound:
     examples: how many of its training examples a client measures evidence on (None: all). regularisers: what it adds to its
     training so that weights get ready to be pruned; evidence and evaluation are of the network without noise. event: how it
     carries out prune events itself (None: the server does). accumulates: whether it adds up squared gradients for an event.
+    top: of evidence about the dead it sends only the largest, as many of each layer as this fraction of its living (None: all).
     """
 
     module: LocalModule
@@ -50,6 +52,7 @@ class ClientRound:
     regularisers: tuple[Regulariser, ...] = ()
     event: OnClient | None = None
     accumulates: bool = False
+    top: float | None = None
 
     @functools.cached_property
     def batches(self) -> Batches:
@@ -126,7 +129,10 @@ class ClientRound:
     def measure(self, job: Job) -> Update:
         """Measure the evidence that was asked for, at the subnet that was sent; train nothing."""
         evidence = self._evidence(replace(job, subnet=Subnet(job.subnet.params | self._own(job), job.subnet.mask)))
-        return Update(job.client, None, self._scored(job.client), evidence, job.about, kept=job.kept)
+        which = job.about
+        if which == "dead" and self.top is not None:
+            which, evidence = "top", {name: largest(values, job.subnet.mask, self.top) for name, values in evidence.items()}
+        return Update(job.client, None, self._scored(job.client), evidence, which, kept=job.kept)
 
     def _scored(self, client: int) -> int:
         """On how many examples this client measures evidence."""
@@ -170,6 +176,13 @@ class ClientRound:
     def _outcome(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         losses, correct = self.module.outcome(batch)
         return losses.float().cpu().numpy(), correct.cpu().numpy()
+
+
+def largest(values: Params, mask: Mask, fraction: float) -> Params:
+    """Of each layer the largest |value|, as many as this fraction of its living entries to the nearest, and zero elsewhere."""
+    counts = {name: nearest(fraction * int(alive.sum())) for name, alive in mask.items()}
+    sizes = {name: value.abs().masked_fill(mask[name], -math.inf) for name, value in values.items()}
+    return apply(values, {name: keep_best({name: sizes[name]}, counts[name])[name] for name in values})
 
 
 def _tensors(arrays: Arrays) -> Params:

@@ -1,7 +1,7 @@
 """What a client adds up about its gradients from round to round, and keeps to itself until a prune event asks for it.
 
-Of every prunable tensor, dead entries too, the sum over its rounds since the last event of (sum of gradients over the steps of a
-round)^2. Jiang et al. 2022 (PruneFL). `accumulated:name` is the sum for the tensor of that name.
+Of every prunable tensor, dead entries too, the sum over its rounds since the last event of the square of the round's gradient,
+which is the sum over its steps. Jiang et al. 2022 (PruneFL). `accumulated:name` is the sum for the tensor of that name.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from fedprune.types import Mask, Scores
 
 
 def kept(mask: Mask, scores: Scores, swap: float) -> Mask:
-    """What stays without question: of each layer's living all but the fraction `swap` (to the nearest) with the lowest scores."""
+    """What stays without question: of each layer's living all but the fraction `swap` (to the nearest) of lowest scores."""
     living = {name: scores[name].double().masked_fill(~alive, -torch.inf) for name, alive in mask.items()}
     counts = {name: int(alive.sum()) for name, alive in mask.items()}
     return layerwise(living, {name: number - nearest(swap * number) for name, number in counts.items()})
@@ -27,9 +27,9 @@ def kept(mask: Mask, scores: Scores, swap: float) -> Mask:
 def adjusted(stays: Mask, gains: Scores, times: Mapping[str, float], base: float, most: int) -> Mask:
     """`stays`, and of all other entries those that make the whole bring more per unit of time.
 
-    gains: g^2 of each entry. Gamma = sum of the gains of what lives / (base + sum of its times), times by layer. In the order of
-    gain / time an entry comes in as long as gain / time > Gamma, which that raises; and no more than `most` live in all. Ties go
-    to the lower index of the alphabetically first name. In float64.
+    gains: g^2 of each entry. Gamma = sum of the gains of what lives / (base + sum of its times), times by layer. In the order
+    of gain / time an entry comes in as long as gain / time > Gamma, which that raises; and no more than `most` live in all.
+    Ties go to the lower index of the alphabetically first name. In float64.
     """
     names = sorted(stays)
     others = {name: ~stays[name].flatten() for name in names}

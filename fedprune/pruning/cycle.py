@@ -3,8 +3,11 @@ are exchanged, measure, grow, regrow."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
+
+import torch
 
 from fedprune.pruning.adjust import adjusted, kept, layer_times
 from fedprune.pruning.criterion import Adjusted, Compensated, Criterion, Formula
@@ -65,7 +68,17 @@ def _adjusted(subnet: Subnet, event: PruneEvent, what: What, criterion: Adjusted
 def dropped(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure) -> Mask:
     """What the event leaves alive before it grows anything."""
     scores = _score(axes.criterion.drop, measure, subnet, "alive")
+    if event.block is not None:  # the others are full as they are, so that nothing grows there either
+        taking_part = block(axes.what.names, *event.block)
+        scores = {name: s if name in taking_part else torch.full_like(s, math.inf) for name, s in scores.items()}
     return shrink(subnet.mask, scores, event.density * (1 - event.swap), axes.what)
+
+
+def block(names: tuple[str, ...], number: int, blocks: int) -> tuple[str, ...]:
+    """The `number`-th of so many blocks of consecutive layers, counted from the output; the first ones may have one more."""
+    each, more = divmod(len(names), blocks)
+    first = number * each + min(number, more)
+    return names[::-1][first : first + each + (number < more)]
 
 
 def _compensated(subnet: Subnet, surviving: Mask, criterion: Criterion, measure: Measure) -> Params:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.when import Window
@@ -143,6 +143,24 @@ class Dynamic:
         swaps = [self.swap * DECAYS[self.decay](r / window.stop) for r in rounds]
         exchanges = tuple(PruneEvent(r, density, s) for r, s in zip(rounds, swaps, strict=True))
         return window.plan((PruneEvent(0, density), *exchanges))
+
+
+@dataclass(frozen=True)
+class Progressive(Dynamic):
+    """Dynamic sparse training block by block: each exchange is in the next of `blocks` blocks of consecutive layers, from the
+    output to the input and over again. Huang et al. 2023 (FedTiny).
+    """
+
+    blocks: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("blocks", self.blocks >= 1, f"how_often.blocks={self.blocks} must be at least 1")
+
+    def __call__(self, window: Window, density: float) -> Plan:
+        plan = super().__call__(window, density)
+        turns = tuple(replace(event, block=(i % self.blocks, self.blocks)) for i, event in enumerate(plan.events[1:]))
+        return replace(plan, events=(*plan.events[:1], *turns))
 
 
 def _by_rate(rate: float, density: float) -> list[float]:

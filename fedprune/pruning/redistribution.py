@@ -17,7 +17,7 @@ LEAST = torch.finfo(torch.float64).tiny
 
 def magnitude_rank(params: Params, mask: Mask) -> Scores:
     """The fraction of its layer's living weights that are no larger than a weight: with a global scope every layer loses the
-    same fraction of its living, the smallest |w|, to the nearest. The dead score 0; of equal ones the lower index is the larger.
+    same fraction of its living, the smallest |w|, to the nearest. The dead score 0; of equal ones the first is the largest.
     """
     return {name: _rank(w.abs(), mask[name]) for name, w in params.items()}
 
@@ -30,7 +30,7 @@ def _rank(size: Tensor, alive: Tensor) -> Tensor:
 
 
 def random_by_layer_magnitude(params: Params, mask: Mask, generator: Callable[[str], torch.Generator]) -> Scores:
-    """log(u) / p, u uniform: a draw without replacement in which each layer's dead have p = mean |w| of its living / their number.
+    """log(u) / p, u uniform, p = mean |w| of the layer's living / the number of its dead: a draw without replacement.
 
     What grows falls to layers in proportion to the mean |w| of their living, at random within: Babakniya et al. 2023 (FLASH),
     who draw each entry by itself and hit the density on average only. The draw: Efraimidis & Spirakis 2006.

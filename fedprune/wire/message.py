@@ -19,7 +19,7 @@ import torch
 
 from fedprune.pruning.mask import pack, unpack
 from fedprune.pruning.rank import how_many
-from fedprune.types import Job, Mask, PruneEvent, Subnet, Update
+from fedprune.types import Job, Mask, Params, PruneEvent, Subnet, Update
 from fedprune.wire.codec import Codec, Layout, decode
 
 MAGIC = b"FP01"
@@ -55,7 +55,7 @@ class Wire:
         with _sound():
             header, blocks = _unframe(message)
             header["measure"] = tuple(header.get("measure", ()))
-            header["event"] = PruneEvent(*header["event"]) if "event" in header else None
+            header["event"] = _event(*header["event"]) if "event" in header else None
             block, *bits = blocks
             subnet = self.read_subnet(block, self.mask_of(held))
             surviving = _read_survivors(subnet.mask, *bits) if bits else None
@@ -73,7 +73,7 @@ class Wire:
             header |= {"pruned": True}
         blocks = [] if update.subnet is None else [self.subnet_block(update.subnet, known)]
         cover = about(known, update.about)
-        blocks += [self.codec(values, cover, cover) for values in update.evidence.values()]
+        blocks += [self.codec(values, _support(values, cover, update.about), cover) for values in update.evidence.values()]
         return _frame(header, blocks)
 
     def decode_update(self, message: bytes | memoryview, known: Mask) -> Update:
@@ -88,6 +88,10 @@ class Wire:
             )
             evidence = {name: decode(block, layout, cover)[0] for name, block in zip(names, blocks, strict=True)}
             return Update(subnet=subnet, evidence=evidence, **header)
+
+
+def _event(round: int, density: float, swap: float, block: list[int] | None) -> PruneEvent:
+    return PruneEvent(round, density, swap, None if block is None else (block[0], block[1]))
 
 
 @contextmanager
@@ -115,10 +119,15 @@ def _read_survivors(mask: Mask, bits: memoryview) -> Mask:
 
 
 def about(mask: Mask, which: str) -> Mask:
-    """The entries that evidence is about: the living, the dead, or all."""
+    """The entries that evidence is about: the living, all, or the dead; `top` is the most of the dead, and zero elsewhere."""
     if which == "all":
         return {name: torch.ones_like(alive) for name, alive in mask.items()}
     return mask if which == "alive" else {name: ~alive for name, alive in mask.items()}
+
+
+def _support(values: Params, cover: Mask, which: str) -> Mask:
+    """The entries that are sent: where most are zero, only those that are not, with their places."""
+    return {name: value != 0 for name, value in values.items()} if which == "top" else cover
 
 
 def _frame(header: dict, blocks: list[bytes]) -> bytes:

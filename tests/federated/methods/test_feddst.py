@@ -88,8 +88,8 @@ def over_holders(server: Weights, parts: list[Weights], masks: list[Weights], si
 
 @pytest.mark.parametrize("cohort", [2, 3])
 def test_seven_rounds_with_two_readjustments_are_those_of_numpy(cohort, compose):
-    """Events after 0, 2 and 4 of 12 rounds, up to half of them: the fraction falls as 0.3 (1 + cos(pi r / 6)) / 2, 0.225 and 0.075
-    of 18 living weights, so that 14 (13.95) and 17 (16.65) are left before any grows."""
+    """Events after 0, 2 and 4 of 12 rounds, up to half of them: the fraction falls as 0.3 (1 + cos(pi r / 6)) / 2, 0.225 and
+    0.075 of 18 living weights, so that 14 (13.95) and 17 (16.65) are left before any grows."""
     overrides = ("rounds=12", "density=0.4", "how_often.every=2", "how_often.swap=0.3", "where.examples=null")
     experiment = federation(compose, "feddst", *overrides, f"federated.cohort={cohort}")
     left = {2: 14, 4: 17}

@@ -70,8 +70,8 @@ def walked(w: Weights, mask: Weights, gains: Weights, times: dict[str, float], m
 
 @pytest.mark.parametrize(("density", "cohort", "time"), [(1.0, 3, 1.0), (1.0, 2, 0.5), (0.4, 2, 1.0)])
 def test_nine_rounds_with_four_adjustments_are_those_of_numpy(density, cohort, time, compose):
-    """Events after 2, 4, 6 and 8 rounds. At density 1 it starts dense and how many live emerges; at 0.4 18 of 45 do at most. Sums of
-    all clients count, weighted by their examples; those who did not take part since the last event have none."""
+    """Events after 2, 4, 6 and 8 rounds. At density 1 it starts dense and how many live emerges; at 0.4 18 of 45 do at most.
+    Sums of all clients count, by their examples; those who did not take part since the last event have none."""
     experiment = prunefl(compose, f"density={density}", f"federated.cohort={cohort}", f"+criterion.times.fc2={time}")
     states, data = played(experiment, 9), data_of(experiment)
     times, most = {"fc1.weight": 1.0, "fc2.weight": time}, round(45 * density)
@@ -91,7 +91,7 @@ def test_nine_rounds_with_four_adjustments_are_those_of_numpy(density, cohort, t
             sums = {k: {name: np.zeros(w[name].shape) for name in PRUNABLE} for k in data}
         ends, chosen = [], cohort_of(experiment, clock)
         for k in chosen:
-            own, total = w, {name: 0.0 for name in PRUNABLE}
+            own, total = w, dict.fromkeys(PRUNABLE, 0.0)
             for _ in range(2):
                 g = gradient(own, *data[k])
                 total = {name: total[name] + g[name] for name in PRUNABLE}  # of the dead, too
@@ -110,8 +110,8 @@ def test_nine_rounds_with_four_adjustments_are_those_of_numpy(density, cohort, t
 
 
 def test_sums_travel_only_at_events_and_are_counted(compose):
-    """53 float32 numbers a client in every round; at an event each of the three sends 45 sums more, and what a message has about
-    them. Headers tell the loss in digits, so that lengths vary by a few bytes."""
+    """53 float32 numbers a client in every round; at an event each of the three sends 45 sums more, and what a message has
+    about them. Headers tell the loss in digits, so that lengths vary by a few bytes."""
     experiment = prunefl(compose, "density=1.0")
     loop = experiment.loop(experiment.executor())
     state, up = loop.start(), []
