@@ -85,14 +85,16 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     axes = Axes(what, criterion, config.federated.regrown)
     problems.add_incompatible(check.validation(plan, sum(sizes(clients.val)), names))
     problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
-    problems.add_incompatible(_combination(plan, axes, options, Network(net, dataset.shape), names))
+    problems.add_incompatible(_combination(plan, axes, options, recipe, Network(net, dataset.shape), names))
     problems.stop_if_any()
     wire = Wire(options["wire"], Layout.of({n: t for n, t in net.state_dict().items() if n not in own}, what.names))
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
     return Experiment(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin, regularisers)
 
 
-def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Network, names: dict[str, str]) -> list[str]:
+def _combination(
+    plan: Plan, axes: Axes, options: Mapping[str, Any], recipe: Recipe, network: Network, names: dict[str, str]
+) -> list[str]:
     """What is wrong with the axes together, on this network; a twin of a simpler composition is only pointed out."""
     what, criterion = axes.what, axes.criterion
     exchanges = any(event.swap for event in plan.events)
@@ -104,6 +106,7 @@ def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Ne
     return [
         *check.composition(plan, criterion, options["where"], options["rewind"], options["whose"], names),
         *check.blocks(plan, what, names),
+        *check.feedback(recipe.error_feedback, plan, options["whose"], names),
         *check.regrown(axes.regrown, plan, options["whose"], names),
         *check.on_clients(plan, options["whose"], criterion, options["where"], options["rewind"], names),
         *check.obstacles(plan, criterion, network, what.names, names),

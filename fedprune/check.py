@@ -168,6 +168,16 @@ def blocks(plan: Plan, what: What, names: dict[str, str]) -> list[str]:
     return [problem for problem, broken in rules.items() if broken]
 
 
+def feedback(error_feedback: bool, plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
+    """Whether what is trained behind a pruned network can come to anything."""
+    if not error_feedback or not plan.events or whose.at == "end":
+        return []
+    return [
+        f"local={names['local']}: what error feedback makes of dead weights is only known at the end of a client's round, and "
+        f"whose={names['whose']} does not ask then: choose whose=voted with whose.at=end, or local=classification"
+    ]
+
+
 def regrown(rule: str, plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
     """Whether what grows can start from where it is to start."""
     if rule == "zero" or whose.at is None or not any(event.swap for event in plan.events):

@@ -93,7 +93,9 @@ class Experiment:
     def loop(self, executor: Executor) -> FederatedLoop:
         """The federated loop over these workers."""
         config, federated, clients = self.config, self.config.federated, self.clients
-        exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken)
+        exchange = Exchange(
+            self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken, self.recipe.error_feedback
+        )
         return FederatedLoop(
             seed=config.seed,
             plan=self.plan,

@@ -28,6 +28,9 @@ BEFORE = {
 }
 """What federated keys were before there was a choice."""
 
+ADDED: dict[str, dict[str, Any]] = {"where": {"top": None}, "how_often": {"begin": 1.0}, "local": {"error_feedback": False}}
+"""Keys that options got later, and what stands for how it was before."""
+
 MOVED = ("fedprune.federated.server_step.", "fedprune.federated.aggregate.")
 """Where server steps are, and where they were."""
 
@@ -50,6 +53,8 @@ def folder_hash(config: DictConfig) -> str:
     kept["local"] = {key: value for key, value in kept["local"].items() if value != NOTHING}  # likewise
     kept["federated"] = _federated(kept["federated"])
     kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
+    for group, added in ADDED.items():
+        kept[group] = {key: value for key, value in kept[group].items() if key not in added or value != added[key]}
     return digest_of(kept)
 
 

@@ -22,7 +22,7 @@ from fedprune.local.train import Trained, fit, load, set_mode, unload
 from fedprune.pruning.companions import fold
 from fedprune.pruning.cycle import Measure
 from fedprune.pruning.evidence import FROM_DATA, FROM_TRAINING, OF_REMOVAL, at_hand
-from fedprune.pruning.mask import apply
+from fedprune.pruning.mask import apply, ones
 from fedprune.pruning.network import Network
 from fedprune.pruning.rank import keep_best, nearest
 from fedprune.randomness import seeded, torch_seed, torch_stream
@@ -75,7 +75,10 @@ class ClientRound:
         first: list[Params] = []
         trained = self._fit(job, begun, {} if pruned and pruned.replaced else momenta, first)
         result, optimizer = Subnet(trained.params, begun.mask), trained.optimizer
-        at_end = self._carry_out(job, "end", result, first[0] if first else arrived.params)
+        if self.recipe.error_feedback:  # an event chooses among all that was trained
+            result = Subnet(apply(trained.params, begun.mask), begun.mask)
+        whole = Subnet(trained.params, ones(trained.params, tuple(begun.mask))) if self.recipe.error_feedback else result
+        at_end = self._carry_out(job, "end", whole, first[0] if first else arrived.params)
         if at_end:
             result, optimizer = at_end.subnet, {} if at_end.replaced else optimizer
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
@@ -92,7 +95,8 @@ class ClientRound:
             if job.event is not None and (recipe.epochs or 0) > 1:
                 epoch = math.ceil(len(indices) / recipe.batch_size)
                 batches = interrupted(batches, epoch, lambda: first.append(unload(self.module)))
-            with regularised(net, subnet.mask, self.regularisers, sum(map(len, self.clients.train))) as penalty:
+            now = tuple(one.at(job.clock) for one in self.regularisers)
+            with regularised(net, subnet.mask, now, sum(map(len, self.clients.train))) as penalty:
                 summed = tuple(subnet.mask) if self.accumulates else ()
                 return fit(self.module, subnet, batches, recipe, recipe.lr_decay**job.clock, penalty, momenta, summed)
 

@@ -19,6 +19,8 @@ class Recipe:
     retrain_lr: the learning rate is multiplied by it once anything is pruned. fixed: layers that stay as they are once anything
     is pruned, by kind (conv, linear) or name. Han et al. 2015.
     freeze_batchnorm: BatchNorm normalises with the running statistics it was sent, and does not change them.
+    error_feedback: the forward and backward pass see the pruned network, and the step changes all weights, the dead too, which
+    may so come to live at the end of the round. Lin et al. 2020 (dynamic pruning with feedback); Long et al. 2023 (FedDIP).
     keep_optimizer: the optimizer goes on from what the client kept of it, and is kept again.
     """
 
@@ -31,6 +33,7 @@ class Recipe:
     retrain_lr: float = 1.0
     fixed: Sequence[str] = ()
     freeze_batchnorm: bool = False
+    error_feedback: bool = False
     keep_optimizer: bool = False
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,13 +31,23 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 class Regulariser:
     """formula: (what its arguments name, see PIECES) -> a scalar; `strength` times it is added to the mean loss of each batch.
     layers: (net, mask) -> how the layers of these names run in training; all others run as always. companion: what each
-    prunable weight gets beside it.
+    prunable weight gets beside it. steps, rounds: the strength rises in `steps` equal steps over so many rounds, from 0; with
+    steps = 0 it is the same throughout.
     """
 
     formula: Formula | None = None
     strength: float = 0.0
     layers: Callable[[nn.Module, Mask], dict[str, Forward]] | None = None
     companion: Companion | None = None
+    steps: int = 0
+    rounds: int = 1
+
+    def at(self, clock: int) -> Regulariser:
+        """This one in the round that follows `clock`: with the strength that it has then."""
+        if not self.steps:
+            return self
+        done = min(clock * self.steps // self.rounds, self.steps)
+        return replace(self, strength=self.strength * done / self.steps)
 
 
 def none() -> Regulariser:

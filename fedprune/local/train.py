@@ -45,7 +45,8 @@ def fit(
     kept: Params | None = None,
     summed: tuple[str, ...] = (),
 ) -> Trained:
-    """Train `subnet` on `batches`. Dead entries are zero after every step, whatever the optimizer does to them.
+    """Train `subnet` on `batches`. Dead entries are zero after every step, whatever the optimizer does to them; except under
+    error feedback, where they are zero in every forward and backward pass, and what they come to is returned.
 
     `decay` multiplies the learning rate. `penalty`, a function of the module's parameters as they are, is added to each batch's
     loss, but is no part of the loss that is told. `kept` is the state that the optimizer goes on from. `summed`: the tensors
@@ -78,11 +79,13 @@ def _steps(
 ) -> tuple[list[Tensor], list[int]]:
     """A step of the optimizer per batch, its gradients added to `sums`. Returns the batches' losses and sizes."""
     parameters: list[Tensor] = [p for p in module.net.parameters() if p.requires_grad]
-    mask_gradients = bool(masks) and (recipe.clip_norm is not None or type(optimizer) not in ENTRYWISE)
+    feedback = bool(masks) and recipe.error_feedback
+    mask_gradients = bool(masks) and not feedback and (recipe.clip_norm is not None or type(optimizer) not in ENTRYWISE)
     sent = [p.detach().clone() for p in parameters] if recipe.proximal_mu else []
     losses, sizes = [], []
     for step, batch in enumerate(batches):
         optimizer.zero_grad()
+        whole = _prune(weights, masks) if feedback else []
         loss = _loss(module, batch, step)
         (loss if penalty is None else loss + penalty()).backward()
         _add_gradients(module, sums)
@@ -92,8 +95,9 @@ def _steps(
             _mask_gradients(weights, masks)
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+        _restore(weights, whole)
         optimizer.step()
-        if masks:
+        if masks and not feedback:
             with torch.no_grad():
                 torch._foreach_mul_(weights, masks)
         losses.append(loss.detach())
@@ -172,6 +176,20 @@ def _mask_gradients(weights: list[Tensor], masks: list[Tensor]) -> None:
     for weight, mask in zip(weights, masks, strict=True):
         if weight.grad is not None:
             weight.grad.mul_(mask)
+
+
+def _prune(weights: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
+    """Set the dead to zero, in place. Returns the weights as they were."""
+    with torch.no_grad():
+        whole = [weight.detach().clone() for weight in weights]
+        torch._foreach_mul_(weights, masks)
+    return whole
+
+
+def _restore(weights: list[Tensor], whole: list[Tensor]) -> None:
+    with torch.no_grad():
+        for weight, value in zip(weights, whole, strict=False):
+            weight.copy_(value)
 
 
 def _add_gradients(module: LocalModule, sums: Params) -> None:

@@ -75,7 +75,7 @@ def gradient(grads: Params) -> Scores:
 
 
 def squared_gradient(sq_grads_accumulated: Params) -> Scores:
-    """g^2 of all rounds since the last event, g a round's summed gradient: what a weight brings. Jiang et al. 2022 (PruneFL)."""
+    """g^2 of all rounds since the last event, g a round's summed gradient: its importance. Jiang et al. 2022 (PruneFL)."""
     return dict(sq_grads_accumulated)
 
 

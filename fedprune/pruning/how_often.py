@@ -100,19 +100,29 @@ class Gradual:
     """An event every `every` rounds of the window, the density falling from 1 along `shape`.
 
     cubic: d + (1 - d)(1 - t)^3 (Zhu & Gupta 2017); linear: 1 - (1 - d) t; exponential: d^t; t = k/n for the k-th of n events.
+    begin: the density to fall from, instead of 1: the first event goes there at once, and t = (k - 1) / (n - 1).
     """
 
     every: int = 1
     shape: str = "cubic"
+    begin: float = 1.0
 
     def __post_init__(self) -> None:
         _check("every", self.every >= 1, f"how_often.every={self.every} must be at least 1 round")
         _check("shape", self.shape in SHAPES, f"how_often.shape={self.shape}: choose one of {', '.join(SHAPES)}")
+        _check("begin", 0 < self.begin <= 1, f"how_often.begin={self.begin} is a density: more than 0, at most 1")
 
     def __call__(self, window: Window, density: float) -> Plan:
-        rounds = window.every(self.every)
-        curve = SHAPES[self.shape]
-        return window.plan(tuple(PruneEvent(r, curve((k + 1) / len(rounds), density)) for k, r in enumerate(rounds)))
+        _check("begin", density <= self.begin, f"how_often.begin={self.begin} is below density={density}: choose a higher one")
+        rounds, curve = window.every(self.every), SHAPES[self.shape]
+        if self.begin == 1:
+            return window.plan(tuple(PruneEvent(r, curve((k + 1) / len(rounds), density)) for k, r in enumerate(rounds)))
+        _check(
+            "begin", len(rounds) > 1, f"how_often.begin={self.begin} takes two events or more: set more rounds, or begin=1.0"
+        )
+        stages = (k / (len(rounds) - 1) for k in range(len(rounds)))
+        densities = [self.begin * curve(t, density / self.begin) for t in stages]
+        return window.plan(tuple(PruneEvent(r, d) for r, d in zip(rounds, [*densities[:-1], density], strict=True)))
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ def test_the_smallest_of_each_layers_living_are_in_question():
 
 
 def test_entries_come_in_by_gain_per_time_until_that_no_longer_pays():
-    """What stays brings 4 + 2 in a time of 1 + 2 + base 1: Gamma = 6/4 = 1.5. Of the others, in the order of gain / time: 3/1 in
-    layer a comes (9/5 = 1.8), then 5/2 = 2.5 in b (14/7 = 2), then 2/1 in a, which is not more than 2: it does not, nor 1/1."""
+    """What stays brings 4 + 2 in a time of 1 + 2 + base 1: Gamma = 6/4 = 1.5. Of the others, in the order of gain / time, 3/1
+    in layer a comes (9/5 = 1.8), then 5/2 = 2.5 in b (14/7 = 2), then 2/1 in a, which is not more than 2: nor is 1/1."""
     stays = {"a": torch.tensor([T, F, F, F]), "b": torch.tensor([T, F])}
     gains = {"a": torch.tensor([4.0, 2.0, 3.0, 1.0]), "b": torch.tensor([2.0, 5.0])}
     mask = adjusted(stays, gains, {"a": 1.0, "b": 2.0}, base=1.0, most=6)
