@@ -281,6 +281,16 @@ def test_a_run_is_what_it_was_before_aggregates_and_what_regrows_could_be_chosen
     assert folder_hash(before) == folder_hash(config)
 
 
+def test_a_run_is_what_it_was_before_options_got_further_keys(assemble):
+    config, _ = assemble(*TINY, "how_often=gradual")
+    before = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    del before.where.top, before.how_often.begin, before.local.error_feedback
+    assert folder_hash(before) == folder_hash(config)
+    for key, value in (("where.top", 0.5), ("how_often.begin", 0.5), ("local.error_feedback", True)):
+        OmegaConf.update(changed := config.copy(), key, value)
+        assert folder_hash(changed) != folder_hash(before), key
+
+
 def test_another_logger_finds_the_run_that_is_done(command):
     assert command(*TINY).rc == 0
     assert "already done" in command(*TINY, "logger=csv", "executor=processes", "density=0.3").out

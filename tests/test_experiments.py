@@ -37,6 +37,9 @@ NARROWED = {
 }
 """Of experiments whose grid is too large for a test: the values of some axes that stand for all of them."""
 
+EASED = {"feddip": ("density=0.4",)}
+"""Of experiments whose events wait for what the reduced form does not come to: what to set instead."""
+
 
 def grid(path: Path) -> dict[str, list[str]]:
     """The axes that the file declares, narrowed where NARROWED says so."""
@@ -74,7 +77,10 @@ def data(tmp_path_factory) -> Callable[..., tuple[str, ...]]:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_runs_with_its_whole_grid(path, command, data):
     narrowed = [f"{key}={values}" for key, values in NARROWED.get(path.stem, {}).items()]
-    result = command(f"+experiment={path.stem}", *data(path), *REDUCED, *narrowed, "-m")
+    eased = EASED.get(path.stem, ())
+    keys = {override.partition("=")[0] for override in eased}
+    reduced = [override for override in REDUCED if override.partition("=")[0] not in keys]
+    result = command(f"+experiment={path.stem}", *data(path), *reduced, *eased, *narrowed, "-m")
     assert result.rc == 0, result.text
     folder, axes = Path("outputs", path.stem), grid(path)
     cells = math.prod(len(values) for key, values in axes.items() if not swept_away(key))

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.make import make
 from fedprune.pruning.gate import Accurate, Settled
-from fedprune.pruning.how_often import Dynamic, Gradual, Iterative, Never, Stepwise
+from fedprune.pruning.how_often import Dynamic, Gradual, Iterative, Never, Progressive, Stepwise
 from fedprune.pruning.when import AfterTraining, BeforeTraining, DuringTraining, OnceAccurate, OnceSettled, Window
 from fedprune.types import Gate, Plan, PruneEvent
 
@@ -68,6 +68,29 @@ def test_plans_by_hand(when, how_often, density, expected, rounds):
     assert events(made) == expected
     assert made.rounds == rounds
     assert all(event.swap == 0 for event in made.events)
+
+
+def test_gradual_may_begin_below_one():
+    """Window [1, 6), every 2: rounds 1, 3, 5, and t = 0, 1/2, 1 from 0.5 to 0.1. Cubic: 0.1 + 0.4 / 8 = 0.15; linear: 0.3;
+    exponential: 0.5 sqrt(0.2)."""
+    middles = {"cubic": 0.15, "linear": 0.3, "exponential": 0.2236068}
+    for shape, middle in middles.items():
+        made = plan(DURING, Gradual(2, shape, begin=0.5), 0.1)
+        assert [(e.round, round(e.density, 7)) for e in made.events] == [(1, 0.5), (3, middle), (5, 0.1)]
+    for wrong, density in ((Gradual(2, begin=0.05), 0.1), (Gradual(9, begin=0.5), 0.1)):
+        with pytest.raises(ConfigError, match="how_often.begin"):
+            plan(DURING, wrong, density)
+
+
+def test_progressive_takes_one_block_after_the_other_and_over_again():
+    made = plan(DuringTraining(0.0, 1.0), Progressive(2, 0.3, "constant", blocks=3), 0.1)
+    assert [(e.round, e.swap, e.block) for e in made.events] == [
+        (0, 0.0, None),
+        (2, 0.3, (0, 3)),
+        (4, 0.3, (1, 3)),
+        (6, 0.3, (2, 3)),
+        (8, 0.3, (0, 3)),
+    ]
 
 
 def test_dynamic_is_sparse_from_round_0_and_exchanges_a_falling_share():
