@@ -21,6 +21,7 @@ from fedprune.errors import ConfigError
 from fedprune.experiment import Experiment, initial_net, sizes
 from fedprune.federated.batchnorm import own_names
 from fedprune.federated.costs import flops_per_example
+from fedprune.local.control import refuse
 from fedprune.local.fixed import held
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
@@ -49,8 +50,9 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems = check.Problems()
     problems.add(check.ranges(config))
     options = {group: problems.attempt(make, config[group]) for group in OBJECTS}
-    options["aggregate"] = problems.attempt(make, config.federated.aggregate)
+    options |= {group: problems.attempt(make, config.federated[group]) for group in ("aggregate", "upload")}
     options["server_step"] = problems.attempt(make, config.federated.server)
+    availability = problems.attempt(make, config.federated.availability)
     recipe = problems.attempt(_recipe, config)
     regularisers = tuple(problems.attempt(make, config.local[group]) for group in ("penalty", "dropout"))
     ticket = problems.attempt(_ticket, config)
@@ -70,11 +72,14 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     clients = problems.attempt(federate, dataset, options["partition"], config.federated.clients, config.seed, proxy)
     problems.attempt(_optimizer, config, net)
     problems.attempt(_fixed, net, recipe)
-    problems.attempt(together, *regularisers, net)
-    if isinstance(criterion, Adjusted) and what is not None:
-        problems.attempt(layer_times, criterion.times, what.names)
+    controlled = problems.attempt(_controlled, config, net, own)
+    if what is not None:
+        problems.attempt(together, *regularisers, net, what.names)
+        if isinstance(criterion, Adjusted):
+            problems.attempt(layer_times, criterion.times, what.names)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
+    options["fates"] = availability(config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])
     problems.add(check.outcomes(plan, options["whose"], names))
 
     add_companions(net, what.names, regularisers, torch_stream(config.seed, "companions"))
@@ -84,12 +89,16 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
 
     axes = Axes(what, criterion, config.federated.regrown)
     problems.add_incompatible(check.validation(plan, sum(sizes(clients.val)), names))
+    problems.add_incompatible(check.answers(options["fates"], config, plan, criterion, where, options["whose"], names))
     problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
+    problems.add_incompatible(check.of_one_mask(config.federated, options["whose"], plan, names))
     problems.add_incompatible(_combination(plan, axes, options, recipe, Network(net, dataset.shape), names))
     problems.stop_if_any()
     wire = Wire(options["wire"], Layout.of({n: t for n, t in net.state_dict().items() if n not in own}, what.names))
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
-    return Experiment(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin, regularisers)
+    return Experiment(
+        *(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin, regularisers, controlled)
+    )
 
 
 def _combination(
@@ -108,7 +117,7 @@ def _combination(
         *check.blocks(plan, what, names),
         *check.feedback(recipe.error_feedback, plan, options["whose"], names),
         *check.regrown(axes.regrown, plan, options["whose"], names),
-        *check.on_clients(plan, options["whose"], criterion, options["where"], options["rewind"], names),
+        *check.on_clients(plan, options["whose"], axes, options["where"], options["rewind"], names),
         *check.obstacles(plan, criterion, network, what.names, names),
         *check.min_per_layer(what, plan, units),
         *check.scope(what, plan, units, names),
@@ -149,6 +158,15 @@ def _optimizer(config: DictConfig, net: nn.Module) -> None:
         module.configure_optimizers()
     except (ConfigError, TypeError, ValueError) as error:
         raise ConfigError([f"local.optimizer or local.module: {error}"]) from error
+
+
+def _controlled(config: DictConfig, net: nn.Module, own: tuple[str, ...]) -> tuple[str, ...]:
+    """The parameters that are trained with controls: under SCAFFOLD all that travel."""
+    if config.federated.control == "none":
+        return ()
+    module = make(config.local.module, net, make(config.local.optimizer))
+    refuse(module.configure_optimizers(), config.federated.optimizer_state == "kept")
+    return tuple(name for name, _ in net.named_parameters() if name not in own)
 
 
 def _fixed(net: nn.Module, recipe: Recipe) -> None:

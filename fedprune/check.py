@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from fedprune.errors import ConfigError, DataError, Incompatible
+from fedprune.federated.availability import Fates, heard
+from fedprune.federated.sampling import cohort
 from fedprune.federated.where import Cohort
 from fedprune.federated.whose import Voted, Whose
 from fedprune.pruning.companions import CHOOSE
 from fedprune.pruning.criterion import Criterion
+from fedprune.pruning.cycle import Axes
 from fedprune.pruning.evidence import (
     FROM_CLIENTS,
     FROM_DATA,
@@ -29,7 +32,7 @@ from fedprune.pruning.rewind import CONTROLS, LearningRate, Rewind
 from fedprune.pruning.scope import is_layerwise
 from fedprune.pruning.what import What
 from fedprune.ticket.begin import broken_units
-from fedprune.types import Mask, Plan
+from fedprune.types import SERVER, Mask, Plan
 
 T = TypeVar("T")
 
@@ -83,7 +86,7 @@ def ranges(config: Any) -> list[str]:
         "it is the number of clients that train in a round": 1 <= federated.cohort <= max(federated.clients, 1),
     }
     choices = {"weighting": ("examples", "uniform"), "broken": ("stop", "drop"), "optimizer_state": ("fresh", "kept")}
-    choices |= {"regrown": RULES}
+    choices |= {"regrown": RULES, "control": ("none", "scaffold")}
     wrong = {key: federated[key] for key, known in choices.items() if federated[key] not in known}
     return [problem for problem, fine in rules.items() if not fine] + [
         f"federated.{key}={value}: choose one of {', '.join(choices[key])}" for key, value in wrong.items()
@@ -188,7 +191,7 @@ def regrown(rule: str, plan: Plan, whose: Whose, names: dict[str, str]) -> list[
     ]
 
 
-def on_clients(plan: Plan, whose: Whose, criterion: Criterion, where: Any, rewind: Rewind, names: dict[str, str]) -> list[str]:
+def on_clients(plan: Plan, whose: Whose, axes: Axes, where: Any, rewind: Rewind, names: dict[str, str]) -> list[str]:
     """What clients that carry out events themselves cannot do."""
     if whose.at is None or not plan.events:
         return []
@@ -196,17 +199,35 @@ def on_clients(plan: Plan, whose: Whose, criterion: Criterion, where: Any, rewin
     asked = needs(plan.gate.opens) if plan.gate and not whose.asks else ()
     rules = {
         f"{chosen}: clients add up gradients for the server's events, and criterion={names['criterion']} asks for them: "
-        "choose whose=shared": bool(_asked(criterion) & set(FROM_TRAINING)),
+        "choose whose=shared": bool(_asked(axes.criterion) & set(FROM_TRAINING)),
         f"{chosen}: each client scores on its own data, and where={names['where']} measures elsewhere: choose where=cohort": (
-            bool(_asked(criterion) & set(FROM_DATA)) and not isinstance(where, Cohort)
+            bool(_asked(axes.criterion) & set(FROM_DATA)) and not isinstance(where, Cohort)
         ),
         f"{chosen}: a client knows the weights of the start, and not those of round {early}: choose rewind=init": (
             not whose.asks and early > 0 and not isinstance(rewind, LearningRate)
         ),
         f"{chosen}: the learning rate follows the rounds of all, and rewind={names['rewind']} would set back one client's: "
         "choose rewind=init or rewind=none": not whose.asks and isinstance(rewind, LearningRate),
+        f"{chosen}: what clients grow starts from zero, and federated.regrown=server is for what the server grows: "
+        "choose federated.regrown=zero": axes.regrown == "server",
         f"when={names['when']} compares the masks after the first and the last epoch: choose whose.at=end": (
             "mask_shift" in asked and whose.at == "start"
+        ),
+    }
+    return [problem for problem, broken in rules.items() if broken]
+
+
+def of_one_mask(federated: Any, whose: Whose, plan: Plan, names: dict[str, str]) -> list[str]:
+    """What goes by the mask that was sent, where clients change it."""
+    if whose.at is None or not plan.events:
+        return []
+    chosen, upload = f"whose={names['whose']}", federated.upload["_target_"].rpartition(".")[2]
+    rules = {
+        f"{chosen}: controls are of the weights that were sent, and clients prune: choose federated.control=none": (
+            federated.control != "none"
+        ),
+        f"{chosen}: {upload} is by the mask that was sent, and clients prune: choose federated/upload=all": (
+            upload != "everything"
         ),
     }
     return [problem for problem, broken in rules.items() if broken]
@@ -219,6 +240,32 @@ def validation(plan: Plan, examples: int, names: dict[str, str]) -> list[str]:
     return [
         f"when={names['when']} looks at the clients' validation data, and partition.val=0 leaves none: set partition.val=0.1, "
         "or choose when=once_settled"
+    ]
+
+
+def answers(
+    fates: Fates, config: Any, plan: Plan, criterion: Criterion, where: Any, whose: Whose, names: dict[str, str]
+) -> list[str]:
+    """Whether those who are asked to train, or to measure evidence, include somebody who answers in any round."""
+    federated, seed = config.federated, config.seed
+
+    def trains(clock: int) -> tuple[int, ...]:
+        return cohort(seed, clock, federated.clients, federated.cohort)
+
+    def measures(clock: int) -> tuple[int, ...]:
+        return where(trains(clock), federated.clients, seed)
+
+    if not heard(fates, trains, plan.rounds):
+        return [
+            f"federated.availability leaves nobody in any of the {plan.rounds} rounds: choose federated/availability=always, "
+            "or let more clients answer"
+        ]
+    asks = whose.asks and bool(plan.events) and bool(_asked(criterion) & set(FROM_DATA)) and measures(0) != (SERVER,)
+    if not asks or heard(fates, measures, plan.rounds):
+        return []
+    return [
+        f"where={names['where']}: under federated.availability nobody ever answers who is to measure evidence: "
+        "choose where=cohort, or another seed"
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,23 @@ def amount(count: float, unit: str = "B") -> str:
     return f"{count:.3g} P{unit}"
 
 
+LEFT_OUT = {"clients/silent": "silent", "clients/late": "late", "clients/dropped": "broken"}
+"""The metrics that count what was left out of a round, and what each is called."""
+
+
+def left_out_text(rows: Sequence[Mapping[str, float]]) -> str | None:
+    """How many answers were left out of all rounds, and why, and what never came for want of them; None if all went well."""
+    counts = {text: int(sum(row.get(name, 0) for row in rows)) for name, text in LEFT_OUT.items()}
+    empty, waiting = sum("train/loss" not in row for row in rows), int(rows[-1].get("prune/waiting", 0))
+    reasons = ", ".join(f"{count} {text}" for text, count in counts.items() if count)
+    parts = [
+        f"left out of {len(rows)} rounds: {reasons}" if reasons else "",
+        f"{empty} of the rounds merged nothing" if reasons and empty else "",
+        f"prune events that never came, because nobody answered about their evidence: {waiting}" if waiting else "",
+    ]
+    return "; ".join(filter(None, parts)) or None
+
+
 class Live:
     """Told of every round; shows the newest accuracy, density and bytes."""
 
@@ -94,6 +111,8 @@ class Live:
         facts = (
             f"accuracy {self._accuracy}  density {metrics['density/weights']:.3g}  sent {amount(metrics['wire/total_bytes'])}"
         )
+        left_out = int(sum(metrics.get(name, 0) for name in LEFT_OUT))
+        facts += f"  left out {left_out}" if left_out else ""
         done = int(metrics["round"]) + 1
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, facts=facts)

@@ -26,3 +26,7 @@ class DataError(FedpruneError):
 
 class RunError(FedpruneError):
     """A run cannot go on: a full disk, a damaged checkpoint, a client whose loss is not a number."""
+
+
+class Unheard(RunError):
+    """Nobody answered who was asked for evidence, and somebody may the next time: a prune event waits for that."""

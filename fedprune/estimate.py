@@ -7,6 +7,8 @@ from typing import Any
 
 from fedprune.display import amount
 from fedprune.experiment import Experiment
+from fedprune.federated.availability import Fate
+from fedprune.federated.controls import start
 from fedprune.federated.costs import training_flops
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.companions import is_companion
@@ -22,16 +24,17 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
 
     Under a gate, as if each event came at its earliest: what it waits costs more.
     """
-    plan, net = experiment.plan, experiment.net
+    plan, net, answering = experiment.plan, experiment.net, _answering(experiment, config)
     down = up = flops = 0.0
     subnets = _subnets(experiment)
     for rounds, subnet in _stretches(experiment, subnets):
         sent, received = _message_bytes(experiment, subnet)
         down += rounds * config.federated.cohort * sent
-        up += rounds * config.federated.cohort * received
-        flops += rounds * _examples(experiment, config) * training_flops(experiment.flops, subnet.mask)
+        up += rounds * answering * config.federated.cohort * received
+        flops += rounds * answering * _examples(experiment, config) * training_flops(experiment.flops, subnet.mask)
     prunable = sum(net.state_dict()[name].numel() for name in experiment.axes.what.names)
     parameters = sum(p.numel() for name, p in net.named_parameters() if not is_companion(name))
+    missing = [("answers", f"{100 * answering:.3g} % of those that are sent for training; of evidence, all are counted")]
     gate = [("gate", f"{plan.gate.opens}; the costs are those of events at their earliest")] if plan.gate else []
     return [
         ("parameters", f"{parameters:,} ({prunable:,} prunable)"),
@@ -43,6 +46,7 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
             "operations",
             f"{amount(flops, 'FLOP')} of training, {amount(sum(experiment.flops.values()), 'FLOP')} an example when dense",
         ),
+        *(missing if answering < 1 else []),
         *gate,
     ]
 
@@ -73,9 +77,20 @@ def _stretches(experiment: Experiment, subnets: list[Subnet]) -> list[tuple[int,
 def _message_bytes(experiment: Experiment, subnet: Subnet) -> tuple[int, int]:
     """(bytes of a job, bytes of its update) for training this subnet."""
     wire = experiment.wire
-    job = wire.encode_job(Job(0, 0, 0, 0, subnet), wire.subnet_block(subnet))
-    answer = wire.encode_update(Update(0, subnet, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}), subnet.mask)
+    carried = start(experiment.controlled, subnet.params)
+    job = wire.encode_job(Job(0, 0, 0, 0, subnet, carried=carried), wire.subnet_block(subnet))
+    travels = experiment.options["upload"].pack(experiment.net.state_dict(), subnet)
+    update = Update(0, travels, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}, carried=carried)
+    answer = wire.encode_update(update, subnet.mask)
     return len(job), len(answer)
+
+
+def _answering(experiment: Experiment, config: Any) -> float:
+    """The fraction of the clients that are asked to train in the plan's rounds that answer."""
+    fed, fates = config.federated, experiment.options["fates"]
+    cohorts = [cohort(config.seed, clock, fed.clients, fed.cohort) for clock in range(experiment.plan.rounds)]
+    found = [fates(client, clock) is Fate.ANSWERS for clock, asked in enumerate(cohorts) for client in asked]
+    return sum(found) / len(found)
 
 
 def _examples(experiment: Experiment, config: Any) -> float:

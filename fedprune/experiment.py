@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,21 +14,23 @@ from torch import nn
 
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
+from fedprune.federated import controls
 from fedprune.federated.client import ClientRound
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.executor import Executor, Processes, Serial
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.on_client import OnClient
+from fedprune.federated.upload import Upload
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, add_companions
 from fedprune.make import make
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.evidence import FROM_TRAINING, needs
 from fedprune.pruning.network import Network
-from fedprune.pruning.paths import effective_density
+from fedprune.pruning.paths import effective_density, followed
 from fedprune.randomness import torch_seed, torch_stream
-from fedprune.types import Params, Plan, Subnet
+from fedprune.types import Mask, Params, Plan, Subnet
 from fedprune.wire.message import Wire
 
 log = logging.getLogger(__name__)
@@ -38,10 +40,11 @@ log = logging.getLogger(__name__)
 class Experiment:
     """Everything that a configuration stands for, checked.
 
-    options: what each group of build.OBJECTS names, the aggregate and the server's step. net: the network at its
+    options: what each group of build.OBJECTS names, the aggregate, the upload, the server's step, and the fates of all answers.
+    net: the network at its
     initialisation. own: the tensors that clients keep to themselves. flops: of training on one example, by layer of the dense
     network. begin: the ticket that the run starts from (None: dense, from `net`). regularisers: what clients add to their
-    training.
+    training. controlled: the parameters whose training is corrected by controls.
     """
 
     config: DictConfig
@@ -58,6 +61,7 @@ class Experiment:
     device: str
     begin: Subnet | None = None
     regularisers: tuple[Regulariser, ...] = ()
+    controlled: tuple[str, ...] = ()
 
     def executor(self) -> Executor:
         """Start the workers."""
@@ -65,6 +69,7 @@ class Experiment:
             client_round,
             *(_container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device, self.regularisers),
             self._on_client(),
+            self.options["upload"],
             self._accumulates,
         )
         if self.device != "cpu" and self.config.executor["_target_"].endswith(f".{Processes.__name__}"):
@@ -93,9 +98,10 @@ class Experiment:
     def loop(self, executor: Executor) -> FederatedLoop:
         """The federated loop over these workers."""
         config, federated, clients = self.config, self.config.federated, self.clients
-        exchange = Exchange(
-            self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken, self.recipe.error_feedback
-        )
+        carries = functools.partial(controls.carried, self.controlled)
+        exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken)
+        exchange = replace(exchange, fates=self.options["fates"], carries=carries, upload=self.options["upload"])
+        exchange = replace(exchange, feedback=self.recipe.error_feedback)
         return FederatedLoop(
             seed=config.seed,
             plan=self.plan,
@@ -113,9 +119,13 @@ class Experiment:
             fresh=self._fresh,
             trained=tuple(name for name, _ in self.net.named_parameters()),
             flops=self.flops,
-            effective=functools.partial(effective_density, self.net, shape=self.dataset.shape),
+            effective=self._effective,
             begin=self.begin,
         )
+
+    @property
+    def _effective(self) -> Callable[[Mask], float] | None:
+        return functools.partial(effective_density, self.net, shape=self.dataset.shape) if followed(self.net) else None
 
 
 def client_round(
@@ -127,6 +137,7 @@ def client_round(
     device: str,
     regularisers: tuple[Regulariser, ...],
     event: OnClient | None,
+    upload: Upload,
     accumulates: bool,
 ) -> ClientRound:
     """What a worker builds for itself, once: the module, around data that it shares with the others."""
@@ -135,7 +146,7 @@ def client_round(
     add_companions(net, wire.layout.masked, regularisers, torch.Generator())  # each job brings its own values
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
     examples, top = (config["where"].get(key) for key in ("examples", "top"))
-    return ClientRound(module, dataset, clients, recipe, wire, examples, regularisers, event, accumulates, top)
+    return ClientRound(module, dataset, clients, recipe, wire, examples, regularisers, event, upload, accumulates, top)
 
 
 def initial_net(config: DictConfig, dataset: Dataset, number: int) -> nn.Module:

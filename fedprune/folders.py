@@ -19,20 +19,12 @@ GROUPS = (
 VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_every", "hydra")
 """Keys that do not change a result: a run is the same run whatever they are."""
 
+METHOD = "experiment@_global_"
+"""The key by which one experiment adds another to itself: conf/experiment/benchmark.yaml sweeps over methods with it."""
+
 NOTHING = {"_target_": "fedprune.local.regulariser.none"}
 """What a penalty or dropout is where there is none."""
 
-BEFORE = {
-    "aggregate": {"_target_": "fedprune.federated.aggregate.OverlapMean", "uncovered": "keep"},
-    "regrown": "zero",
-}
-"""What federated keys were before there was a choice."""
-
-ADDED: dict[str, dict[str, Any]] = {"where": {"top": None}, "how_often": {"begin": 1.0}, "local": {"error_feedback": False}}
-"""Keys that options got later, and what stands for how it was before."""
-
-MOVED = ("fedprune.federated.server_step.", "fedprune.federated.aggregate.")
-"""Where server steps are, and where they were."""
 
 QUOTES = "\"'"
 MOST = 200  # characters of a folder's name
@@ -51,19 +43,8 @@ def folder_hash(config: DictConfig) -> str:
     if kept["ticket"]["path"] is None:
         del kept["ticket"]  # a run without one is what it was before there were any
     kept["local"] = {key: value for key, value in kept["local"].items() if value != NOTHING}  # likewise
-    kept["federated"] = _federated(kept["federated"])
     kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
-    for group, added in ADDED.items():
-        kept[group] = {key: value for key, value in kept[group].items() if key not in added or value != added[key]}
     return digest_of(kept)
-
-
-def _federated(federated: dict[str, Any]) -> dict[str, Any]:
-    """As it was written before there was a choice, and when server steps stood in the same file as aggregates."""
-    kept = {key: value for key, value in federated.items() if key not in BEFORE or value != BEFORE[key]}
-    if isinstance(kept["server"], dict):
-        kept["server"] = {**kept["server"], "_target_": str(kept["server"].get("_target_")).replace(*MOVED)}
-    return kept
 
 
 def digest_of(value: Any) -> str:
@@ -93,6 +74,8 @@ def _word(override: str) -> str:
     key, _, value = override.lstrip("+~").partition("=")
     if key == "ticket.path":
         return f"ticket={_ticket(Path(value.strip(QUOTES)))}"
+    if key == METHOD:
+        return value
     if key.startswith(("experiment", "name", "data.root", *VOLATILE)):
         return ""
     return re.sub(r"[^\w.,+=-]+", "_", value if key in GROUPS else f"{key.rpartition('/')[2]}={value}")

@@ -106,6 +106,9 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
             problem = unmet(loop.plan, state)
             if problem:
                 log.warning(problem)
+            left_out = display.left_out_text(tracking.read_metrics(folder))
+            if left_out:
+                console.print(left_out)
     except BaseException:
         executor.close(now=True)
         save_state(written, path)  # interrupted or not, what is written down can be gone on from

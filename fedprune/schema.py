@@ -21,9 +21,12 @@ class Federated:
     batchnorm: str = "average"
     optimizer_state: str = "fresh"
     regrown: str = "zero"
+    control: str = "none"
     broken: str = "stop"
     aggregate: Any = None
+    upload: Any = None
     server: Any = None
+    availability: Any = None
 
 
 @dataclass

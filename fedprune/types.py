@@ -121,10 +121,10 @@ class State:
 class Job:
     """All that a client is sent. With `measure` empty it trains; otherwise it measures that evidence and trains nothing.
 
-    event: what the client is to do to its mask in this round, if anything; events: how many the run did before that one.
-
     about: whether the evidence is asked of the living entries (to drop some), of the dead ones (to grow some) or of all.
     surviving: for evidence about a removal, what of `subnet` it would leave; the evidence is then about these entries.
+    carried: what else travels with the subnet, by what it is: tensors with names and types of the network's own, zero where the
+    mask is dead. event: what the client is to do to its mask in this round, if anything; events: how many it did before.
     kept, held: what this client kept from its last round, and its own mask, packed to bits (empty: it has none); both stay with
     the client, never on the wire.
     """
@@ -139,6 +139,7 @@ class Job:
     surviving: Mask | None = None
     event: PruneEvent | None = None
     events: int = 0
+    carried: Mapping[str, Params] = field(default_factory=dict)
     kept: Params = field(default_factory=dict)
     held: bytes = b""
 
@@ -147,7 +148,8 @@ class Job:
 class Update:
     """All that a client sends back: a trained subnet, or evidence about entries of the one it was sent.
 
-    `examples` weighs it in every mean; `pruned` says whether the job's event took place; `kept` stays with the client, never
+    `examples` weighs it in every mean; `pruned` says whether the job's event took place; `carried` is as in a Job, under the
+    mask of the job; `kept` stays with the client, never
     on the wire.
     """
 
@@ -158,4 +160,5 @@ class Update:
     about: str = "alive"
     metrics: Mapping[str, float] = field(default_factory=dict)
     pruned: bool = False
+    carried: Mapping[str, Params] = field(default_factory=dict)
     kept: Params = field(default_factory=dict)

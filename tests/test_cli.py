@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from fedprune.__main__ import CONF, arguments
 from fedprune.folders import folder_hash
@@ -271,24 +270,6 @@ def test_the_same_command_again_skips_what_is_done_and_force_does_it_again(comma
 )
 def test_a_run_is_the_same_run_unless_something_changes_its_result(typed, same, assemble):
     assert (folder_hash(assemble(*TINY)[0]) == folder_hash(assemble(*TINY, typed)[0])) is same
-
-
-def test_a_run_is_what_it_was_before_aggregates_and_what_regrows_could_be_chosen(assemble):
-    config, _ = assemble(*TINY, "federated=fedavgm")
-    before = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
-    del before.federated.aggregate, before.federated.regrown
-    before.federated.server._target_ = "fedprune.federated.aggregate.FedAvgM"  # where it stood then
-    assert folder_hash(before) == folder_hash(config)
-
-
-def test_a_run_is_what_it_was_before_options_got_further_keys(assemble):
-    config, _ = assemble(*TINY, "how_often=gradual")
-    before = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
-    del before.where.top, before.how_often.begin, before.local.error_feedback
-    assert folder_hash(before) == folder_hash(config)
-    for key, value in (("where.top", 0.5), ("how_often.begin", 0.5), ("local.error_feedback", True)):
-        OmegaConf.update(changed := config.copy(), key, value)
-        assert folder_hash(changed) != folder_hash(before), key
 
 
 def test_another_logger_finds_the_run_that_is_done(command):

@@ -26,10 +26,14 @@ OPTIONS = [path for path in FILES if path.parent != CONF and path.relative_to(CO
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 PARTIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
-NESTED = ("federated/aggregate", "local/optimizer", "local/penalty", "local/dropout")
+NESTED = (
+    *("federated/aggregate", "federated/availability", "federated/upload"),
+    *("local/optimizer", "local/penalty", "local/dropout"),
+)
 
 # What an option is called with when a run is built; the rest are called with nothing.
 CALLED_WITH: dict[str, dict[str, object]] = {"model": {"shape": (3, 32, 32), "classes": 10}}
+FOR_TEXT = {"shape": (20,), "classes": 10}
 
 
 def name(path: Path) -> str:
@@ -72,11 +76,12 @@ def test_every_file_begins_with_what_it_is(path):
 
 @pytest.mark.parametrize("path", OPTIONS, ids=name)
 def test_every_option_composes_and_makes_its_object(path, compose):
-    group, _ = option(path)
+    group, choice = option(path)
     config = chosen(compose, path)
     if group == "federated":  # plain values, an aggregate and a server step
         assert callable(make(config.aggregate))
         assert callable(make(config.server))
+        assert callable(make(config.upload).pack)
     elif group == "local":  # plain values, a module around a network, an optimizer for its parameters
         module = make(config.module, torch.nn.Linear(2, 2), make(config.optimizer))
         assert isinstance(module, LocalModule)
@@ -84,8 +89,9 @@ def test_every_option_composes_and_makes_its_object(path, compose):
     elif group == "local/optimizer":
         assert isinstance(make(config)(torch.nn.Linear(2, 2).parameters()), torch.optim.Optimizer)
     elif group == "data":
-        assert list(parameters(config._target_)) == ["root"]
-        assert inspect.signature(get_method(config._target_)).return_annotation in (Dataset, "Dataset")
+        root, *others = parameters(config._target_).values()
+        assert root.name == "root" and all(parameter.default is not parameter.empty for parameter in others)
+        assert inspect.signature(get_method(config._target_)).return_annotation in (Dataset, "Dataset", "Text")
     elif group == "executor":
         executor: Executor = make(config, lambda: None)
         executor.close()
@@ -94,7 +100,7 @@ def test_every_option_composes_and_makes_its_object(path, compose):
     elif group in ("federated/aggregate", "wire", "logger"):
         assert callable(make(config))
     else:
-        assert make(config, **CALLED_WITH.get(group, {})) is not None
+        assert make(config, **(FOR_TEXT if choice.startswith("char_") else CALLED_WITH.get(group, {}))) is not None
 
 
 @pytest.mark.parametrize("path", [path for path in OPTIONS if option(path)[0] == "data"], ids=name)

@@ -52,9 +52,9 @@ def grid(path: Path) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Callable[..., tuple[str, ...]]:
-    """data(experiment, many) -> overrides for data at hand: digits, or, for networks that take larger images, those at 28x28,
-    400 of them to train on, or as many as a hundred clients want."""
+def data(tmp_path_factory, shakespeare_wheel) -> Callable[..., tuple[str, ...]]:
+    """data(experiment, many) -> overrides for data at hand: digits; those at 28x28, for networks that take larger images, 400
+    of them to train on, or as many as a hundred clients want; or text."""
     small = digits()
     images = torch.nn.functional.pad(small.x.repeat_interleave(3, -1).repeat_interleave(3, -2), (2, 2, 2, 2))[:, 0]
 
@@ -65,11 +65,17 @@ def data(tmp_path_factory) -> Callable[..., tuple[str, ...]]:
         for name, array in zip(IDX_NAMES, parts, strict=True):
             header = struct.pack(f">BBBB{array.dim()}I", 0, 0, 8, array.dim(), *array.shape)
             (folder / name).write_bytes(header + array.to(torch.uint8).numpy().tobytes())
+        shakespeare_wheel(folder)
         return folder
 
     def overrides(path: Path, many: bool = False) -> tuple[str, ...]:
+        if "/data: shakespeare" in path.read_text():
+            return (f"data.root={root(400)}", "data.characters=12")
         large = "/data:" in path.read_text()
-        return ("data=fashion_mnist", f"data.root={root(1300 if many else 400)}") if large else ("data=digits",)
+        if not large:
+            return ("data=digits",)
+        fewer = ("partition.min_examples=3",) if many else ()
+        return ("data=fashion_mnist", f"data.root={root(1300 if many else 400)}", *fewer)
 
     return overrides
 
@@ -122,7 +128,7 @@ def swept_away(key: str) -> bool:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_says_what_it_will_cost_as_it_is(path, command, data):
     """With its own numbers of rounds and clients, on small data: composed, checked and estimated, not trained."""
-    result = command(f"+experiment={path.stem}", *data(path, many=True), "partition.min_examples=3", "dry_run=true")
+    result = command(f"+experiment={path.stem}", *data(path, many=True), "dry_run=true")
     assert result.rc == 0, result.text
     assert f"{path.stem}: " in result.out
     assert "bytes down" in result.out

@@ -102,12 +102,13 @@ def label_histogram(run: Path | str) -> Figure:
         figure = Figure(figsize=(6.5, 3.2), layout="constrained")
         totals, classes = figure.subplots(2, 1, sharex=True, height_ratios=[1, 3])
         totals.stairs(counts.sum(axis=1), np.arange(len(counts) + 1) - 0.5, fill=True, color="0.6")
-        totals.set_ylabel("examples")
+        counted = "examples" if labels.dim() == 1 else "characters"
+        totals.set_ylabel(counted)
         shown = classes.imshow(counts.T, aspect="auto", cmap="Blues", interpolation="nearest", origin="lower")
         classes.set(xlabel="client", ylabel="class")
         for axis in (classes.xaxis, classes.yaxis):
             axis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
-        figure.colorbar(shown, ax=classes, label="examples")
+        figure.colorbar(shown, ax=classes, label=counted)
     return figure
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedprune.analysis import figures, heat_maps
+from fedprune.analysis import figures, fronts, heat_maps
 from fedprune.analysis.by_axes import axes_markdown, by_axes, over_taxonomy
 from fedprune.analysis.by_level import DENSITY, by_level, levels_markdown
+from fedprune.analysis.by_method import by_method, methods_markdown, over_methods, target_of
 from fedprune.analysis.cells import levels, table, varying
 from fedprune.analysis.read import Runs, load_rounds, load_runs
 from fedprune.analysis.tables import markdown
@@ -23,8 +24,9 @@ def report(runs: Runs, into: Path | str) -> pd.DataFrame:
     """Write table.csv, table.md and figures/accuracy_{density,bytes,rounds}.{png,svg} into `into`; return the table.
 
     Where runs come to more than one density, also levels.csv and levels.md; of a sweep over the taxonomy also taxonomy.md and
-    figures/accuracy_taxonomy.{png,svg}. Levels and figures show the runs that are done. A
-    figure that has no data is not drawn, an older one of its name is removed, and the log says why. Raises as `load_runs`.
+    figures/accuracy_taxonomy.{png,svg}; of one over methods methods.{md,csv} and
+    figures/accuracy_bytes_methods.{png,svg}. Levels and figures show the runs that are done. A figure that has no data is not
+    drawn, an older one of its name is removed, and the log says why. Raises as `load_runs`.
     """
     frame, into = load_runs(runs), Path(into)
     results = table(frame)
@@ -36,6 +38,7 @@ def report(runs: Runs, into: Path | str) -> pd.DataFrame:
     _write_levels(done, into)
     draw(done, into / "figures")
     _write_taxonomy(frame, into)
+    _write_methods(frame, rounds, into)
     return results
 
 
@@ -62,6 +65,22 @@ def _write_taxonomy(runs: pd.DataFrame, into: Path) -> None:
     written[0].write_text(axes_markdown(by))
     with suppress(FedpruneError):  # that there is nothing to draw is said of the other figures
         figures.save(heat_maps.accuracy_taxonomy(by), written[1])
+
+
+def _write_methods(runs: pd.DataFrame, rounds: pd.DataFrame, into: Path) -> None:
+    """The comparison of methods and its front; older ones of another sweep are removed."""
+    written = [into / "methods.md", into / "methods.csv"]
+    written += [(into / "figures" / "accuracy_bytes_methods").with_suffix(s) for s in figures.SUFFIXES]
+    for path in written:
+        path.unlink(missing_ok=True)
+    if not over_methods(runs):
+        return
+    target = target_of(runs)
+    by = by_method(runs, rounds, target)
+    written[0].write_text(methods_markdown(by, target))
+    by.to_csv(written[1], index=False)
+    with suppress(FedpruneError):  # that there is nothing to draw is said of the other figures
+        figures.save(fronts.accuracy_bytes_methods(by), written[2])
 
 
 def draw(rounds: pd.DataFrame, folder: Path) -> list[Path]:

@@ -27,7 +27,7 @@ QUESTIONS = {
 }
 
 WIDTH, MARGIN, DPI = 900, 10, 100
-QUESTION, METHOD = 195, 150  # widths: of the questions above, of the methods' names below
+QUESTION, METHOD = 195, 162  # widths: of the questions above, of the methods' names below
 LINE, ROW, GAP = 21, 30, 4  # heights: of an option, of a method; and the gap between boxes
 PARTS = ("papers it started from", "and further ones")
 SIZE, SMALL = 7.6, 6.6  # points

@@ -14,6 +14,7 @@ from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
 
 CHUNK = 2048  # examples that are gathered and normalised at once: a large client must not copy its whole data
+PLACES = 5_120  # of sequences that are evaluated at once: each is an example to the layers inside, and beyond it gets slower
 
 Batch = tuple[Tensor, ...]
 T = TypeVar("T")
@@ -64,14 +65,21 @@ class Batches:
     def evaluation(self, where: Slice) -> Iterator[Batch]:
         """A stretch of evaluation data."""
         if where.part == "global":
-            return self._gathered(self.dataset.test_x, self.dataset.test_y, torch.arange(where.start, where.stop), CHUNK)
-        return self.of(torch.cat(getattr(self.clients, where.part))[where.start : where.stop], CHUNK)
+            places = torch.arange(where.start, where.stop)
+            return self._gathered(self.dataset.test_x, self.dataset.test_y, places, self.evaluated)
+        return self.of(torch.cat(getattr(self.clients, where.part))[where.start : where.stop], self.evaluated)
+
+    @property
+    def evaluated(self) -> int:
+        """How many examples are evaluated at once."""
+        return CHUNK if self.dataset.y.dim() == 1 else max(PLACES // self.dataset.y[0].numel(), 1)
 
     def _gathered(self, x: Tensor, y: Tensor, indices: Tensor, size: int) -> Iterator[Batch]:
-        """Gathered and normalised chunk by chunk, so that a batch is a view."""
+        """Gathered and normalised chunk by chunk, so that a batch is a view. Labels of sequences are bytes until here."""
         for chunk in indices.split(max(CHUNK // size, 1) * size):
             inputs = self.dataset.normalise(x[chunk].to(self.device))
-            yield from zip(inputs.split(size), y[chunk].to(self.device).split(size), strict=True)
+            labels = y[chunk].to(self.device, torch.int64)
+            yield from zip(inputs.split(size), labels.split(size), strict=True)
 
 
 def interrupted(batches: Iterable[T], after: int, do: Callable[[], None]) -> Iterator[T]:

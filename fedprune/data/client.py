@@ -40,36 +40,58 @@ class Clients:
 def federate(dataset: Dataset, how: Partition, clients: int, seed: int, proxy: int = 0) -> Clients:
     """The clients' data: a function of the arguments and of nothing else.
 
-    `proxy` examples are held back for the server first, each class in its share; `how` divides the rest, drawn again (up to
-    100 times) while a client has too few; each client's part is shuffled and split. Fractions are rounded down, but a
-    fraction that is not zero takes one example at least, and training keeps one at least.
+    `proxy` examples are held back for the server first, each class (of text: each group) in its share; `how` divides the rest,
+    drawn again (up to 100 times) while a client has too few; each client's part is shuffled and split. Fractions are rounded
+    down, but a fraction that is not zero takes one example at least, and training keeps one at least.
 
     Raises ConfigError if `clients` or `proxy` is no such number, DataError if the data cannot be divided as asked.
     """
     _check_numbers(clients, proxy, len(dataset.y))
-    labels, rng = dataset.y.numpy(), numpy_stream(seed, "partition")
-    server = stratified(labels, proxy, numpy_stream(seed, "proxy"))
-    rest = np.delete(np.arange(len(labels)), server)
-    parts = _draw(labels[rest], how, clients, rng)
+    goes_by, rng = _goes_by(dataset, how), numpy_stream(seed, "partition")
+    server = stratified(_strata(dataset), proxy, numpy_stream(seed, "proxy"))
+    rest = np.delete(np.arange(len(goes_by)), server)
+    parts = _draw(goes_by[rest], how, clients, rng)
     split = [_split(rest[rng.permutation(part)], how) for part in parts]
     train, val, test = (tuple(map(_ascending, column)) for column in zip(*split, strict=True))
     return Clients(train, val, test, _ascending(server))
 
 
+def _strata(dataset: Dataset) -> np.ndarray:
+    """What a draw of examples should have its share of: classes; of sequences, which have a label at each place, groups."""
+    one_label = dataset.y.dim() == 1 or dataset.groups is None
+    return (dataset.y.view(len(dataset.y), -1)[:, 0] if one_label else dataset.groups).numpy()  # type: ignore[union-attr]
+
+
+def _goes_by(dataset: Dataset, how: Partition) -> np.ndarray:
+    """One number per training example: what the partition is called with. Raises ConfigError if the data set has no such."""
+    if how.by == "groups":
+        if dataset.groups is None:
+            raise ConfigError([f"data={dataset.name} has no natural clients: choose partition=dirichlet, or data=shakespeare"])
+        return dataset.groups.numpy()
+    if how.by == "labels" and dataset.y.dim() > 1:
+        raise ConfigError(
+            [
+                f"data={dataset.name} has no label for a whole example, which {how} goes by: "
+                "choose partition=natural, or partition=iid"
+            ]
+        )
+    return dataset.y.numpy() if how.by == "labels" else np.zeros(len(dataset.y), np.int64)
+
+
 def label_histogram(clients: Clients, labels: Tensor, classes: int) -> np.ndarray:
     """int64 [clients, classes]: how many examples of each class a client has (train, val and test together).
 
-    labels: those of the whole training pool, int64 [N].
+    labels: those of the whole training pool, [N]; of sequences [N, T], and then every character counts.
     """
     parts = zip(clients.train, clients.val, clients.test, strict=True)
-    return np.stack([torch.bincount(labels[torch.cat(part)], minlength=classes).numpy() for part in parts])
+    return np.stack([torch.bincount(labels[torch.cat(part)].flatten(), minlength=classes).numpy() for part in parts])
 
 
 def save_partition(clients: Clients, labels: Tensor, path: str | Path) -> None:
     """Write who has which example, and the labels, as safetensors: three tensors [N] over the training pool.
 
     owner: int32, the client, or -1 for the server and for nobody. split: uint8, 0 train, 1 val, 2 test, 3 the server's
-    proxy set, 4 nobody's. label: int64; so the file can be drawn without the data set.
+    proxy set, 4 nobody's. label: as it is, of sequences [N, T]; so the file can be drawn without the data set.
     """
     owner = torch.full((len(labels),), SERVER, dtype=torch.int32)
     split = torch.full((len(labels),), UNUSED, dtype=torch.uint8)
@@ -84,7 +106,7 @@ def save_partition(clients: Clients, labels: Tensor, path: str | Path) -> None:
 
 
 def load_partition(path: str | Path) -> tuple[Clients, Tensor]:
-    """What `save_partition` wrote: the clients and the labels int64 [N]. Raises DataError for a missing or damaged file."""
+    """What `save_partition` wrote: the clients and the labels. Raises DataError for a missing or damaged file."""
     try:
         tensors = load_file(path)
         owner, split, labels = (tensors[name] for name in ("owner", "split", "label"))
@@ -111,8 +133,8 @@ def _check_numbers(clients: int, proxy: int, examples: int) -> None:
 
 
 def _draw(labels: np.ndarray, how: Partition, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
-    needed = max(how.min_examples, 1 + (how.val > 0) + (how.test > 0))  # one to train on, and one of each that is asked for
-    if clients * needed > len(labels):
+    needed = how.needed
+    if clients * needed > len(labels) and how.by != "groups":  # natural clients are counted by themselves
         raise DataError(
             f"partition {how}: {clients} clients with at least {needed} examples each need {clients * needed}, "
             f"and there are {len(labels)}. {_remedies(how, needed, '')}"

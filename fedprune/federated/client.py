@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.data.batches import CHUNK, Again, Batches, Slice, interrupted
+from fedprune.data.batches import Again, Batches, Slice, interrupted
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
 from fedprune.federated.on_client import Looks, OnClient, Pruned
-from fedprune.local import accumulated, optimizer_state
+from fedprune.federated.upload import Upload, everything
+from fedprune.local import accumulated, control, optimizer_state
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
-from fedprune.local.regulariser import Regulariser, regularised
+from fedprune.local.regulariser import Regulariser, in_use, regularised
 from fedprune.local.train import Trained, fit, load, set_mode, unload
-from fedprune.pruning.companions import fold
 from fedprune.pruning.cycle import Measure
 from fedprune.pruning.evidence import FROM_DATA, FROM_TRAINING, OF_REMOVAL, at_hand
 from fedprune.pruning.mask import apply, ones
@@ -39,8 +39,9 @@ class ClientRound:
 
     examples: how many of its training examples a client measures evidence on (None: all). regularisers: what it adds to its
     training so that weights get ready to be pruned; evidence and evaluation are of the network without noise. event: how it
-    carries out prune events itself (None: the server does). accumulates: whether it adds up squared gradients for an event.
-    top: of evidence about the dead it sends only the largest, as many of each layer as this fraction of its living (None: all).
+    carries out prune events itself (None: the server does). upload: what it sends back of what it trained. accumulates: whether
+    it adds up squared gradients for an event. top: of evidence about the dead it sends only the largest, as many of each layer
+    as this fraction of its living (None: all).
     """
 
     module: LocalModule
@@ -51,6 +52,7 @@ class ClientRound:
     examples: int | None = None
     regularisers: tuple[Regulariser, ...] = ()
     event: OnClient | None = None
+    upload: Upload = field(default_factory=everything)
     accumulates: bool = False
     top: float | None = None
 
@@ -67,13 +69,12 @@ class ClientRound:
 
     def train(self, job: Job) -> Update:
         """Train the subnet that was sent on the client's training part, and carry out the job's event, if it has one."""
-        momenta = optimizer_state.part(job.kept)
-        own = self._own(job)
+        own, momenta, controls = _of_network(job.kept), optimizer_state.part(job.kept), control.received(job)
         arrived = Subnet(job.subnet.params | own, job.subnet.mask)
         pruned = self._carry_out(job, "start", arrived)
         begun = pruned.subnet if pruned else arrived
         first: list[Params] = []
-        trained = self._fit(job, begun, {} if pruned and pruned.replaced else momenta, first)
+        trained = self._fit(job, begun, {} if pruned and pruned.replaced else momenta, controls.correction(), first)
         result, optimizer = Subnet(trained.params, begun.mask), trained.optimizer
         if self.recipe.error_feedback:  # an event chooses among all that was trained
             result = Subnet(apply(trained.params, begun.mask), begun.mask)
@@ -82,11 +83,14 @@ class ClientRound:
         if at_end:
             result, optimizer = at_end.subnet, {} if at_end.replaced else optimizer
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
-        kept = {name: result.params[name] for name in own} | optimizer | accumulated.added(job.kept, trained.gradients)
+        carried, renewed = controls.answer(begun.params, trained.params, trained.reach)
+        kept = {name: result.params[name] for name in own} | optimizer | renewed
+        kept |= accumulated.added(job.kept, trained.gradients)
         examples, done = len(self.clients.train[job.client]), pruned is not None or at_end is not None
-        return Update(job.client, result, examples, metrics=metrics, pruned=done, kept=kept)
+        travels = self.upload.pack(begun.params, result)
+        return Update(job.client, travels, examples, metrics=metrics, pruned=done, carried=carried, kept=kept)
 
-    def _fit(self, job: Job, subnet: Subnet, momenta: Params, first: list[Params]) -> Trained:
+    def _fit(self, job: Job, subnet: Subnet, momenta: Params, correction: Params, first: list[Params]) -> Trained:
         """Train; where there are several epochs, the network after the first of them is put into `first` if an event asks."""
         indices, recipe, net = self.clients.train[job.client], self.recipe, self.module.net
         with seeded(torch_seed(job.seed, "training", job.clock, job.client), self.module.device):
@@ -96,14 +100,10 @@ class ClientRound:
                 epoch = math.ceil(len(indices) / recipe.batch_size)
                 batches = interrupted(batches, epoch, lambda: first.append(unload(self.module)))
             now = tuple(one.at(job.clock) for one in self.regularisers)
+            summed = tuple(subnet.mask) if self.accumulates else ()
             with regularised(net, subnet.mask, now, sum(map(len, self.clients.train))) as penalty:
-                summed = tuple(subnet.mask) if self.accumulates else ()
-                return fit(self.module, subnet, batches, recipe, recipe.lr_decay**job.clock, penalty, momenta, summed)
-
-    def _own(self, job: Job) -> Params:
-        """Of what this client kept, tensors of the network."""
-        others = {**optimizer_state.part(job.kept), **accumulated.part(job.kept)}
-        return {name: value for name, value in job.kept.items() if name not in others}
+                decay = recipe.lr_decay**job.clock
+                return fit(self.module, subnet, batches, recipe, decay, penalty, momenta, correction, summed)
 
     def _carry_out(self, job: Job, moment: str, subnet: Subnet, first: Params | None = None) -> Pruned | None:
         if job.event is None or self.event is None or self.event.at != moment:
@@ -125,14 +125,14 @@ class ClientRound:
 
     def _accuracy(self, client: int, params: Params) -> float:
         """The fraction of this client's own validation examples that a network has right (0.0 if it has none)."""
-        load(self.module, fold(params))
+        load(self.module, in_use(params, self.wire.layout.masked, self.regularisers))
         self.module.eval()
-        correct = [self._outcome(batch)[1] for batch in self.batches.of(self.clients.val[client], CHUNK)]
+        correct = [self._outcome(batch)[1] for batch in self.batches.of(self.clients.val[client], self.batches.evaluated)]
         return float(np.concatenate(correct).mean()) if correct else 0.0
 
     def measure(self, job: Job) -> Update:
         """Measure the evidence that was asked for, at the subnet that was sent; train nothing."""
-        evidence = self._evidence(replace(job, subnet=Subnet(job.subnet.params | self._own(job), job.subnet.mask)))
+        evidence = self._evidence(replace(job, subnet=Subnet(job.subnet.params | _of_network(job.kept), job.subnet.mask)))
         which = job.about
         if which == "dead" and self.top is not None:
             which, evidence = "top", {name: largest(values, job.subnet.mask, self.top) for name, values in evidence.items()}
@@ -151,7 +151,8 @@ class ClientRound:
         pool, names = self._pool(job.client), tuple(job.subnet.mask)
         order = torch.randperm(len(pool), generator=torch_stream(job.seed, "evidence", job.round, job.client))
         indices = pool[order[: self.examples]]
-        params = {name: value.to(self.module.device) for name, value in fold(job.subnet.params).items()}
+        used = in_use(job.subnet.params, names, self.regularisers)
+        params = {name: value.to(self.module.device) for name, value in used.items()}
         cover = about(answered_under(job), job.about)
         removal = ({name: alive.to(self.module.device) for name, alive in cover.items()},)
         set_mode(self.module, self.recipe)
@@ -171,7 +172,8 @@ class ClientRound:
     def evaluate(self, block: bytes, kept: Arrays, held: bytes, where: Slice) -> tuple[np.ndarray, np.ndarray]:
         """(loss, correct) of every example of a slice, for the network of a wire block under a client's own mask."""
         params = self.wire.read_subnet(block).params | _tensors(kept)
-        load(self.module, fold(apply(params, self.wire.mask_of(held) or {})))
+        params = apply(params, self.wire.mask_of(held) or {})
+        load(self.module, in_use(params, self.wire.layout.masked, self.regularisers))
         self.module.eval()
         losses, correct = zip(*(self._outcome(batch) for batch in self.batches.evaluation(where)), strict=True)
         return np.concatenate(losses), np.concatenate(correct)
@@ -187,6 +189,11 @@ def largest(values: Params, mask: Mask, fraction: float) -> Params:
     counts = {name: nearest(fraction * int(alive.sum())) for name, alive in mask.items()}
     sizes = {name: value.abs().masked_fill(mask[name], -math.inf) for name, value in values.items()}
     return apply(values, {name: keep_best({name: sizes[name]}, counts[name])[name] for name in values})
+
+
+def _of_network(kept: Params) -> Params:
+    """Of what a client kept, the tensors of its network: those whose names have no colon."""
+    return {name: tensor for name, tensor in kept.items() if ":" not in name}
 
 
 def _tensors(arrays: Arrays) -> Params:

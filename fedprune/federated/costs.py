@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -10,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedprune.pruning import mask as masks
 from fedprune.pruning.companions import is_companion
-from fedprune.pruning.what import What
+from fedprune.pruning.probe import differentiable
+from fedprune.pruning.what import What, prunable
 from fedprune.types import Mask, Subnet
 
 
@@ -29,12 +32,14 @@ def densities(subnet: Subnet, what: What, parameters: tuple[str, ...]) -> dict[s
 def flops_per_example(net: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
     """Operations (2 x multiply-accumulate) of one example's forward and backward pass, by layer, for the dense network.
 
-    inputs: a batch [B, ...]; the counts are per example. Layers are named as in `net`; what is in no layer is under "".
+    inputs: a batch [B, ...]; the counts are per example. Layers are named as in `net`, and those of several weights by weight,
+    since each may have its own density: the products with a recurrent layer's or attention's matrices are counted together,
+    and shared out by their sizes. What no weight is part of (attention's own products) and what is in no layer is under "".
     """
     counter = FlopCounterMode(display=False)
     modes = {module: module.training for module in net.modules()}
     buffers = {name: value.clone() for name, value in net.named_buffers()}
-    with torch.random.fork_rng(devices=[]), counter:
+    with torch.random.fork_rng(devices=[]), _unfused(), counter:
         net.train()
         net(inputs).sum().backward()
     net.zero_grad(set_to_none=True)
@@ -45,17 +50,31 @@ def flops_per_example(net: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
     return _leaves(counter, net, len(inputs))
 
 
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Inside, recurrent layers and attention are made of the operations that a counter knows."""
+    with warnings.catch_warnings(), differentiable():
+        warnings.simplefilter("ignore")  # the switch remarks on devices that are not there
+        with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]
+            yield
+
+
 def _leaves(counter: FlopCounterMode, net: nn.Module, examples: int) -> dict[str, float]:
     root = type(net).__name__
-    counts = {name.removeprefix(f"{root}."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    layers = {
-        name: n / examples for name, n in counts.items() if isinstance(_module(net, name), (nn.Linear, nn.modules.conv._ConvNd))
+    counted = {name.removeprefix(f"{root}."): ops for name, ops in counter.get_flop_counts().items()}
+    sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
+    layers: dict[str, float] = {}
+    for layer, weights in prunable(net).items():
+        ops, total = counted.get(layer, {}), sum(sizes[weight] for weight in weights)
+        flops = sum(number for op, number in ops.items() if len(weights) == 1 or op in BY_WEIGHTS) / examples
+        layers |= {weight.removesuffix(".weight"): flops * sizes[weight] / total for weight in weights}
+    return {name: flops for name, flops in layers.items() if flops} | {
+        "": sum(counted["Global"].values()) / examples - sum(layers.values())
     }
-    return layers | {"": counts["Global"] / examples - sum(layers.values())}
 
 
-def _module(net: nn.Module, name: str) -> nn.Module | None:
-    return dict(net.named_modules()).get(name)
+BY_WEIGHTS = (torch.ops.aten.mm, torch.ops.aten.addmm)
+"""In layers of several weights, the operations in which they are multiplied with inputs."""
 
 
 def training_flops(per_example: Mapping[str, float], mask: Mask) -> float:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from fedprune.errors import RunError
+from fedprune.federated.availability import Fate, Fates, everybody
 from fedprune.federated.executor import Executor
+from fedprune.federated.upload import Upload, everything
 from fedprune.types import SERVER, Job, Mask, Params, State, Subnet, Update
 from fedprune.wire.message import Wire, answered_under
 
@@ -28,6 +30,9 @@ class Tally:
     steps: int = 0
     loss: float = 0.0  # summed over the examples seen
     dropped: int = 0
+    silent: int = 0
+    late: int = 0
+    unanswered: int = 0  # questions for evidence that got no answer
 
     def add(self, update: Update) -> None:
         """Take up what a client says of its training."""
@@ -36,11 +41,28 @@ class Tally:
         self.steps += int(update.metrics.get("steps", 0))
         self.loss += update.metrics.get("loss", 0.0) * seen
 
+    def miss(self, job: Job, fate: Fate) -> None:
+        """Take up that a job was sent for nothing."""
+        self.unanswered += bool(job.measure)
+        self.silent += not job.measure and fate is Fate.SILENT
+        self.late += not job.measure and fate is Fate.LATE
+
     def metrics(self) -> dict[str, float]:
-        """The round's metrics, summed over clients; the loss is the mean over the examples seen (absent if there are none)."""
+        """The round's metrics, summed over clients; the loss is the mean over the examples seen (absent if there are none).
+
+        `clients/silent` and `clients/late` are those of the cohort whose training was waited for in vain; `clients/dropped` are
+        broken answers. `evidence/unanswered`, what was asked in vain when evidence was measured, is absent if it is 0.
+        """
         metrics: dict[str, float] = {"wire/up_bytes": self.up_bytes, "wire/down_bytes": self.down_bytes}
         metrics |= {"train/examples": self.seen, "train/steps": self.steps, "clients/dropped": self.dropped}
+        metrics |= {"clients/silent": self.silent, "clients/late": self.late}
+        metrics |= {"evidence/unanswered": self.unanswered} if self.unanswered else {}
         return metrics | ({"train/loss": self.loss / self.seen} if self.seen else {})
+
+
+def nothing(state: State) -> Mapping[str, Params]:
+    """What is carried where the network is all that travels."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -48,8 +70,10 @@ class Exchange:
     """The server's end of the wire.
 
     examples: the number of training examples of each client. own: names of the tensors that clients keep to themselves.
-    broken: what to do about an update that fails its checks: `stop` the run, or `drop` the update from the round.
-    feedback: whether clients may let live at an event what was dead in the network that they were sent.
+    broken: what to do about an update that fails its checks: `stop` the run, or `drop` the update from the round. fates: who
+    answers in which round. carries: what of a state travels beside the network to clients that train. upload: what they send
+    back of it. feedback: whether clients may let live at an event
+    what was dead in the network that they were sent.
     """
 
     wire: Wire
@@ -58,11 +82,15 @@ class Exchange:
     examples: Sequence[int]
     own: tuple[str, ...] = ()
     broken: str = "stop"
+    fates: Fates = everybody
+    carries: Callable[[State], Mapping[str, Params]] = nothing
+    upload: Upload = field(default_factory=everything)
     feedback: bool = False
 
     def train(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
         """What clients send back after training what these jobs give them, in the order of the jobs."""
-        return self._run(jobs, state, tally)
+        carried = self.carries(state)
+        return self._run([replace(job, carried=carried) for job in jobs], state, tally)
 
     def measure(
         self,
@@ -85,21 +113,21 @@ class Exchange:
         return {name: tensor.numpy() for name, tensor in kept.items()}
 
     def _run(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
-        messages = self._messages(jobs)
-        tasks = [
-            ("run", (message, self.kept_by(state, job.client), job.held)) for message, job in zip(messages, jobs, strict=True)
-        ]
-        sizes = [0 if job.client == SERVER else self.examples[job.client] for job in jobs]
-        for job, message, (answer, kept) in zip(jobs, messages, self.executor.map(tasks, sizes), strict=True):
-            if job.client != SERVER:  # what the server measures itself crosses no wire
-                tally.down_bytes += len(message)
-                tally.up_bytes += len(answer)
+        sent = list(zip(jobs, self._messages(jobs), strict=True))
+        # What the server measures itself crosses no wire; what nobody answers was sent all the same.
+        tally.down_bytes += sum(len(message) for job, message in sent if job.client != SERVER)
+        heard = [(job, message) for job, message in sent if self._answers(job, tally)]
+        tasks = [("run", (message, self.kept_by(state, job.client), job.held)) for job, message in heard]
+        sizes = [0 if job.client == SERVER else self.examples[job.client] for job, _ in heard]
+        for (job, _), (answer, kept) in zip(heard, self.executor.map(tasks, sizes), strict=True):
+            tally.up_bytes += len(answer) * (job.client != SERVER)
             update = self._receive(answer, job)
             if update is None:
                 tally.dropped += 1
                 continue
             tally.add(update)
-            yield job, replace(update, kept={name: torch.from_numpy(array) for name, array in kept.items()})
+            subnet = update.subnet and self.upload.unpack(job.subnet, update.subnet)
+            yield job, replace(update, subnet=subnet, kept={name: torch.from_numpy(array) for name, array in kept.items()})
 
     def _messages(self, jobs: Sequence[Job]) -> list[bytes]:
         """The jobs as bytes. A subnet that many are sent is encoded once; a mask that its client holds already is not sent."""
@@ -108,6 +136,13 @@ class Exchange:
             key: self.wire.subnet_block(job.subnet, job.subnet.mask if job.held else None) for key, job in subnets.items()
         }
         return [self.wire.encode_job(job, blocks[id(job.subnet)]) for job in jobs]
+
+    def _answers(self, job: Job, tally: Tally) -> bool:
+        """Whether the client answers; the server always hears itself."""
+        fate = Fate.ANSWERS if job.client == SERVER else self.fates(job.client, job.clock)
+        if fate is not Fate.ANSWERS:
+            tally.miss(job, fate)
+        return fate is Fate.ANSWERS
 
     def _receive(self, answer: bytes, job: Job) -> Update | None:
         """The update if it can be read and passes its checks; else it is reported, and ends the run unless told otherwise."""
@@ -128,7 +163,7 @@ class Exchange:
 def _problem(update: Update, job: Job, feedback: bool) -> str | None:
     """Why an update must not be merged, or None."""
     loss = update.metrics.get("loss", 0.0)
-    tensors = [*update.evidence.values(), update.subnet.params if update.subnet else {}]
+    tensors = [*update.evidence.values(), *update.carried.values(), update.subnet.params if update.subnet else {}]
     if not math.isfinite(loss) or not all(_finite(params) for params in tensors):
         return (
             f"the training has diverged (loss {loss:.3g}; not all numbers are finite). "

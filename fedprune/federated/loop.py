@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import statistics
 import time
@@ -14,6 +15,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from fedprune.errors import Unheard
+from fedprune.federated import controls
 from fedprune.federated.aggregate import Aggregate
 from fedprune.federated.asking import ask, due, waiting
 from fedprune.federated.costs import densities, training_flops
@@ -40,7 +43,7 @@ class FederatedLoop:
     network: as the server has it, for evidence that takes no data. fresh: the n-th independent initialisation (0 is the one the
     run starts from). trained: the names of the parameters, which a server optimizer moves (buffers are only aggregated). flops:
     of training on one example, by layer of the dense network.
-    effective: the fraction of the prunable entries that lie on a path from input to output, of a mask.
+    effective: the fraction of the prunable entries that lie on a path from input to output, of a mask (None: not to be had).
     begin: the ticket that the run starts from, whose weights are then its initialisation.
     """
 
@@ -62,7 +65,7 @@ class FederatedLoop:
     fresh: Callable[[int], Params]
     trained: tuple[str, ...]
     flops: Mapping[str, float]
-    effective: Callable[[Mask], float]
+    effective: Callable[[Mask], float] | None
     begin: Subnet | None = None
 
     def start(self) -> State:
@@ -77,10 +80,8 @@ class FederatedLoop:
     def round(self, state: State) -> tuple[State, dict[str, float]]:
         """One round. Returns the state after it, and its metrics."""
         started, tally = time.perf_counter(), Tally()
-        state = self._remember(state)
-        before = state
-        for event in self.whose.on_server(self.plan, state):
-            state = self._prune(state, event, tally)
+        before = self._remember(state)
+        state, waits = self._prune_all(before, self.whose.on_server(self.plan, before), tally)
         jobs = self._jobs(state)
         after, receipts = self._merge(state, self.exchange.train(jobs, state, tally))
         trained = time.perf_counter()
@@ -89,7 +90,8 @@ class FederatedLoop:
         after, asked = self._ask(after, tally)
         after = replace(after, up_bytes=state.up_bytes + tally.up_bytes, down_bytes=state.down_bytes + tally.down_bytes)
         metrics = {"round": state.round, "prune/events": state.events, **self._densities(jobs)}
-        if state.server.mask is not before.server.mask:  # a new one, that stays as it is until the next event
+        metrics |= {"prune/waiting": waits} if waits else {}
+        if state.server.mask is not before.server.mask and self.effective:  # a new one, that stays until the next event
             metrics |= {"density/effective": self.effective(state.server.mask)}
         metrics |= asked | tally.metrics() | {"wire/total_bytes": after.up_bytes + after.down_bytes}
         metrics |= {"flops/train": self._flops(receipts)}
@@ -103,9 +105,22 @@ class FederatedLoop:
             return state
         return replace(state, anchors={**state.anchors, state.clock: state.server.params})
 
+    def _prune_all(self, state: State, events: tuple[PruneEvent, ...], tally: Tally) -> tuple[State, int]:
+        """The state after these events, and how many of them are still to come.
+
+        An event about which nobody answers, and those after it, wait for the next round (under a gate, until it opens again).
+        """
+        for done, event in enumerate(events):
+            try:
+                state = self._prune(state, event, tally)
+            except Unheard as unheard:
+                log.warning("round %d: %s; it waits for the next round", state.round, unheard)
+                return replace(state, opened=False), len(events) - done
+        return state, 0
+
     def _prune(self, state: State, event: PruneEvent, tally: Tally) -> State:
         """One prune event, on evidence measured at this very state."""
-        return carry_out(state, event, self._terms(state), self._measure(state, tally))
+        return controls.pruned(state, carry_out(state, event, self._terms(state), self._measure(state, tally)))
 
     def _ask(self, state: State, tally: Tally) -> tuple[State, dict[str, float]]:
         """Under a gate, whether it lets the next event through; and the metrics of that."""
@@ -113,7 +128,10 @@ class FederatedLoop:
         if event is None or self.plan.gate is None:
             return state, {}
         measure = self._measure(state, tally)
-        return ask(self.plan.gate, event, state, self.axes, measure, lambda: self.evaluation.val_accuracy(state))
+        try:
+            return ask(self.plan.gate, event, state, self.axes, measure, lambda: self.evaluation.val_accuracy(state))
+        except Unheard:  # there is nothing to compare, now or in the next round
+            return replace(state, opened=False, candidate={}), {}
 
     def _measure(self, state: State, tally: Tally) -> Measure:
         clients = self.where(self._cohort(state), self.clients, self.seed)
@@ -140,13 +158,22 @@ class FederatedLoop:
         return Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, held=held)
 
     def _merge(self, state: State, answers: Iterable[tuple[Job, Update]]) -> tuple[State, list[Receipt]]:
-        """The updates' aggregate, taken as a step by the server optimizer, under the mask; and what each client keeps."""
-        kept, receipts = dict(state.kept), list[Receipt]()
+        """The updates' aggregate, taken as a step by the server optimizer, under the mask; and what each client keeps.
+
+        Without any update there is no step: only time goes on, and the server optimizer's momentum stays as it is.
+        What a gate let the clients do, nobody is known to have done: it is asked again.
+        """
+        kept, receipts, changes, arriving = dict(state.kept), list[Receipt](), Params(), iter(answers)
+        first = next(arriving, None)
+        if first is None:
+            log.warning("round %d: there is no update to merge; the network stays as it is", state.round)
+            return replace(state, round=state.round + 1, clock=state.clock + 1, opened=False), receipts
 
         def weighted() -> Iterator[tuple[Subnet, float]]:
-            for job, update in answers:
+            for job, update in itertools.chain((first,), arriving):
                 assert update.subnet is not None, "a client that was told to train sends a subnet"
                 kept.update({update.client: update.kept} if update.kept else {})
+                changes.update(controls.summed(changes, update))
                 known = {name: value for name, value in update.kept.items() if name in state.server.params}
                 subnet = Subnet(update.subnet.params | known, update.subnet.mask)
                 weight = float(update.examples if self.weighting == "examples" else 1)
@@ -156,6 +183,7 @@ class FederatedLoop:
         server = state.server
         merged = self.aggregate(server.params, weighted())
         params, momentum = self.server_step(server.params, merged, state.momentum, self.trained)
+        momentum = {**momentum, **controls.stepped(state.momentum, changes, self.clients)}
         after = replace(state, round=state.round + 1, clock=state.clock + 1, momentum=momentum, kept=kept)
         return self.whose.merged(after, params, receipts, self._terms(state)), receipts
 

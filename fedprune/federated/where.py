@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from fedprune.errors import ConfigError, RunError
+from fedprune.errors import ConfigError, RunError, Unheard
 from fedprune.federated.exchange import Exchange, Tally
 from fedprune.pruning.cycle import Measure
 from fedprune.pruning.evidence import FROM_CLIENTS, at_hand, mean
@@ -22,7 +22,10 @@ Where = Callable[[tuple[int, ...], int, int], tuple[int, ...]]
 
 
 def measuring(exchange: Exchange, network: Network, state: State, clients: tuple[int, ...], tally: Tally) -> Measure:
-    """How evidence is had at this state: the server's own at hand, the rest measured by `clients` and averaged by examples."""
+    """How evidence is had at this state: the server's own at hand, the rest measured by `clients` and averaged by examples.
+
+    By those of them that answer: measuring raises Unheard if none does, and RunError if all do and no answer is of use.
+    """
 
     def measure(names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /) -> dict:
         found = at_hand(
@@ -32,14 +35,17 @@ def measuring(exchange: Exchange, network: Network, state: State, clients: tuple
         wanted = tuple(name for name in names if name in FROM_CLIENTS)
         if wanted:
             updates = exchange.measure(state, subnet, clients, wanted, about, tally, surviving)
-            found |= _averaged(wanted, updates)
+            found |= _averaged(wanted, updates, tally)
         return {name: found[name] for name in names}
 
     return measure
 
 
-def _averaged(names: tuple[str, ...], updates: Iterable[Update]) -> dict[str, Params]:
+def _averaged(names: tuple[str, ...], updates: Iterable[Update], tally: Tally) -> dict[str, Params]:
+    before = tally.unanswered
     arrived = list(updates)
+    if not arrived and tally.unanswered > before:
+        raise Unheard("no client that was asked for the evidence of the prune event has answered")
     if not arrived:
         raise RunError("no client delivered the evidence that the prune event needs")
     return {name: mean((update.evidence[name], update.examples) for update in arrived) for name in names}

@@ -73,10 +73,10 @@ def carry_out(state: State, event: PruneEvent, terms: Terms, measure: Measure) -
 
 
 def _after(state: State, pruned: Subnet, events: int, terms: Terms, last: Params) -> State:
-    """The state with another mask for all, after a rewind. last: the values that prunable entries have, or had when they died.
+    """The state with another mask for all, after a rewind. last: what prunable entries were when they last lived.
 
-    Then the server optimizer starts fresh; otherwise its momentum is only masked. Where weights are other ones, clients forget
-    what they kept, and the server what the dead were; what they add up from event to event begins anew.
+    After a rewind the server optimizer starts fresh; otherwise its momentum is only masked. Where weights are other ones,
+    clients forget what they kept, and the server what the dead were; what clients add up from event to event begins anew.
     """
     weights, clock = terms.rewind(pruned.mask, state.anchors, terms.draws)
     server = pruned if weights is None else Subnet(apply(weights, pruned.mask), pruned.mask)
@@ -88,10 +88,10 @@ def _after(state: State, pruned: Subnet, events: int, terms: Terms, last: Params
         clock=state.clock if clock is None else clock,
         momentum=masked(state.momentum, pruned.mask) if clock is None else {},
         kept=accumulated.forgotten(state.kept) if weights is None else {},
+        stale=of_the_dead(last, pruned.mask) if weights is None else {},
         pruned=state.round,
         opened=False,
         candidate={},
-        stale=of_the_dead(last, pruned.mask) if weights is None else {},
     )
 
 

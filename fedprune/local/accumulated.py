@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from fedprune.types import Params
 
 PREFIX = "accumulated:"  # no tensor of a network has a colon in its name
 
 
-def added(kept: Params, gradients: Params) -> Params:
+def added(kept: Params, gradients: Mapping[str, Tensor]) -> Params:
     """The sums after a round in which gradients added up to these. kept: what the client kept, other things too."""
     return {f"{PREFIX}{name}": g.square() + kept.get(f"{PREFIX}{name}", 0) for name, g in gradients.items()}
 

@@ -18,7 +18,7 @@ from fedprune.local.regulariser import Forward, Regulariser, require, run
 from fedprune.pruning.companions import Companion, companion
 from fedprune.pruning.mask import density
 from fedprune.pruning.rank import nearest
-from fedprune.pruning.what import LAYERS
+from fedprune.pruning.what import CHANNELLED, prunable
 from fedprune.types import Mask, Params
 
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
@@ -37,8 +37,7 @@ def adjusted(rate: float) -> Regulariser:
 
 def adjusted_rates(net: nn.Module, mask: Mask, rate: float) -> dict[str, float]:
     """With which probability the inputs of each linear layer are dropped; layers that may not be pruned count as dense."""
-    kinds = tuple(kind for kinds in LAYERS.values() for kind in kinds)
-    layers = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, kinds)]
+    layers = [(name, net.get_submodule(name)) for name in prunable(net, CHANNELLED)]
     alive = {name: density({name: mask[f"{name}.weight"]}) if f"{name}.weight" in mask else 1.0 for name, _ in layers}
     pairs = itertools.pairwise(layers)
     return {name: rate * math.sqrt(alive[before]) for (before, _), (name, layer) in pairs if isinstance(layer, nn.Linear)}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from fedprune.errors import ConfigError
-from fedprune.pruning.what import LAYERS
+from fedprune.pruning.what import LAYERS, prunable
 
 
 @contextmanager
@@ -25,9 +25,9 @@ def held(net: nn.Module, layers: Sequence[str]) -> Iterator[None]:
 
 
 def of_kind(net: nn.Module, name: str) -> list[nn.Module]:
-    """The layers of a kind (conv, linear), or the layer of a name."""
-    found = [layer for own, layer in net.named_modules() if own == name or isinstance(layer, LAYERS.get(name, ()))]
+    """The layers of a kind (conv, linear, ...: see what.py), or the layer of a name."""
+    found = [layer for own, layer in net.named_modules() if own == name or own in prunable(net, (name,))]
     if not found:
-        names = ", ".join(own for own, layer in net.named_modules() if isinstance(layer, sum(LAYERS.values(), ())))
+        names = ", ".join(prunable(net))
         raise ConfigError([f"local.fixed: no layer {name!r}; the kinds are {', '.join(LAYERS)}, the layers {names}"])
     return found

@@ -19,6 +19,9 @@ Batch = tuple[Tensor, ...]
 class LocalModule(pl.LightningModule):
     """Classification with cross-entropy: batches are (inputs [B, ...], labels [B]), the network gives logits [B, classes].
 
+    Of sequences, each place is classified: labels [B, T], logits [B, classes, T]. An example is a whole sequence, and its loss
+    and accuracy are the means over its places; so those of a batch are per place (per character), too.
+
     net: the network that is pruned and federated; names in masks and plots are those of `net`.
     optimizer: parameters -> torch optimizer, made anew for every job of every client.
     """
@@ -39,14 +42,16 @@ class LocalModule(pl.LightningModule):
         return loss
 
     def outcome(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Per example: (loss [B] float32, correct [B] bool). What every evaluation is made of."""
+        """Per example: (loss [B] float32, correct [B]: bool, or of sequences the fraction). What evaluations are made of."""
         inputs, labels = batch
         logits = self.net(inputs)
-        return self.loss(logits, labels, "none"), logits.argmax(1) == labels
+        correct = logits.argmax(1) == labels
+        return self.loss(logits, labels, "none"), correct if correct.dim() == 1 else over_places(correct.float())
 
     def loss(self, outputs: Tensor, labels: Tensor, reduction: str) -> Tensor:
-        """Of outputs [B, classes] and labels [B]: per example ("none", [B]), or the mean over them ("mean")."""
-        return F.cross_entropy(outputs, labels, reduction=reduction)
+        """Of outputs [B, classes, ...] and labels [B, ...]: per example ("none", [B]), or the mean over them ("mean")."""
+        losses = F.cross_entropy(outputs, labels, reduction=reduction)
+        return over_places(losses) if losses.dim() > 1 else losses
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Logs val/loss and val/accuracy (under a Trainer)."""
@@ -68,6 +73,12 @@ class SquaredError(LocalModule):
 
     def loss(self, outputs: Tensor, labels: Tensor, reduction: str) -> Tensor:
         """As LocalModule's."""
-        right = labels[:, None] == torch.arange(outputs.shape[1], device=labels.device)  # one_hot does not go under vmap
+        classes = torch.arange(outputs.shape[1], device=labels.device).view(-1, *[1] * (labels.dim() - 1))
+        right = labels[:, None] == classes  # one_hot does not go under vmap
         errors = (outputs - torch.where(right, 1.0, -1.0)).square().sum(1)
-        return errors.mean() if reduction == "mean" else errors
+        return errors.mean() if reduction == "mean" else over_places(errors) if errors.dim() > 1 else errors
+
+
+def over_places(values: Tensor) -> Tensor:
+    """The mean over each example's places: [B, ...] -> [B]."""
+    return values.flatten(1).mean(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,3 +54,7 @@ class Recipe:
         problems = [problem for problem, fine in rules.items() if not fine]
         if problems:
             raise ConfigError(problems)
+
+    def batches(self, examples: int) -> int:
+        """On how many batches a client with so many training examples trains in a round."""
+        return self.steps if self.steps is not None else (self.epochs or 0) * math.ceil(examples / self.batch_size)

@@ -1,14 +1,15 @@
 """What a client adds to its training so that weights get ready to be pruned: `local.penalty` and `local.dropout`.
 
-Both are a Regulariser. Each may do three things: add a term to the loss of every batch, run layers in another way (with noise)
-while they are trained, and give each prunable weight a companion that is learnt (see pruning/companions.py). Only steps of
-training know of it: evaluation and evidence see the network without noise and without the term.
+Both are a Regulariser. Each may do four things: add a term to the loss of every batch, run layers in another way (with noise)
+while they are trained, give each prunable weight a companion that is learnt (see pruning/companions.py), and say which network
+is in use between two steps. Otherwise only steps of training know of it: evaluation, and evidence that clients measure, see the
+network in use without noise and without the term.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.pruning.companions import CHOOSE, Companion, add, companion
+from fedprune.pruning.companions import CHOOSE, Companion, add, companion, fold
 from fedprune.pruning.evidence import needs
+from fedprune.pruning.what import others
 from fedprune.types import Mask, Params
 
 Formula = Callable[..., Tensor]
@@ -31,14 +33,15 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 class Regulariser:
     """formula: (what its arguments name, see PIECES) -> a scalar; `strength` times it is added to the mean loss of each batch.
     layers: (net, mask) -> how the layers of these names run in training; all others run as always. companion: what each
-    prunable weight gets beside it. steps, rounds: the strength rises in `steps` equal steps over so many rounds, from 0; with
-    steps = 0 it is the same throughout.
+    prunable weight gets beside it. used: (parameters, names of the prunable) -> those of the network that is in use; None: as
+    they are. steps, rounds: the strength rises in `steps` equal steps over so many rounds, from 0; with steps = 0 it stays.
     """
 
     formula: Formula | None = None
     strength: float = 0.0
     layers: Callable[[nn.Module, Mask], dict[str, Forward]] | None = None
     companion: Companion | None = None
+    used: Callable[[Params, Iterable[str]], Params] | None = None
     steps: int = 0
     rounds: int = 1
 
@@ -102,6 +105,14 @@ def add_companions(
             add(net, names, regulariser.companion, generator)
 
 
+def in_use(params: Params, names: Sequence[str], regularisers: Sequence[Regulariser]) -> Params:
+    """The network that is in use, with its gates folded into its weights. names: the prunable tensors."""
+    params = fold(params)
+    for regulariser in regularisers:
+        params = regulariser.used(params, names) if regulariser.used else params
+    return params
+
+
 @contextmanager
 def regularised(
     net: nn.Module, mask: Mask, regularisers: Sequence[Regulariser], examples: int
@@ -135,9 +146,16 @@ def run(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor | None) -
     return layer._conv_forward(inputs, weight, bias)  # type: ignore[operator]  # pads as the layer does
 
 
-def together(penalty: Regulariser, dropout: Regulariser, net: nn.Module) -> None:
-    """Raises Incompatible if these two do not go together, or not with this network."""
+def together(penalty: Regulariser, dropout: Regulariser, net: nn.Module, names: Sequence[str]) -> None:
+    """Raises Incompatible if these two do not go together, or not with this network. names: of its prunable weights."""
     problems = []
+    rerun = [key for key, one in (("local.penalty", penalty), ("local.dropout", dropout)) if one.layers]
+    if rerun and others(net, names):
+        told = ", ".join(f"{name} ({type(layer).__name__})" for name, layer in others(net, names).items())
+        problems.append(
+            f"{' and '.join(rerun)} brings noise into conv and linear layers, and {told} may be pruned without: "
+            "choose what.layers=[conv,linear], or local/penalty=l1 and local/dropout=none"
+        )
     if penalty.layers and dropout.layers:
         problems.append(
             "local.penalty samples gates, and local.dropout is another noise on the same weights: "

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fedprune.errors import ConfigError
-from fedprune.local import optimizer_state
+from fedprune.local import control, optimizer_state
 from fedprune.local.fixed import held
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
@@ -24,7 +25,8 @@ class Trained(NamedTuple):
     """What training made of a subnet's parameters and buffers.
 
     loss: the mean over the examples seen. steps: of the optimizer. examples: seen, passes counted. optimizer: its state, if the
-    recipe keeps it. gradients: of the tensors that were asked for, the sum over the steps, dead entries too.
+    recipe keeps it. reach: how far a gradient of one at every step would have moved each parameter, if training was corrected.
+    gradients: of the tensors that were asked for, the sum over the steps, dead entries too.
     """
 
     params: Params
@@ -32,7 +34,8 @@ class Trained(NamedTuple):
     steps: int
     examples: int
     optimizer: Params
-    gradients: Params
+    reach: Mapping[str, float] = MappingProxyType({})
+    gradients: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def fit(
@@ -43,14 +46,16 @@ def fit(
     decay: float = 1.0,
     penalty: Callable[[], Tensor] | None = None,
     kept: Params | None = None,
+    correction: Params | None = None,
     summed: tuple[str, ...] = (),
 ) -> Trained:
     """Train `subnet` on `batches`. Dead entries are zero after every step, whatever the optimizer does to them; except under
     error feedback, where they are zero in every forward and backward pass, and what they come to is returned.
 
     `decay` multiplies the learning rate. `penalty`, a function of the module's parameters as they are, is added to each batch's
-    loss, but is no part of the loss that is told. `kept` is the state that the optimizer goes on from. `summed`: the tensors
-    whose gradients (of loss and penalty, before clipping and FedProx's pull) are added up. `subnet` is not changed.
+    loss, but is no part of the loss that is told. `kept` is the state that the optimizer goes on from. `correction`, by
+    parameter, is added to the gradient of every batch, after clipping. `summed`: the tensors whose gradients (of loss and
+    penalty, before all that is done to them) are added up. `subnet` is not changed.
     """
     load(module, subnet.params)
     set_mode(module, recipe)
@@ -60,11 +65,12 @@ def fit(
         if kept:
             optimizer_state.resume(optimizer, kept)
         sums = {name: torch.zeros_like(module.net.get_parameter(name)) for name in summed}
-        losses, sizes = _steps(module, optimizer, batches, recipe, weights, masks, penalty, sums)
+        losses, sizes = _steps(module, optimizer, batches, recipe, weights, masks, penalty, correction or {}, sums)
+        reach = control.reach(module.net, optimizer, len(sizes)) if correction else {}
     total = float(torch.stack(losses) @ torch.tensor(sizes, dtype=losses[0].dtype, device=losses[0].device)) if losses else 0.0
     state = optimizer_state.of(optimizer, dict(zip(weights, masks, strict=True))) if recipe.keep_optimizer else {}
     gradients = {name: g.detach().to("cpu", copy=True) for name, g in sums.items()}
-    return Trained(unload(module), total / max(sum(sizes), 1), len(sizes), sum(sizes), state, gradients)
+    return Trained(unload(module), total / max(sum(sizes), 1), len(sizes), sum(sizes), state, reach, gradients)
 
 
 def _steps(
@@ -75,6 +81,7 @@ def _steps(
     weights: list[Tensor],
     masks: list[Tensor],
     penalty: Callable[[], Tensor] | None,
+    correction: Params,
     sums: Params,
 ) -> tuple[list[Tensor], list[int]]:
     """A step of the optimizer per batch, its gradients added to `sums`. Returns the batches' losses and sizes."""
@@ -82,6 +89,7 @@ def _steps(
     feedback = bool(masks) and recipe.error_feedback
     mask_gradients = bool(masks) and not feedback and (recipe.clip_norm is not None or type(optimizer) not in ENTRYWISE)
     sent = [p.detach().clone() for p in parameters] if recipe.proximal_mu else []
+    corrected = [(p, correction[n].to(p)) for n, p in module.net.named_parameters() if n in correction and p.requires_grad]
     losses, sizes = [], []
     for step, batch in enumerate(batches):
         optimizer.zero_grad()
@@ -95,6 +103,9 @@ def _steps(
             _mask_gradients(weights, masks)
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+        for parameter, shift in corrected:
+            if parameter.grad is not None:
+                parameter.grad.add_(shift)
         _restore(weights, whole)
         optimizer.step()
         if masks and not feedback:

@@ -1,4 +1,4 @@
-"""What the families share: initial values, normalisation layers, and the refusal of images that are too small."""
+"""What the families share: initial values, normalisation layers, and the refusal of inputs that they do not take."""
 
 from __future__ import annotations
 
@@ -38,8 +38,16 @@ def require_norm(model: str, norm: str, known: tuple[str, ...]) -> None:
         raise ConfigError([f"model.norm={norm} is not known to model={model}: type model.norm={' or model.norm='.join(known)}"])
 
 
-def require_size(model: str, shape: tuple[int, int, int], smallest: int, instead: tuple[str, ...]) -> None:
-    """Raise ConfigError, naming the models that would do, if images of `shape` (C, H, W) are below smallest x smallest."""
+def require_size(model: str, shape: tuple[int, ...], smallest: int, instead: tuple[str, ...]) -> None:
+    """Raise ConfigError, naming the models that would do, if images of `shape` (C, H, W) are below smallest x smallest, or if
+    it is (T,), of sequences."""
+    if len(shape) == 1:
+        raise ConfigError(
+            [
+                f"model={model} takes images, and the data set's examples are sequences of {shape[0]} characters: "
+                "type model=char_lstm or model=char_transformer, or choose data of images"
+            ]
+        )
     channels, height, width = shape
     if min(height, width) < smallest:
         raise ConfigError(
@@ -48,6 +56,24 @@ def require_size(model: str, shape: tuple[int, int, int], smallest: int, instead
                 f"{channels}x{height}x{width}: type model={' or model='.join(instead)}, or choose data with larger images"
             ]
         )
+
+
+def require_sequence(model: str, shape: tuple[int, ...]) -> None:
+    """Raise ConfigError unless `shape` is (T,), of sequences of T characters."""
+    if len(shape) != 1:
+        raise ConfigError(
+            [
+                f"model={model} takes sequences of characters, and the data set's examples have the shape "
+                f"{'x'.join(map(str, shape))}: type data=shakespeare, or model=cnn_small or model=lenet_300_100"
+            ]
+        )
+
+
+def require_positive(**sizes: int) -> None:
+    """Raise ConfigError, naming the model's keys, if one of these sizes is below 1."""
+    wrong = [f"model.{key}={size}: type a whole number from 1" for key, size in sizes.items() if size < 1]
+    if wrong:
+        raise ConfigError(wrong)
 
 
 def after_valid_convs(side: int) -> int:

@@ -18,6 +18,7 @@ def lenet_300_100(shape: tuple[int, int, int], classes: int) -> nn.Module:
 
     Gaussian Glorot weights, zero biases (Frankle & Carbin 2019, appendix). Takes images of any size.
     """
+    require_size("lenet_300_100", shape, 1, ())
     channels, height, width = shape
     return initialise(Lenet300100(channels * height * width, classes), nn.init.xavier_normal_)
 

@@ -38,14 +38,19 @@ def _mean_over_units(
         with calls(layers | norms) as seen:
             torch.func.functional_call(net, params, (batch[0],))
         last = {name: name for name in names} | followers(seen, names, tuple(norms))
-        return {name: len(batch[0]) * _by_unit([of(call.output) for call in seen[last[name]]], like[name]) for name in names}
+        outputs = {name: [of(call.output) for call in seen[last[name]]] for name in names}
+        return {name: len(batch[0]) * _by_unit(outputs[name], _units(layers[name]), like[name]) for name in names}
 
     with evaluated(module):
         means = over_examples(summed, gathered(batches), like)
     return {name: spread(means[name], params[name]) for name in names}
 
 
-def _by_unit(outputs: list[Tensor], like: Tensor) -> Tensor:
-    """The mean of each unit over examples, positions and calls. Units are the second dimension, or the last (of sequences)."""
-    rows = [output if output.shape[1] == len(like) else output.transpose(1, -1) for output in outputs]
-    return torch.stack([row.transpose(0, 1).flatten(1).mean(1) for row in rows]).mean(0) if rows else like
+def _units(layer: nn.Module) -> int:
+    """The dimension of a layer's outputs in which its units are."""
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
+def _by_unit(outputs: list[Tensor], units: int, like: Tensor) -> Tensor:
+    """The mean of each unit over examples, positions and calls."""
+    return torch.stack([output.movedim(units, 0).flatten(1).mean(1) for output in outputs]).mean(0) if outputs else like

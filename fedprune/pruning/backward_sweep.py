@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fedprune.pruning.network import Network, some
-from fedprune.pruning.probe import Batch, gathered, loss_hessian, loss_of_outputs, over_examples, split
+from fedprune.pruning.probe import Batch, gathered, loss_hessian, loss_of_outputs, over_examples, reads_characters, split
 from fedprune.types import Params
 
 PASSES = (
@@ -84,7 +84,8 @@ def no_sweep(network: Network, names: tuple[str, ...]) -> str | None:
     parts = unswept(network.net)
     if not parts:
         return None
-    return f"the backward sweep does not pass {some(parts)}: choose criterion=obd_gauss_newton"
+    instead = "fisher_true" if reads_characters(network.net, network.shape) else "obd_gauss_newton"
+    return f"the backward sweep does not pass {some(parts)}: choose criterion={instead}"
 
 
 def _acts(node: fx.Node) -> bool:

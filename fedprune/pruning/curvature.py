@@ -12,8 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.pruning.network import Network
-from fedprune.pruning.probe import Batch, evaluated, gathered, loss_at, loss_hessian, loss_slopes, over_examples, split
+from fedprune.pruning.probe import (
+    Batch,
+    differentiable,
+    evaluated,
+    gathered,
+    loss_at,
+    loss_hessian,
+    loss_slopes,
+    over_examples,
+    reads_characters,
+    split,
+)
 from fedprune.pruning.squares import squares
+from fedprune.pruning.what import prunable
 from fedprune.types import Params
 
 DIRECTIONS = 64  # of the exact Hessian, at once
@@ -31,11 +43,13 @@ def sq_grads(module: nn.Module, params: Params, names: tuple[str, ...], batches:
 
 def sq_grads_sampled(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
     """As sq_grads at labels drawn from the network's own softmax, one per example: the diagonal of the *true* Fisher matrix,
-    estimated without bias. For classifiers: batches (inputs, labels), outputs [B, classes]."""
+    estimated without bias. For classifiers: batches (inputs, labels), outputs [B, classes], or [B, classes, T] of sequences,
+    which get a label for each place."""
 
     def cotangents(outputs: Tensor, batch: Batch) -> Tensor:
         inputs, labels = batch
-        drawn = torch.multinomial(outputs.softmax(1).cpu(), 1).squeeze(1)
+        by_place = outputs.softmax(1).cpu().movedim(1, -1).flatten(0, -2)
+        drawn = torch.multinomial(by_place, 1).view(labels.shape)
         return loss_slopes(module, outputs, (inputs, drawn.to(labels)))
 
     return _mean_squares(module, params, names, batches, cotangents)
@@ -66,19 +80,32 @@ def hessian_diag(module: nn.Module, params: Params, names: tuple[str, ...], batc
     def diagonal(batch: Batch) -> Params:
         return {name: len(batch[0]) * _diagonal(lambda at: slopes(at, batch), wanted, name) for name in wanted}
 
-    with evaluated(module):
+    with evaluated(module), differentiable():
         return over_examples(diagonal, batches, wanted)
+
+
+def by_place(network: Network, names: tuple[str, ...]) -> str | None:
+    """Why `gauss_newton_diag` is not to be had of this network, or None."""
+    if not reads_characters(network.net, network.shape):
+        return None
+    return (
+        "the Gauss-Newton matrix has a block of its own for each place of a sequence: choose criterion=fisher_true, "
+        "which is the same on average"
+    )
 
 
 def too_large(network: Network, names: tuple[str, ...]) -> str | None:
     """Why `hessian_diag` is not to be had of this network, or None."""
+    recurrent = prunable(network.net, ("recurrent",))
+    if recurrent:
+        return f"there is no forward derivative through {', '.join(recurrent)}: choose criterion=fisher_true"
     params = network.net.state_dict()
     weights = sum(params[name].numel() for name in names)
     if weights <= EXACT:
         return None
     return (
         f"the exact Hessian takes a pass per weight, here {weights:,}, and is for at most {EXACT:,}: "
-        "choose criterion=obd_sweep or criterion=obd_gauss_newton"
+        f"choose criterion={'obd_sweep or criterion=obd_gauss_newton' if by_place(network, names) is None else 'fisher_true'}"
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from fedprune.pruning.probe import Batch, TrainingLoss, loss_at, over_examples, split
+from fedprune.pruning.probe import Batch, TrainingLoss, differentiable, loss_at, over_examples, split
 from fedprune.types import Params
 
 
@@ -50,10 +50,11 @@ def hessian_grads(module: nn.Module, params: Params, names: tuple[str, ...], bat
     tensors = [w.requires_grad_() for w in wanted.values()]
 
     def product(batch: Batch) -> Params:
-        loss = loss_at(module, wanted | others, batch)
-        first = torch.autograd.grad(loss, tensors, create_graph=True, materialize_grads=True)
-        slope = sum((g * along[name]).sum() for name, g in zip(wanted, first, strict=True))
-        second = torch.autograd.grad(slope, tensors, materialize_grads=True)  # type: ignore[arg-type]
+        with differentiable():
+            loss = loss_at(module, wanted | others, batch)
+            first = torch.autograd.grad(loss, tensors, create_graph=True, materialize_grads=True)
+            slope = sum((g * along[name]).sum() for name, g in zip(wanted, first, strict=True))
+            second = torch.autograd.grad(slope, tensors, materialize_grads=True)  # type: ignore[arg-type]
         return {name: len(batch[0]) * hg for name, hg in zip(wanted, second, strict=True)}
 
     return over_examples(product, batches, wanted)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedprune.pruning.probe import Call, calls, evaluated, owners
+from fedprune.pruning.probe import Call, blank, calls, evaluated, owners, reads_characters
+from fedprune.pruning.what import others
 from fedprune.types import Params
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
@@ -19,7 +20,7 @@ NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules
 
 @dataclass(frozen=True)
 class Network:
-    """The network as the server has it. shape: of one input."""
+    """The network as the server has it. shape: of one input, (C, H, W) of images or (T,) of sequences."""
 
     net: nn.Module
     shape: tuple[int, ...]
@@ -61,6 +62,8 @@ def unscaled(network: Network, names: tuple[str, ...]) -> str | None:
 
 def no_flow(network: Network, names: tuple[str, ...]) -> str | None:
     """Why `flow_grads` mean nothing in this network, or None."""
+    if reads_characters(network.net, network.shape):
+        return "flow starts from an input of ones, and characters are no numbers to add up: choose criterion=snip"
     stuck = [
         f"{name} ({type(layer).__name__})"
         for name, layer in network.net.named_modules()
@@ -72,10 +75,17 @@ def no_flow(network: Network, names: tuple[str, ...]) -> str | None:
 
 
 def puts_out(network: Network, names: tuple[str, ...]) -> str | None:
-    """Why what these layers put out are not all activations, or None: one gives the network's own outputs."""
+    """Why what these layers put out are not all activations, or None: one gives the network's own outputs, or is not one whose
+    rows each put out something."""
+    rowless = others(network.net, names)
+    if rowless:
+        told = some([f"{name} ({type(layer).__name__})" for name, layer in rowless.items()])
+        return f"rows of {told} put out no activation of their own: choose what.layers=[conv,linear], or criterion=taylor"
     with torch.no_grad(), calls(owners(network.net, names)) as seen:
-        outputs = network.run(dict(network.net.state_dict()), torch.zeros(1, *network.shape))
-    last = [name.removesuffix(".weight") for name in names if any(call.passed is outputs for call in seen[name])]
+        outputs = network.run(dict(network.net.state_dict()), blank(network.net, network.shape))
+    memory = outputs.untyped_storage().data_ptr()  # outputs may be a view, as those of sequences are
+    makes = {name: [call.passed.untyped_storage().data_ptr() for call in seen[name]] for name in names}
+    last = [name.removesuffix(".weight") for name in names if memory in makes[name]]
     if not last:
         return None
     return f"what {last[0]} puts out are the network's outputs, and none is idle: choose what.skip=[{last[0]}]"
@@ -90,7 +100,7 @@ def normalised(network: Network, names: tuple[str, ...]) -> dict[str, str]:
     """The normalisation with a scale that takes in the outputs of the layer of each name; only the layers that have one."""
     layers, norms = owners(network.net, names), normalisations(network.net)
     with torch.no_grad(), calls(layers | norms) as seen:
-        network.run(dict(network.net.state_dict()), torch.zeros(1, *network.shape))
+        network.run(dict(network.net.state_dict()), blank(network.net, network.shape))
     return followers(seen, names, tuple(norms))
 
 

@@ -7,7 +7,7 @@ The network is read as wires: it runs once forward on ones and once backward, wi
 weights 1 and biases 0. What a convolution or linear layer gives is cut down to reached (1) or not (0), and so are gradients on
 their way back, so that no depth makes numbers overflow. Normalisation, activations and dropout let everything pass, and a max
 pool lets its whole window pass. Residual additions, concatenation and flattening are as they are. Layers that subtract or
-multiply activations (attention, gates) are beyond this reading.
+multiply activations (attention, gates) are beyond this reading, and so are embeddings, which read no ones.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fedprune.pruning.mask import count, size
+from fedprune.pruning.what import prunable
 from fedprune.types import Mask
 
 LAYERS = {"conv1d", "conv2d", "conv3d", "linear"}
@@ -51,6 +52,11 @@ def effective(net: nn.Module, mask: Mask, shape: tuple[int, ...]) -> Mask:
         reached = torch.func.functional_call(net, buffers | others | wires, (torch.ones(1, *shape),)).sum()
     gradients = torch.autograd.grad(reached, list(wires.values()), materialize_grads=True, allow_unused=True)
     return {name: alive & (g > 0) for (name, alive), g in zip(mask.items(), gradients, strict=True)}
+
+
+def followed(net: nn.Module) -> bool:
+    """Whether this reading goes for the network: it does without recurrent layers, attention and embeddings."""
+    return not prunable(net, ("recurrent", "attention", "embedding"))
 
 
 def effective_density(net: nn.Module, mask: Mask, shape: tuple[int, ...]) -> float:

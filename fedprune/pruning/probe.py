@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedprune.types import Params
 
@@ -54,7 +55,7 @@ def loss_of_outputs(module: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
 
 
 def loss_slopes(module: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
-    """The derivatives of each example's own loss by its outputs, [B, C] for outputs [B, C]."""
+    """The derivatives of each example's own loss by its outputs, shaped as they are: [B, C], of sequences [B, C, T]."""
     return torch.func.grad(lambda z: len(z) * loss_of_outputs(module, z, batch))(outputs)
 
 
@@ -119,10 +120,12 @@ class Call(NamedTuple):
 
 @contextmanager
 def calls(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
-    """Inside, every call of one of these layers is noted, by its name."""
+    """Inside, every call of one of these layers is noted, by its name; of those that put out one tensor."""
     seen: dict[str, list[Call]] = {name: [] for name in layers}
 
     def note(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not isinstance(output, Tensor):  # recurrent layers and attention put out more
+            return output
         seen[name].append(Call(inputs[0], output, output.clone()))
         return seen[name][-1].passed
 
@@ -135,6 +138,23 @@ def calls(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def reads_characters(net: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether the network's inputs are sequences (T,) of the numbers of characters, and not of floats."""
+    return len(shape) == 1 and any(isinstance(layer, nn.Embedding) for layer in net.modules())
+
+
+def blank(net: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """A batch of one input of nothing but zeros, of the type that the network takes."""
+    return torch.zeros(1, *shape, dtype=torch.int64 if reads_characters(net, shape) else torch.float32)
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Inside, attention is made of plain operations, which have all derivatives; the fused ones have only the first."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def owners(net: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:

@@ -80,11 +80,12 @@ def layerwise(units: Scores, counts: Mapping[str, int]) -> Mask:
 
 
 def by_layer(values: Mapping[str, T], names: tuple[str, ...]) -> dict[str, T]:
-    """ "first", "last" and layer names resolved to tensor names. Raises ConfigError on a name that is not there."""
-    alias = {"first": names[0], "last": names[-1]} | {name: name for name in names}
-    alias |= {name.removesuffix(".weight"): name for name in names}
-    unknown = [key for key in values if key not in alias]
+    """ "first", "last" and layer names resolved to tensor names; a layer of several weights, or of layers, stands for all of
+    them. Raises ConfigError on a name that is not there."""
+    ends = {"first": names[:1], "last": names[-1:]}
+    found = {key: ends.get(key) or [name for name in names if f"{name}.".startswith(f"{key}.")] for key in values}
+    unknown = [key for key, tensors in found.items() if not tensors]
     if unknown:
         layers = ", ".join(name.removesuffix(".weight") for name in names)
         raise ConfigError([f"what: no layer {', '.join(map(repr, unknown))}; the layers are first, last, {layers}"])
-    return {alias[key]: value for key, value in values.items()}
+    return {name: values[key] for key, tensors in found.items() for name in tensors}

@@ -8,13 +8,14 @@ the sum as cheap as the gradient itself, ten times cheaper than by vmap.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedprune.pruning.probe import Call, calls, owners
+from fedprune.pruning.probe import Call, calls, differentiable, owners
 from fedprune.types import Params
 
 Cotangents = Callable[[Tensor], Tensor]
@@ -48,7 +49,10 @@ def per_example(net: nn.Module, wanted: Params, others: Params, inputs: Tensor, 
     outputs = torch.func.functional_call(net, wanted | others, (inputs,))
     number = max(AT_ONCE // max(sum(w.numel() for w in wanted.values()), 1), 1)
     for some, c in zip(inputs.split(number), cotangents(outputs.detach()).split(number), strict=True):
-        yield torch.func.vmap(one)(some, c)
+        with differentiable(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # recurrent layers go one example after the other
+            slopes = torch.func.vmap(one)(some, c)
+        yield slopes
 
 
 def total(parts: Iterable[Params]) -> Params:

@@ -59,6 +59,12 @@ def kernels(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
     return _reduced(scores, tuple(range(2, scores.dim())), reduce, of) if scores.dim() > 2 else scores
 
 
+CHANNELWISE: tuple[Unit, ...] = (filters, neurons, channels, kernels)
+"""Units of layers that give each output by a row of their own, and read each input by a column: convolutions and linear layers.
+A row of a recurrent layer is one gate of a unit, one of attention's is a coordinate of queries, keys or values, and a row of
+an embedding is an input."""
+
+
 def blocks(scores: Tensor, h: int, w: int, reduce: str = "mean", of: str = "signed") -> Tensor:
     """Tiles of h rows x w columns of the matrix [O, I k k]. Grid [O/h, I k k/w].
 

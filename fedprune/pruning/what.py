@@ -7,8 +7,9 @@ Scores come by name, shaped as the tensors: higher = keep, -inf = never, +inf = 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,13 +19,52 @@ from fedprune.errors import ConfigError, Incompatible, RunError
 from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import keep_best
 from fedprune.pruning.scope import Scope, Shapes, by_layer
-from fedprune.pruning.unit import Unit, spread
+from fedprune.pruning.unit import CHANNELWISE, Unit, spread
 from fedprune.types import Mask, Params, Scores
 
 LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
     "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
     "linear": (nn.Linear,),
+    "recurrent": (nn.RNNBase, nn.RNNCellBase),
+    "attention": (nn.MultiheadAttention,),
+    "embedding": (nn.Embedding,),
 }
+"""The kinds of layer. Recurrent weights are `weight_ih_l0`, `weight_hh_l0`, ...; attention's are `in_proj_weight`
+(or `q_proj_weight`, `k_proj_weight`, `v_proj_weight`) and `out_proj.weight`."""
+
+CHANNELLED = ("conv", "linear")
+"""Kinds whose weight is [outputs, inputs, ...], and whose forward does no more than apply it."""
+
+
+def prunable(net: nn.Module, kinds: Sequence[str] = tuple(LAYERS)) -> dict[str, tuple[str, ...]]:
+    """The weights of the layers of these kinds, by the layer's name, in the order of the network's layers."""
+    parts = {id(layer.out_proj) for layer in net.modules() if isinstance(layer, nn.MultiheadAttention)}
+    return {
+        name: tuple(f"{name}.{weight}".removeprefix(".") for weight in _weights(layer))
+        for name, layer in net.named_modules()
+        if id(layer) not in parts and kind_of(layer) in kinds
+    }
+
+
+def kind_of(layer: nn.Module) -> str | None:
+    """The kind of a layer, or None."""
+    return next((kind for kind, types in LAYERS.items() if isinstance(layer, types)), None)
+
+
+def others(net: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """Of the layers that these weights belong to, those that are neither convolutions nor linear, by name."""
+    layers = {name: weights for name, weights in prunable(net).items() if set(weights) & set(names)}
+    return {name: net.get_submodule(name) for name in layers if kind_of(net.get_submodule(name)) not in CHANNELLED}
+
+
+def _weights(layer: nn.Module) -> Iterator[str]:
+    if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
+        yield from (name for name, _ in layer.named_parameters(recurse=False) if name.startswith("weight_"))
+    elif isinstance(layer, nn.MultiheadAttention):
+        yield from (name for name, _ in layer.named_parameters(recurse=False) if name.endswith("proj_weight"))
+        yield "out_proj.weight"
+    else:
+        yield "weight"
 
 
 @dataclass(frozen=True)
@@ -37,7 +77,7 @@ class What:
 
     unit: Unit
     scope: Scope
-    layers: Sequence[str] = ("conv", "linear")
+    layers: Sequence[str] = ("conv", "linear", "recurrent", "attention")
     skip: Sequence[str] = ()
     min_per_layer: int = 0
     names: tuple[str, ...] = field(default=())
@@ -50,7 +90,7 @@ class What:
         if not names:
             raise Incompatible(f"what.skip={list(self.skip)} leaves nothing to prune: choose a shorter one, or another model")
         bound = replace(self, names=names)
-        bound._check_units(net.state_dict())
+        bound._check_units(net)
         bound.select(net.state_dict(), 1.0)  # a rehearsal: what the scope does not like about its parameters is said now
         return bound
 
@@ -58,17 +98,23 @@ class What:
         unknown = [kind for kind in self.layers if kind not in LAYERS]
         if unknown:
             raise ConfigError([f"what.layers={unknown}: the kinds of layer are {', '.join(LAYERS)}"])
-        kinds = tuple(kind for name in self.layers for kind in LAYERS[name])
-        names = tuple(f"{name}.weight" for name, module in net.named_modules() if isinstance(module, kinds))
+        names = tuple(weight for weights in prunable(net, self.layers).values() for weight in weights)
         if not names:
             raise Incompatible(
                 f"the network has no {' or '.join(self.layers)} layer to prune: choose another model, or what=weights_global"
             )
         return names
 
-    def _check_units(self, params: Params) -> None:
+    def _check_units(self, net: nn.Module) -> None:
         """Raises Incompatible, naming the layers, where the unit does not fit."""
-        problems = []
+        params, problems = net.state_dict(), []
+        unit = self.unit.func if isinstance(self.unit, functools.partial) else self.unit
+        if unit in CHANNELWISE:
+            problems += [
+                f"layer {name} ({type(layer).__name__}) has no {unit.__name__} that could go by themselves: "
+                "choose what.layers=[conv,linear], or what=weights_global"
+                for name, layer in others(net, self.names).items()
+            ]
         for name in self.names:
             try:
                 self.unit(params[name])

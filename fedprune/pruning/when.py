@@ -18,6 +18,7 @@ class Window:
     """Events may fall after `first` rounds and before `stop` rounds of a training run of `rounds` rounds.
 
     repeats: the events fall at the ends of whole training runs instead, as many runs as there are events, and one more.
+    together: then `rounds` are those of all these runs, equally long but for the last, which takes what is left over.
     gate: what each event waits for, beyond its round.
     """
 
@@ -26,11 +27,12 @@ class Window:
     rounds: int
     repeats: bool = False
     gate: Condition | None = None
+    together: bool = False
 
     def spread(self, times: int) -> tuple[int, ...]:
         """The rounds of `times` events, evenly over the window, the first of them at its start."""
         if self.repeats:
-            return tuple(self.rounds * (i + 1) for i in range(times))
+            return tuple(self._run(times) * (i + 1) for i in range(times))
         return tuple(self.first + i * (self.stop - self.first) // times for i in range(times))
 
     def every(self, rounds: int) -> tuple[int, ...]:
@@ -48,9 +50,20 @@ class Window:
         Raises Incompatible if the window has no room for that.
         """
         if self.gate is None or not events:
-            return Plan(events, self.rounds * (len(events) + 1) if self.repeats else self.rounds)
+            runs = len(events) + 1 if self.repeats and not self.together else 1
+            return Plan(events, self.rounds * runs)
         apart = max(apart, self.gate.asks)
         return Plan(self._in_turn(events, apart), self.rounds, Gate(self.gate, self.stop, apart))
+
+    def _run(self, times: int) -> int:
+        """The rounds of one of the runs around this many events. Raises Incompatible if there is not one for each."""
+        length = self.rounds // (times + 1) if self.together else self.rounds
+        if length < 1:
+            raise Incompatible(
+                f"when.budget=all: {self.rounds} rounds do not suffice for {times + 1} training runs around {times} events: "
+                "set more rounds, a higher how_often.rate or when.budget=each"
+            )
+        return length
 
     def _in_turn(self, events: tuple[PruneEvent, ...], apart: int) -> tuple[PruneEvent, ...]:
         """Each as early as it can be if the gate never delays it."""
@@ -91,10 +104,20 @@ class DuringTraining:
 
 @dataclass(frozen=True)
 class AfterTraining:
-    """Each event at the end of a whole training run; each is followed by another run, to retrain or to start again."""
+    """Each event at the end of a whole training run; each is followed by another run, to retrain or to start again.
+
+    budget: whether `rounds` are those of `each` run, as in the lottery ticket papers, or of `all` of them together, as it takes
+    to compare with methods that train once.
+    """
+
+    budget: str = "each"
+
+    def __post_init__(self) -> None:
+        if self.budget not in ("each", "all"):
+            raise ConfigError([f"when.budget={self.budget}: whose rounds these are: choose each or all (training runs)"])
 
     def __call__(self, rounds: int) -> Window:
-        return Window(rounds, rounds, rounds, repeats=True)
+        return Window(rounds, rounds, rounds, repeats=True, together=self.budget == "all")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from fedprune.build import build
 from fedprune.checkpoint import load_state
 from fedprune.errors import DataError, Incompatible
 from fedprune.experiment import Experiment
+from fedprune.federated.availability import everybody
 from fedprune.federated.client import Slice
 from fedprune.federated.evaluate import LENGTH
 from fedprune.federated.exchange import Exchange, Tally
@@ -70,7 +71,7 @@ def curves(
     """
     executor = run.experiment.executor()
     try:
-        exchange = run.experiment.loop(executor).exchange
+        exchange = replace(run.experiment.loop(executor).exchange, fates=everybody)  # whoever was silent in the run
         dense = _outcome(run, exchange, run.state.server.mask)
         for name, criterion in criteria.items():
             for layer, part, scores in _parts(run, _scores(run, exchange, name, criterion), by_layer):
@@ -125,7 +126,7 @@ def _outcome(run: Trained, exchange: Exchange, mask: Mask) -> dict[str, float]:
     for part in ("train", "val"):
         total = sum(len(indices) for indices in getattr(run.experiment.clients, part))
         pieces = [Slice(part, start, min(start + LENGTH, total)) for start in range(0, total, LENGTH)]
-        tasks = [("evaluate", (block, shared, piece)) for piece in pieces]
+        tasks = [("evaluate", (block, shared, b"", piece)) for piece in pieces]
         outcomes = list(exchange.executor.map(tasks, [0] * len(tasks)))
         if outcomes:
             losses, correct = (np.concatenate(parts) for parts in zip(*outcomes, strict=True))

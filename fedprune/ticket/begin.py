@@ -16,7 +16,7 @@ from torch import nn
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.companions import is_companion
 from fedprune.pruning.mask import apply, ones
-from fedprune.pruning.what import LAYERS, What
+from fedprune.pruning.what import CHANNELLED, What, prunable
 from fedprune.randomness import torch_stream
 from fedprune.ticket.read import Ticket, load_ticket
 from fedprune.types import Mask, Params, Subnet
@@ -76,8 +76,7 @@ class Begin:
 
 def head_names(net: nn.Module) -> tuple[str, ...]:
     """The tensors of the output layer: the last convolution or linear layer."""
-    kinds = tuple(kind for kinds in LAYERS.values() for kind in kinds)
-    layers = [name for name, module in net.named_modules() if isinstance(module, kinds)]
+    layers = [*prunable(net, CHANNELLED)]
     return tuple(name for name in net.state_dict() if layers and name.rpartition(".")[0] == layers[-1])
 
 

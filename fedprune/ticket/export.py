@@ -22,6 +22,7 @@ from fedprune.errors import ConfigError, DataError, RunError
 from fedprune.make import make
 from fedprune.pruning.compact import compact
 from fedprune.pruning.companions import plain
+from fedprune.pruning.probe import blank
 from fedprune.pruning.resize import Kept
 from fedprune.ticket.read import load_ticket, parsed
 from fedprune.types import Mask
@@ -70,7 +71,7 @@ def load_network(path: Path, folders: Sequence[Path]) -> Network:
         net.load_state_dict(plain(subnet.params))
     except RuntimeError as error:
         raise DataError(f"{ticket.path} is not of the network that model={option} is here: {error}") from error
-    return Network(net.eval(), subnet.mask, torch.zeros(1, *shape))
+    return Network(net.eval(), subnet.mask, blank(net, shape))
 
 
 def _yaml(option: str, folders: Sequence[Path], path: Path) -> Path:

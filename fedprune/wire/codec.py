@@ -14,7 +14,7 @@ A mask without a dead entry takes no bits (it is the flag 0 after the codec's nu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,11 @@ class Layout:
     def of(tensors: Params, masked: tuple[str, ...]) -> Layout:
         """The layout of these tensors."""
         return Layout({n: t.shape for n, t in tensors.items()}, {n: t.dtype for n, t in tensors.items()}, masked)
+
+    def only(self, names: Sequence[str]) -> Layout:
+        """The layout of these tensors alone, in their order. Raises KeyError for one that is not there."""
+        covered = tuple(name for name in self.masked if name in names)
+        return Layout({n: self.shapes[n] for n in names}, {n: self.dtypes[n] for n in names}, covered)
 
 
 def dense(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:

@@ -1,9 +1,10 @@
 """Messages: Job and Update <-> bytes.
 
 A message is a frame (magic, checksum), a JSON header (who, when, what for) and blocks of tensors, each a codec's encoding
-preceded by its length. A job about a removal has one block more: a bit for each living entry, whether it survives. `kept` and
-`held`, what a client has for itself, are in no message. What is trained is what was decoded, and the bytes that are reported
-are the lengths of these messages.
+preceded by its length. What is carried beside the subnet is a block for each of its names, under the mask that both ends hold;
+the header says which of the layout's tensors are in it, by their places. A job about a removal has one block more: a bit for
+each living entry, whether it survives. `kept` and `held`, what a client has for itself, are in no message. What is trained is
+what was decoded, and the bytes that are reported are the lengths of these messages.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 
@@ -48,7 +49,8 @@ class Wire:
             header |= {"measure": job.measure, "about": job.about}
         if job.event is not None:
             header |= {"event": astuple(job.event), "events": job.events}
-        return _frame(header, [block] if job.surviving is None else [block, _survivors(job.surviving, job.subnet.mask)])
+        blocks = [block, *self._carried_blocks(job.carried, job.subnet.mask, header)]
+        return _frame(header, blocks if job.surviving is None else [*blocks, _survivors(job.surviving, job.subnet.mask)])
 
     def decode_job(self, message: bytes, held: bytes = b"") -> Job:
         """The job, with a subnet of its own memory; `held` is the receiver's own mask. Raises ValueError on what is no job."""
@@ -56,8 +58,9 @@ class Wire:
             header, blocks = _unframe(message)
             header["measure"] = tuple(header.get("measure", ()))
             header["event"] = _event(*header["event"]) if "event" in header else None
-            block, *bits = blocks
-            subnet = self.read_subnet(block, self.mask_of(held))
+            subnet = self.read_subnet(blocks.pop(0), self.mask_of(held))
+            header["carried"] = self._read_carried(header, blocks, subnet.mask)
+            bits = blocks
             surviving = _read_survivors(subnet.mask, *bits) if bits else None
             return Job(subnet=subnet, surviving=surviving, held=held, **header)
 
@@ -72,6 +75,7 @@ class Wire:
         if update.pruned:
             header |= {"pruned": True}
         blocks = [] if update.subnet is None else [self.subnet_block(update.subnet, known)]
+        blocks += self._carried_blocks(update.carried, known, header)
         cover = about(known, update.about)
         blocks += [self.codec(values, _support(values, cover, update.about), cover) for values in update.evidence.values()]
         return _frame(header, blocks)
@@ -81,13 +85,40 @@ class Wire:
         with _sound():
             header, blocks = _unframe(message)
             names = header.pop("evidence")
-            subnet = self.read_subnet(blocks.pop(0), known) if len(blocks) > len(names) else None
+            trained = len(blocks) > len(names) + len(header.get("carried", ()))
+            subnet = self.read_subnet(blocks.pop(0), known) if trained else None
+            header["carried"] = self._read_carried(header, blocks, known)
             cover = about(known, header["about"])
             layout = Layout(
                 {name: alive.shape for name, alive in cover.items()}, dict.fromkeys(cover, torch.float32), tuple(cover)
             )
             evidence = {name: decode(block, layout, cover)[0] for name, block in zip(names, blocks, strict=True)}
             return Update(subnet=subnet, evidence=evidence, **header)
+
+    def _carried_blocks(self, carried: Mapping[str, Params], known: Mask, header: dict[str, object]) -> list[bytes]:
+        """A block for each of what is carried; which tensors are in it is noted in the header."""
+        if not carried:
+            return []
+        order = list(self.layout.shapes)
+        header["carried"] = {key: [order.index(name) for name in tensors] for key, tensors in carried.items()}
+        return [self._carried_block(tensors, known) for tensors in carried.values()]
+
+    def _carried_block(self, tensors: Params, known: Mask) -> bytes:
+        part = self.layout.only(list(tensors))
+        strangers = [name for name, tensor in tensors.items() if tensor.dtype != part.dtypes[name]]
+        if strangers:
+            raise ValueError(f"what is carried has to be of the network's own types: {', '.join(strangers)}")
+        mask = {name: known[name] for name in part.masked}
+        return self.codec(tensors, mask, mask)
+
+    def _read_carried(self, header: dict, blocks: list[memoryview], known: Mask) -> dict[str, Params]:
+        """What is carried, taken from the front of these blocks."""
+        order = list(self.layout.shapes)
+        carried = {}
+        for key, places in header.get("carried", {}).items():
+            part = self.layout.only([order[place] for place in places])
+            carried[key] = decode(blocks.pop(0), part, {name: known[name] for name in part.masked})[0]
+        return carried
 
 
 def _event(round: int, density: float, swap: float, block: list[int] | None) -> PruneEvent:

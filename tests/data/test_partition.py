@@ -57,11 +57,11 @@ def test_every_yaml_gives_a_partition_whose_keys_are_typed_on_the_command_line(f
         key: value for key, value in conf.items() if key in ("alpha", "classes")
     }
     assert instantiate(conf) == type(how)(), "the yaml and the class have the same defaults"
-    assert sum(map(len, draw(how, BALANCED, 5))) == len(BALANCED)
+    assert sum(map(len, draw(how, BALANCED, 10))) == len(BALANCED)  # natural: the labels are the groups, of which there are 10
 
 
 def test_there_is_a_yaml_for_every_partition():
-    assert {file.stem for file in CONF.glob("*.yaml")} == {"iid", "dirichlet", "shards", "quantity_skew"}
+    assert {file.stem for file in CONF.glob("*.yaml")} == {"iid", "dirichlet", "shards", "quantity_skew", "natural"}
 
 
 def test_iid_gives_equal_sizes():

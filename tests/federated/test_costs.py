@@ -97,3 +97,39 @@ def test_the_density_of_filters_is_not_that_of_weights():
     assert found["density/units"] == 5 / 7
     assert found["density/weights"] == 66 / 102
     assert found["density/params"] == 79 / 115
+
+
+def text(layer: nn.Module) -> nn.Module:
+    """An embedding of 3 numbers in front, so that all of the layer's inputs have gradients."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.layer = nn.Embedding(3, 4), layer
+
+        def forward(self, x):
+            y = self.embedding(x)
+            return self.layer(y)[0] if isinstance(self.layer, nn.LSTM) else self.layer(y, y, y, need_weights=False)[0]
+
+    return Net()
+
+
+def test_operations_of_a_recurrent_layer_by_weight():
+    # 4 places, 8 rows of 4 inputs and 2 units: 2 x 4 x 8 x 4 = 256 and 2 x 4 x 8 x 2 = 128 forward, three times in all; but
+    # nobody asks for the gradient of the first state, so of the smaller one 3 of 4 places: 128 x 2 + 96. In all
+    # 768 + 352 = 1120, shared out by the sizes 32 and 16.
+    counted = flops_per_example(text(nn.LSTM(4, 2, batch_first=True)), torch.zeros(2, 4, dtype=torch.int64))
+    assert counted == pytest.approx({"layer.weight_ih_l0": 1120 * 2 / 3, "layer.weight_hh_l0": 1120 / 3, "": 0})
+
+
+def test_operations_of_attention_by_weight_and_its_own_products_apart():
+    # 5 places of width 4: 2 x 5 x 12 x 4 = 480 in, 2 x 5 x 4 x 4 = 160 out, three times. Scores and mixtures: 2 heads, each
+    # with 2 products of 2 x 5 x 5 x 2 = 100, that is 400 forward, three times.
+    counted = flops_per_example(text(nn.MultiheadAttention(4, 2, batch_first=True)), torch.zeros(3, 5, dtype=torch.int64))
+    assert counted == pytest.approx({"layer.in_proj_weight": 1440, "layer.out_proj": 480, "": 1200})
+
+
+def test_each_weight_of_a_layer_counts_with_its_own_density():
+    alive = {"layer.weight_ih_l0": torch.tensor([True, False]), "layer.weight_hh_l0": torch.tensor([True, False, False, False])}
+    flops = {"layer.weight_ih_l0": 800.0, "layer.weight_hh_l0": 400.0, "": 10.0}
+    assert training_flops(flops, alive) == 400 + 100 + 10

@@ -272,6 +272,8 @@ def test_a_tally_sums_over_clients_and_averages_the_loss_over_the_examples_seen(
         "train/examples": 40,
         "train/steps": 5,
         "clients/dropped": 1,
+        "clients/silent": 0,
+        "clients/late": 0,
         "train/loss": (10 * 1.0 + 30 * 4.0) / 40,
     }
     assert "train/loss" not in Tally().metrics()

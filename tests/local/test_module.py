@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from fedprune.local.module import LocalModule
+from fedprune.local.module import LocalModule, SquaredError
 from fedprune.local.recipe import Recipe
 from fedprune.local.train import fit
 from fedprune.types import Subnet
@@ -83,3 +83,32 @@ def test_every_job_gets_an_optimizer_of_its_own_for_all_parameters():
     first, second = module.configure_optimizers(), module.configure_optimizers()
     assert first is not second
     assert [p for group in first.param_groups for p in group["params"]] == list(module.net.parameters())
+
+
+class Logits(nn.Module):
+    """A network that gives these."""
+
+    def __init__(self, logits: torch.Tensor):
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.logits[inputs]
+
+
+@pytest.mark.parametrize("kind", [LocalModule, SquaredError])
+def test_an_example_of_a_sequence_counts_by_the_mean_over_its_places(kind):
+    # Two sequences of two places, two classes, p = (3/4, 1/4) everywhere. Labels 0, 0: both right, loss log 4/3. Labels 0, 1:
+    # half right, loss (log 4/3 + log 4) / 2. Squared errors of outputs log 3 and 0 to (1, -1) or (-1, 1).
+    three = torch.tensor(3.0).log()
+    module = kind(Logits(torch.stack([three, torch.zeros(())])[None, :, None].expand(1, 2, 2).clone()), None)
+    batch = (torch.zeros(2, dtype=torch.int64), torch.tensor([[0, 0], [0, 1]]))
+    right, wrong = (
+        (torch.tensor(4 / 3).log(), torch.tensor(4.0).log())
+        if kind is LocalModule
+        else ((three - 1) ** 2 + 1, (three + 1) ** 2 + 1)
+    )
+    losses, correct = module.outcome(batch)
+    torch.testing.assert_close(losses, torch.stack([right, (right + wrong) / 2]))
+    assert correct.tolist() == [1.0, 0.5]
+    torch.testing.assert_close(module.training_step(batch, 0), losses.mean())

@@ -222,7 +222,7 @@ def test_the_learning_rate_is_multiplied_once_anything_is_pruned():
 
 
 def test_a_layer_that_is_not_there_cannot_be_fixed():
-    message = r"local\.fixed: no layer 'fc9'; the kinds are conv, linear, the layers 0, 2"
+    message = r"local\.fixed: no layer 'fc9'; the kinds are conv, linear, recurrent, attention, embedding, the layers 0, 2"
     with pytest.raises(ConfigError, match=message), held(mlp(), ["fc9"]):
         pass
 
@@ -309,7 +309,7 @@ def test_the_loss_is_the_mean_over_the_examples_seen():
 
 def test_without_a_batch_nothing_changes():
     sent = subnet()
-    assert fit(module(), sent, [], Recipe())[1:] == Trained({}, 0.0, 0, 0, {}, {})[1:]
+    assert fit(module(), sent, [], Recipe())[1:] == Trained({}, 0.0, 0, 0, {})[1:]
     assert all(torch.equal(value, sent.params[name]) for name, value in fit(module(), sent, [], Recipe()).params.items())
 
 

@@ -14,7 +14,7 @@ from fedprune.pruning.when import AfterTraining, BeforeTraining, DuringTraining,
 from fedprune.types import Gate, Plan, PruneEvent
 
 CONF = Path(__file__).parents[2] / "conf"
-BEFORE, DURING, AFTER = BeforeTraining(), DuringTraining(0.1, 0.6), AfterTraining()
+BEFORE, DURING, AFTER, TOGETHER = BeforeTraining(), DuringTraining(0.1, 0.6), AfterTraining(), AfterTraining("all")
 ACCURATE, SETTLED = OnceAccurate(0.5, 0.1, 0.6), OnceSettled(0.1, 0.1, 0.6)
 GATED = [OnceAccurate(0.5), OnceSettled(0.1), ACCURATE, SETTLED, OnceAccurate(0.5, 0.5, 1.0)]
 WHENS = [*GATED, BEFORE, DURING, AFTER, DuringTraining(0.0, 1.0), DuringTraining(0.5, 0.51), DuringTraining(0.95, 1.0)]
@@ -61,6 +61,10 @@ def events(made: Plan) -> list[tuple[int, float]]:
         (DURING, Gradual(5, "linear"), 0.1, [(1, 0.1)], 10),
         # The run of the lottery ticket papers: 20 % of the survivors, 0.8^k until 0.5.
         (AFTER, Iterative(rate=0.2), 0.5, [(10, 0.8), (20, 0.64), (30, 0.512), (40, 0.5)], 50),
+        # The same on ten rounds in all: four runs of 10 // 5 and a last of as many; three of 10 // 4 and a last of 10 - 6.
+        (TOGETHER, Iterative(rate=0.2), 0.5, [(2, 0.8), (4, 0.64), (6, 0.512), (8, 0.5)], 10),
+        (TOGETHER, Iterative(times=3), 0.125, [(2, 0.5), (4, 0.25), (6, 0.125)], 10),
+        (TOGETHER, Never(), 0.5, [], 10),
     ],
 )
 def test_plans_by_hand(when, how_often, density, expected, rounds):
@@ -91,6 +95,14 @@ def test_progressive_takes_one_block_after_the_other_and_over_again():
         (6, 0.3, (2, 3)),
         (8, 0.3, (0, 3)),
     ]
+
+
+def test_rounds_that_do_not_suffice_for_all_runs_are_refused():
+    assert events(plan(TOGETHER, Iterative(times=9), 0.5))[-1] == (9, 0.5)
+    with pytest.raises(Incompatible, match="10 rounds do not suffice for 11 training runs around 10 events: set more"):
+        plan(TOGETHER, Iterative(times=10), 0.5)
+    with pytest.raises(ConfigError, match="when.budget=some"):
+        AfterTraining("some")
 
 
 def test_dynamic_is_sparse_from_round_0_and_exchanges_a_falling_share():

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -176,6 +177,62 @@ def test_two_removals_and_one_of_another_length_are_refused():
             there.decode_job(FRAME.pack(MAGIC, zlib.crc32(body)) + body)
 
 
+# --- what is carried beside a subnet ----------------------------------------------------------------------------------------
+
+
+def extras(mask: Mask, seed: int = 7) -> dict[str, Params]:
+    """Two of them: of a masked tensor and one that is not, and of the latter alone."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = {name: torch.randn(subnet().params[name].shape, generator=generator) for name in ("w", "b")}
+    return {"c": apply(draw, mask), "shift": {"b": -draw["b"]}}
+
+
+def same_extras(a: Mapping[str, Params], b: Mapping[str, Params]) -> bool:
+    return list(a) == list(b) and all(list(a[key]) == list(b[key]) and same(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_what_a_job_carries_arrives(codec, density):
+    there, net = wire(codec), subnet(density=density)
+    for job in (Job(3, 7, 2, 1, net, carried=extras(net.mask)), replace(removal(density), carried=extras(net.mask))):
+        back = there.decode_job(there.encode_job(job, there.subnet_block(job.subnet)))
+        assert same_extras(back.carried, job.carried) and same_subnet(back.subnet, job.subnet)
+        assert back.surviving is None if job.surviving is None else same(back.surviving, job.surviving)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("which", ["alive", "dead"])
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("measured", [True, False])
+def test_what_an_update_carries_arrives_beside_subnet_and_evidence(codec, which, trained, measured):
+    known = subnet().mask
+    evidence = {"grads": evidence_about(known, which)} if measured else {}
+    update = Update(3, subnet(1, 0.2) if trained else None, 17, evidence, which, carried=extras(known))
+    back = wire(codec).decode_update(wire(codec).encode_update(update, known), known)
+    assert same_extras(back.carried, update.carried) and same_extras(back.evidence, evidence)
+    assert same_subnet(back.subnet, update.subnet)
+
+
+def test_what_is_carried_takes_bytes_for_the_living_of_the_masked_and_for_all_of_the_rest():
+    net, there = subnet(), wire()
+    alive, carried = int(net.mask["w"].sum()), extras(net.mask)
+    text = len(',"carried":{"c":[0,1],"shift":[1]}')  # w and b are the first and the second tensor of the layout
+    blocks = (4 + 2 + 4 * (alive + 4)) + (4 + 2 + 4 * 4)  # the block's length, the codec's head, the values
+    job, update = Job(3, 7, 2, 1, net), Update(3, net, 17)
+    block = there.subnet_block(net)
+    assert len(there.encode_job(replace(job, carried=carried), block)) == len(there.encode_job(job, block)) + text + blocks
+    answers = [there.encode_update(replace(update, carried=more), net.mask) for more in (carried, {})]
+    assert len(answers[0]) == len(answers[1]) + text + blocks
+
+
+def test_what_is_carried_must_be_of_the_networks_own_names_and_types():
+    there, net = wire(), subnet()
+    for tensors, message in (({"w": net.params["w"].double()}, "types: w"), ({"v": net.params["w"]}, "'v' is not in list")):
+        with pytest.raises(ValueError, match=message):
+            there.encode_job(Job(0, 0, 0, 0, net, carried={"c": tensors}), there.subnet_block(net))
+
+
 def test_other_messages_are_the_bytes_that_they_always_were():
     mask = {"w": torch.arange(20).view(4, 5) % 3 != 0}
     params = {"w": torch.arange(20.0).view(4, 5) * mask["w"], "b": torch.arange(4.0), "n": torch.tensor(3)}
@@ -201,6 +258,7 @@ def messages() -> dict[str, bytes]:
         "update": there.encode_update(UPDATES[0], subnet().mask),
         "evidence": there.encode_update(UPDATES[2], subnet().mask),
         "removal": there.encode_job(removal(), there.subnet_block(removal().subnet)),
+        "carrying": there.encode_update(replace(UPDATES[0], carried=extras(subnet().mask)), subnet().mask),
     }
 
 
@@ -274,6 +332,10 @@ CRAFTED = {
     "an update without a key": framed({key: ANSWER[key] for key in ANSWER if key != "about"}, BLOCK),
     "evidence that is a number": framed(ANSWER | {"evidence": 3}, BLOCK),
     "a block too many": framed(ANSWER, BLOCK, BLOCK),
+    "an update that promises to carry": framed(ANSWER | {"carried": {"c": [0]}}, BLOCK),
+    "a job that promises to carry": framed(TRAINING | {"carried": {"c": [0]}}, BLOCK),
+    "a job that carries what the network has not": framed(TRAINING | {"carried": {"c": [9]}}, BLOCK, BLOCK),
+    "a job that carries a list": framed(TRAINING | {"carried": [0]}, BLOCK, BLOCK),
     "a block without its length": framed({}, b"\x01"),
     "a block that is longer than the message": framed({}, b"\xff\xff\xff\xff"),
 }

@@ -1,0 +1,77 @@
+"""Plays in Markdown -> what each role says: (file or folder) -> {(play, speaker): text}. Nothing in them is run.
+
+# Hamlet                          headings end what was said before
+### SCENE I. Elsinore.
+_Enter BERNARDO_                  stage directions, between `_`, `*` or `[ ]`, are left out
+**BERNARDO**                      who speaks, until somebody else does
+Who's there?
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from fedprune.data.formats import damaged
+
+Role = tuple[str, str]
+"""(play, speaker), both as the files have them."""
+
+VOCABULARY = "\n !\"&',-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+"""The 74 characters of the texts, in the order of their numbers. Anything else in the files is markup or a slip of the
+typesetter, and left out; a dash is two hyphens, as most of the plays have it."""
+
+_PARAGRAPHS = re.compile(r"\n\s*\n|\n(?=\*\*)")
+_SPEAKER = re.compile(r"\*\*([^*\n]+)\*\*\s*")
+_DIRECTION = re.compile(r"_[^_]*_|(?<!\*)\*(?!\*)[^*]*\*(?!\*)|\[[^]]*\]")
+_FOREIGN = re.compile(f"[^{re.escape(VOCABULARY)}]")
+_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, UnicodeDecodeError, NotImplementedError, RuntimeError)
+
+
+def read_plays(path: Path, plays: int, remedy: str) -> dict[Role, str]:
+    """What each role of the plays `*/<play>.md` of a zip archive (a wheel is one) or folder says, in the order of the plays'
+    names and of who speaks first; lines end with a newline, the last one without.
+
+    Raises DataError, with `remedy` as what to do, if it cannot be read, or holds another number of plays than `plays`.
+    """
+    try:
+        texts = _from_folder(path) if path.is_dir() else _from_archive(path)
+    except _UNREADABLE as failure:
+        raise damaged(path, f"it cannot be read ({failure})", remedy) from failure
+    if len(texts) != plays:
+        raise damaged(path, f"it holds {len(texts)} plays instead of {plays}", remedy)
+    return {(play, speaker): text for play in sorted(texts) for speaker, text in roles(texts[play]).items()}
+
+
+def roles(play: str) -> dict[str, str]:
+    """What each speaker of one play says, all of it in one text, in the order of who speaks first."""
+    said: dict[str, list[str]] = {}
+    speaker = None
+    for paragraph in _PARAGRAPHS.split(play.replace("\\", "").replace("—", "--")):
+        paragraph = paragraph.strip()
+        if paragraph.startswith("#"):
+            speaker = None
+            continue
+        if begins := _SPEAKER.match(paragraph):
+            speaker, paragraph = begins[1].strip(), paragraph[begins.end() :]
+        lines = _lines(paragraph)
+        if speaker is not None and lines:
+            said.setdefault(speaker, []).extend(lines)
+    return {speaker: "\n".join(lines) for speaker, lines in said.items()}
+
+
+def _lines(paragraph: str) -> list[str]:
+    spoken = _FOREIGN.sub("", _DIRECTION.sub("", paragraph))
+    return [line for line in map(str.strip, spoken.split("\n")) if line]
+
+
+def _from_folder(path: Path) -> dict[str, str]:
+    return {file.stem: file.read_text("utf-8") for file in path.glob("*/*.md")}
+
+
+def _from_archive(path: Path) -> dict[str, str]:
+    with zipfile.ZipFile(path) as archive:
+        files = [name for name in archive.namelist() if PurePosixPath(name).match("plays/*/*.md")]
+        return {PurePosixPath(name).stem: archive.read(name).decode("utf-8") for name in files}

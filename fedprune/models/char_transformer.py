@@ -1,0 +1,75 @@
+"""A transformer for text: `(shape: (T,), classes) -> nn.Module`, int64 [B, T] in, logits [B, classes, T] out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedprune.errors import ConfigError
+from fedprune.models.layers import require_positive, require_sequence
+
+
+def char_transformer(shape: tuple[int, ...], classes: int, width: int = 64, heads: int = 4, layers: int = 2) -> nn.Module:
+    """A decoder: each place attends to itself and those before it. Learned positions, pre-norm blocks of attention and two
+    linear layers with ReLU (width - 4 width - width); 114,762 parameters on 80 of 74 characters.
+
+    Vaswani et al. 2017, in the arrangement of GPT-2 (Radford et al. 2019). Gaussian weights of variance 1 / inputs (of
+    embeddings 1 / width), those that end a block's two branches divided by sqrt(2 layers), as there; biases 0. (GPT-2's
+    deviation of 0.02 goes with a width of 768: at 64 it learns later.) No dropout; the output layer has weights of its own.
+    Raises ConfigError on images, on sizes below 1, and on heads that do not divide the width.
+    """
+    require_sequence("char_transformer", shape)
+    require_positive(width=width, heads=heads, layers=layers)
+    if width % heads:
+        raise ConfigError([f"model.heads={heads} does not divide model.width={width}: type e.g. model.width={heads * 16}"])
+    return _initialised(CharTransformer(shape[0], classes, width, heads, layers))
+
+
+def _initialised(network: CharTransformer) -> CharTransformer:
+    for name, parameter in network.named_parameters():
+        if parameter.dim() == 2:
+            branches = 2 * len(network.blocks) if name.endswith(("out_proj.weight", "fc2.weight")) else 1
+            nn.init.normal_(parameter, std=(parameter.shape[1] * branches) ** -0.5)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    return network
+
+
+class CharTransformer(nn.Module):
+    """`classes` characters at `length` places -> `width` (`layers` blocks) -> `classes`."""
+
+    def __init__(self, length: int, classes: int, width: int, heads: int, layers: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(classes, width)
+        self.position = nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*(Block(length, width, heads) for _ in range(layers)))
+        self.norm = nn.LayerNorm(width)
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T] -> logits [B, classes, T]: at each place those of the next character; T up to `length`."""
+        places = torch.arange(x.shape[1], device=x.device)
+        return self.fc(self.norm(self.blocks(self.embedding(x) + self.position(places)))).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """x + attention(norm x), then x + mlp(norm x)."""
+
+    later: Tensor
+
+    def __init__(self, length: int, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads)  # batch_first has an inference path that is slower under a mask
+        self.norm2 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+        self.register_buffer("later", torch.ones(length, length, dtype=torch.bool).triu(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, width] -> the same."""
+        normed, later = self.norm1(x).transpose(0, 1), self.later[: x.shape[1], : x.shape[1]]
+        attended, _ = self.attention(normed, normed, normed, need_weights=False, attn_mask=later, is_causal=True)
+        x = x + attended.transpose(0, 1)
+        return x + self.fc2(F.relu(self.fc1(self.norm2(x))))

@@ -1,0 +1,121 @@
+"""A sweep over methods seen whole, on runs that can be followed by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from fedprune import analysis
+from fedprune.analysis.by_method import by_method, front, methods_markdown, over_methods, target_of
+from fedprune.analysis.fronts import accuracy_bytes_methods
+from fedprune.errors import FedpruneError
+from fedprune.folders import METHOD
+
+# method: (client accuracies over the seeds, MB up, MB down); at density 0.05 everybody is 0.1 less accurate for half the bytes.
+METHODS = {
+    "dense": ((0.80, 0.82, 0.87), 40.0, 40.0),
+    "sparse": ((0.80, 0.80, 0.80), 4.0, 6.0),
+    "slow": ((0.70, 0.70, 0.70), 8.0, 8.0),
+}
+
+
+def sweep() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(runs, rounds): two rounds each, the first at half the bytes and 0.2 below the end."""
+    runs, rounds = [], []
+    for density in (0.1, 0.05):
+        for name, (accuracies, up, down) in METHODS.items():
+            for seed, accuracy in enumerate(accuracies):
+                less, share = (0.1, 0.5) if density == 0.05 else (0.0, 1.0)
+                which: dict[str, Any] = {"run": f"{name}{density}{seed}", "status": "done", "density": density, METHOD: name}
+                end = {"client/accuracy_mean": accuracy - less, "client/accuracy_p10": accuracy - less - 0.3}
+                totals = {"total/up_bytes": up * share * 1e6, "total/down_bytes": down * share * 1e6}
+                runs.append(which | {"seed": seed} | end | totals | {"test/accuracy": 0.5, "density/weights": density})
+                for number, back in ((0, 0.2), (1, 0.0)):
+                    sent = (up + down) * share * 1e6 * (number + 1) / 2
+                    seen = {"round": number, "client/accuracy_mean": accuracy - less - back, "wire/total_bytes": sent}
+                    rounds.append(which | seen)
+    return pd.DataFrame(runs), pd.DataFrame(rounds)
+
+
+def row(table: pd.DataFrame, density: float, name: str) -> pd.Series:
+    (found,) = table[(table["density"] == density) & (table[METHOD] == name)].to_dict("records")
+    return found
+
+
+def test_a_row_per_density_and_method_with_mean_and_spread_by_hand():
+    # Of 80, 82, 87: mean 83, sample variance ((-3)^2 + (-1)^2 + 4^2) / 2 = 13.
+    table = by_method(*sweep(), target=0.75)
+    assert list(table[METHOD]) == ["dense", "sparse", "slow"] * 2
+    dense = row(table, 0.1, "dense")
+    assert (dense["seeds"], dense["client accuracy (%)"]) == (3, pytest.approx(83))
+    assert dense["client accuracy (%) sd"] == pytest.approx(math.sqrt(13))
+    assert dense["worst decile (%)"] == pytest.approx(53)
+    assert (dense["up (MB)"], row(table, 0.05, "dense")["down (MB)"]) == (pytest.approx(40), pytest.approx(20))
+
+
+def test_what_the_target_took_is_said_where_every_seed_reached_it():
+    # At 0.8, `sparse` is there after its second round, with all of its 10 MB; at 0.82, two of three seeds of `dense`.
+    table = by_method(*sweep(), target=0.8)
+    assert (row(table, 0.1, "sparse")["rounds to target"], row(table, 0.1, "sparse")["MB to target"]) == (2, pytest.approx(10))
+    assert math.isnan(row(table, 0.1, "slow")["rounds to target"])
+    assert math.isnan(row(by_method(*sweep(), target=0.82), 0.1, "dense")["MB to target"])
+    # At 0.6, the first round of `sparse` and of `dense` will do (80 - 20 = 60), for half of the bytes.
+    early = row(by_method(*sweep(), target=0.6 - 1e-9), 0.1, "sparse")
+    assert (early["rounds to target"], early["MB to target"]) == (1, pytest.approx(5))
+
+
+def test_the_front_is_whom_nobody_beats():
+    table = by_method(*sweep(), target=0.75)
+    ten = table[table["density"] == 0.1]
+    assert dict(zip(ten[METHOD], front(ten), strict=True)) == {"dense": True, "sparse": True, "slow": False}
+    # As accurate as another one for more bytes is beaten, too; two that are the same in both are not.
+    points = pd.DataFrame({"up (MB)": [1.0, 2, 1], "down (MB)": [0.0, 0, 0], "client accuracy (%)": [80.0, 80, 80]})
+    assert list(front(points)) == [True, False, True]
+
+
+def test_the_target_is_five_points_below_the_best_run_that_is_done():
+    runs, _ = sweep()
+    assert target_of(runs) == pytest.approx(0.82)
+    assert target_of(runs.assign(status="failed")) == 0.0
+
+
+def test_the_page_has_a_table_per_density_and_the_front_in_bold():
+    table = by_method(*sweep(), target=0.8)
+    text = methods_markdown(table, 0.8)
+    assert text.index("## Density 0.1\n") < text.index("## Density 0.05\n")
+    assert "| **dense** | 83.0 ± 3.6 | 53.0 ± 3.6 | 50.0 ± 0.0 | 10.0 | 40.0 | 40.0 |" in text
+    assert "| slow | 70.0 ± 0.0 |" in text
+    assert "MB to 80 %" in text
+
+
+def test_only_a_sweep_over_methods_is_seen_so():
+    runs, rounds = sweep()
+    assert over_methods(runs)
+    assert not over_methods(runs[runs[METHOD] == "dense"])
+    assert not over_methods(runs.drop(columns=METHOD))
+    assert len(by_method(runs.assign(status="unfinished"), rounds, 0.5)) == 0
+
+
+def test_the_figure_has_a_panel_per_density_and_a_point_per_method():
+    figure = accuracy_bytes_methods(by_method(*sweep(), target=0.8))
+    assert [axes.get_title() for axes in figure.axes] == ["density 0.1", "density 0.05"]
+    for axes in figure.axes:
+        assert {text.get_text() for text in axes.texts} == set(METHODS)
+        assert axes.get_xscale() == "log"
+    with pytest.raises(FedpruneError, match="nothing to draw"):
+        accuracy_bytes_methods(by_method(sweep()[0].assign(status="failed"), sweep()[1], 0.5))
+
+
+def test_a_sweep_over_methods_from_the_command_line_is_compared(command):
+    tiny = ("federated.clients=3", "federated.cohort=2", "local.epochs=null", "local.steps=2", "logger=none", "executor=serial")
+    words = ("+experiment@_global_=fedavg,snip_fedavg", "data=digits", "model=lenet_300_100", "name=bench", "rounds=2")
+    result = command(*words, *tiny, "density=0.5", "eval_every=1", "-m")
+    assert result.rc == 0, result.text
+    page = Path("outputs/bench/methods.md").read_text()
+    assert "fedavg" in page and "snip_fedavg" in page
+    assert Path("outputs/bench/figures/accuracy_bytes_methods.png").stat().st_size > 1000
+    assert analysis.load_runs("outputs/bench")[METHOD].nunique() == 2
