@@ -32,6 +32,8 @@ from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import add_companions, together
 from fedprune.make import make
+from fedprune.pruning.adjust import layer_times
+from fedprune.pruning.criterion import Adjusted
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.network import Network
 from fedprune.pruning.what import What
@@ -79,6 +81,8 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     controlled = problems.attempt(_controlled, config, net, own)
     if what is not None:
         problems.attempt(together, *added, net, what.names)
+        if isinstance(criterion, Adjusted):
+            problems.attempt(layer_times, criterion.times, what.names)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
     options["fates"] = availability(config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])
@@ -101,7 +105,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
     problems.add_incompatible(check.of_one_mask(config.federated, options["whose"], plan, names))
     problems.add_incompatible(check.carried(config.federated, plan, options["whose"], criterion, where, names))
-    problems.add_incompatible(_combination(plan, axes, options, Network(net, dataset.shape), names))
+    problems.add_incompatible(_combination(plan, axes, options, recipe, Network(net, dataset.shape), names))
     composition = Composition(plan, what, net, options, names, config)
     for option in (work, options["round"]):
         problems.add_incompatible(problems.attempt(option.problems, composition) or [])
@@ -115,7 +119,9 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     )
 
 
-def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Network, names: dict[str, str]) -> list[str]:
+def _combination(
+    plan: Plan, axes: Axes, options: Mapping[str, Any], recipe: Recipe, network: Network, names: dict[str, str]
+) -> list[str]:
     """What is wrong with the axes together, on this network; a twin of a simpler composition is only pointed out."""
     what, criterion = axes.what, axes.criterion
     exchanges = any(event.swap for event in plan.events)
@@ -126,6 +132,9 @@ def _combination(plan: Plan, axes: Axes, options: Mapping[str, Any], network: Ne
     units = what.units(network.net.state_dict())
     return [
         *check.composition(plan, criterion, options["where"], options["rewind"], options["whose"], names),
+        *check.blocks(plan, what, names),
+        *check.feedback(recipe.error_feedback, plan, options["whose"], names),
+        *check.regrown(axes.regrown, plan, options["whose"], names),
         *check.on_clients(plan, options["whose"], axes, options["where"], options["rewind"], names),
         *check.obstacles(plan, criterion, network, what.names, names),
         *dict.fromkeys(

@@ -16,12 +16,23 @@ from fedprune.federated.whose import Voted, Whose
 from fedprune.pruning.companions import CHOOSE
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.cycle import Axes
-from fedprune.pruning.evidence import FROM_DATA, OBSTACLES, OUTCOMES, OUTCOMES_OF_CLIENTS, known, needs, unknown
+from fedprune.pruning.evidence import (
+    FROM_CLIENTS,
+    FROM_DATA,
+    FROM_TRAINING,
+    OBSTACLES,
+    OUTCOMES,
+    OUTCOMES_OF_CLIENTS,
+    known,
+    needs,
+    unknown,
+)
 from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import nearest
 from fedprune.pruning.regrown import RULES
 from fedprune.pruning.rewind import CONTROLS, LearningRate, Rewind
+from fedprune.pruning.scope import is_layerwise
 from fedprune.pruning.what import What
 from fedprune.ticket.begin import broken_units
 from fedprune.types import SERVER, Mask, Plan
@@ -101,7 +112,8 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, wh
     first = min((event.round for event in plan.events), default=plan.rounds)
     back_to = getattr(rewind, "round", 0)
     asked = _asked(criterion)
-    on_data = sorted(asked & set(FROM_DATA)) if plan.events else []
+    on_data = sorted(asked & set(FROM_CLIENTS)) if plan.events else []
+    dropping = set(needs(criterion.drop))
     how_often, chosen = f"how_often={names['how_often']}", f"criterion={names['criterion']}"
     rules = {
         f"{how_often} exchanges units, and {chosen} has no formula to grow by: choose criterion=rigl or criterion=set": (
@@ -124,6 +136,12 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, wh
         "choose when=after_training, or when=during_training with a later when.start": bool({*CHOOSE} & asked)
         and plan.events != ()
         and first == 0,
+        f"{chosen} asks for what clients add up while they train, and the first prune event is before any training: "
+        "choose when=after_training, or when=during_training with a later when.start": bool({*FROM_TRAINING} & dropping)
+        and plan.events != ()
+        and first == 0,
+        f"{chosen} asks for what clients add up while they train, and where={names['where']} trains nothing: "
+        "choose where=all_clients": bool({*FROM_TRAINING} & asked) and plan.events != () and hasattr(where, "proxy"),
         f"{chosen} compares with the weights at the start, and rewind={names['rewind']} replaces them: choose rewind=init": (
             "init_params" in asked and len(plan.events) > 1 and isinstance(rewind, CONTROLS)
         ),
@@ -149,6 +167,40 @@ def aggregate(option: Any, work: Any) -> list[str]:
     return []
 
 
+def blocks(plan: Plan, what: What, names: dict[str, str]) -> list[str]:
+    """Whether layers can take turns."""
+    most = max((event.block[1] for event in plan.events if event.block), default=0)
+    chosen = f"how_often={names['how_often']}"
+    rules = {
+        f"{chosen}: how_often.blocks={most} is more than the {len(what.names)} layers that may be pruned: lower it": (
+            most > len(what.names)
+        ),
+        f"{chosen} exchanges in some layers at a time, and what={names['what']} lets layers compete with each other: "
+        "choose what=weights_erk": most > 0 and not is_layerwise(what.scope),
+    }
+    return [problem for problem, broken in rules.items() if broken]
+
+
+def feedback(error_feedback: bool, plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
+    """Whether what is trained behind a pruned network can come to anything."""
+    if not error_feedback or not plan.events or whose.at == "end":
+        return []
+    return [
+        f"local={names['local']}: what error feedback makes of dead weights is only known at the end of a client's round, and "
+        f"whose={names['whose']} does not ask then: choose whose=voted with whose.at=end, or local=classification"
+    ]
+
+
+def regrown(rule: str, plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
+    """Whether what grows can start from where it is to start."""
+    if rule == "zero" or whose.at is None or not any(event.swap for event in plan.events):
+        return []
+    return [
+        f"whose={names['whose']}: what grows on a client starts from zero, and federated.regrown={rule} asks the server: "
+        "choose federated.regrown=zero, or whose=shared"
+    ]
+
+
 def on_clients(plan: Plan, whose: Whose, axes: Axes, where: Any, rewind: Rewind, names: dict[str, str]) -> list[str]:
     """What clients that carry out events themselves cannot do."""
     if whose.at is None or not plan.events:
@@ -156,6 +208,8 @@ def on_clients(plan: Plan, whose: Whose, axes: Axes, where: Any, rewind: Rewind,
     chosen, early = f"whose={names['whose']}", getattr(rewind, "round", 0)
     asked = needs(plan.gate.opens) if plan.gate and not whose.asks else ()
     rules = {
+        f"{chosen}: clients add up gradients for the server's events, and criterion={names['criterion']} asks for them: "
+        "choose whose=shared": bool(_asked(axes.criterion) & set(FROM_TRAINING)),
         f"{chosen}: each client scores on its own data, and where={names['where']} measures elsewhere: choose where=cohort": (
             bool(_asked(axes.criterion) & set(FROM_DATA)) and not isinstance(where, Cohort)
         ),
@@ -164,8 +218,6 @@ def on_clients(plan: Plan, whose: Whose, axes: Axes, where: Any, rewind: Rewind,
         ),
         f"{chosen}: the learning rate follows the rounds of all, and rewind={names['rewind']} would set back one client's: "
         "choose rewind=init or rewind=none": not whose.asks and isinstance(rewind, LearningRate),
-        f"{chosen}: what clients grow starts from zero, and federated.regrown=server is for what the server grows: "
-        "choose federated.regrown=zero": axes.regrown == "server",
         f"when={names['when']} compares the masks after the first and the last epoch: choose whose.at=end": (
             "mask_shift" in asked and whose.at == "start"
         ),

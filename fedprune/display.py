@@ -27,6 +27,8 @@ def plan_text(plan: Plan, rewind: str, emerges: str = "", own: bool = False) -> 
     wait += "each client in its own time, " * own + "at the earliest " * (own or plan.gate is not None)
     for event in plan.events:
         swap = f", exchanging {event.swap:.3g} of the living" if event.swap else ""
+        if event.block is not None:
+            swap += f", in block {event.block[0] + 1} of {event.block[1]} from the output"
         lines.append(f"  {wait}after round {event.round:>5}: density {emerges or f'{event.density:.4g}'}{swap}{back}")
     return "\n".join(lines)
 

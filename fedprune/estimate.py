@@ -13,8 +13,8 @@ from fedprune.federated.controls import start
 from fedprune.federated.costs import training_flops
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.companions import is_companion
-from fedprune.pruning.criterion import Compensated
-from fedprune.pruning.evidence import FROM_DATA, needs
+from fedprune.pruning.criterion import Adjusted, Compensated
+from fedprune.pruning.evidence import FROM_CLIENTS, needs
 from fedprune.pruning.mask import apply, ones, shrink
 from fedprune.types import SERVER, Job, Mask, State, Subnet, Update
 from fedprune.wire.message import about, answered_under
@@ -129,14 +129,15 @@ def _evidence_bytes(experiment: Experiment, config: Any, subnets: list[Subnet]) 
         if isinstance(criterion, Compensated):
             total += len(clients) * _evidence_message_bytes(experiment, subnet, criterion.compensate, "alive", after.mask)
         if event.swap and criterion.grow:
-            total += len(clients) * _evidence_message_bytes(experiment, subnet, criterion.grow, "dead")
+            which = "all" if isinstance(criterion, Adjusted) else "dead"
+            total += len(clients) * _evidence_message_bytes(experiment, subnet, criterion.grow, which)
     return total
 
 
 def _evidence_message_bytes(
     experiment: Experiment, subnet: Subnet, formula: Callable, which: str, surviving: Mask | None = None
 ) -> int:
-    wire, wanted = experiment.wire, tuple(name for name in needs(formula) if name in FROM_DATA)
+    wire, wanted = experiment.wire, tuple(name for name in needs(formula) if name in FROM_CLIENTS)
     if not wanted:
         return 0
     job = Job(0, 0, 0, 0, subnet, wanted, which, surviving)

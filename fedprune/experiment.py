@@ -27,6 +27,7 @@ from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, add_companions
 from fedprune.make import make
 from fedprune.pruning.cycle import Axes
+from fedprune.pruning.evidence import FROM_TRAINING, needs
 from fedprune.pruning.network import Network
 from fedprune.pruning.paths import effective_density, followed
 from fedprune.randomness import torch_seed, torch_stream
@@ -69,7 +70,7 @@ class Experiment:
             client_round,
             *(_container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device),
             *(self.axes.what.names, self.regularisers, self._on_client(), self.options["upload"]),
-            *(self.options["client"], self._fresh),
+            *(self._accumulates, self.options["client"], self._fresh),
         )
         if self.device != "cpu" and self.config.executor["_target_"].endswith(f".{Processes.__name__}"):
             log.warning("on %s clients are trained one after the other: executor=serial", self.device)
@@ -85,6 +86,12 @@ class Experiment:
         return OnClient(self.axes, self.options["rewind"], opens, whose.at, self._fresh, self.begin)
 
     @property
+    def _accumulates(self) -> bool:
+        """Whether a formula asks for what clients add up while they train."""
+        formulas = self.axes.criterion.formulas().values() if self.plan.events else ()
+        return any(name in FROM_TRAINING for formula in formulas for name in needs(formula))
+
+    @property
     def _fresh(self) -> Callable[[int], Params]:
         work = self.options["client"]
         return functools.partial(_fresh, self.config, self.dataset, self.axes.what.names, self.regularisers, work)
@@ -95,6 +102,7 @@ class Experiment:
         carries = functools.partial(controls.carried, self.controlled)
         exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken)
         exchange = replace(exchange, fates=self.options["fates"], carries=carries, upload=self.options["upload"])
+        exchange = replace(exchange, feedback=self.recipe.error_feedback)
         return self.options["round"].loop(
             seed=config.seed,
             plan=self.plan,
@@ -133,6 +141,7 @@ def client_round(
     regularisers: tuple[Regulariser, ...],
     event: OnClient | None,
     upload: Upload,
+    accumulates: bool,
     work: Work,
     fresh: Callable[[int], Params],
 ) -> ClientRound:
@@ -141,8 +150,8 @@ def client_round(
         net = make(config["model"], shape=dataset.shape, classes=dataset.classes)
     add_companions(net, prunable, regularisers, torch.Generator())  # each job brings its own values
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
-    examples = config["where"].get("examples")
-    worker = ClientRound(module, dataset, clients, recipe, wire, examples, regularisers, event, upload)
+    examples, top = (config["where"].get(key) for key in ("examples", "top"))
+    worker = ClientRound(module, dataset, clients, recipe, wire, examples, regularisers, event, upload, accumulates, top)
     return work.client_round(worker, functools.partial(fresh, 0), config["seed"])
 
 

@@ -47,6 +47,7 @@ class Local:
     clip_norm: float | None = None
     proximal_mu: float = 0.0
     retrain_lr: float = 1.0
+    error_feedback: bool = False
     fixed: list[str] = field(default_factory=list)
 
 

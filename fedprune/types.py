@@ -25,11 +25,15 @@ SERVER = -1
 
 @dataclass(frozen=True)
 class PruneEvent:
-    """After `round` rounds: bring the mask to `density` (of all units), exchanging the fraction `swap` of the living."""
+    """After `round` rounds: bring the mask to `density` (of all units), exchanging the fraction `swap` of the living.
+
+    block: (i, n), if only the i-th of n blocks of layers takes part, counted from the output; None: all layers do.
+    """
 
     round: int
     density: float
     swap: float = 0.0
+    block: tuple[int, int] | None = None
 
 
 class Condition(Protocol):
@@ -119,7 +123,7 @@ class State:
 class Job:
     """All that a client is sent. With `measure` empty it trains; otherwise it measures that evidence and trains nothing.
 
-    about: whether the evidence is asked of the living entries (to drop some) or of the dead ones (to grow some).
+    about: whether the evidence is asked of the living entries (to drop some), of the dead ones (to grow some) or of all.
     surviving: for evidence about a removal, what of `subnet` it would leave; the evidence is then about these entries.
     carried: what else travels with the subnet, by what it is: tensors with names and types of the network's own, zero where the
     mask is dead. event: what the client is to do to its mask in this round, if anything; events: how many it did before.
@@ -146,7 +150,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Update:
-    """All that a client sends back: a trained subnet, or evidence about the living or the dead entries of the one it was sent.
+    """All that a client sends back: a trained subnet, or evidence about entries of the one it was sent.
 
     `examples` weighs it in every mean; `pruned` says whether the job's event took place; `carried` is as in a Job, under the
     mask of the job; `kept` stays with the client, never

@@ -75,11 +75,14 @@ def by_layer_density(
 
 
 def _scores(votes: Scores, merged: Params, least: float) -> Scores:
-    """|w| of the merged network; below all of those, in the order of the votes, what has not enough of them."""
-    return {
-        name: torch.where(part > least, merged[name].abs().double(), part - 2.0)  # from -2 to -1
-        for name, part in votes.items()
-    }
+    """|w| of the merged network; of those that are zero, as what clients have just grown is, by their votes; below all of
+    those, in the order of the votes, what has not enough of them."""
+    scores = {}
+    for name, part in votes.items():
+        size = merged[name].abs().double()
+        enough = torch.where(size > 0, size, part - 1.0)  # -1 to 0
+        scores[name] = torch.where(part > least, enough, part - 2.0)  # -2 to -1
+    return scores
 
 
 def _apportioned(weights: dict[str, float], places: Scores, total: int) -> dict[str, int]:

@@ -16,15 +16,16 @@ from fedprune.data.datasets import Dataset
 from fedprune.federated import own_values
 from fedprune.federated.on_client import Looks, OnClient, Pruned
 from fedprune.federated.upload import Upload, everything
-from fedprune.local import control, optimizer_state
+from fedprune.local import accumulated, control, optimizer_state
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, in_use, regularised
 from fedprune.local.train import Trained, fit, load, set_mode, unload
 from fedprune.pruning.cycle import Measure
-from fedprune.pruning.evidence import FROM_DATA, OF_REMOVAL, at_hand
-from fedprune.pruning.mask import apply
+from fedprune.pruning.evidence import FROM_DATA, FROM_TRAINING, OF_REMOVAL, at_hand
+from fedprune.pruning.mask import apply, ones
 from fedprune.pruning.network import Network
+from fedprune.pruning.rank import keep_best, nearest
 from fedprune.randomness import seeded, torch_seed, torch_stream
 from fedprune.types import SERVER, Job, Mask, Params, Subnet, Update
 from fedprune.wire.message import Wire, about, answered_under
@@ -39,7 +40,9 @@ class ClientRound:
 
     examples: how many of its training examples a client measures evidence on (None: all). regularisers: what it adds to its
     training so that weights get ready to be pruned; evidence and evaluation are of the network without noise. event: how it
-    carries out prune events itself (None: the server does). upload: what it sends back of what it trained.
+    carries out prune events itself (None: the server does). upload: what it sends back of what it trained. accumulates: whether
+    it adds up squared gradients for an event. top: of evidence about the dead it sends only the largest, as many of each layer
+    as this fraction of its living (None: all).
     """
 
     module: LocalModule
@@ -51,6 +54,8 @@ class ClientRound:
     regularisers: tuple[Regulariser, ...] = ()
     event: OnClient | None = None
     upload: Upload = field(default_factory=everything)
+    accumulates: bool = False
+    top: float | None = None
 
     @functools.cached_property
     def batches(self) -> Batches:
@@ -79,13 +84,17 @@ class ClientRound:
         first: list[Params] = []
         trained = self._fit(job, begun, {} if pruned and pruned.replaced else momenta, controls.correction(), first)
         result, optimizer = Subnet(trained.params, begun.mask), trained.optimizer
-        at_end = self._carry_out(job, "end", result, first[0] if first else arrived.params)
+        if self.recipe.error_feedback:  # an event chooses among all that was trained
+            result = Subnet(apply(trained.params, begun.mask), begun.mask)
+        whole = Subnet(trained.params, ones(trained.params, tuple(begun.mask))) if self.recipe.error_feedback else result
+        at_end = self._carry_out(job, "end", whole, first[0] if first else arrived.params)
         if at_end:
             result, optimizer = at_end.subnet, {} if at_end.replaced else optimizer
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
         carried, renewed = controls.answer(begun.params, trained.params, trained.reach)
         names = (*own, *result.mask) if self.recipe.keep_weights else (*own,)
         kept = {name: result.params[name] for name in names} | optimizer | renewed
+        kept |= accumulated.added(job.kept, trained.gradients)
         examples, done = len(self.clients.train[job.client]), pruned is not None or at_end is not None
         travels = self.upload.pack(begun.params, result)
         return Update(job.client, travels, examples, metrics=metrics, pruned=done, carried=carried, kept=kept)
@@ -100,8 +109,11 @@ class ClientRound:
                 epoch = math.ceil(len(indices) / recipe.batch_size)
                 batches = interrupted(batches, epoch, lambda: first.append(unload(self.module)))
             prunable = {name: subnet.mask[name] for name in self.wire.layout.masked}
-            with regularised(net, prunable, self.regularisers, self.examples_of_all) as penalty:
-                return fit(self.module, subnet, batches, recipe, recipe.lr_decay**job.clock, penalty, momenta, correction)
+            now = tuple(one.at(job.clock) for one in self.regularisers)
+            summed = tuple(prunable) if self.accumulates else ()
+            with regularised(net, prunable, now, self.examples_of_all) as penalty:
+                decay = recipe.lr_decay**job.clock
+                return fit(self.module, subnet, batches, recipe, decay, penalty, momenta, correction, summed)
 
     def _carry_out(self, job: Job, moment: str, subnet: Subnet, first: Params | None = None) -> Pruned | None:
         if job.event is None or self.event is None or self.event.at != moment:
@@ -132,7 +144,10 @@ class ClientRound:
     def measure(self, job: Job) -> Update:
         """Measure the evidence that was asked for, at the subnet that was sent; train nothing."""
         evidence = self._evidence(replace(job, subnet=Subnet(job.subnet.params | _of_network(job.kept), job.subnet.mask)))
-        return Update(job.client, None, self._scored(job.client), evidence, job.about, kept=job.kept)
+        which = job.about
+        if which == "dead" and self.top is not None:
+            which, evidence = "top", {name: largest(values, job.subnet.mask, self.top) for name, values in evidence.items()}
+        return Update(job.client, None, self._scored(job.client), evidence, which, kept=job.kept)
 
     def _scored(self, client: int) -> int:
         """On how many examples this client measures evidence."""
@@ -154,6 +169,10 @@ class ClientRound:
         set_mode(self.module, self.recipe)
         evidence = {}
         for name in job.measure:
+            if name in FROM_TRAINING:
+                sums = accumulated.sums(job.kept, {n: params[n].cpu() for n in names})
+                evidence[name] = apply(sums, cover)
+                continue
             with seeded(torch_seed(job.seed, f"evidence {name}", job.round, job.client), self.module.device):
                 more = removal if name in OF_REMOVAL else ()
                 batches = Again(lambda: self.batches.of(indices, self.recipe.batch_size))
@@ -177,6 +196,13 @@ class ClientRound:
     def _outcome(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         losses, correct = self.module.outcome(batch)
         return losses.float().cpu().numpy(), correct.cpu().numpy()
+
+
+def largest(values: Params, mask: Mask, fraction: float) -> Params:
+    """Of each layer the largest |value|, as many as this fraction of its living entries to the nearest, and zero elsewhere."""
+    counts = {name: nearest(fraction * int(alive.sum())) for name, alive in mask.items()}
+    sizes = {name: value.abs().masked_fill(mask[name], -math.inf) for name, value in values.items()}
+    return apply(values, {name: keep_best({name: sizes[name]}, counts[name])[name] for name in values})
 
 
 def _of_network(kept: Params) -> Params:

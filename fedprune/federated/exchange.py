@@ -73,7 +73,8 @@ class Exchange:
     examples: the number of training examples of each client. own: names of the tensors that clients keep to themselves.
     broken: what to do about an update that fails its checks: `stop` the run, or `drop` the update from the round. fates: who
     answers in which round. carries: what of a state travels beside the network to clients that train. upload: what they send
-    back of it.
+    back of it. feedback: whether clients may let live at an event
+    what was dead in the network that they were sent.
     """
 
     wire: Wire
@@ -85,6 +86,7 @@ class Exchange:
     fates: Fates = everybody
     carries: Callable[[State], Mapping[str, Params]] = nothing
     upload: Upload = field(default_factory=everything)
+    feedback: bool = False
 
     def train(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
         """What clients send back after training what these jobs give them, in the order of the jobs."""
@@ -151,7 +153,7 @@ class Exchange:
         """The update if it can be read and passes its checks; else it is reported, and ends the run unless told otherwise."""
         try:
             update = self.wire.decode_update(answer, answered_under(job))
-            problem = _problem(update, job)
+            problem = _problem(update, job, self.feedback)
         except ValueError as error:
             problem = f"its update cannot be read: {error}"
         if problem is None:
@@ -163,7 +165,7 @@ class Exchange:
         return None
 
 
-def _problem(update: Update, job: Job) -> str | None:
+def _problem(update: Update, job: Job, feedback: bool) -> str | None:
     """Why an update must not be merged, or None."""
     loss = update.metrics.get("loss", 0.0)
     tensors = [*update.evidence.values(), *update.carried.values(), update.subnet.params if update.subnet else {}]
@@ -172,7 +174,7 @@ def _problem(update: Update, job: Job) -> str | None:
             f"the training has diverged (loss {loss:.3g}; not all numbers are finite). "
             "Lower local.optimizer.lr or set local.clip_norm=1"
         )
-    grows = job.event is not None and job.event.swap > 0
+    grows = job.event is not None and (job.event.swap > 0 or feedback)
     return None if update.subnet is None else _stray(update.subnet, job.subnet.mask, grows)
 
 

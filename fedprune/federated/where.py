@@ -1,7 +1,8 @@
 """Where the evidence is measured.
 
 Every `where` is (cohort of the coming round, number of clients, seed) -> the clients that measure. `examples` is how many
-of its training examples each of them uses (null: all).
+of its training examples each of them uses (null: all). `top`: of evidence about the dead, each client sends only what is
+largest, as many entries of each layer as this fraction of its living (null: all of it). Huang et al. 2023 (FedTiny).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from fedprune.errors import ConfigError, RunError, Unheard
 from fedprune.federated.exchange import Exchange, Tally
 from fedprune.pruning.cycle import Measure
-from fedprune.pruning.evidence import FROM_DATA, at_hand, mean
+from fedprune.pruning.evidence import FROM_CLIENTS, at_hand, mean
 from fedprune.pruning.network import Network
 from fedprune.randomness import numpy_stream, torch_stream
 from fedprune.types import SERVER, Mask, Params, State, Subnet, Update
@@ -31,7 +32,7 @@ def measuring(exchange: Exchange, network: Network, state: State, clients: tuple
             *(names, network, subnet, state.init),
             lambda layer: torch_stream(exchange.seed, f"criterion {about} {layer}", state.events),
         )
-        wanted = tuple(name for name in names if name in FROM_DATA)
+        wanted = tuple(name for name in names if name in FROM_CLIENTS)
         if wanted:
             updates = exchange.measure(state, subnet, clients, wanted, about, tally, surviving)
             found |= _averaged(wanted, updates, tally)
@@ -53,8 +54,11 @@ def _averaged(names: tuple[str, ...], updates: Iterable[Update], tally: Tally) -
 @dataclass(frozen=True)
 class _Where:
     examples: int | None = None
+    top: float | None = None
 
     def __post_init__(self) -> None:
+        if self.top is not None and not 0 < self.top <= 1:
+            raise ConfigError([f"where.top={self.top} is a fraction of a layer's living: more than 0, at most 1, or null"])
         if self.examples is not None and self.examples < 1:
             raise ConfigError([f"where.examples={self.examples} must be at least 1; null means all of a client's examples"])
 

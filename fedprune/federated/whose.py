@@ -23,6 +23,7 @@ from fedprune.federated.asking import due
 from fedprune.federated.ballot import Ballot, votes
 from fedprune.federated.on_client import MOMENTS
 from fedprune.federated.server_step import masked
+from fedprune.local import accumulated
 from fedprune.pruning import cycle
 from fedprune.pruning.cycle import Axes, Measure
 from fedprune.pruning.mask import apply, ones, pack
@@ -82,7 +83,7 @@ def _after(state: State, pruned: Subnet, events: int, terms: Terms, last: Params
     """The state with another mask for all, after a rewind. last: what prunable entries were when they last lived.
 
     After a rewind the server optimizer starts fresh; otherwise its momentum is only masked. Where weights are other ones,
-    clients forget what they kept, and the server what the dead were.
+    clients forget what they kept, and the server what the dead were; what clients add up from event to event begins anew.
     """
     weights, clock = terms.rewind(pruned.mask, state.anchors, terms.draws)
     server = pruned if weights is None else Subnet(apply(weights, pruned.mask), pruned.mask)
@@ -93,7 +94,7 @@ def _after(state: State, pruned: Subnet, events: int, terms: Terms, last: Params
         events=events,
         clock=state.clock if clock is None else clock,
         momentum=masked(state.momentum, pruned.mask) if clock is None else {},
-        kept=state.kept if weights is None else {},
+        kept=accumulated.forgotten(state.kept) if weights is None else {},
         stale=of_the_dead(last, pruned.mask) if weights is None else {},
         pruned=state.round,
         opened=False,

@@ -8,6 +8,7 @@ the prunable ones. What is dead is 0 and adds nothing.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,15 @@ def penalty(formula: Formula, strength: float) -> Regulariser:
         }
     )
     return Regulariser(formula, strength)
+
+
+def incremental(formula: Formula, strength: float, steps: int, rounds: int) -> Regulariser:
+    """`penalty`, rising with the rounds: i / steps of the strength in the i-th of `steps` equal parts of the run, i from 0.
+    Long et al. 2023 (FedDIP).
+    """
+    rules = {"steps": steps, "rounds": rounds}
+    require({f"local.penalty.{key}={value} must be at least 1": value >= 1 for key, value in rules.items()})
+    return replace(penalty(formula, strength), steps=steps, rounds=rounds)
 
 
 def l0(strength: float, drop_rate: float) -> Regulariser:

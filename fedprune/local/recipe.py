@@ -21,6 +21,8 @@ class Recipe:
     is pruned, by kind (conv, linear) or name. Han et al. 2015.
     freeze_batchnorm: BatchNorm normalises with the running statistics it was sent, and does not change them.
     keep_weights: what the prunable tensors were trained to is kept.
+    error_feedback: the forward and backward pass see the pruned network, and the step changes all weights, the dead too, which
+    may so come to live at the end of the round. Lin et al. 2020 (dynamic pruning with feedback); Long et al. 2023 (FedDIP).
     keep_optimizer: the optimizer goes on from what the client kept of it, and is kept again.
     """
 
@@ -33,6 +35,7 @@ class Recipe:
     retrain_lr: float = 1.0
     fixed: Sequence[str] = ()
     freeze_batchnorm: bool = False
+    error_feedback: bool = False
     keep_optimizer: bool = False
     keep_weights: bool = False
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,8 @@ class Regulariser:
     layers: (net, mask) -> how the layers of these names ("": the network) run in training; all others run as always.
     companion: what each prunable weight gets beside it. used: (parameters, names of the prunable) -> those of the network that
     is in use; None: as they are. paired: as `layers`, with a term of the loss that goes by what has run. obstacle: why a
-    network cannot be trained so, or None.
+    network cannot be trained so, or None. steps, rounds: the strength rises in `steps` equal steps over so many rounds, from 0;
+    with steps = 0 it stays.
     """
 
     formula: Formula | None = None
@@ -45,6 +46,15 @@ class Regulariser:
     used: Callable[[Params, Iterable[str]], Params] | None = None
     paired: Callable[[nn.Module, Mask], tuple[dict[str, Forward], Callable[[], Tensor]]] | None = None
     obstacle: Callable[[nn.Module], str | None] | None = None
+    steps: int = 0
+    rounds: int = 1
+
+    def at(self, clock: int) -> Regulariser:
+        """This one in the round that follows `clock`: with the strength that it has then."""
+        if not self.steps:
+            return self
+        done = min(clock * self.steps // self.rounds, self.steps)
+        return replace(self, strength=self.strength * done / self.steps)
 
 
 def none() -> Regulariser:

@@ -26,6 +26,7 @@ class Trained(NamedTuple):
 
     loss: the mean over the examples seen. steps: of the optimizer. examples: seen, passes counted. optimizer: its state, if the
     recipe keeps it. reach: how far a gradient of one at every step would have moved each parameter, if training was corrected.
+    gradients: of the tensors that were asked for, the sum over the steps, dead entries too.
     """
 
     params: Params
@@ -34,6 +35,7 @@ class Trained(NamedTuple):
     examples: int
     optimizer: Params
     reach: Mapping[str, float] = MappingProxyType({})
+    gradients: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def fit(
@@ -45,12 +47,15 @@ def fit(
     penalty: Callable[[], Tensor] | None = None,
     kept: Params | None = None,
     correction: Params | None = None,
+    summed: tuple[str, ...] = (),
 ) -> Trained:
-    """Train `subnet` on `batches`. Dead entries are zero after every step, whatever the optimizer does to them.
+    """Train `subnet` on `batches`. Dead entries are zero after every step, whatever the optimizer does to them; except under
+    error feedback, where they are zero in every forward and backward pass, and what they come to is returned.
 
     `decay` multiplies the learning rate. `penalty`, a function of the module's parameters as they are, is added to each batch's
     loss, but is no part of the loss that is told. `kept` is the state that the optimizer goes on from. `correction`, by
-    parameter, is added to the gradient of every batch, after clipping. `subnet` is not changed.
+    parameter, is added to the gradient of every batch, after clipping. `summed`: the tensors whose gradients (of loss and
+    penalty, before all that is done to them) are added up. `subnet` is not changed.
     """
     load(module, subnet.params)
     set_mode(module, recipe)
@@ -59,11 +64,13 @@ def fit(
         optimizer = _optimizer(module, decay * (recipe.retrain_lr if masks else 1.0))
         if kept:
             optimizer_state.resume(optimizer, kept)
-        losses, sizes = _steps(module, optimizer, batches, recipe, weights, masks, penalty, correction or {})
+        sums = {name: torch.zeros_like(module.net.get_parameter(name)) for name in summed}
+        losses, sizes = _steps(module, optimizer, batches, recipe, weights, masks, penalty, correction or {}, sums)
         reach = control.reach(module.net, optimizer, len(sizes)) if correction else {}
     total = float(torch.stack(losses) @ torch.tensor(sizes, dtype=losses[0].dtype, device=losses[0].device)) if losses else 0.0
     state = optimizer_state.of(optimizer, dict(zip(weights, masks, strict=True))) if recipe.keep_optimizer else {}
-    return Trained(unload(module), total / max(sum(sizes), 1), len(sizes), sum(sizes), state, reach)
+    gradients = {name: g.detach().to("cpu", copy=True) for name, g in sums.items()}
+    return Trained(unload(module), total / max(sum(sizes), 1), len(sizes), sum(sizes), state, reach, gradients)
 
 
 def _steps(
@@ -75,17 +82,21 @@ def _steps(
     masks: list[Tensor],
     penalty: Callable[[], Tensor] | None,
     correction: Params,
+    sums: Params,
 ) -> tuple[list[Tensor], list[int]]:
-    """A step of the optimizer per batch. Returns the batches' losses and sizes."""
+    """A step of the optimizer per batch, its gradients added to `sums`. Returns the batches' losses and sizes."""
     parameters: list[Tensor] = [p for p in module.net.parameters() if p.requires_grad]
-    mask_gradients = bool(masks) and (recipe.clip_norm is not None or type(optimizer) not in ENTRYWISE)
+    feedback = bool(masks) and recipe.error_feedback
+    mask_gradients = bool(masks) and not feedback and (recipe.clip_norm is not None or type(optimizer) not in ENTRYWISE)
     sent = [p.detach().clone() for p in parameters] if recipe.proximal_mu else []
     corrected = [(p, correction[n].to(p)) for n, p in module.net.named_parameters() if n in correction and p.requires_grad]
     losses, sizes = [], []
     for step, batch in enumerate(batches):
         optimizer.zero_grad()
+        whole = _prune(weights, masks) if feedback else []
         loss = _loss(module, batch, step)
         (loss if penalty is None else loss + penalty()).backward()
+        _add_gradients(module, sums)
         if sent:
             _pull(parameters, sent, recipe.proximal_mu)
         if mask_gradients:
@@ -95,8 +106,9 @@ def _steps(
         for parameter, shift in corrected:
             if parameter.grad is not None:
                 parameter.grad.add_(shift)
+        _restore(weights, whole)
         optimizer.step()
-        if masks:
+        if masks and not feedback:
             with torch.no_grad():
                 torch._foreach_mul_(weights, masks)
         losses.append(loss.detach())
@@ -178,6 +190,27 @@ def _mask_gradients(weights: list[Tensor], masks: list[Tensor]) -> None:
     for weight, mask in zip(weights, masks, strict=True):
         if weight.grad is not None:
             weight.grad.mul_(mask)
+
+
+def _prune(weights: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
+    """Set the dead to zero, in place. Returns the weights as they were."""
+    with torch.no_grad():
+        whole = [weight.detach().clone() for weight in weights]
+        torch._foreach_mul_(weights, masks)
+    return whole
+
+
+def _restore(weights: list[Tensor], whole: list[Tensor]) -> None:
+    with torch.no_grad():
+        for weight, value in zip(weights, whole, strict=False):
+            weight.copy_(value)
+
+
+def _add_gradients(module: LocalModule, sums: Params) -> None:
+    for name, total in sums.items():
+        gradient = module.net.get_parameter(name).grad
+        if gradient is not None:
+            total.add_(gradient)
 
 
 def _pull(parameters: list[Tensor], sent: list[Tensor], mu: float) -> None:

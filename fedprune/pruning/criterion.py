@@ -12,11 +12,12 @@ removed, is in compensation.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
 import torch
 
+from fedprune.errors import ConfigError
 from fedprune.types import Params, Scores
 
 Formula = Callable[..., Scores]
@@ -32,7 +33,7 @@ class Criterion:
     def formulas(self) -> dict[str, Callable]:
         """All that it has, by role."""
         found = {role.name: getattr(self, role.name) for role in fields(self)}
-        return {role: formula for role, formula in found.items() if formula is not None}
+        return {role: formula for role, formula in found.items() if callable(formula)}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,22 @@ class Compensated(Criterion):
     """A criterion whose survivors move to make up for what is dropped: by what `compensate` says, see compensation.py."""
 
     compensate: Callable[..., Params] = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class Adjusted(Criterion):
+    """A criterion that also decides how many units live: see adjust.py. An exchange puts the fraction `swap` of each layer's
+    living in question, by `drop`, and `grow` is what each entry would bring, living or dead.
+
+    times: what a weight takes of a round, by layer. base: what a round takes besides.
+    """
+
+    times: Mapping[str, float] = field(default_factory=dict)
+    base: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.base < 0:
+            raise ConfigError([f"criterion.base={self.base} is a time: 0 or more"])
 
 
 def magnitude(params: Params) -> Scores:
@@ -57,6 +74,11 @@ def gradient(grads: Params) -> Scores:
     return {name: g.abs() for name, g in grads.items()}
 
 
+def squared_gradient(sq_grads_accumulated: Params) -> Scores:
+    """g^2 of all rounds since the last event, g a round's summed gradient: its importance. Jiang et al. 2022 (PruneFL)."""
+    return dict(sq_grads_accumulated)
+
+
 def snip(params: Params, grads: Params) -> Scores:
     """|w g| / sum |w g|: the connection sensitivity. Lee, Ajanthan & Torr 2019, equation 5 and algorithm 1.
 
@@ -64,6 +86,15 @@ def snip(params: Params, grads: Params) -> Scores:
     does not change the order; it makes scores comparable between clients and rounds.
     """
     return _normalised({name: (w * grads[name]).abs() for name, w in params.items()})
+
+
+def snip_of_clients(params: Params, abs_grads: Params) -> Scores:
+    """|w| sum_k p_k |g_k| / its sum: the mean over clients of each one's |w g_k|. Ohib et al. 2023 (SalientGrads).
+
+    Unlike `snip`, where gradients of different signs cancel before the absolute value is taken. p_k: the client's share of the
+    examples that were scored on.
+    """
+    return _normalised({name: w.abs() * abs_grads[name] for name, w in params.items()})
 
 
 def magnitude_gradient(params: Params, grads: Params, alpha: float = 1.0, beta: float = 1.0) -> Scores:

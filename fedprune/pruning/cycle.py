@@ -3,19 +3,24 @@ are exchanged, measure, grow, regrow."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedprune.pruning.criterion import Compensated, Criterion, Formula
+import torch
+
+from fedprune.pruning.adjust import adjusted, kept, layer_times
+from fedprune.pruning.criterion import Adjusted, Compensated, Criterion, Formula
 from fedprune.pruning.evidence import needs
-from fedprune.pruning.mask import apply, regrow, shrink
+from fedprune.pruning.mask import apply, regrow, shrink, size
+from fedprune.pruning.rank import nearest
 from fedprune.pruning.regrown import started
 from fedprune.pruning.what import What
 from fedprune.types import Mask, Params, PruneEvent, Scores, Subnet
 
 
 class Measure(Protocol):
-    """(names of evidence, subnet, "alive" or "dead": which entries it is about) -> the evidence by name.
+    """(names of evidence, subnet, "alive", "dead" or "all": which entries it is about) -> the evidence by name.
 
     With the mask that a removal would leave, it is about what survives it, at the subnet before the removal.
     """
@@ -35,20 +40,45 @@ class Axes:
 def prune(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure, last: Params | None = None) -> Subnet:
     """`subnet` brought to the event's density. What is grown starts from `last`, or else from zero, as dead entries are."""
     grow = axes.criterion.grow
+    if isinstance(axes.criterion, Adjusted) and event.swap:
+        mask = _adjusted(subnet, event, axes.what, axes.criterion, measure)
+        return Subnet(apply(started(subnet, _grown(mask, subnet), last or {}), mask), mask)
     mask = dropped(subnet, event, axes, measure)
     smaller = Subnet(apply(_compensated(subnet, mask, axes.criterion, measure), mask), mask)
     if not event.swap:
         return smaller
     assert grow is not None, "build refuses an exchange without a grow formula"
     mask = regrow(mask, _score(grow, measure, smaller, "dead"), event.density, axes.what)
-    grown = {name: alive & ~smaller.mask[name] for name, alive in mask.items()}
-    return Subnet(started(smaller, grown, last or {}), mask)
+    return Subnet(started(smaller, _grown(mask, smaller), last or {}), mask)
+
+
+def _grown(mask: Mask, before: Subnet) -> Mask:
+    return {name: alive & ~before.mask[name] for name, alive in mask.items()}
+
+
+def _adjusted(subnet: Subnet, event: PruneEvent, what: What, criterion: Adjusted, measure: Measure) -> Mask:
+    """At most the event's density, and less where more would not pay."""
+    assert criterion.grow is not None, "build refuses an exchange without a grow formula"
+    stays = kept(subnet.mask, _score(criterion.drop, measure, subnet, "alive"), event.swap)
+    gains = _score(criterion.grow, measure, subnet, "all")
+    most = nearest(event.density * size(subnet.mask))
+    return adjusted(stays, gains, layer_times(criterion.times, what.names), criterion.base, most)
 
 
 def dropped(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure) -> Mask:
     """What the event leaves alive before it grows anything."""
     scores = _score(axes.criterion.drop, measure, subnet, "alive")
+    if event.block is not None:  # the others are full as they are, so that nothing grows there either
+        taking_part = block(axes.what.names, *event.block)
+        scores = {name: s if name in taking_part else torch.full_like(s, math.inf) for name, s in scores.items()}
     return shrink(subnet.mask, scores, event.density * (1 - event.swap), axes.what)
+
+
+def block(names: tuple[str, ...], number: int, blocks: int) -> tuple[str, ...]:
+    """The `number`-th of so many blocks of consecutive layers, counted from the output; the first ones may have one more."""
+    each, more = divmod(len(names), blocks)
+    first = number * each + min(number, more)
+    return names[::-1][first : first + each + (number < more)]
 
 
 def _compensated(subnet: Subnet, surviving: Mask, criterion: Criterion, measure: Measure) -> Params:

@@ -5,11 +5,12 @@
     generator               a seeded torch generator by layer name
     flow_grads, scales, filter_scales                    what is in the network itself: see network.py
     log_alpha, log_sigma2   what training has learnt besides the weights: see companions.py
-    grads, hessian_grads, movement                       from training data, by first derivatives: see gradients.py
+    grads, abs_grads, hessian_grads, movement            from training data, by first derivatives: see gradients.py
     sq_grads, sq_grads_sampled, gauss_newton_diag, hessian_diag      by curvature: see curvature.py
     fisher_inverse_diag     the same by fisher_blocks.py
     hessian_sweep           the same by backward_sweep.py
     activations, activity   what units put out: see activity.py
+    sq_grads_accumulated    what clients have added up while they trained: see local/accumulated.py
     fisher_compensation     how survivors make up for what is removed: see fisher_blocks.py; not before it is known what that is
 
 For gates only, numbers that a round came out with (gate.py):
@@ -37,7 +38,7 @@ from fedprune.pruning.backward_sweep import hessian_sweep, no_sweep
 from fedprune.pruning.companions import fold, gated, log_alpha, log_sigma2, no_gates, no_variance
 from fedprune.pruning.curvature import by_place, gauss_newton_diag, hessian_diag, sq_grads, sq_grads_sampled, too_large
 from fedprune.pruning.fisher_blocks import fisher_compensation, fisher_inverse_diag
-from fedprune.pruning.gradients import grads, hessian_grads, movement
+from fedprune.pruning.gradients import abs_grads, grads, hessian_grads, movement
 from fedprune.pruning.network import Network, filter_scales, flow_grads, no_flow, puts_out, scales, unscaled, unscaled_filters
 from fedprune.types import Params, Subnet
 
@@ -50,11 +51,16 @@ FROM_NETWORK: dict[str, Callable[[Network, Params, tuple[str, ...]], Params]] = 
 FROM_DATA: dict[str, Callable[..., Params]] = {
     function.__name__: function
     for function in (
-        *(grads, hessian_grads, movement),
+        *(grads, abs_grads, hessian_grads, movement),
         *(sq_grads, sq_grads_sampled, gauss_newton_diag, hessian_diag, hessian_sweep, fisher_inverse_diag),
         *(activations, activity, fisher_compensation),
     )
 }
+
+FROM_TRAINING = ("sq_grads_accumulated",)
+"""What clients have had from training by the time an event asks; they kept it to themselves until then."""
+
+FROM_CLIENTS = (*FROM_DATA, *FROM_TRAINING)
 
 OF_REMOVAL = ("fisher_compensation",)
 """Evidence from data that also takes the mask that a removal leaves: for compensation.py; scores come before any removal."""
@@ -77,7 +83,7 @@ OBSTACLES: dict[str, Callable[[Network, tuple[str, ...]], str | None]] = {
 OUTCOMES = ("val_accuracy", "mask_shift")
 OUTCOMES_OF_CLIENTS = (*OUTCOMES, "pruned_accuracy")
 
-KNOWN = (*FROM_SERVER, *FROM_NETWORK, *FROM_DATA)
+KNOWN = (*FROM_SERVER, *FROM_NETWORK, *FROM_CLIENTS)
 
 
 def at_hand(

@@ -32,6 +32,11 @@ def grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: It
     return over_examples(gradient, batches, wanted)
 
 
+def abs_grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
+    """|g|, g the gradient of the mean loss over a client's examples: of several clients, the mean of absolute values."""
+    return {name: g.abs() for name, g in grads(module, params, names, batches).items()}
+
+
 def hessian_grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
     """H g: the Hessian of the mean loss times its gradient, over the living of the named tensors. What GraSP asks for.
 

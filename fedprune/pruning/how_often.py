@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.when import Window
@@ -22,6 +22,7 @@ SHAPES: dict[str, Callable[[float, float], float]] = {
 
 DECAYS: dict[str, Callable[[float], float]] = {
     "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
+    "linear": lambda t: 1.0 - t,
     "constant": lambda t: 1.0,
 }
 
@@ -99,19 +100,29 @@ class Gradual:
     """An event every `every` rounds of the window, the density falling from 1 along `shape`.
 
     cubic: d + (1 - d)(1 - t)^3 (Zhu & Gupta 2017); linear: 1 - (1 - d) t; exponential: d^t; t = k/n for the k-th of n events.
+    begin: the density to fall from, instead of 1: the first event goes there at once, and t = (k - 1) / (n - 1).
     """
 
     every: int = 1
     shape: str = "cubic"
+    begin: float = 1.0
 
     def __post_init__(self) -> None:
         _check("every", self.every >= 1, f"how_often.every={self.every} must be at least 1 round")
         _check("shape", self.shape in SHAPES, f"how_often.shape={self.shape}: choose one of {', '.join(SHAPES)}")
+        _check("begin", 0 < self.begin <= 1, f"how_often.begin={self.begin} is a density: more than 0, at most 1")
 
     def __call__(self, window: Window, density: float) -> Plan:
-        rounds = window.every(self.every)
-        curve = SHAPES[self.shape]
-        return window.plan(tuple(PruneEvent(r, curve((k + 1) / len(rounds), density)) for k, r in enumerate(rounds)))
+        _check("begin", density <= self.begin, f"how_often.begin={self.begin} is below density={density}: choose a higher one")
+        rounds, curve = window.every(self.every), SHAPES[self.shape]
+        if self.begin == 1:
+            return window.plan(tuple(PruneEvent(r, curve((k + 1) / len(rounds), density)) for k, r in enumerate(rounds)))
+        _check(
+            "begin", len(rounds) > 1, f"how_often.begin={self.begin} takes two events or more: set more rounds, or begin=1.0"
+        )
+        stages = (k / (len(rounds) - 1) for k in range(len(rounds)))
+        densities = [self.begin * curve(t, density / self.begin) for t in stages]
+        return window.plan(tuple(PruneEvent(r, d) for r, d in zip(rounds, [*densities[:-1], density], strict=True)))
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,7 @@ class Dynamic:
     exchanged.
 
     The fraction is `swap`, decayed over the window: cosine: swap (1 + cos(pi t)) / 2 with t = round / end of the window
-    (Evci et al. 2020; FedDST), or constant.
+    (Evci et al. 2020; FedDST), linear: swap (1 - t) (FLASH), or constant.
     """
 
     every: int = 10
@@ -142,6 +153,24 @@ class Dynamic:
         swaps = [self.swap * DECAYS[self.decay](r / window.stop) for r in rounds]
         exchanges = tuple(PruneEvent(r, density, s) for r, s in zip(rounds, swaps, strict=True))
         return window.plan((PruneEvent(0, density), *exchanges))
+
+
+@dataclass(frozen=True)
+class Progressive(Dynamic):
+    """Dynamic sparse training block by block: each exchange is in the next of `blocks` blocks of consecutive layers, from the
+    output to the input and over again. Huang et al. 2023 (FedTiny).
+    """
+
+    blocks: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("blocks", self.blocks >= 1, f"how_often.blocks={self.blocks} must be at least 1")
+
+    def __call__(self, window: Window, density: float) -> Plan:
+        plan = super().__call__(window, density)
+        turns = tuple(replace(event, block=(i % self.blocks, self.blocks)) for i, event in enumerate(plan.events[1:]))
+        return replace(plan, events=(*plan.events[:1], *turns))
 
 
 def _by_rate(rate: float, density: float) -> list[float]:

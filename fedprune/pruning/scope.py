@@ -68,6 +68,11 @@ def erk(units: Scores, density: float, shapes: Shapes) -> Mask:
     return layerwise(units, {name: how_many(seat) for name, seat in seats.items()})
 
 
+def is_layerwise(scope: Scope) -> bool:
+    """Whether units compete within their layer, at densities that the event's alone decides."""
+    return getattr(scope, "func", scope) in (per_layer, erk)
+
+
 def layerwise(units: Scores, counts: Mapping[str, int]) -> Mask:
     """Keep the best of each layer, that many, and all that score +inf (they are protected)."""
     counts = {name: max(counts[name], how_many(units[name] == math.inf)) for name in units}

@@ -66,7 +66,7 @@ class Wire:
         with _sound():
             header, blocks = _unframe(message)
             header["measure"] = tuple(header.get("measure", ()))
-            header["event"] = PruneEvent(*header["event"]) if "event" in header else None
+            header["event"] = _event(*header["event"]) if "event" in header else None
             known = self.mask_of(held)
             subnet = self.read_subnet(blocks.pop(0), known)
             if "common" in header:
@@ -93,7 +93,7 @@ class Wire:
         blocks = [] if update.subnet is None else [self._answer().subnet_block(update.subnet, known)]
         blocks += self._carried_blocks(update.carried, known, header)
         cover = about(known, update.about)
-        blocks += [self.codec(values, cover, cover) for values in update.evidence.values()]
+        blocks += [self.codec(values, _support(values, cover, update.about), cover) for values in update.evidence.values()]
         return _frame(header, blocks)
 
     def _answer(self) -> Wire:
@@ -140,6 +140,10 @@ class Wire:
         return carried
 
 
+def _event(round: int, density: float, swap: float, block: list[int] | None) -> PruneEvent:
+    return PruneEvent(round, density, swap, None if block is None else (block[0], block[1]))
+
+
 @contextmanager
 def _sound() -> Iterator[None]:
     """What does not fit in a message, wherever it shows, is one and the same to its reader."""
@@ -165,8 +169,15 @@ def _read_survivors(mask: Mask, bits: memoryview) -> Mask:
 
 
 def about(mask: Mask, which: str) -> Mask:
-    """The entries that evidence is about: the living or the dead."""
+    """The entries that evidence is about: the living, all, or the dead; `top` is the most of the dead, and zero elsewhere."""
+    if which == "all":
+        return {name: torch.ones_like(alive) for name, alive in mask.items()}
     return mask if which == "alive" else {name: ~alive for name, alive in mask.items()}
+
+
+def _support(values: Params, cover: Mask, which: str) -> Mask:
+    """The entries that are sent: where most are zero, only those that are not, with their places."""
+    return {name: value != 0 for name, value in values.items()} if which == "top" else cover
 
 
 def _frame(header: dict, blocks: list[bytes]) -> bytes:

@@ -214,5 +214,6 @@ def test_values_out_of_range_are_refused(make, message):
 
 def test_every_formula_has_a_yaml():
     formulas = {l1, l2, group_lasso, bn_l1, open_gates}
-    chosen = [make(OmegaConf.load(path)).formula for path in CONF.glob("local/penalty/*.yaml")]
+    roots = [OmegaConf.create({"rounds": 10, "penalty": OmegaConf.load(path)}) for path in CONF.glob("local/penalty/*.yaml")]
+    chosen = [make(root.penalty).formula for root in roots]
     assert {formula.func if isinstance(formula, partial) else formula for formula in chosen if formula} == formulas

@@ -14,7 +14,7 @@ from torch import nn
 from fedprune.errors import ConfigError
 from fedprune.models.char_lstm import char_lstm
 from fedprune.models.char_transformer import char_transformer
-from fedprune.models.cnn import cnn_fedavg, cnn_small
+from fedprune.models.cnn import cnn_fedavg, cnn_small, cnn_small_narrow
 from fedprune.models.lenet import lenet1, lenet5, lenet5_caffe, lenet_300_100
 from fedprune.models.resnet import resnet20
 from fedprune.models.vgg import vgg11, vgg_small
@@ -22,12 +22,13 @@ from fedprune.models.vgg import vgg11, vgg_small
 CONF = Path(__file__).parents[2] / "conf" / "model"
 DIGITS, MNIST, CIFAR10, CIFAR100 = ((1, 8, 8), 10), ((1, 28, 28), 10), ((3, 32, 32), 10), ((3, 32, 32), 100)
 DATA = {"digits": DIGITS, "mnist": MNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
-FACTORIES = (lenet_300_100, lenet1, lenet5, lenet5_caffe, cnn_fedavg, cnn_small, resnet20, vgg11, vgg_small)
+FACTORIES = (lenet_300_100, lenet1, lenet5, lenet5_caffe, cnn_fedavg, cnn_small, cnn_small_narrow, resnet20, vgg11, vgg_small)
 SMALLEST = {
     "lenet1": 16,
     "lenet5": 16,
     "lenet5_caffe": 16,
     "cnn_small": 16,
+    "cnn_small_narrow": 16,
     "cnn_fedavg": 4,
     "resnet20": 4,
     "vgg11": 32,
@@ -36,8 +37,8 @@ SMALLEST = {
 
 
 def build(name: str, shape: tuple[int, int, int], classes: int, **overrides: str) -> nn.Module:
-    conf = OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), overrides)
-    return instantiate(conf, shape=shape, classes=classes, _convert_="all")
+    root = OmegaConf.create({"model": OmegaConf.merge(OmegaConf.load(CONF / f"{name}.yaml"), overrides), "density": 0.5})
+    return instantiate(root.model, shape=shape, classes=classes, _convert_="all")
 
 
 def parameters(network: nn.Module) -> int:
@@ -241,3 +242,39 @@ def test_the_shortcut_of_a_growing_block_takes_every_second_pixel_and_adds_zero_
     x = torch.rand(1, 16, 6, 6)
     y = block(x)
     assert torch.equal(y[:, :16], x[:, :, ::2, ::2]) and torch.equal(y[:, 16:], torch.zeros(1, 16, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "widths", "expected"),
+    [
+        # 26 x first + (25 x first + 1) x second + (16 x second + 1) x hidden + 10 x (hidden + 1)
+        (1.0, (10, 20, 50), 21_840),  # 260 + 5,020 + 16,050 + 510
+        (0.5, (7, 14, 35), 10_881),  # 182 + 2,464 + 7,875 + 360; 36 hidden units would be 11,116, and half is 10,920
+        (0.1, (3, 6, 15), 2_149),  # 78 + 456 + 1,455 + 160; 16 hidden units would be 2,256, and a tenth is 2,184
+    ],
+)
+def test_the_narrow_network_is_the_widest_with_at_most_a_fraction_of_the_parameters(fraction, widths, expected):
+    network = cnn_small_narrow(*MNIST, fraction=fraction)
+    assert parameters(network) == expected <= fraction * 21_840
+    assert (network.conv1.out_channels, network.conv2.out_channels, network.fc1.out_features) == widths
+
+
+def test_the_narrow_network_of_any_fraction_is_the_widest_that_fits():
+    """Counted on real networks: every hidden size, its channels a fifth and two fifths of it to the nearest, at least 1."""
+    sizes = [parameters(cnn_small_narrow(*MNIST, fraction=k / 200)) for k in range(1, 201)]
+    assert sizes == sorted(sizes) and all(size <= k / 200 * 21_840 for k, size in enumerate(sizes, 1))
+    for fraction in (0.005, 0.03, 0.21, 0.77):
+        network = cnn_small_narrow(*MNIST, fraction=fraction)
+        k = network.fc1.out_features + 1
+        first, second = (max(int(part * k / 50 + 0.5 + 1e-9), 1) for part in (10, 20))
+        wider = 26 * first + (25 * first + 1) * second + (16 * second + 1) * k + 10 * (k + 1)
+        assert wider > fraction * 21_840
+
+
+def test_a_fraction_that_no_network_fits_is_refused_with_the_least_that_does():
+    """One of everything: 26 + 26 + 17 + 20 = 89 parameters, 0.004075 of 21,840."""
+    with pytest.raises(ConfigError, match=r"model.fraction=0.001 .* at least 0.0041"):
+        cnn_small_narrow(*MNIST, fraction=0.001)
+    assert parameters(cnn_small_narrow(*MNIST, fraction=0.0041)) == 89
+    with pytest.raises(ConfigError, match="model.fraction=0 "):
+        cnn_small_narrow(*MNIST, fraction=0)

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fedprune.make import make
-from fedprune.pruning import compensation, criterion, second_order, stochastic, structured
+from fedprune.pruning import compensation, criterion, redistribution, second_order, stochastic, structured
 from fedprune.pruning.criterion import (
     Criterion,
     gradient,
@@ -23,6 +23,7 @@ from fedprune.pruning.criterion import (
     movement,
     random,
     snip,
+    snip_of_clients,
     synflow,
     taylor,
 )
@@ -74,6 +75,12 @@ def test_snip_is_the_share_in_the_sum_over_all_layers():
     scores = snip(PARAMS, GRADS)
     assert close(scores, {"a": [[0.4, 0.1], [0, 0.3]], "b": [0.1, 0.1]})
     assert sum(float(score.sum()) for score in scores.values()) == pytest.approx(1)
+
+
+def test_the_mean_snip_of_clients_takes_absolute_values_first():
+    """Two equal clients with gradients (2, 1) and (-2, 3) at weights (1, -2): |g| averages to (2, 2), so |w g| is (2, 4), of 6
+    in all. The gradients average to (0, 2): SNIP of the pool would give the first weight nothing."""
+    assert close(snip_of_clients({"a": torch.tensor([1.0, -2.0])}, {"a": torch.tensor([2.0, 2.0])}), {"a": [1 / 3, 2 / 3]})
 
 
 def test_snip_does_not_change_its_order_with_the_scale_of_the_loss():
@@ -290,7 +297,7 @@ def test_every_formula_has_a_yaml():
     # Those are formulas that are public.
     formulas = {
         function
-        for file in (criterion, second_order, structured, stochastic, compensation)
+        for file in (criterion, second_order, structured, stochastic, redistribution, compensation)
         for name, function in inspect.getmembers(file, inspect.isfunction)
         if not name.startswith("_") and function.__module__ == file.__name__
     }

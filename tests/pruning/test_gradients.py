@@ -20,7 +20,7 @@ from torch import nn
 
 from fedprune.local.module import LocalModule
 from fedprune.pruning.criterion import grasp
-from fedprune.pruning.gradients import grads, hessian_grads, movement
+from fedprune.pruning.gradients import abs_grads, grads, hessian_grads, movement
 
 
 @pytest.mark.parametrize("make_net", [mlp, cnn])
@@ -112,7 +112,7 @@ def test_movement_is_the_sum_over_a_training_loop_in_which_the_dead_stay_dead():
     torch.testing.assert_close(movement(module, params, ("0.weight",), batches)["0.weight"], expected)
 
 
-@pytest.mark.parametrize("measure", [grads, hessian_grads, movement], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("measure", [grads, abs_grads, hessian_grads, movement], ids=lambda f: f.__name__)
 def test_measuring_leaves_no_trace(measure):
     module, params = elsewhere(batchnorm_dropout)
     assert_no_trace(module, params, lambda: measure(module, params, prunable(module.net), [data(8), data(8, seed=1)]))

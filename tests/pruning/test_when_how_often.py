@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.make import make
 from fedprune.pruning.gate import Accurate, Settled
-from fedprune.pruning.how_often import Dynamic, Gradual, Iterative, Never, Stepwise
+from fedprune.pruning.how_often import Dynamic, Gradual, Iterative, Never, Progressive, Stepwise
 from fedprune.pruning.when import AfterTraining, BeforeTraining, DuringTraining, OnceAccurate, OnceSettled, Window
 from fedprune.types import Gate, Plan, PruneEvent
 
@@ -24,7 +24,7 @@ HOW_OFTENS = [
     *(Iterative(rate=r) for r in (0.1, 0.2, 0.75)),
     *(Gradual(every, shape) for every in (1, 3) for shape in ("cubic", "linear", "exponential")),
     *(Stepwise(rate, every) for rate in (0.2, 0.75) for every in (1, 3)),
-    *(Dynamic(every, 0.3, decay) for every in (1, 4) for decay in ("cosine", "constant")),
+    *(Dynamic(every, 0.3, decay) for every in (1, 4) for decay in ("cosine", "linear", "constant")),
 ]
 
 
@@ -74,6 +74,29 @@ def test_plans_by_hand(when, how_often, density, expected, rounds):
     assert all(event.swap == 0 for event in made.events)
 
 
+def test_gradual_may_begin_below_one():
+    """Window [1, 6), every 2: rounds 1, 3, 5, and t = 0, 1/2, 1 from 0.5 to 0.1. Cubic: 0.1 + 0.4 / 8 = 0.15; linear: 0.3;
+    exponential: 0.5 sqrt(0.2)."""
+    middles = {"cubic": 0.15, "linear": 0.3, "exponential": 0.2236068}
+    for shape, middle in middles.items():
+        made = plan(DURING, Gradual(2, shape, begin=0.5), 0.1)
+        assert [(e.round, round(e.density, 7)) for e in made.events] == [(1, 0.5), (3, middle), (5, 0.1)]
+    for wrong, density in ((Gradual(2, begin=0.05), 0.1), (Gradual(9, begin=0.5), 0.1)):
+        with pytest.raises(ConfigError, match="how_often.begin"):
+            plan(DURING, wrong, density)
+
+
+def test_progressive_takes_one_block_after_the_other_and_over_again():
+    made = plan(DuringTraining(0.0, 1.0), Progressive(2, 0.3, "constant", blocks=3), 0.1)
+    assert [(e.round, e.swap, e.block) for e in made.events] == [
+        (0, 0.0, None),
+        (2, 0.3, (0, 3)),
+        (4, 0.3, (1, 3)),
+        (6, 0.3, (2, 3)),
+        (8, 0.3, (0, 3)),
+    ]
+
+
 def test_rounds_that_do_not_suffice_for_all_runs_are_refused():
     assert events(plan(TOGETHER, Iterative(times=9), 0.5))[-1] == (9, 0.5)
     with pytest.raises(Incompatible, match="10 rounds do not suffice for 11 training runs around 10 events: set more"):
@@ -98,6 +121,11 @@ def test_dynamic_is_sparse_from_round_0_and_exchanges_a_falling_share():
 def test_dynamic_with_constant_decay_exchanges_the_same_share_always():
     made = plan(DURING, Dynamic(2, 0.3, "constant"), 0.1)
     assert made.events == (PruneEvent(0, 0.1), *(PruneEvent(r, 0.1, 0.3) for r in (1, 3, 5)))
+
+
+def test_dynamic_with_linear_decay_falls_by_as_much_each_time():
+    made = plan(DURING, Dynamic(2, 0.3, "linear"), 0.1)  # 0.3 x 5/6, 3/6, 1/6
+    assert [(e.round, round(e.swap, 9)) for e in made.events[1:]] == [(1, 0.25), (3, 0.15), (5, 0.05)]
 
 
 def test_dynamic_exchanges_nothing_in_round_0_where_it_has_only_just_pruned():
@@ -253,7 +281,7 @@ def test_what_a_gate_cannot_delay_or_what_needs_one_is_refused_and_told_what_to_
         (lambda: Dynamic(every=0), "how_often.every=0 must be at least 1"),
         (lambda: Dynamic(swap=0.0), "how_often.swap=0.0 is a fraction of the living"),
         (lambda: Dynamic(swap=1.0), "how_often.swap=1.0 is a fraction of the living"),
-        (lambda: Dynamic(decay="linear"), "how_often.decay=linear: choose one of cosine, constant"),
+        (lambda: Dynamic(decay="cubic"), "how_often.decay=cubic: choose one of cosine, linear, constant"),
         (lambda: DuringTraining(start=-0.1), "when.start=-0.1 and when.stop=0.6 are fractions"),
         (lambda: DuringTraining(stop=1.1), "when.start=0.1 and when.stop=1.1 are fractions"),
         (lambda: DuringTraining(start=0.6, stop=0.6), "0 <= start < stop <= 1"),
