@@ -21,8 +21,8 @@ install: $(STAMP)  ## the environment in .venv
 run: $(STAMP)  ## the main job: the lottery ticket grid inside FedAvg, on data that comes along (ARGS= changes it)
 	$(BIN)/python -m fedprune $(ARGS)
 
-test: $(STAMP)  ## all tests
-	WANDB_MODE=offline $(BIN)/python -m pytest
+test: $(STAMP)  ## all tests, one process per core
+	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
@@ -46,6 +46,7 @@ bench: $(STAMP)  ## rounds and start-up against a bare PyTorch loop (Fashion-MNI
 	$(BIN)/python benchmarks/shrink.py
 	$(BIN)/python benchmarks/compact.py
 	$(BIN)/python benchmarks/evidence.py
+	$(BIN)/python benchmarks/personal.py
 
 notebooks: $(STAMP)  ## execute the notebooks on the newest sweep of outputs/lth_fedavg
 	$(BIN)/python -m jupyter nbconvert --to html --execute notebooks/*.ipynb --output-dir outputs/notebooks

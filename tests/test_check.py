@@ -16,6 +16,7 @@ from fedprune.check import (
     on_clients,
     outcomes,
     ranges,
+    regrown,
     scope,
     validation,
 )
@@ -279,8 +280,8 @@ def test_what_is_known_of_a_removal_is_for_compensation_alone():
 OWN = NAMES | {"whose": "theirs"}
 
 
-def of_clients(plan=ONCE, whose=None, criterion=None, where=None, rewind="none", regrown="zero") -> list[str]:
-    axes, names = Axes(What(weights, globally), criterion or Criterion(snip), regrown), OWN | {"rewind": rewind}
+def of_clients(plan=ONCE, whose=None, criterion=None, where=None, rewind="none") -> list[str]:
+    axes, names = Axes(What(weights, globally), criterion or Criterion(snip)), OWN | {"rewind": rewind}
     return on_clients(plan, whose or PersonalMask(), axes, where or Cohort(), OPTIONS[rewind], names)
 
 
@@ -321,16 +322,19 @@ def test_what_clients_can_do_by_themselves_is_accepted(choices):
             {"plan": gated(Moving(0.1, 0.5))},
             "when=then compares the masks after the first and the last epoch: choose whose.at=end",
         ),
-        (
-            {"regrown": "server"},
-            "what clients grow starts from zero, and federated.regrown=server is for what the server grows",
-        ),
         ({"plan": gated(Settled(0.1))}, "when=then compares the masks after the first and the last epoch: choose whose.at=end"),
     ],
 )
 def test_what_clients_cannot_do_by_themselves_is_refused_with_what_to_choose_instead(choices, message):
     (problem,) = of_clients(**choices)
     assert message in problem
+
+
+def test_what_clients_grow_starts_from_zero_and_nowhere_else():
+    (problem,) = regrown("server", DYNAMIC, Voted(by_votes), OWN)
+    assert problem.endswith("choose federated.regrown=zero, or whose=shared")
+    assert regrown("zero", DYNAMIC, Voted(by_votes), OWN) == regrown("server", DYNAMIC, Shared(), OWN) == []
+    assert regrown("server", ONCE, Voted(by_votes), OWN) == []  # nothing grows
 
 
 def test_a_gate_that_only_clients_can_answer_is_refused_where_the_server_asks():

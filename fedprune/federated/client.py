@@ -108,7 +108,7 @@ class ClientRound:
             if job.event is not None and (recipe.epochs or 0) > 1:
                 epoch = math.ceil(len(indices) / recipe.batch_size)
                 batches = interrupted(batches, epoch, lambda: first.append(unload(self.module)))
-            prunable = {name: subnet.mask[name] for name in self.wire.layout.masked}
+            prunable = {name: subnet.mask[name] for name in self.wire.layout.masked or subnet.mask}
             now = tuple(one.at(job.clock) for one in self.regularisers)
             summed = tuple(prunable) if self.accumulates else ()
             with regularised(net, prunable, now, self.examples_of_all) as penalty:

@@ -67,9 +67,8 @@ def unscaled(network: Network, names: tuple[str, ...]) -> str | None:
 
 def unscaled_filters(network: Network, names: tuple[str, ...]) -> str | None:
     """Why `filter_scales` of these layers are not to be had, or None."""
-    layers, scaled = dict(network.net.named_modules()), normalised(network, names)
-    unscaled = [name.removesuffix(".weight") for name in names if name not in scaled]
-    without = [name for name in unscaled if not isinstance(layers[name], nn.Linear)]
+    state, scaled = network.net.state_dict(), normalised(network, names)
+    without = [name.removesuffix(".weight") for name in names if name not in scaled and state[name].dim() > 2]
     if not without:
         return None
     return f"no normalisation follows {some(without)}: choose model.norm=batch or model=resnet20, or criterion=magnitude"

@@ -79,10 +79,10 @@ def decode(data: bytes | memoryview, layout: Layout, known: Mask | None = None) 
     if len(view) < 2 or view[0] not in (DENSE, BITMAP, KNOWN, BITS):
         raise ValueError("not an encoding of tensors")
     codec, place = view[0], 2
-    shapes = {name: layout.shapes[name] for name in (layout.masked if known is None else known)}
-    if codec == BITS:
+    if codec == BITS:  # of tensors without a mask, which are all there
         there = unpack(bytes(view[place:]), dict(layout.shapes))
-        return {name: bit.to(layout.dtypes[name]) for name, bit in there.items()}, unpack(all_alive(shapes), shapes)
+        return {name: bit.to(layout.dtypes[name]) for name, bit in there.items()}, {}
+    shapes = {name: layout.shapes[name] for name in (layout.masked if known is None else known)}
     if codec == KNOWN:
         if known is None:
             raise ValueError("the mask was left out, but the receiver holds none")

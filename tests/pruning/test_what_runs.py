@@ -12,6 +12,9 @@ from fedprune.pruning.mask import count, size
 
 CONF = Path(__file__).parents[2] / "conf" / "what"
 OPTIONS = sorted(file.stem for file in CONF.glob("*.yaml"))
+CONVOLUTIONS = [o for o in OPTIONS if o.startswith(("filters", "channels", "kernels")) and o != "filters_and_weights"]
+"""Those that need a convolution; filters_and_weights is of weights alone where there is none."""
+
 ONCE = ("how_often=one_shot", "when=before_training", "rounds=2", "density=0.5")
 
 
@@ -42,12 +45,12 @@ def test_every_option_runs_for_two_rounds_and_its_paths_are_counted_once(option,
     assert early["density/units"] == pytest.approx(expected, abs=0.02)
 
 
-@pytest.mark.parametrize("option", [o for o in OPTIONS if not o.startswith(("filters", "channels", "kernels", "weights_4of8"))])
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o not in CONVOLUTIONS and o != "weights_4of8"])
 def test_what_needs_no_convolution_runs_on_a_network_without_any(option, ticketed, play):
     assert len(play(ticketed(option, "model=lenet_300_100"))) == 2
 
 
-@pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith(("filters", "channels", "kernels"))])
+@pytest.mark.parametrize("option", CONVOLUTIONS)
 def test_what_needs_a_convolution_is_refused_without_any(option, tiny):
     with pytest.raises(Incompatible, match="no conv layer to prune: choose another model"):
         tiny(*ONCE, f"what={option}", "model=lenet_300_100")
