@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 ORDER = (
-    *("before_training", "during_training", "after_training", "once_accurate", "once_settled"),
-    *("never", "one_shot", "iterative", "gradual", "stepwise", "dynamic"),
-    *("server", "one_client", "cohort", "all_clients", "shared", "voted", "personal"),
-    *("none", "early", "init", "random_reinit"),
+    *("before_training", "during_training", "after_training", "once_accurate", "once_settled", "once_moving"),
+    *("never", "one_shot", "iterative", "gradual", "stepwise", "dynamic", "progressive"),
+    *("server", "one_client", "cohort", "all_clients", "shared", "voted", "voted_densities", "personal", "nested"),
+    *("none", "learning_rate", "early", "init", "random_reinit"),
 )
 
 

@@ -31,12 +31,19 @@ AXES = folders.GROUPS[:7]
 TAXONOMY = {"what", "criterion", "when", "how_often"}
 """An experiment that sweeps all four is a grid over the taxonomy, and no point in it."""
 
-FOUNDING = ("obd", "han2015", "lth", "one_ticket", "snip", "levai2020")
-"""The papers that the taxonomy was made from, by their experiments; they are drawn above the others."""
+PARTS: dict[str, tuple[str, ...]] = {
+    "papers it started from": ("obd", "han2015", "lth", "one_ticket", "snip", "levai2020"),
+    "pruning within FedAvg": (
+        *("slimming", "variational_dropout", "l0", "lth_equal_rounds", "lth_fedavg", "lth_fedavg_shakespeare"),
+        *("snip_fedavg", "targeted_dropout", "grasp_fedavg", "synflow_fedavg"),
+    ),
+}
+FEDERATED = "made for federation"
+"""Headings of the methods, in order, with their experiments; what is not named here was made for federation."""
 
 EVIDENCE = {
     "curvature": {"sq_grads", "sq_grads_sampled", "gauss_newton_diag", "hessian_diag", "hessian_sweep", "fisher_inverse_diag"},
-    "gradients": {"grads", "hessian_grads", "movement"},
+    "gradients": {"grads", "abs_grads", "hessian_grads", "movement"},
     "flow": {"flow_grads"},
     "activations": {"activations", "activity"},
     "learnt": {"scales", "filter_scales", "log_alpha", "log_sigma2"},
@@ -45,19 +52,45 @@ EVIDENCE = {
 }
 """Families of criteria, by the evidence they ask for; the first that has any of it."""
 
-CITATION = re.compile(r"((?:[^\W\d_][\w'-]*, )*[^\W\d_][\w'-]*(?: & [^\W\d_][\w'-]*| et al\.)) ((?:19|20)\d\d)")
+TOGETHER: dict[str, dict[str, tuple[str, ...]]] = {
+    "when": {"at a gate": ("once_accurate", "once_settled", "once_moving")},
+    "how_often": {"in steps": ("iterative", "gradual", "stepwise"), "by exchange": ("dynamic", "progressive")},
+    "whose": {"by vote": ("voted", "voted_densities"), "each client's own": ("personal", "nested")},
+    "rewind": {
+        "back": ("early", "init"),
+        "anew": ("random_reinit", "reinit_keep_signs", "shuffle", "shuffle_keep_signs"),
+        "to one value": ("constant", "constant_keep_signs"),
+    },
+}
+"""Families of the other axes; an option that is in none is a family of its own."""
+
+AUTHOR = r"[A-Z\u00c0-\u00de][\w'-]*(?: (?:(?:y|de|da|van|von|der) )*[A-Z\u00c0-\u00de][\w'-]*)*"
+CITATION = re.compile(rf"((?:{AUTHOR}, )*{AUTHOR}(?: & {AUTHOR}| et al\.)) ((?:19|20)\d\d)")
 
 Facts = dict[str, Any]
-"""{"axes": {axis: {family: [option, ...]}}, "methods": [{"name", "paper", "year", "founding", "with", "answers"}, ...]}."""
+"""{"axes": {axis: {family: [option, ...]}}, "methods": [{"name", "paper", "year", "part", "with", "answers"}, ...]}."""
 
 
 def facts(conf: Path = CONF) -> Facts:
-    """What the figure shows. Methods: the founding papers first, each part by year."""
+    """What the figure shows. Methods: part by part, and by year within each."""
     axes = {axis: _families(conf, axis) for axis in AXES}
     swept = {path.stem: _swept(path) for path in sorted((conf / "experiment").glob("*.yaml"))}
-    methods = [_method(conf, name, first) for name, first in swept.items() if not first.keys() >= TAXONOMY]
-    order = sorted(methods, key=lambda method: (not method["founding"], method["year"], method["name"]))
+    plain = _compose(conf, [])
+    methods = [_method(conf, name, first, plain) for name, first in swept.items() if not first.keys() >= TAXONOMY]
+    parts = [*PARTS, FEDERATED]
+    order = sorted(methods, key=lambda method: (parts.index(method["part"]), method["year"], method["name"]))
     return {"axes": axes, "methods": order}
+
+
+def write(shown: Facts, into: Path) -> Path:
+    """Draw the facts into the folder as taxonomy.svg, which holds them, too."""
+    from fedprune.analysis.taxonomy_figure import draw
+
+    path = into / "taxonomy.svg"
+    into.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        draw(shown).savefig(path, metadata={"Date": None, "Description": json.dumps(shown, sort_keys=True)})
+    return path
 
 
 def read_facts(svg: Path) -> Facts | None:
@@ -73,43 +106,54 @@ def _swept(path: Path) -> dict[str, str]:
 
 
 def _families(conf: Path, axis: str) -> dict[str, list[str]]:
-    """The options of an axis by family, in the order of EVIDENCE (criterion) or of structure (what), else each its own."""
+    """The options of an axis by family: of criterion as EVIDENCE goes, of what as STRUCTURE goes, else as options go."""
     options = sorted((path.stem for path in (conf / axis).glob("*.yaml")), key=rank)
     family = {"criterion": _by_evidence, "what": _by_structure}.get(axis)
     if family is None:
-        return {option: [option] for option in options}
-    of_option = {option: family(OmegaConf.load(conf / axis / f"{option}.yaml")) for option in options}
-    known = [*STRUCTURE, *reversed(EVIDENCE), EXCHANGE]
-    order = sorted(set(of_option.values()), key=lambda name: (known.index(name) if name in known else -1, name))
+        named = {option: name for name, members in TOGETHER.get(axis, {}).items() for option in members}
+        of_option = {option: named.get(option, option) for option in options}
+        order = list(dict.fromkeys(of_option.values()))
+    else:
+        of_option = {option: family(OmegaConf.load(conf / axis / f"{option}.yaml")) for option in options}
+        known = [*STRUCTURE, *reversed(EVIDENCE), EXCHANGE, OTHER]
+        order = sorted(set(of_option.values()), key=known.index)
     return {name: [option for option in options if of_option[option] == name] for name in order}
 
 
-STRUCTURE = ("unstructured", "n of m", "structured")
-EXCHANGE = "to exchange"
+STRUCTURE = ("unstructured", "n of m", "both", "structured")
+EXCHANGE, OTHER = "to exchange", "other"
 
 
 def _by_evidence(node: Any) -> str:
     if node.grow is not None:
         return EXCHANGE
     asked = set(needs(make(node.drop)))
-    return next((family for family, evidence in EVIDENCE.items() if asked & evidence), "other")
+    return next((family for family, evidence in EVIDENCE.items() if asked & evidence), OTHER)
 
 
 def _by_structure(node: Any) -> str:
+    if node.unit._target_.endswith(".filters_or_weights"):
+        return "both"
     if not node.unit._target_.endswith(".weights"):
-        return STRUCTURE[2]
-    return STRUCTURE[1] if node.scope._target_.endswith(".NOfM") else STRUCTURE[0]
+        return "structured"
+    return "n of m" if node.scope._target_.endswith(".NOfM") else "unstructured"
 
 
-def _method(conf: Path, name: str, first: Mapping[str, str]) -> dict[str, Any]:
+def _method(conf: Path, name: str, first: Mapping[str, str], plain: Mapping[str, str]) -> dict[str, Any]:
     paper, year = _cited((conf / "experiment" / f"{name}.yaml").read_text())
-    chosen = _compose(conf, name, [f"{axis}={option}" for axis, option in first.items() if axis in AXES])
-    local = {group: option for group, option in chosen.items() if group.startswith("local/") and group != "local/optimizer"}
+    chosen = _compose(conf, [f"+experiment={name}", *(f"{axis}={option}" for axis, option in first.items() if axis in AXES)])
     return {
-        **{"name": name, "paper": paper, "year": year, "founding": name in FOUNDING},
-        **{"with": sorted(f"{group.removeprefix('local/')}={option}" for group, option in local.items() if option != "none")},
+        **{"name": name, "paper": paper, "year": year},
+        **{"part": next((part for part, names in PARTS.items() if name in names), FEDERATED)},
+        **{"with": sorted(f"{group.split('/')[-1]}={chosen[group]}" for group in _beside(chosen, plain))},
         **{"answers": {axis: chosen[axis] for axis in AXES}},
     }
+
+
+def _beside(chosen: Mapping[str, str], plain: Mapping[str, str]) -> list[str]:
+    """The groups of local and federated in which a method is not plain FedAvg; centralised training and optimisers left out."""
+    own = [group for group in chosen if group.startswith(("local", "federated")) and chosen[group] != plain.get(group)]
+    return [group for group in own if group != "local/optimizer" and chosen[group] != "centralized"]
 
 
 def _cited(yaml: str) -> tuple[str, int]:
@@ -122,27 +166,21 @@ def _cited(yaml: str) -> tuple[str, int]:
     return f"{authors.split(',')[0] + ' et al.' if ',' in authors else authors} {year}", int(year)
 
 
-def _compose(conf: Path, name: str, answers: list[str]) -> Mapping[str, str]:
+def _compose(conf: Path, overrides: list[str]) -> Mapping[str, str]:
     schema.register()
     folders.register()
     with hydra.initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        config = hydra.compose("config", overrides=[f"+experiment={name}", *answers], return_hydra_config=True)
+        config = hydra.compose("config", overrides=overrides, return_hydra_config=True)
     return {group: str(option) for group, option in config.hydra.runtime.choices.items()}
 
 
 def main() -> None:
     """`python -m fedprune.analysis.taxonomy [--into DIR]`: draw the taxonomy as it is."""
-    from fedprune.analysis.taxonomy_figure import draw
-
     parser = argparse.ArgumentParser(
         prog="python -m fedprune.analysis.taxonomy", description="Draw the taxonomy as conf/ has it."
     )
     parser.add_argument("--into", type=Path, default=Path("docs"), help="the folder of the figure (default: docs)")
-    path, shown = parser.parse_args().into / "taxonomy.svg", facts()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
-        draw(shown).savefig(path, metadata={"Date": None, "Description": json.dumps(shown, sort_keys=True)})
-    print(path)
+    print(write(facts(), parser.parse_args().into))
 
 
 if __name__ == "__main__":

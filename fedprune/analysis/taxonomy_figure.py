@@ -1,12 +1,15 @@
 """The picture of taxonomy.py's facts: above, the axes with their options; below, a row per method with its answer on each axis.
 
-Colours are families: an answer below has the colour of its option above. All lengths are pixels of a README's column.
+Colours are families: an answer below has the colour of its option above. What a method has besides its answers stands below
+them in small; one that never prunes is not asked what, by which criterion, when, where and back to what. All lengths are pixels
+of a README's column.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import Any
 
 import matplotlib
@@ -27,12 +30,15 @@ QUESTIONS = {
 }
 
 WIDTH, MARGIN, DPI = 900, 10, 100
-QUESTION, METHOD = 195, 162  # widths: of the questions above, of the methods' names below
-LINE, ROW, GAP = 21, 30, 4  # heights: of an option, of a method; and the gap between boxes
-PARTS = ("papers it started from", "and further ones")
-SIZE, SMALL = 7.6, 6.6  # points
+QUESTION = 195  # width of the questions above
+LINE, GAP = 21, 4  # height of an option; gap between boxes
+ROW, HEADER = 33, 32  # heights: of a method, of its part's heading
+SIZE, SMALL = 7.3, 6.4  # points
 GLYPH = 0.602 * SIZE * DPI / 72  # width of a character of the code font
 GREY, RULE = "0.42", "0.85"
+
+UNASKED = ("what", "criterion", "when", "where", "rewind")
+"""What means nothing where nothing is ever pruned."""
 
 # Pale, so that black is legible on all; an axis begins where the one before ended, so that neighbours differ.
 FILLS = ("#cfe3f5", "#fbd9b5", "#cdeccb", "#f6cfe0", "#e0d5f5", "#fdeea3", "#c3ebe9", "#eadbc8", "#dfe5ea")
@@ -44,18 +50,23 @@ Fills = dict[str, dict[str, str]]
 def draw(facts: Mapping[str, Any]) -> Figure:
     """The figure of `taxonomy.facts()`."""
     fills = _fills(facts["axes"])
-    parts = [[m for m in facts["methods"] if m["founding"]], [m for m in facts["methods"] if not m["founding"]]]
-    parts = [part for part in parts if part]
-    lines = {axis: _lines(axis, families) for axis, families in facts["axes"].items()}
-    above = sum(len(of_axis) * LINE + 8 for of_axis in lines.values())
-    height = above + 24 + ROW * sum(map(len, parts)) + 26 * len(parts)
+    parts = {part: list(methods) for part, methods in groupby(facts["methods"], key=itemgetter("part"))}
+    lines = {axis: _lines(families) for axis, families in facts["axes"].items()}
+    above = sum(len(of_axis) * LINE + 8 for of_axis in lines.values()) + 4
+    height = above + sum(HEADER + ROW * len(methods) for methods in parts.values()) + 2
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, facecolor="white")
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))
         axes.set_axis_off()
-        _draw_axes(axes, lines, fills, {axis: {m["answers"][axis] for m in facts["methods"]} for axis in fills})
-        _draw_methods(axes, parts, fills, above + 14)
+        _draw_axes(
+            axes, lines, fills, {axis: {m["answers"][axis] for m in facts["methods"] if _asked(m, axis)} for axis in fills}
+        )
+        _draw_methods(axes, parts, fills, above)
     return figure
+
+
+def _asked(method: Mapping[str, Any], axis: str) -> bool:
+    return axis not in UNASKED or method["answers"]["how_often"] != "never"
 
 
 def _fills(axes: Mapping[str, Mapping[str, list[str]]]) -> Fills:
@@ -68,22 +79,22 @@ def _fills(axes: Mapping[str, Mapping[str, list[str]]]) -> Fills:
     return fills
 
 
-def _lines(axis: str, families: Mapping[str, list[str]]) -> list[list[tuple[float, str, bool]]]:
-    """(x, text, whether it is an option) of all that stands on each line of an axis: options, each family after its name."""
-    named = any(len(options) > 1 for options in families.values())
+def _lines(families: Mapping[str, list[str]]) -> list[list[tuple[float, str, bool]]]:
+    """(x, text, whether it is an option) of all that stands on each line of an axis: a family after its name, if any."""
     lines: list[list[tuple[float, str, bool]]] = [[]]
     x: float = QUESTION
     for family, options in families.items():
+        named = options != [family]
         words = [(family, False)] * named + [(option, True) for option in options]
         for at, (text, is_option) in enumerate(words):
-            width = _width(text) if is_option else 0.75 * len(text) * GLYPH + 6  # in italics, which are narrower
+            width = _width(text) if is_option else 0.75 * len(text) * GLYPH + 8  # in italics, which are narrower
             ahead = _width(words[1][0]) if at == 0 and named else 0  # a family's name stays with its first option
             if x + width + ahead > WIDTH - MARGIN:
                 lines.append([])
                 x = QUESTION
             lines[-1].append((x, text, is_option))
             x += width + GAP
-        x += GAP * named
+        x += 2 * GAP
     return lines
 
 
@@ -109,46 +120,51 @@ def _question(axes: Axes, axis: str, y: float) -> None:
     axes.text(x, y, QUESTIONS.get(axis, ""), va="center", fontsize=SMALL, color=GREY)
 
 
-def _draw_methods(axes: Axes, parts: list[list[dict[str, Any]]], fills: Fills, y: float) -> None:
-    """A header, then the methods part by part; the columns are as wide as their longest answers."""
-    methods = list(chain.from_iterable(parts))
-    longest = {axis: max(map(len, [axis, *(m["answers"][axis] for m in methods)])) for axis in fills}
-    spare = (WIDTH - MARGIN - METHOD - sum(longest.values()) * GLYPH) / len(longest)
-    xs, x = {}, float(METHOD)
-    for axis, glyphs in longest.items():
-        xs[axis], x = x, x + glyphs * GLYPH + spare
-    for axis, x in xs.items():
-        axes.text(x + 4, y + 8, axis, va="center", fontsize=SIZE, family="DejaVu Sans Mono", weight="bold")
-    for part in parts:
-        heading = PARTS[0] if part[0]["founding"] else PARTS[1]
-        y += 6 * (part is not parts[0])
-        axes.text(MARGIN, y + 8, heading, va="center", fontsize=SMALL, color=GREY, style="italic")
-        y += 20
-        for method in part:
-            _label(axes, method, y)
-            for axis, x in xs.items():
-                answer = method["answers"][axis]
-                also = " + ".join(method["with"]) if axis == "when" else ""
-                _chip(axes, x, y, longest[axis] * GLYPH + spare - GAP, answer, fills[axis][answer], True, ROW, also)
+def _draw_methods(axes: Axes, parts: Mapping[str, list[dict[str, Any]]], fills: Fills, y: float) -> None:
+    """Part by part, each under its heading and the axes' names; the columns are as wide as their longest answers."""
+    columns = _columns(list(chain.from_iterable(parts.values())), list(fills))
+    for part, methods in parts.items():
+        axes.text(MARGIN, y + 19, part, va="center", fontsize=SIZE, weight="bold", color=GREY)
+        for axis, (x, _) in columns.items():
+            axes.text(x + 5, y + 19, axis, va="center", fontsize=SIZE, family="DejaVu Sans Mono", weight="bold", color=GREY)
+        y += HEADER
+        for method in methods:
+            _row(axes, method, columns, fills, y)
             y += ROW
 
 
-def _label(axes: Axes, method: Mapping[str, Any], y: float) -> None:
-    axes.text(MARGIN, y + ROW / 2 - 6, method["name"], va="center", fontsize=SIZE, family="DejaVu Sans Mono", weight="bold")
-    axes.text(MARGIN, y + ROW / 2 + 7, method["paper"], va="center", fontsize=SMALL - 0.3, color=GREY)
+def _columns(methods: list[dict[str, Any]], names: list[str]) -> dict[str, tuple[float, float]]:
+    """Of each axis, where its answers begin and how wide their boxes are."""
+    longest = {axis: max(map(len, [axis, *(m["answers"][axis] for m in methods if _asked(m, axis))])) for axis in names}
+    x = MARGIN + max(len(method["name"]) for method in methods) * GLYPH + 8
+    spare = (WIDTH - MARGIN - x - sum(longest.values()) * GLYPH) / len(longest)
+    columns = {}
+    for axis, glyphs in longest.items():
+        columns[axis] = (x, glyphs * GLYPH + spare - GAP)
+        x += glyphs * GLYPH + spare
+    return columns
 
 
-def _chip(
-    axes: Axes, x: float, y: float, width: float, text: str, fill: str, used: bool, height: int = LINE, also: str = ""
-) -> None:
-    """An option in its box, only outlined where no method is there; `also` on a second line."""
-    face = fill if used else "white"
+def _row(axes: Axes, method: Mapping[str, Any], columns: Mapping[str, tuple[float, float]], fills: Fills, y: float) -> None:
+    """A method's name and paper, its answers, and in small what it has besides: in place of answers, if it never prunes."""
+    axes.text(MARGIN, y + LINE / 2, method["name"], va="center", fontsize=SIZE, family="DejaVu Sans Mono", weight="bold")
+    axes.text(MARGIN, y + 24, method["paper"], va="center", fontsize=SMALL, color=GREY)
+    for axis, (x, width) in columns.items():
+        if _asked(method, axis):
+            _chip(axes, x, y, width, method["answers"][axis], fills[axis][method["answers"][axis]], True)
+    asked = _asked(method, "what")
+    besides = ", ".join(method["with"]) or ("" if asked else "a dense network")
+    x, below = columns["what"][0], y + 26 if asked else y + LINE / 2
+    axes.text(x + 5, below, besides, va="center", fontsize=SMALL, family="DejaVu Sans Mono", color=GREY)
+
+
+def _chip(axes: Axes, x: float, y: float, width: float, text: str, fill: str, used: bool) -> None:
+    """An option in its box, only outlined where no method is there."""
+    face, colour = (fill, "black") if used else ("white", "0.3")
     style = "round,pad=2,rounding_size=3"
-    corner, inside = (x + 2, y + 4), height - 7
+    corner, inside = (x + 2, y + 4), LINE - 7
     axes.add_patch(FancyBboxPatch(corner, width - 4, inside, style, facecolor=face, edgecolor=fill, linewidth=0.9))
-    middle, colour = y + height / 2 + 0.5, "black" if used else "0.3"
-    axes.text(x + 5, middle - 6 * bool(also), text, va="center", fontsize=SIZE, family="DejaVu Sans Mono", color=colour)
-    axes.text(x + 5, middle + 6, also, va="center", fontsize=SMALL - 0.3, family="DejaVu Sans Mono", color="0.25")
+    axes.text(x + 5, y + LINE / 2 + 0.5, text, va="center", fontsize=SIZE, family="DejaVu Sans Mono", color=colour)
 
 
 def _width(text: str) -> float:
