@@ -19,7 +19,8 @@ from fedprune.data.datasets import digits
 from fedprune.data.sources import MNIST
 
 IDX_NAMES = tuple(file.unpacked for file in MNIST.files)
-EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
+BENCHMARK = CONF / "experiment" / "benchmark.yaml"
+EXPERIMENTS = sorted(path for path in (CONF / "experiment").glob("*.yaml") if path != BENCHMARK)
 
 REDUCED = (
     *("seed=0", "logger=none", "executor=serial", "rounds=2", "density=0.512", "eval_every=1"),
@@ -136,6 +137,21 @@ def test_an_experiment_says_what_it_will_cost_as_it_is(path, command, data):
     assert result.rc == 0, result.text
     assert f"{path.stem}: " in result.out
     assert "bytes down" in result.out
+
+
+def test_the_benchmark_adds_experiments_to_itself_and_compares_them(command, data):
+    swept = OmegaConf.load(BENCHMARK).hydra.sweeper.params
+    methods = [method.strip() for method in swept["+experiment@_global_"].split(",")]
+    assert {*methods} <= {path.stem for path in EXPERIMENTS} and len(methods) == len({*methods}) == 25
+    protocol = data(CONF / "experiment" / "feddst.yaml", many=True)
+    whole = command("+experiment=benchmark", *protocol, "seed=0", "density=0.1", "logger=none", "dry_run=true", "-m")
+    assert whole.rc == 0, whole.text
+    assert whole.out.count("benchmark: ") == len(methods)
+    few = "+experiment@_global_=fedavg,feddst,heterofl"
+    result = command("+experiment=benchmark", few, *protocol, *REDUCED, "-m")
+    assert result.rc == 0, result.text
+    page = Path("outputs/benchmark/methods.md").read_text()
+    assert all(method in page for method in ("fedavg", "feddst", "heterofl"))
 
 
 def test_the_main_job_has_at_least_twelve_cells_and_its_controls():
