@@ -24,12 +24,13 @@ from fedprune import folders, schema
 from fedprune.__main__ import CONF
 from fedprune.analysis.figures import STYLE
 from fedprune.analysis.order import rank
+from fedprune.folders import METHOD
 from fedprune.make import make
 from fedprune.pruning.evidence import needs
 
 AXES = folders.GROUPS[:7]
 TAXONOMY = {"what", "criterion", "when", "how_often"}
-"""An experiment that sweeps all four is a grid over the taxonomy, and no point in it."""
+"""An experiment that sweeps all four is a grid over the taxonomy, and no point in it; nor is one that sweeps over methods."""
 
 PARTS: dict[str, tuple[str, ...]] = {
     "papers it started from": ("obd", "han2015", "lth", "one_ticket", "snip", "levai2020"),
@@ -76,7 +77,8 @@ def facts(conf: Path = CONF) -> Facts:
     axes = {axis: _families(conf, axis) for axis in AXES}
     swept = {path.stem: _swept(path) for path in sorted((conf / "experiment").glob("*.yaml"))}
     plain = _compose(conf, [])
-    methods = [_method(conf, name, first, plain) for name, first in swept.items() if not first.keys() >= TAXONOMY]
+    points = {name: first for name, first in swept.items() if not (first.keys() >= TAXONOMY or f"+{METHOD}" in first)}
+    methods = [_method(conf, name, first, plain) for name, first in points.items()]
     parts = [*PARTS, FEDERATED]
     order = sorted(methods, key=lambda method: (parts.index(method["part"]), method["year"], method["name"]))
     return {"axes": axes, "methods": order}
