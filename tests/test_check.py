@@ -15,6 +15,7 @@ from fedprune.check import (
     obstacles,
     on_clients,
     outcomes,
+    outcomes_of_clients,
     ranges,
     scope,
     validation,
@@ -334,10 +335,10 @@ def test_what_clients_cannot_do_by_themselves_is_refused_with_what_to_choose_ins
 
 
 def test_a_gate_that_only_clients_can_answer_is_refused_where_the_server_asks():
-    (problem,) = outcomes(gated(Moving(0.1, 0.5)), Shared(), OWN)
+    (problem,) = outcomes_of_clients(gated(Moving(0.1, 0.5)), Shared(), OWN)
     assert problem == "when=then is for clients with masks of their own: choose whose=personal, or when=once_accurate"
-    assert outcomes(gated(Moving(0.1, 0.5)), Voted(by_votes), OWN) == [problem]
-    assert outcomes(gated(Moving(0.1, 0.5)), PersonalMask("end"), OWN) == []
+    assert outcomes_of_clients(gated(Moving(0.1, 0.5)), Voted(by_votes), OWN) == [problem]
+    assert outcomes_of_clients(gated(Moving(0.1, 0.5)), PersonalMask("end"), OWN) == []
 
     def lucky(moon_phase): ...
 
