@@ -358,13 +358,13 @@ def test_a_cell_runs_and_its_masks_keep_their_word_in_every_round(number, sample
             again, _ = loop.round(before)
             assert differences(again, after) == []
         before = after
-    assert 0 <= experiment.evaluation(before)["test/acc"] <= 1
+    assert 0 <= metrics["test/accuracy"] <= 1
     assert own or before.events == len(experiment.plan.events)
     assert not own or not experiment.plan.events or before.personal
 
 
 def check_clients(cell: Cell, experiment: Experiment, before: State, after: State, due: tuple[PruneEvent, ...]) -> None:
-    """Of each client's own mask (b) and (c), and that only those who trained have another one; the server's network is whole."""
+    """Of each client's own mask (b) and (c), and that only those who trained have another; the server's network is whole."""
     assert not due and count(after.server.mask) == size(after.server.mask), cell
     assert all(torch.isfinite(tensor).all() for tensor in after.server.params.values()), cell
     held = {client: unpacked(bytes(one.mask), before.server.mask) for client, one in before.personal.items()}
