@@ -196,7 +196,7 @@ def of_single_weights(plan: Plan, axes: Axes, whose: Whose, names: dict[str, str
     what, chosen = f"what={names['what']}", f"criterion={names['criterion']}"
     rules = {
         f"{chosen} weighs single weights, and {what} has larger units: choose what=weights_global": adjusts and not single,
-        f"{chosen} weighs all layers at once, and how_often={names['how_often']} one block at a time: choose how_often=dynamic": (
+        f"{chosen} weighs all layers at once, and how_often={names['how_often']} has blocks: choose how_often=dynamic": (
             adjusts and any(event.block for event in swaps)
         ),
         f"whose={names['whose']} chooses single weights, and {what} has larger units: "

@@ -110,6 +110,8 @@ def crossed(cell: Cell) -> bool:
         return what in GATED and criterion in ("magnitude", "rigl", "snip", "large_final_same_sign")
     if what in VARIANTS or criterion == "prunefl":
         return criterion in ("magnitude", "rigl", "activation", "prunefl") and what in (*VARIANTS, *UNSHARED) and usual
+    if criterion in ("bn_scale", "random", "set", "synflow") and where in ("all_clients", "one_client"):
+        return False  # where they are asked makes no difference to them
     return criterion in CROSSED or (when, how_often, whose, rewind) == ("during_training", "one_shot", "shared", "none")
 
 

@@ -302,3 +302,22 @@ def test_the_state_before_a_round_stays_as_it_is_so_that_the_round_can_be_played
     experiment, played = tiny(*LOTTERY), whole(LOTTERY)
     again, _ = experiment.loop(experiment.executor()).round(played[5][0])
     assert differences(again, played[6][0]) == []
+
+
+def test_votes_are_about_what_was_trained_whatever_it_is_rewound_to(compose):
+    # Whether everybody goes back to the start, or to round 1, comes after the vote; the mask is the same.
+    masks = []
+    for rewind in (("rewind=none",), ("rewind=init",), ("rewind=early", "rewind.round=1")):
+        experiment = build(
+            *compose(
+                *("whose=voted", "how_often=one_shot", "when=during_training", "when.start=0.5", "criterion=magnitude"),
+                *("what=weights_global", "density=0.5", "rounds=4", "model=mlp", "partition=iid", "executor=serial", *rewind),
+                *("federated.clients=2", "federated.cohort=2", "local.epochs=null", "local.steps=3", "logger=none"),
+            )
+        )
+        loop = experiment.loop(experiment.executor())
+        state = loop.start()
+        while not state.events:
+            state, _ = loop.round(state)
+        masks.append(state.server.mask)
+    assert all(torch.equal(alive, other[name]) for other in masks[1:] for name, alive in masks[0].items())
