@@ -82,7 +82,7 @@ CROSSED = (*CRITERIA, "activation", "bn_scale", "large_final_same_sign", "prunef
 GATED = ("weights_global", "weights_threshold", "weights_2of4", "filters_per_layer")
 """One `what` of every kind, which meets the gates."""
 
-REWINDS = ("none", "init", "early", "random_reinit")
+REWINDS = ("none", "init", "early")
 """Those that meet every answer; the others, which differ from `init` in the values alone, all of `when` and `how_often`."""
 
 
@@ -99,7 +99,7 @@ def crossed(cell: Cell) -> bool:
     usual = what == "weights_global" or (criterion == "rigl" and rewind == "none") or (rewind == "none" and whose == "shared")
     if whose != "shared":
         kinds = ("magnitude", "rigl", "prunefl", "large_final_same_sign") if where == "cohort" else ("rigl",)
-        return what in UNSHARED and criterion in kinds and where in ("cohort", "server") and rewind in REWINDS[:3] and usual
+        return what in UNSHARED and criterion in kinds and where in ("cohort", "server") and rewind in REWINDS and usual
     if when == "once_moving":
         return (what, criterion, where, rewind) == ("weights_global", "magnitude", "cohort", "none")
     if how_often == "progressive" and (criterion not in ("rigl", "prunefl", "magnitude") or rewind not in ("none", "init")):

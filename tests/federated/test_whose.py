@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from fedprune.build import build
 from fedprune.checkpoint import load_state, save_state
 from fedprune.federated.ballot import by_magnitude
 from fedprune.federated.on_client import MOMENTS
@@ -311,7 +312,15 @@ def test_votes_are_about_what_was_trained_whatever_it_is_rewound_to(compose):
         experiment = build(
             *compose(
                 *("whose=voted", "how_often=one_shot", "when=during_training", "when.start=0.5", "criterion=magnitude"),
-                *("what=weights_global", "density=0.5", "rounds=4", "model=mlp", "partition=iid", "executor=serial", *rewind),
+                *(
+                    "what=weights_global",
+                    "density=0.5",
+                    "rounds=4",
+                    "model=lenet_300_100",
+                    "partition=iid",
+                    "executor=serial",
+                    *rewind,
+                ),
                 *("federated.clients=2", "federated.cohort=2", "local.epochs=null", "local.steps=3", "logger=none"),
             )
         )
@@ -321,3 +330,10 @@ def test_votes_are_about_what_was_trained_whatever_it_is_rewound_to(compose):
             state, _ = loop.round(state)
         masks.append(state.server.mask)
     assert all(torch.equal(alive, other[name]) for other in masks[1:] for name, alive in masks[0].items())
+
+
+def test_a_vote_counts_from_the_round_in_which_it_was_held():
+    # Of round 4: an event 2 rounds on may happen in round 6, as if the server had pruned before round 4.
+    told = Receipt(Job(1, 4, 4, 0, Subnet(PARAMS, WHOLE), event=EVENTS[1]), HALF, 1.0, 1, True)
+    after = Voted(by_magnitude).merged(at(5), PARAMS, [told], TERMS)
+    assert (after.round, after.pruned, after.events) == (5, 4, 1)
