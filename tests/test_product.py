@@ -62,7 +62,7 @@ PROPOSE = (*VOTES, "personal")
 TIERS = {"_target_": "fedprune.federated.capacity.Tiers", "levels": [1.0, 0.5], "shares": None}
 """What clients can carry where networks are nested: of the four, some all and some half of it."""
 
-SAMPLES = 60
+SAMPLES = 52
 
 CRITERIA = ("magnitude", "random", "rigl", "set", "snip", "synflow")
 """Those with which all pairs of answers are sampled; of the others one cell each is run."""
@@ -89,7 +89,15 @@ REWINDS = ("none", "init", "early")
 UNSHARED = ("weights_global", "weights_erk", "weights_2of4", "weights_threshold", "filters_per_layer", "neurons_per_layer")
 """One `what` of every kind, which meets all of `whose`, in the company of one criterion of every kind."""
 
-VARIANTS = ("channels_per_layer", "filters_and_weights", "neurons_global", "weights_4of8", "weights_uniform")
+VARIANTS = (
+    "channels_per_layer",
+    "filters_and_weights",
+    "filters_global",
+    "kernels_global",
+    "neurons_global",
+    "weights_4of8",
+    "weights_uniform",
+)
 """Those which differ from another `what` in a detail, and meet a few criteria only."""
 
 

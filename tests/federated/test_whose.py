@@ -13,7 +13,7 @@ import torch
 
 from fedprune.build import build
 from fedprune.checkpoint import load_state, save_state
-from fedprune.federated.ballot import by_magnitude
+from fedprune.federated.ballot import by_layer_density, by_magnitude
 from fedprune.federated.on_client import MOMENTS
 from fedprune.federated.sampling import cohort
 from fedprune.federated.whose import PersonalMask, Receipt, Shared, Terms, Voted
@@ -337,3 +337,16 @@ def test_a_vote_counts_from_the_round_in_which_it_was_held():
     told = Receipt(Job(1, 4, 4, 0, Subnet(PARAMS, WHOLE), event=EVENTS[1]), HALF, 1.0, 1, True)
     after = Voted(by_magnitude).merged(at(5), PARAMS, [told], TERMS)
     assert (after.round, after.pruned, after.events) == (5, 4, 1)
+
+
+def test_what_is_dead_stays_dead_in_a_vote_unless_units_are_exchanged():
+    # Two of four live. Half of four, at random places: the same two again, but for an exchange, where any may come.
+    start = State(Subnet(apply(PARAMS, HALF), HALF), PARAMS, PARAMS, round=5)
+    draws = Draws(lambda: PARAMS, lambda name: torch.Generator().manual_seed(0))
+    voted = Voted(functools.partial(by_layer_density, positions="random"))
+    found = []
+    for swap in (0.0, 0.5):
+        job = Job(1, 4, 4, 0, start.server, event=PruneEvent(4, 0.5, swap))
+        after = voted.merged(start, PARAMS, [Receipt(job, HALF, 1.0, 1, True)], TERMS._replace(draws=draws))
+        found.append(after.server.mask["w"])
+    assert found[0].tolist() == HALF["w"].tolist() and found[1].tolist() != HALF["w"].tolist()
