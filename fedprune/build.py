@@ -132,7 +132,9 @@ def _combination(
     units = what.units(network.net.state_dict())
     return [
         *check.composition(plan, criterion, options["where"], options["rewind"], options["whose"], names),
+        *check.outcomes_of_clients(plan, options["whose"], names),
         *check.blocks(plan, what, names),
+        *check.of_single_weights(plan, axes, options["whose"], names),
         *check.feedback(recipe.error_feedback, plan, options["whose"], names),
         *check.regrown(axes.regrown, plan, options["whose"], names),
         *check.on_clients(plan, options["whose"], axes, options["where"], options["rewind"], names),

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from fedprune.errors import ConfigError, DataError, Incompatible
 from fedprune.federated.availability import Fates, heard
+from fedprune.federated.ballot import by_layer_density
 from fedprune.federated.beta_mode import BetaMode
 from fedprune.federated.nested import Nested
 from fedprune.federated.sampled_masks import SampledMasks
@@ -14,7 +15,7 @@ from fedprune.federated.sampling import cohort
 from fedprune.federated.where import Cohort, Server
 from fedprune.federated.whose import Voted, Whose
 from fedprune.pruning.companions import CHOOSE
-from fedprune.pruning.criterion import Criterion
+from fedprune.pruning.criterion import Adjusted, Criterion
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.evidence import (
     FROM_CLIENTS,
@@ -33,6 +34,7 @@ from fedprune.pruning.rank import nearest
 from fedprune.pruning.regrown import RULES
 from fedprune.pruning.rewind import CONTROLS, LearningRate, Rewind
 from fedprune.pruning.scope import is_layerwise
+from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
 from fedprune.ticket.begin import broken_units
 from fedprune.types import SERVER, Mask, Plan
@@ -150,14 +152,19 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, wh
 
 
 def outcomes(plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
-    """A gate that asks for what no round comes out with, on the server or on a client."""
+    """A gate that asks for what no round comes out with."""
     known = OUTCOMES if whose.asks else OUTCOMES_OF_CLIENTS
-    asked = [name for name in needs(plan.gate.opens) if name not in known] if plan.gate else []
+    asked = [name for name in needs(plan.gate.opens) if name not in OUTCOMES_OF_CLIENTS] if plan.gate else []
     if not asked:
         return []
-    if set(asked) <= set(OUTCOMES_OF_CLIENTS):
-        return [f"when={names['when']} is for clients with masks of their own: choose whose=personal, or when=once_accurate"]
     return [f"when={names['when']}: the gate asks for unknown outcomes {', '.join(asked)}; known: {', '.join(known)}"]
+
+
+def outcomes_of_clients(plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
+    """A gate that asks for what only a client comes out with, where it is the server that asks."""
+    if plan.gate is None or not whose.asks or not set(OUTCOMES_OF_CLIENTS).difference(OUTCOMES) & {*needs(plan.gate.opens)}:
+        return []
+    return [f"when={names['when']} is for clients with masks of their own: choose whose=personal, or when=once_accurate"]
 
 
 def aggregate(option: Any, work: Any) -> list[str]:
@@ -172,11 +179,30 @@ def blocks(plan: Plan, what: What, names: dict[str, str]) -> list[str]:
     most = max((event.block[1] for event in plan.events if event.block), default=0)
     chosen = f"how_often={names['how_often']}"
     rules = {
-        f"{chosen}: how_often.blocks={most} is more than the {len(what.names)} layers that may be pruned: lower it": (
-            most > len(what.names)
-        ),
+        f"{chosen}: how_often.blocks={most} is more than the {len(what.names)} layers that may be pruned: "
+        f"choose how_often.blocks={len(what.names)} or less": (most > len(what.names)),
         f"{chosen} exchanges in some layers at a time, and what={names['what']} lets layers compete with each other: "
         "choose what=weights_erk": most > 0 and not is_layerwise(what.scope),
+    }
+    return [problem for problem, broken in rules.items() if broken]
+
+
+def of_single_weights(plan: Plan, axes: Axes, whose: Whose, names: dict[str, str]) -> list[str]:
+    """Methods that say themselves how many weights of each layer live, where `what` or `how_often` would say otherwise."""
+    unit, scope = (getattr(part, "func", part) for part in (axes.what.unit, axes.what.scope))
+    single, swaps = unit is weights, [event for event in plan.events if event.swap]
+    adjusts = isinstance(axes.criterion, Adjusted) and bool(swaps)
+    apportions = isinstance(whose, Voted) and bool(plan.events) and getattr(whose.ballot, "func", None) is by_layer_density
+    what, chosen = f"what={names['what']}", f"criterion={names['criterion']}"
+    rules = {
+        f"{chosen} weighs single weights, and {what} has larger units: choose what=weights_global": adjusts and not single,
+        f"{chosen} weighs all layers at once, and how_often={names['how_often']} has blocks: choose how_often=dynamic": (
+            adjusts and any(event.block for event in swaps)
+        ),
+        f"whose={names['whose']} chooses single weights, and {what} has larger units: "
+        "choose what=weights_global, or whose=voted": apportions and not single,
+        f"whose={names['whose']} takes its densities from the clients, and {what} brings its own: "
+        "choose what=weights_global, or whose=voted": apportions and isinstance(scope, OwnDensity),
     }
     return [problem for problem, broken in rules.items() if broken]
 

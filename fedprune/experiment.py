@@ -30,6 +30,7 @@ from fedprune.pruning.cycle import Axes
 from fedprune.pruning.evidence import FROM_TRAINING, needs
 from fedprune.pruning.network import Network
 from fedprune.pruning.paths import effective_density, followed
+from fedprune.pruning.rewind import Keep
 from fedprune.randomness import torch_seed, torch_stream
 from fedprune.types import Mask, Params, Plan, Subnet
 from fedprune.wire.message import Wire
@@ -83,7 +84,8 @@ class Experiment:
         if whose.at is None:
             return None
         opens = gate.opens if gate and not whose.asks else None
-        return OnClient(self.axes, self.options["rewind"], opens, whose.at, self._fresh, self.begin)
+        rewind = Keep() if whose.asks else self.options["rewind"]  # where there is one mask for all, the server rewinds
+        return OnClient(self.axes, rewind, opens, whose.at, self._fresh, self.begin)
 
     @property
     def _accumulates(self) -> bool:

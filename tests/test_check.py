@@ -1,5 +1,6 @@
 """What is wrong with a configuration: every rule on its own, all at once, and which kind of wrong it is."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -13,18 +14,20 @@ from fedprune.check import (
     kept_back,
     min_per_layer,
     obstacles,
+    of_single_weights,
     on_clients,
     outcomes,
+    outcomes_of_clients,
     ranges,
     regrown,
     scope,
     validation,
 )
 from fedprune.errors import ConfigError, DataError, Incompatible, RunError
-from fedprune.federated.ballot import by_votes
+from fedprune.federated.ballot import by_layer_density, by_votes
 from fedprune.federated.where import AllClients, Cohort, OneClient, Server
 from fedprune.federated.whose import PersonalMask, Shared, Voted
-from fedprune.pruning.criterion import Compensated, Criterion, gradient, magnitude, magnitude_increase, random, snip
+from fedprune.pruning.criterion import Adjusted, Compensated, Criterion, gradient, magnitude, magnitude_increase, random, snip
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.gate import Accurate, Moving, Settled
 from fedprune.pruning.network import Network
@@ -33,7 +36,7 @@ from fedprune.pruning.rewind import Early, Keep, LearningRate, RandomReinit, Rep
 from fedprune.pruning.scope import globally
 from fedprune.pruning.second_order import obd_sweep
 from fedprune.pruning.structured import activation, bn_scale
-from fedprune.pruning.unit import weights
+from fedprune.pruning.unit import filters, weights
 from fedprune.pruning.what import What
 from fedprune.types import Gate, Plan, PruneEvent
 
@@ -338,15 +341,34 @@ def test_what_clients_grow_starts_from_zero_and_nowhere_else():
 
 
 def test_a_gate_that_only_clients_can_answer_is_refused_where_the_server_asks():
-    (problem,) = outcomes(gated(Moving(0.1, 0.5)), Shared(), OWN)
+    (problem,) = outcomes_of_clients(gated(Moving(0.1, 0.5)), Shared(), OWN)
     assert problem == "when=then is for clients with masks of their own: choose whose=personal, or when=once_accurate"
-    assert outcomes(gated(Moving(0.1, 0.5)), Voted(by_votes), OWN) == [problem]
-    assert outcomes(gated(Moving(0.1, 0.5)), PersonalMask("end"), OWN) == []
+    assert outcomes_of_clients(gated(Moving(0.1, 0.5)), Voted(by_votes), OWN) == [problem]
+    assert outcomes_of_clients(gated(Moving(0.1, 0.5)), PersonalMask("end"), OWN) == []
 
     def lucky(moon_phase): ...
 
     (problem,) = outcomes(gated(lucky), PersonalMask(), OWN)
     assert "unknown outcomes moon_phase; known: val_accuracy, mask_shift, pruned_accuracy" in problem
+
+
+@pytest.mark.parametrize(
+    ("what", "criterion", "whose", "block", "choose"),
+    [
+        (What(filters, globally), Adjusted(magnitude, gradient), Shared(), None, "choose what=weights_global"),
+        (What(weights, globally), Adjusted(magnitude, gradient), Shared(), (0, 2), "choose how_often=dynamic"),
+        (What(filters, globally), Criterion(magnitude, random), "voted", None, "choose what=weights_global, or whose=voted"),
+        (What(weights, NOfM(2, 4)), Criterion(magnitude, random), "voted", None, "choose what=weights_global, or whose=voted"),
+        (What(weights, globally), Adjusted(magnitude, gradient), Shared(), None, None),
+        (What(weights, globally), Criterion(magnitude, random), "voted", None, None),
+        (What(filters, globally), Criterion(magnitude, random), Voted(by_votes), None, None),
+    ],
+)
+def test_methods_that_count_single_weights_are_refused_larger_units_and_other_counts(what, criterion, whose, block, choose):
+    plan = Plan((PruneEvent(0, 0.5), PruneEvent(1, 0.5, 0.3, block)), 4)
+    whose = Voted(functools.partial(by_layer_density)) if whose == "voted" else whose
+    found = of_single_weights(plan, Axes(what, criterion), whose, OWN)
+    assert len(found) == (choose is not None) and all(choose in problem for problem in found)
 
 
 # --- obstacles -------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Ballots: how the masks that clients propose become one, at exactly the event's density.
 
 Every ballot is (votes, merged, event, what, generator) -> Mask. votes: by name, the fraction of the weight of those who
-proposed a mask that holds an entry, from 0 to 1. merged: the parameters that their networks were merged to. generator: a
-seeded torch generator by layer name. Entries that nobody holds come in last of all, and only if there are too few others.
+proposed a mask that holds an entry, from 0 to 1; below 0 if it cannot come in, as it is dead and nothing is exchanged. merged:
+the parameters that their networks were merged to. generator: a seeded torch generator by layer name. Entries that nobody holds
+come in last of all, and only if there are too few others.
 """
 
 from __future__ import annotations
@@ -64,11 +65,11 @@ def by_layer_density(
     if positions not in ("magnitude", "random"):
         raise ConfigError([f"whose.ballot.positions={positions}: choose magnitude or random"])
     total = nearest(event.density * sum(part.numel() for part in votes.values()))
-    counts = _apportioned({name: float(part.sum()) for name, part in votes.items()}, votes, total)
+    counts = _apportioned({name: float(part.clamp_min(0).sum()) for name, part in votes.items()}, votes, total)
     scores = {
         name: _scores({name: part}, merged, 0.0)[name]
         if positions == "magnitude"
-        else torch.rand(part.shape, generator=generator(name), dtype=torch.float64)
+        else torch.rand(part.shape, generator=generator(name), dtype=torch.float64).masked_fill(part < 0, -1.0)
         for name, part in votes.items()
     }
     return {name: keep_best({name: scores[name]}, counts[name])[name] for name in votes}
@@ -88,7 +89,7 @@ def _scores(votes: Scores, merged: Params, least: float) -> Scores:
 def _apportioned(weights: dict[str, float], places: Scores, total: int) -> dict[str, int]:
     """`total` seats in proportion to the weights, none more than there are places: seat k of a layer is worth w / (k - 1/2)."""
     worth: dict[str, Tensor] = {
-        name: weights[name] / (torch.arange(part.numel(), dtype=torch.float64) + 0.5) for name, part in places.items()
+        name: weights[name] / (torch.arange(int((part >= 0).sum()), dtype=torch.float64) + 0.5) for name, part in places.items()
     }
     worth = {name: torch.where(value > 0, value, -math.inf) for name, value in worth.items()}
     return {name: int(kept.sum()) for name, kept in keep_best(worth, total).items()}

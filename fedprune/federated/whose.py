@@ -164,8 +164,11 @@ class Voted:
             return under(state.server.mask, state, params)
         job, held = proposals[0].job, votes((receipt.mask, receipt.weight) for receipt in proposals)
         assert job.event is not None
+        if not job.event.swap:
+            held = {name: part.masked_fill(~state.server.mask[name], -1.0) for name, part in held.items()}
         mask = self.ballot(held, params, job.event, terms.axes.what, terms.draws.generator)
-        return _after(state, Subnet(apply(params, mask), mask), job.events + 1, terms, {})
+        after = _after(state, Subnet(apply(params, mask), mask), job.events + 1, terms, {})
+        return replace(after, pruned=job.round)  # the next event is as far from this one as if it had come before the round
 
 
 @dataclass(frozen=True)

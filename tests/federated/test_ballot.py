@@ -103,3 +103,11 @@ def test_positions_may_be_drawn_at_random_in_the_same_numbers():
 def test_unknown_positions_are_refused():
     with pytest.raises(ConfigError, match="whose.ballot.positions=best: choose magnitude or random"):
         by_layer_density(CAST, BOTH, PruneEvent(1, 0.25), LAYERS, seeded, positions="best")
+
+
+def test_what_is_dead_and_may_not_come_in_has_no_seat_however_seats_are_drawn():
+    # Of b only 0 and 1 may come in. A half of 12 is 6 seats: the four of a, and those two, wherever chance falls.
+    cast = {"a": CAST["a"], "b": torch.tensor([0.5, 0.5] + [-1.0] * 6).double()}
+    for positions in ("random", "magnitude"):
+        mask = by_layer_density(cast, BOTH, PruneEvent(1, 0.5), LAYERS, seeded, positions=positions)
+        assert mask["a"].all() and mask["b"].tolist() == [True, True] + [False] * 6

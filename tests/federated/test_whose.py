@@ -11,8 +11,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from fedprune.build import build
 from fedprune.checkpoint import load_state, save_state
-from fedprune.federated.ballot import by_magnitude
+from fedprune.federated.ballot import by_layer_density, by_magnitude
 from fedprune.federated.on_client import MOMENTS
 from fedprune.federated.sampling import cohort
 from fedprune.federated.whose import PersonalMask, Receipt, Shared, Terms, Voted
@@ -302,3 +303,50 @@ def test_the_state_before_a_round_stays_as_it_is_so_that_the_round_can_be_played
     experiment, played = tiny(*LOTTERY), whole(LOTTERY)
     again, _ = experiment.loop(experiment.executor()).round(played[5][0])
     assert differences(again, played[6][0]) == []
+
+
+def test_votes_are_about_what_was_trained_whatever_it_is_rewound_to(compose):
+    # Whether everybody goes back to the start, or to round 1, comes after the vote; the mask is the same.
+    masks = []
+    for rewind in (("rewind=none",), ("rewind=init",), ("rewind=early", "rewind.round=1")):
+        experiment = build(
+            *compose(
+                *("whose=voted", "how_often=one_shot", "when=during_training", "when.start=0.5", "criterion=magnitude"),
+                *(
+                    "what=weights_global",
+                    "density=0.5",
+                    "rounds=4",
+                    "model=lenet_300_100",
+                    "partition=iid",
+                    "executor=serial",
+                    *rewind,
+                ),
+                *("federated.clients=2", "federated.cohort=2", "local.epochs=null", "local.steps=3", "logger=none"),
+            )
+        )
+        loop = experiment.loop(experiment.executor())
+        state = loop.start()
+        while not state.events:
+            state, _ = loop.round(state)
+        masks.append(state.server.mask)
+    assert all(torch.equal(alive, other[name]) for other in masks[1:] for name, alive in masks[0].items())
+
+
+def test_a_vote_counts_from_the_round_in_which_it_was_held():
+    # Of round 4: an event 2 rounds on may happen in round 6, as if the server had pruned before round 4.
+    told = Receipt(Job(1, 4, 4, 0, Subnet(PARAMS, WHOLE), event=EVENTS[1]), HALF, 1.0, 1, True)
+    after = Voted(by_magnitude).merged(at(5), PARAMS, [told], TERMS)
+    assert (after.round, after.pruned, after.events) == (5, 4, 1)
+
+
+def test_what_is_dead_stays_dead_in_a_vote_unless_units_are_exchanged():
+    # Two of four live. Half of four, at random places: the same two again, but for an exchange, where any may come.
+    start = State(Subnet(apply(PARAMS, HALF), HALF), PARAMS, PARAMS, round=5)
+    draws = Draws(lambda: PARAMS, lambda name: torch.Generator().manual_seed(0))
+    voted = Voted(functools.partial(by_layer_density, positions="random"))
+    found = []
+    for swap in (0.0, 0.5):
+        job = Job(1, 4, 4, 0, start.server, event=PruneEvent(4, 0.5, swap))
+        after = voted.merged(start, PARAMS, [Receipt(job, HALF, 1.0, 1, True)], TERMS._replace(draws=draws))
+        found.append(after.server.mask["w"])
+    assert found[0].tolist() == HALF["w"].tolist() and found[1].tolist() != HALF["w"].tolist()
