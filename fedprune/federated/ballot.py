@@ -1,7 +1,7 @@
 """Ballots: how the masks that clients propose become one, at exactly the event's density.
 
 Every ballot is (votes, merged, event, what, generator) -> Mask. votes: by name, the fraction of the weight of those who
-proposed a mask that holds an entry, from 0 to 1; below 0 if it cannot come in, as it is dead and nothing is exchanged. merged:
+proposed a mask that holds an entry, from 0 to 1; below 0 if it is dead, nobody holds it and nothing is exchanged. merged:
 the parameters that their networks were merged to. generator: a seeded torch generator by layer name. Entries that nobody holds
 come in last of all, and only if there are too few others.
 """

@@ -165,7 +165,7 @@ class Voted:
         job, held = proposals[0].job, votes((receipt.mask, receipt.weight) for receipt in proposals)
         assert job.event is not None
         if not job.event.swap:
-            held = {name: part.masked_fill(~state.server.mask[name], -1.0) for name, part in held.items()}
+            held = {name: part.masked_fill(~state.server.mask[name] & (part == 0), -1.0) for name, part in held.items()}
         mask = self.ballot(held, params, job.event, terms.axes.what, terms.draws.generator)
         after = _after(state, Subnet(apply(params, mask), mask), job.events + 1, terms, {})
         return replace(after, pruned=job.round)  # the next event is as far from this one as if it had come before the round
