@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from federation import Arrays
+from in_numpy import Arrays
 from numpy.typing import NDArray
 
 from fedprune.experiment import Experiment

@@ -1,16 +1,18 @@
 """Federations so small that numpy can follow them: one hidden layer, a few examples for each client, full-batch steps of SGD.
 
-`federation` makes the experiment. `train`, `accuracy` and `largest` are its numpy, which shares no code with fedprune.
+`federation` makes an experiment of clients with just these examples, `published` one of conf/experiment. What they should come
+to is worked out by in_numpy.py, which shares no code with fedprune.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from conftest import assemble
+from in_numpy import RATE, STEPS, Arrays
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from torch import nn
@@ -19,10 +21,17 @@ from fedprune.build import build
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
 from fedprune.experiment import Experiment
-
-Arrays = dict[str, NDArray]
+from fedprune.federated.sampling import cohort as drawn
+from fedprune.types import State
 
 SCALE = 4.0  # features are whole numbers from 0 to 15, divided by this
+
+PUBLISHED = (
+    *("executor=serial", "logger=none", "partition=quantity_skew", "partition.min_examples=8", "partition.val=0"),
+    *("partition.test=0", "federated.clients=3", "federated.cohort=3", f"local.epochs={STEPS}", "local.batch_size=1000"),
+    *(f"local.optimizer.lr={RATE}", "local.optimizer.momentum=0.0", "local.optimizer.weight_decay=0.0", "eval_every=100"),
+)
+"""Three clients of different sizes, all of them in every round; two steps of gradient descent on all that a client has."""
 
 PLAIN = (
     *("logger=none", "executor=serial", "eval_every=1", "local.epochs=1", "local.batch_size=1000"),
@@ -37,6 +46,17 @@ def examples(seed: int = 0, number: int = 60, features: int = 6, classes: int = 
     x = random.integers(0, 8, (number, 1, 1, features)) + 8 * (np.arange(features) % classes == y[:, None, None, None])
     images, labels = torch.from_numpy(x.astype(np.uint8)), torch.from_numpy(y)
     return Dataset("examples", images, labels, images[:9], labels[:9], classes, (0.0,), (SCALE,))
+
+
+def spread() -> Dataset:
+    """90 examples of six numbers and three classes, and 12 to test on, spread widely enough that no two scores tie."""
+    rng = np.random.default_rng(7)
+    labels = np.arange(102) % 3
+    centres = rng.normal(size=(3, 6))
+    values = 128 + 40 * (centres[labels] + 0.7 * rng.normal(size=(102, 6)))
+    x = torch.from_numpy(values.clip(0, 255).astype(np.uint8))[:, None, None]
+    y = torch.from_numpy(labels)
+    return Dataset("spread", x[:90], y[:90], x[90:], y[90:], 3, (128.0,), (40.0,))
 
 
 class Mlp(nn.Module):
@@ -78,7 +98,44 @@ def federation(
     return replace(build(config, names), clients=Clients(*parts, torch.empty(0, dtype=torch.int64)))
 
 
-# --- the same in numpy -----------------------------------------------------------------------------------------------------
+def published(compose: Callable, name: str, *overrides: str) -> Experiment:
+    """An experiment of conf/experiment with plain SGD on 90 examples in parts of different sizes, and the network 6 - 5 - 3."""
+    config, names = compose(f"+experiment={name}", *PUBLISHED, *overrides)
+    config.data = {"_target_": f"{__name__}.spread"}
+    config.model = {"_target_": f"{__name__}.mlp", "hidden": 5}
+    return build(config, names)
+
+
+def played(experiment: Experiment, rounds: int) -> list[State]:
+    """The states of a run: at the start, and after each round. What crossed the wire is counted as it was really encoded."""
+    loop = experiment.loop(executor := _Counted(experiment.executor()))
+    states = [loop.start()]
+    for _ in range(rounds):
+        state, metrics = loop.round(states[-1])
+        assert (metrics["wire/down_bytes"], metrics["wire/up_bytes"]) == executor.counted()
+        states.append(state)
+    executor.close()
+    return states
+
+
+class _Counted:
+    """An executor that adds up the lengths of the messages that it carries, both ways."""
+
+    def __init__(self, executor) -> None:
+        self.executor, self.down, self.up = executor, 0, 0
+
+    def map(self, tasks, sizes):
+        for task, answer in zip(tasks, self.executor.map(tasks, sizes), strict=True):
+            if task[0] == "run":
+                self.down, self.up = self.down + len(task[1][0]), self.up + len(answer[0])
+            yield answer
+
+    def counted(self) -> tuple[int, int]:
+        found, self.down, self.up = (self.down, self.up), 0, 0
+        return found
+
+    def close(self, now: bool = False) -> None:
+        self.executor.close(now)
 
 
 def arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
@@ -89,56 +146,25 @@ def arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
 def inputs(experiment: Experiment, indices: torch.Tensor) -> tuple[NDArray, NDArray]:
     """(features [N, F], labels [N]) of these examples."""
     data = experiment.dataset
-    return data.x[indices].numpy().reshape(len(indices), -1) / SCALE, data.y[indices].numpy()
+    (mean,), (std,) = data.mean, data.std
+    return (data.x[indices].numpy().reshape(len(indices), -1) - mean) / std, data.y[indices].numpy()
 
 
-def logits(w: Arrays, x: NDArray) -> tuple[NDArray, NDArray]:
-    """(what goes into the last layer, its outputs)."""
-    hidden = np.maximum(x @ w["fc1.weight"].T + w["fc1.bias"], 0) if "fc1.weight" in w else x
-    return hidden, hidden @ w["fc2.weight"].T + w["fc2.bias"]
+def data_of(experiment: Experiment) -> dict[int, tuple[NDArray, NDArray]]:
+    """(features [N, F], labels [N]) of each client's training part."""
+    return {k: inputs(experiment, part) for k, part in enumerate(experiment.clients.train)}
 
 
-def gradient(w: Arrays, x: NDArray, y: NDArray) -> Arrays:
-    """Of the mean cross-entropy, by the chain rule written out."""
-    hidden, out = logits(w, x)
-    p = np.exp(out - out.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
-    p[np.arange(len(y)), y] -= 1
-    p /= len(y)
-    found = {"fc2.weight": p.T @ hidden, "fc2.bias": p.sum(0)}
-    if "fc1.weight" in w:
-        back = (p @ w["fc2.weight"]) * (hidden > 0)
-        found |= {"fc1.weight": back.T @ x, "fc1.bias": back.sum(0)}
-    return found
+def cohort_of(experiment: Experiment, clock: int) -> tuple[int, ...]:
+    """Who takes part in a round."""
+    federated = experiment.config.federated
+    return drawn(experiment.config.seed, clock, federated.clients, federated.cohort)
 
 
-def train(w: Arrays, mask: Arrays, x: NDArray, y: NDArray, steps: int, lr: float = 0.1, momentum: float = 0.0) -> Arrays:
-    """Full-batch SGD; what is dead stays zero."""
-    w, v = dict(w), {name: np.zeros_like(value) for name, value in w.items()}
-    for _ in range(steps):
-        g = gradient(w, x, y)
-        v = {name: momentum * v[name] + g[name] for name in w}
-        w = {name: (w[name] - lr * v[name]) * mask.get(name, 1.0) for name in w}
-    return w
-
-
-def accuracy(w: Arrays, x: NDArray, y: NDArray) -> float:
-    return float((logits(w, x)[1].argmax(1) == y).mean())
-
-
-def largest(values: NDArray, alive: NDArray, number: int) -> NDArray:
-    """The `number` largest |values| of the living, by sorting them."""
-    order = np.argsort(-np.where(alive, np.abs(values), -1.0), axis=None, kind="stable")[:number]
-    kept = np.zeros(values.size, bool)
-    kept[order] = True
-    return kept.reshape(values.shape) & alive
-
-
-def held_mean(server: Arrays, updates: Sequence[tuple[Arrays, Arrays, float]]) -> Arrays:
-    """sum_k a_k m_k w_k / sum_k a_k m_k, entry by entry; the server's where nobody holds it. updates: (w, mask, a)."""
-    found = {}
-    for name, old in server.items():
-        total = sum(a * m.get(name, np.ones_like(old)) for _, m, a in updates)
-        above = sum(a * m.get(name, np.ones_like(old)) * w[name] for w, m, a in updates)
-        found[name] = np.where(total > 0, above / np.where(total > 0, total, 1), old)
-    return found
+def assert_same(state: State, w: Arrays, mask: Arrays, atol: float = 1e-5) -> None:
+    """The server's network is these weights under this mask, and its dead weights are zero."""
+    for name, alive in mask.items():
+        np.testing.assert_array_equal(state.server.mask[name].numpy(), alive, err_msg=f"mask of {name}")
+        assert not state.server.params[name].numpy()[~alive].any()
+    for name, values in w.items():
+        np.testing.assert_allclose(state.server.params[name].numpy(), values, atol=atol, err_msg=name)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from federation import accuracy, arrays, federation, gradient, inputs, largest, train
+from federation import arrays, federation, inputs
+from in_numpy import accuracy, gradient, largest, train
 
 from fedprune.checkpoint import load_state, save_state
 from fedprune.errors import ConfigError, Incompatible

@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy_federation import (
-    RATE,
-    SIZES,
-    STEPS,
-    arrays,
-    assert_same,
-    averaged,
-    cohort_of,
-    data_of,
-    dense,
-    descend,
-    erk,
-    federation,
-    gradient,
-    masked,
-    played,
-)
+from federation import arrays, assert_same, cohort_of, data_of, played, published
+from in_numpy import RATE, SIZES, averaged, dense, descend, erk, gradient, masked
 
 from fedprune.pruning.mask import density
 
 
 def test_fedavg_is_the_mean_of_what_clients_descend_to_by_their_examples(compose):
     """Two of three clients in a round, three rounds."""
-    experiment = federation(compose, "fedavg", "federated.cohort=2")
+    experiment = published(compose, "fedavg", "federated.cohort=2")
     states, data = played(experiment, 3), data_of(experiment)
     w = arrays(states[0].server.params)
     for clock, state in enumerate(states[1:]):
@@ -39,7 +24,7 @@ def test_fedavg_is_the_mean_of_what_clients_descend_to_by_their_examples(compose
 
 @pytest.mark.parametrize("mu", [0.01, 0.5])
 def test_fedprox_adds_mu_times_the_way_from_what_was_sent_to_every_gradient(mu, compose):
-    experiment = federation(compose, "fedprox", f"local.proximal_mu={mu}", "local.epochs=3")
+    experiment = published(compose, "fedprox", f"local.proximal_mu={mu}", "local.epochs=3")
     states, data = played(experiment, 3), data_of(experiment)
     w = arrays(states[0].server.params)
     for state in states[1:]:
@@ -62,14 +47,14 @@ BY_ERK = {"fc1.weight": 10, "fc2.weight": 8}  # 18 seats in proportion to 11 and
 @pytest.mark.parametrize(("what", "numbers"), [("weights_uniform", UNIFORM), ("weights_erk", BY_ERK)])
 def test_a_random_mask_is_drawn_once_at_these_layer_densities_and_stays(what, numbers, compose):
     assert sum(numbers.values()) == 18 and erk(SIZES, 18) == BY_ERK
-    experiment = federation(compose, "fedavg_random_mask", f"what={what}", "density=0.4")
+    experiment = published(compose, "fedavg_random_mask", f"what={what}", "density=0.4")
     states, data = played(experiment, 3), data_of(experiment)
     mask = arrays(states[1].server.mask)
     assert {name: int(alive.sum()) for name, alive in mask.items()} == numbers
     w = masked(arrays(states[0].server.params), mask)
     for state in states[1:]:
-        w = averaged([descend(w, mask, *part, STEPS) for part in data.values()], [len(y) for _, y in data.values()])
+        w = averaged([descend(w, mask, *part) for part in data.values()], [len(y) for _, y in data.values()])
         assert_same(state, w, mask)
         assert density(state.server.mask) == 0.4
-    other = played(federation(compose, "fedavg_random_mask", f"what={what}", "density=0.4", "seed=1"), 1)[1].server.mask
+    other = played(published(compose, "fedavg_random_mask", f"what={what}", "density=0.4", "seed=1"), 1)[1].server.mask
     assert not all(np.array_equal(other[name].numpy(), alive) for name, alive in mask.items())

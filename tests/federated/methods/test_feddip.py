@@ -5,21 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from numpy_federation import (
-    PRUNABLE,
-    RATE,
-    Weights,
-    arrays,
-    assert_same,
-    averaged,
-    best,
-    cohort_of,
-    data_of,
-    federation,
-    gradient,
-    masked,
-    played,
-)
+from federation import arrays, assert_same, cohort_of, data_of, played, published
+from in_numpy import PRUNABLE, RATE, best, gradient, held_mean, masked
 from torch import nn
 
 from fedprune.errors import ConfigError
@@ -63,22 +50,11 @@ def test_the_penalty_rises_in_equal_steps_from_nothing():
             incremental(l2, 0.2, **wrong)
 
 
-def held(parts: list[Weights], masks: list[Weights], sizes: list[int], server: Weights) -> tuple[Weights, Weights]:
-    """The mean of each entry over those who sent it, and how much of the votes it has."""
-    w, votes = averaged(parts, sizes), {}
-    for name in PRUNABLE:
-        weight = sum(n * m[name] for n, m in zip(sizes, masks, strict=True))
-        total = sum(n * m[name] * part[name] for n, m, part in zip(sizes, masks, parts, strict=True))
-        w[name] = np.where(weight > 0, total / np.maximum(weight, 1), server[name])
-        votes[name] = weight / sum(sizes)
-    return w, votes
-
-
 def test_six_rounds_along_the_curve_are_those_of_numpy(compose):
     """From 0.6 to 0.2 in six events, one in every round: 0.2 + 0.4 (1 - k / 5)^3, so 27, 18.2, 12.9, 10.2, 9.1 and 9 of 45."""
     counts = [27, 18, 13, 10, 9, 9]
     overrides = ("rounds=6", "density=0.2", "how_often.begin=0.6", "federated.cohort=2", "local.lr_decay=1.0", "local.epochs=8")
-    experiment = federation(compose, "feddip", *overrides, "local.penalty.strength=0.3", "local.penalty.steps=3")
+    experiment = published(compose, "feddip", *overrides, "local.penalty.strength=0.3", "local.penalty.steps=3")
     assert [(e.round, round(45 * e.density)) for e in experiment.plan.events] == [*enumerate(counts)]
     states, data = played(experiment, 6), data_of(experiment)
     w = arrays(states[0].server.params)
@@ -97,7 +73,8 @@ def test_six_rounds_along_the_curve_are_those_of_numpy(compose):
             if clock > 0:
                 proposal = best({name: np.abs(own[name]) for name in PRUNABLE}, counts[clock])
             parts, masks, sizes = [*parts, masked(own, proposal)], [*masks, proposal], [*sizes, len(y)]
-        w, votes = held(parts, masks, sizes, w)
+        w = held_mean(w, [*zip(parts, masks, sizes, strict=True)])
+        votes = {name: sum(n * m[name] for n, m in zip(sizes, masks, strict=True)) / sum(sizes) for name in PRUNABLE}
         if clock > 0:
             new = best({n: np.where(votes[n] > 0, np.abs(w[n]), votes[n] - 2) for n in PRUNABLE}, counts[clock])
             revived += sum(int((new[name] & ~mask[name]).sum()) for name in PRUNABLE)
@@ -109,7 +86,7 @@ def test_six_rounds_along_the_curve_are_those_of_numpy(compose):
 
 
 def test_a_round_without_an_event_leaves_the_dead_as_they_were(compose):
-    experiment = federation(compose, "feddip", "rounds=6", "density=0.2", "how_often.every=3", "how_often.begin=0.6")
+    experiment = published(compose, "feddip", "rounds=6", "density=0.2", "how_often.every=3", "how_often.begin=0.6")
     states = played(experiment, 3)
     masks = [arrays(state.server.mask) for state in states[1:]]
     assert all((mask[name] == masks[0][name]).all() for mask in masks for name in PRUNABLE)
@@ -127,5 +104,5 @@ def test_a_round_without_an_event_leaves_the_dead_as_they_were(compose):
 )
 def test_what_would_come_to_nothing_is_refused(overrides, problem, compose):
     with pytest.raises(ConfigError) as error:
-        federation(compose, "feddip", *overrides)
+        published(compose, "feddip", *overrides)
     assert problem in str(error.value)

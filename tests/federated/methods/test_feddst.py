@@ -5,23 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from numpy_federation import (
-    PRUNABLE,
-    SIZES,
-    Weights,
-    arrays,
-    assert_same,
-    averaged,
-    best_of_layers,
-    cohort_of,
-    data_of,
-    descend,
-    erk,
-    federation,
-    gradient,
-    masked,
-    played,
-)
+from federation import arrays, assert_same, cohort_of, data_of, played, published
+from in_numpy import PRUNABLE, SIZES, Arrays, best_of_layers, descend, erk, gradient, held_mean, masked
 
 from fedprune.federated.aggregate import overlap_mean
 from fedprune.federated.ballot import by_magnitude
@@ -67,7 +52,7 @@ def test_one_readjustment_of_two_clients_by_hand():
     assert after.events == 2
 
 
-def exchanged(w: Weights, mask: Weights, g: Weights, left: dict[str, int], total: dict[str, int]) -> tuple[Weights, Weights]:
+def exchanged(w: Arrays, mask: Arrays, g: Arrays, left: dict[str, int], total: dict[str, int]) -> tuple[Arrays, Arrays]:
     """The best |w| of the living; then the best |g| of the dead, which start from 0."""
     kept = best_of_layers({name: np.where(mask[name], np.abs(w[name]), -1.0) for name in PRUNABLE}, left)
     dead = {name: np.where(kept[name], -1.0, np.abs(g[name])) for name in PRUNABLE}
@@ -76,22 +61,12 @@ def exchanged(w: Weights, mask: Weights, g: Weights, left: dict[str, int], total
     return masked(w, kept), {name: kept[name] | grown[name] for name in PRUNABLE}
 
 
-def over_holders(server: Weights, parts: list[Weights], masks: list[Weights], sizes: list[int]) -> Weights:
-    """Each entry's mean over those who hold it."""
-    found = averaged(parts, sizes)
-    for name in PRUNABLE:
-        held = sum(n * m[name] for n, m in zip(sizes, masks, strict=True))
-        total = sum(n * m[name] * part[name] for n, m, part in zip(sizes, masks, parts, strict=True))
-        found[name] = np.where(held > 0, total / np.maximum(held, 1), server[name])
-    return found
-
-
 @pytest.mark.parametrize("cohort", [2, 3])
 def test_seven_rounds_with_two_readjustments_are_those_of_numpy(cohort, compose):
     """Events after 0, 2 and 4 of 12 rounds, up to half of them: the fraction falls as 0.3 (1 + cos(pi r / 6)) / 2, 0.225 and
     0.075 of 18 living weights, so that 14 (13.95) and 17 (16.65) are left before any grows."""
     overrides = ("rounds=12", "density=0.4", "how_often.every=2", "how_often.swap=0.3", "where.examples=null")
-    experiment = federation(compose, "feddst", *overrides, f"federated.cohort={cohort}")
+    experiment = published(compose, "feddst", *overrides, f"federated.cohort={cohort}")
     left = {2: 14, 4: 17}
     assert [event.round for event in experiment.plan.events] == [0, *left]
     states, data = played(experiment, 7), data_of(experiment)
@@ -106,7 +81,7 @@ def test_seven_rounds_with_two_readjustments_are_those_of_numpy(cohort, compose)
             if clock in left:
                 own, proposal = exchanged(own, mask, gradient(own, x, y), erk(SIZES, left[clock]), total)
             parts, masks, sizes = [*parts, own], [*masks, proposal], [*sizes, len(y)]
-        w = over_holders(w, parts, masks, sizes)
+        w = held_mean(w, [*zip(parts, masks, sizes, strict=True)])
         if clock in left:
             votes = {name: sum(n * m[name] for n, m in zip(sizes, masks, strict=True)) / sum(sizes) for name in PRUNABLE}
             assert all(((votes[name] > 0).sum() >= total[name]) for name in PRUNABLE)

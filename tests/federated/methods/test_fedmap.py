@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy_federation import PRUNABLE, arrays, assert_same, averaged, best, data_of, dense, descend, federation, masked, played
+from federation import arrays, assert_same, data_of, played, published
+from in_numpy import PRUNABLE, averaged, best, dense, descend, masked
 
 from fedprune.pruning.mask import count
 
@@ -12,7 +13,7 @@ def test_masks_nest_along_the_cubic_curve_and_are_those_of_numpy(compose):
     """Ten rounds, events after 1, 3 and 5 of them. With t = 1/3, 2/3, 1 and d = 0.2, d + (1 - d)(1 - t)^3 is 0.2 + 0.8 x 8/27 =
     0.43704, 0.2 + 0.8/27 = 0.22963 and 0.2: 19.67, 10.33 and 9 of 45, so 20, 10 and 9."""
     counts = {1: 20, 3: 10, 5: 9}
-    experiment = federation(compose, "fedmap", "rounds=10", "density=0.2", "how_often.every=2")
+    experiment = published(compose, "fedmap", "rounds=10", "density=0.2", "how_often.every=2")
     assert [event.round for event in experiment.plan.events] == [*counts]
     states, data = played(experiment, 7), data_of(experiment)
     w = arrays(states[0].server.params)

@@ -8,7 +8,8 @@ import federation as small
 import numpy as np
 import pytest
 import torch
-from federation import accuracy, federation, gradient, inputs
+from federation import federation, inputs
+from in_numpy import accuracy, gradient
 
 from fedprune.display import amount
 from fedprune.errors import ConfigError, Incompatible

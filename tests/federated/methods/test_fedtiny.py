@@ -5,23 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from numpy_federation import (
-    PRUNABLE,
-    SIZES,
-    Weights,
-    arrays,
-    assert_same,
-    averaged,
-    best_of_layers,
-    cohort_of,
-    data_of,
-    descend,
-    erk,
-    federation,
-    gradient,
-    masked,
-    played,
-)
+from federation import arrays, assert_same, cohort_of, data_of, played, published
+from in_numpy import PRUNABLE, SIZES, Arrays, averaged, best_of_layers, descend, erk, gradient, masked
 
 from fedprune.errors import ConfigError
 from fedprune.federated.client import largest
@@ -86,8 +71,8 @@ def test_what_is_sent_of_the_dead_is_its_places_and_values(codec):
 
 
 def exchanged(
-    w: Weights, mask: Weights, data: list, left: dict[str, int], total: dict[str, int], top: float
-) -> tuple[Weights, Weights]:
+    w: Arrays, mask: Arrays, data: list, left: dict[str, int], total: dict[str, int], top: float
+) -> tuple[Arrays, Arrays]:
     kept = best_of_layers({name: np.where(mask[name], np.abs(w[name]), -1.0) for name in PRUNABLE}, left)
     smaller, sent = masked(w, kept), []
     for x, y in data:
@@ -115,7 +100,7 @@ def test_nine_rounds_with_three_blocks_in_turn_are_those_of_numpy(compose):
         "how_often.swap=0.4",
         "how_often.decay=constant",
     )
-    experiment = federation(compose, "fedtiny", *overrides, "how_often.blocks=2", "where.top=0.5", "federated.cohort=2")
+    experiment = published(compose, "fedtiny", *overrides, "how_often.blocks=2", "where.top=0.5", "federated.cohort=2")
     assert [(e.round, e.block) for e in experiment.plan.events] == [(0, None), (2, (0, 2)), (4, (1, 2)), (6, (0, 2))]
     states, data = played(experiment, 8), data_of(experiment)
     total, low = erk(SIZES, 18), erk(SIZES, 11)
@@ -147,5 +132,5 @@ def test_nine_rounds_with_three_blocks_in_turn_are_those_of_numpy(compose):
 )
 def test_what_cannot_be_is_refused(overrides, problem, compose):
     with pytest.raises(ConfigError) as error:
-        federation(compose, "fedtiny", *overrides)
+        published(compose, "fedtiny", *overrides)
     assert problem in str(error.value)

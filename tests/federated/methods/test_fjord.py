@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from carried import carrying, cut, merged
-from federation import Arrays, arrays, federation, inputs
+from federation import arrays, federation, inputs
+from in_numpy import Arrays
 
 from fedprune.pruning.mask import apply
 from fedprune.randomness import torch_seed

@@ -6,24 +6,8 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy_federation import (
-    PRUNABLE,
-    SIZES,
-    Weights,
-    arrays,
-    assert_same,
-    averaged,
-    best,
-    best_of_layers,
-    cohort_of,
-    data_of,
-    dense,
-    descend,
-    federation,
-    masked,
-    played,
-    seats,
-)
+from federation import arrays, assert_same, cohort_of, data_of, played, published
+from in_numpy import PRUNABLE, SIZES, Arrays, averaged, best, best_of_layers, dense, descend, held_mean, masked, seats
 
 from fedprune.federated.ballot import by_layer_density
 from fedprune.federated.whose import Receipt, Terms, Voted
@@ -100,7 +84,7 @@ def test_a_layer_without_weight_still_has_something_to_grow():
     assert torch.isfinite(scores["a"]).all() and len(scores["a"].unique()) == 4
 
 
-def exchanged(w: Weights, mask: Weights, left: int, client: int, events: int) -> tuple[Weights, Weights]:
+def exchanged(w: Arrays, mask: Arrays, left: int, client: int, events: int) -> tuple[Arrays, Arrays]:
     """What a client comes to, its smallest by rank gone, and what it proposes, as many grown by given random numbers."""
     ranks, draws = {}, {}
     for name in PRUNABLE:
@@ -123,7 +107,7 @@ def test_spdst_is_that_of_numpy_given_its_random_numbers(compose):
     0.25 x (1 - 2/3) in rounds 1 and 2 leave 15 and 16.5, so 17, before any grow. After each of them all is as at the start but
     the mask, the cohort too, since it follows the clock."""
     left = {1: 15, 2: 17}
-    experiment = federation(
+    experiment = published(
         compose, "flash_spdst", "rounds=10", "when.stop=0.3", "density=0.4", "federated.cohort=2", "local.lr_decay=1"
     )
     assert [event.round for event in experiment.plan.events] == [0, *left]
@@ -155,7 +139,7 @@ def test_spdst_is_that_of_numpy_given_its_random_numbers(compose):
 
 
 def test_jmwst_keeps_the_largest_weights_at_the_mean_densities_and_trains_on(compose):
-    experiment = federation(compose, "flash_jmwst", "rounds=10", "how_often.every=2", "density=0.4", "local.lr_decay=1")
+    experiment = published(compose, "flash_jmwst", "rounds=10", "how_often.every=2", "density=0.4", "local.lr_decay=1")
     left = {2: 18 - 18 * 0.25 * 0.6, 4: 18 - 18 * 0.25 * 0.2}  # t = 2/5 and 4/5: 15.3 and 17.1
     assert [event.round for event in experiment.plan.events] == [0, *left]
     states, data = played(experiment, 6), data_of(experiment)
@@ -167,11 +151,7 @@ def test_jmwst_keeps_the_largest_weights_at_the_mean_densities_and_trains_on(com
         if round_ in left:
             found = [exchanged(end, mask, round(left[round_]), k, events) for k, end in enumerate(ends)]
             ends, masks = [list(part) for part in zip(*found, strict=True)]
-        before, w = w, averaged(ends, [1, 1, 1])
-        for name in PRUNABLE:
-            held = sum(m[name].astype(float) for m in masks)
-            total = sum(m[name] * end[name] for m, end in zip(masks, ends, strict=True))
-            w[name] = np.where(held > 0, total / np.maximum(held, 1), before[name])
+        w = held_mean(w, [*zip(ends, masks, (1, 1, 1), strict=True)])
         if round_ in left:
             votes = {name: np.mean([m[name] for m in masks], axis=0) for name in PRUNABLE}
             score = {name: np.where(w[name] != 0, np.abs(w[name]), votes[name] - 1) for name in PRUNABLE}

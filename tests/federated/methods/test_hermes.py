@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from federation import accuracy, arrays, federation, inputs, train
+from federation import arrays, federation, inputs
+from in_numpy import accuracy, train
 
 from fedprune.checkpoint import load_state, save_state
 from fedprune.errors import ConfigError

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from federation import accuracy, arrays, federation, held_mean, inputs, largest, train
+from federation import arrays, federation, inputs
+from in_numpy import accuracy, held_mean, largest, train
 
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.mask import unpack

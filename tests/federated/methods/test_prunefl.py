@@ -5,21 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from numpy_federation import (
-    PRUNABLE,
-    RATE,
-    Weights,
-    arrays,
-    assert_same,
-    averaged,
-    best,
-    cohort_of,
-    data_of,
-    federation,
-    gradient,
-    masked,
-    played,
-)
+from federation import arrays, assert_same, cohort_of, data_of, played, published
+from in_numpy import PRUNABLE, RATE, Arrays, averaged, best, gradient, masked
 
 from fedprune.checkpoint import load_state, save_state
 from fedprune.errors import ConfigError
@@ -37,7 +24,7 @@ OVERRIDES = (
 
 
 def prunefl(compose, *overrides: str):
-    return federation(compose, "prunefl", "local.epochs=null", *OVERRIDES, *overrides)
+    return published(compose, "prunefl", "local.epochs=null", *OVERRIDES, *overrides)
 
 
 def test_sums_are_squares_of_a_rounds_sum_and_not_sums_of_squares():
@@ -49,7 +36,7 @@ def test_sums_are_squares_of_a_rounds_sum_and_not_sums_of_squares():
     assert accumulated.forgotten({3: kept, 4: {"bn": torch.ones(1), **kept}}) == {4: {"bn": torch.ones(1)}}
 
 
-def walked(w: Weights, mask: Weights, gains: Weights, times: dict[str, float], most: int) -> Weights:
+def walked(w: Arrays, mask: Arrays, gains: Arrays, times: dict[str, float], most: int) -> Arrays:
     """The largest 70 % of each layer's living stay; of all others the best gain / time come in one by one while it pays."""
     new = {}
     for name in PRUNABLE:

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from federation import SCALE, arrays, federation, held_mean, largest
+from federation import SCALE, arrays, federation
+from in_numpy import held_mean, largest
 from torch import nn
 
 from fedprune.errors import Incompatible
