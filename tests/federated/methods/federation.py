@@ -22,7 +22,8 @@ from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
 from fedprune.experiment import Experiment
 from fedprune.federated.sampling import cohort as drawn
-from fedprune.types import State
+from fedprune.pruning.mask import unpack
+from fedprune.types import Mask, State
 
 SCALE = 4.0  # features are whole numbers from 0 to 15, divided by this
 
@@ -168,3 +169,19 @@ def assert_same(state: State, w: Arrays, mask: Arrays, atol: float = 1e-5) -> No
         assert not state.server.params[name].numpy()[~alive].any()
     for name, values in w.items():
         np.testing.assert_allclose(state.server.params[name].numpy(), values, atol=atol, err_msg=name)
+
+
+def assert_personal(state: State, masks: Mapping[int, Arrays], events: Mapping[int, int]) -> None:
+    """Just these clients have masks of their own, these ones, after so many events each."""
+    assert {client: own.events for client, own in state.personal.items()} == events
+    assert masks.keys() == events.keys()
+    for client, found in masks_of(state).items():
+        assert found.keys() == masks[client].keys()
+        for name, alive in found.items():
+            np.testing.assert_array_equal(alive.numpy(), masks[client][name], err_msg=f"{name} of client {client}")
+
+
+def masks_of(state: State) -> dict[int, Mask]:
+    """The masks that clients have for themselves."""
+    shapes = {name: alive.shape for name, alive in state.server.mask.items()}
+    return {client: unpack(own.mask, shapes) for client, own in state.personal.items()}

@@ -4,15 +4,44 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from by_hand import assert_weights, begun, two_clients
 from federation import arrays, assert_same, cohort_of, data_of, played, published
+from hydra.utils import get_method
 from in_numpy import RATE, SIZES, averaged, dense, descend, erk, gradient, masked
 
 from fedprune.pruning.mask import density
 
+DENSE = ("fedavg", "fedavg_small_dense")
 
-def test_fedavg_is_the_mean_of_what_clients_descend_to_by_their_examples(compose):
+
+@pytest.mark.parametrize("name", DENSE)
+def test_fedavg_of_two_clients_by_hand(name, compose):
+    """Client 0 has column 0 in class 0, client 1 columns 0, 1, 2 in classes 1, 0, 1; logits are equal, so p is (1/2, 1/2).
+
+    At a rate of 1 client 0 goes by (1/2, -1/2) in column 0 and the biases. Client 1, the mean of three: by (-1/6, 1/6) in
+    columns 0 and 2, (1/6, -1/6) in column 1, (-1/6, 1/6) in the biases. Means by 1 and 3 examples: (1/2 - 3/6) / 4 = 0 in
+    column 0 and in the biases, +-3/6 / 4 = +-1/8 in the others.
+    """
+    experiment = two_clients(compose, name, "local.optimizer.lr=1")
+    loop, state = begun(experiment, fc2_weight=[[1.0, -2.0, 3.0], [2.0, -1.0, 4.0]], fc2_bias=[1.0, 0.0])
+    state, _ = loop.round(state)
+    assert_weights(state, fc2_weight=[[1.0, -1.875, 2.875], [2.0, -1.125, 4.125]], fc2_bias=[1.0, 0.0])
+    assert state.server.mask["fc2.weight"].all()
+
+
+@pytest.mark.parametrize(("density", "parameters"), [(0.1, 2_149), (0.5, 10_881)])
+def test_the_small_dense_network_has_no_more_parameters_than_a_sparse_one(density, parameters, compose):
+    """Of 21,840; the numbers are worked out in the tests of the model. Nothing is ever pruned."""
+    config, names = compose("+experiment=fedavg_small_dense", f"density={density}")
+    net = get_method(config.model._target_)((1, 28, 28), 10, fraction=config.model.fraction)
+    assert sum(value.numel() for value in net.parameters()) == parameters
+    assert names["how_often"] == "never"
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_fedavg_is_the_mean_of_what_clients_descend_to_by_their_examples(name, compose):
     """Two of three clients in a round, three rounds."""
-    experiment = published(compose, "fedavg", "federated.cohort=2")
+    experiment = published(compose, name, "federated.cohort=2")
     states, data = played(experiment, 3), data_of(experiment)
     w = arrays(states[0].server.params)
     for clock, state in enumerate(states[1:]):

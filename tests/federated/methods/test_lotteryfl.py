@@ -7,22 +7,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from federation import arrays, federation, inputs
+from federation import arrays, assert_personal, assert_same, federation, inputs, masks_of
 from in_numpy import accuracy, held_mean, largest, train
 
 from fedprune.federated.sampling import cohort
-from fedprune.pruning.mask import unpack
-from fedprune.types import Params, Subnet
+from fedprune.types import Subnet
 
 LOTTERYFL = (
     *("what=weights_per_layer", "what.scope.rates.last=1.0", "criterion=magnitude", "how_often=stepwise"),
     *("when=once_accurate", "when.start=0.0", "when.stop=1.0", "whose=personal", "rewind=init"),
 )
-
-
-def masks_of(state) -> dict[int, Params]:
-    shapes = {name: alive.shape for name, alive in state.server.mask.items()}
-    return {client: unpack(own.mask, shapes) for client, own in state.personal.items()}
 
 
 # --- by hand ---------------------------------------------------------------------------------------------------------------
@@ -95,12 +89,8 @@ def test_it_is_the_algorithm_of_the_paper_written_down_in_numpy(gate, members, p
                 masks[k], events[k], pruned = mask, events.get(k, 0) + 1, pruned + 1
             updates.append((train(w, mask, *inputs(experiment, clients.train[k]), epochs, momentum=0.5), mask, 1.0))
         server = held_mean(server, updates)
-        for name, value in state.server.params.items():
-            assert np.allclose(value.numpy(), server[name], atol=1e-5), (round, name)
-        assert {k: own.events for k, own in state.personal.items()} == events
-        for k, mask in masks_of(state).items():
-            for name in names:
-                assert np.array_equal(mask[name].numpy(), masks[k][name]), (round, k, name)
+        assert_same(state, server, {})
+        assert_personal(state, masks, events)
         assert metrics["density/weights"] == pytest.approx(np.mean(sent))
     assert pruned >= (6 if gate == 0 else 2)
     assert gate == 0 or pruned < 3 * len(densities)  # the gate has kept somebody waiting

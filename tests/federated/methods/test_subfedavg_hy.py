@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from federation import SCALE, arrays, federation
+from federation import SCALE, arrays, assert_personal, assert_same, federation
 from in_numpy import held_mean, largest
 from torch import nn
 
 from fedprune.errors import Incompatible
 from fedprune.federated.sampling import cohort
-from fedprune.pruning.mask import shrink, unpack
+from fedprune.pruning.mask import shrink
 from fedprune.pruning.network import Network, filter_scales
 from fedprune.pruning.structured import bn_scale_or_magnitude
 
@@ -149,11 +149,7 @@ def test_it_is_the_algorithm_of_the_paper_written_down_in_numpy(shift, gate, mem
                     refused += 1
             updates.append((w, mask, 1.0))
         server = held_mean(server, updates)
-        for name, value in state.server.params.items():
-            assert np.allclose(value.numpy(), server[name], atol=2e-5), (round, name)
-        assert {k: own.events for k, own in state.personal.items()} == events
-        for k, own in state.personal.items():
-            found = unpack(own.mask, {name: alive.shape for name, alive in state.server.mask.items()})
-            assert all(np.array_equal(found[name].numpy(), masks[k][name]) for name in found), (round, k)
+        assert_same(state, server, {}, atol=2e-5)
+        assert_personal(state, masks, events)
     assert sum(events.values()) >= 2
     assert refused >= 1

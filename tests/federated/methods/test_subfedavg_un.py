@@ -7,14 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from federation import arrays, federation, inputs
+from federation import arrays, assert_personal, assert_same, federation, inputs
 from in_numpy import accuracy, held_mean, largest, train
 
 from fedprune.federated.on_client import Looks, OnClient
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.gate import Moving
-from fedprune.pruning.mask import unpack
 from fedprune.pruning.rewind import Keep
 from fedprune.types import Job, PruneEvent, Subnet
 
@@ -105,12 +104,7 @@ def test_it_is_the_algorithm_of_the_paper_written_down_in_numpy(shift, gate, mem
                     refused += 1
             updates.append((w, mask, 1.0))
         server = held_mean(server, updates)
-        for name, value in state.server.params.items():
-            assert np.allclose(value.numpy(), server[name], atol=1e-5), (round, name)
-        assert {k: own.events for k, own in state.personal.items()} == events
-        for k, own in state.personal.items():
-            found = unpack(own.mask, {name: alive.shape for name, alive in state.server.mask.items()})
-            for name in names:
-                assert np.array_equal(found[name].numpy(), masks[k][name]), (round, k, name)
+        assert_same(state, server, {})
+        assert_personal(state, masks, events)
     assert sum(events.values()) >= (5 if gate == 0 else 2)
     assert refused >= 1
