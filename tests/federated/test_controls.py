@@ -272,6 +272,7 @@ def test_it_goes_with_a_server_optimizer_and_with_local_batchnorm(words, tiny, p
     state = play(experiment)[-1][0]
     assert set(state.momentum["c"]) == {n for n, _ in experiment.net.named_parameters() if n not in experiment.own}
     assert ("v" in state.momentum) is not bool(words)
+    assert state.kept and experiment.own
     assert all(f"control:{name}" not in kept and name in kept for kept in state.kept.values() for name in experiment.own)
 
 

@@ -30,7 +30,9 @@ ONCE = ("how_often=one_shot", "when.start=0.5", "when.stop=1", "density=0.5")
 
 def trained(spy) -> dict:
     """The last job of each client, with the lengths of the two messages."""
-    return {job.client: (job, down, up) for job, down, up in spy.seen if not job.measure}
+    found = {job.client: (job, down, up) for job, down, up in spy.seen if not job.measure}
+    assert sorted(found) == [*range(6)]
+    return found
 
 
 def test_the_six_clients_of_these_tests_have_all_capacities():
@@ -199,14 +201,15 @@ def test_under_equal_capacities_everybody_has_the_servers_network(tiny, play, di
 def test_training_operations_are_those_of_the_slices(tiny, play):
     experiment = tiny(*NARROW, "rounds=1")
     ((_, metrics),) = play(experiment)
-    expected = 0.0
+    expected, densities = 0.0, []
     for capacity in CAPACITIES:
         a, b = math.ceil(300 * capacity) / 300, math.ceil(100 * capacity) / 100
+        densities.append((a, a * b, b))
         layers = {"fc1": a, "fc2": a * b, "fc3": b, "": 1.0}
         expected += 3 * 16 * sum(experiment.flops[layer] * part for layer, part in layers.items() if layer in experiment.flops)
     assert metrics["flops/train"] == pytest.approx(expected)
-    fractions = [c * c if c == 1 else 0 for c in CAPACITIES]
-    assert metrics["density/layer/fc1"] == pytest.approx(sum(CAPACITIES) / 6) and sum(fractions) > 0
+    found = [metrics[f"density/layer/{layer}"] for layer in ("fc1", "fc2", "fc3")]
+    assert found == pytest.approx(np.mean(densities, axis=0).tolist())
 
 
 def test_densities_count_biases_that_go(tiny, play):

@@ -69,6 +69,7 @@ def test_buffers_take_the_mean_and_nothing_is_written_to(step):
     before = {n: t.clone() for n, t in (server | {f"mean {n}": t for n, t in mean.items()}).items()}
     after, momentum = step(server, mean, {}, NAMES)
     assert after["bn.running_mean"].tolist() == [0.0]
+    assert bool(momentum) is not isinstance(step, Average)
     assert all("bn.running_mean" not in part for part in momentum.values())
     again, _ = step(after, mean, momentum, NAMES)
     assert again.keys() == server.keys()

@@ -220,7 +220,7 @@ def test_a_client_that_was_not_there_catches_up_in_its_next_round(tiny, play):
 
 
 def test_a_server_that_never_saw_an_event_is_whole_and_its_values_stay_where_nobody_holds_them(whole):
-    played = whole(LOTTERY)
+    played, rounds = whole(LOTTERY), 0
     for (before, _), (state, _) in pairwise(played):
         assert all(alive.all() for alive in state.server.mask.values())
         holders = [masks(state).get(client) for client in cohort(0, before.round, 4, 3)]
@@ -229,6 +229,8 @@ def test_a_server_that_never_saw_an_event_is_whole_and_its_values_stay_where_nob
         nobody = ~functools.reduce(torch.logical_or, (mask["fc1.weight"] for mask in holders))
         assert nobody.any()
         assert torch.equal(state.server.params["fc1.weight"][nobody], before.server.params["fc1.weight"][nobody])
+        rounds += 1
+    assert rounds >= 3
 
 
 class Spy:

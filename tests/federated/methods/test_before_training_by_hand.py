@@ -29,9 +29,7 @@ def test_snip_takes_the_gradient_of_the_pool_where_clients_cancel_out(compose):
     state = after_the_first_round(compose, "snip_fedavg")
     assert state.server.mask["fc2.weight"].tolist() == [[False, True, True], [False, False, True]]
     step = (-S + (1 - S) + (S - 1) + 1 / 2) / 4  # of the first bias; the second goes as far the other way
-    assert_weights(
-        state, fc2_weight=[[X, -2 - (S - 1) / 4, 3 - 1 / 8], [X, X, 4 + 1 / 8]], fc2_bias=[1 - step, step]
-    )  # fmt: skip
+    assert_weights(state, fc2_weight=[[X, -2 - (S - 1) / 4, 3 - 1 / 8], [X, X, 4 + 1 / 8]], fc2_bias=[1 - step, step])
 
 
 def test_salientgrads_takes_the_mean_of_what_each_client_finds_and_nothing_cancels_out(compose):
@@ -46,9 +44,7 @@ def test_salientgrads_takes_the_mean_of_what_each_client_finds_and_nothing_cance
     state = after_the_first_round(compose, "salientgrads")
     assert state.server.mask["fc2.weight"].tolist() == [[False, False, True], [True, False, True]]
     step = ((S - 1) + S - S + 1 / 2) / 4
-    assert_weights(
-        state, fc2_weight=[[X, X, 3 - 1 / 8], [2 - ((1 - S) - S) / 4, X, 4 + 1 / 8]], fc2_bias=[1 - step, step]
-    )  # fmt: skip
+    assert_weights(state, fc2_weight=[[X, X, 3 - 1 / 8], [2 - ((1 - S) - S) / 4, X, 4 + 1 / 8]], fc2_bias=[1 - step, step])
 
 
 def test_grasp_keeps_what_the_mean_of_the_clients_own_curvature_speaks_for(compose):
@@ -70,7 +66,7 @@ def test_grasp_keeps_what_the_mean_of_the_clients_own_curvature_speaks_for(compo
         state,
         fc2_weight=[[X, -2 - (S - 1) / 4, 3 - (1 - T) / 4], [2 - ((1 - S) - S) / 4, X, X]],
         fc2_bias=[1 - step, step],
-    )  # fmt: skip
+    )
 
 
 def test_synflow_scores_again_after_each_step_and_asks_nobody(compose):

@@ -1,4 +1,4 @@
-"""FLASH: layer densities are discovered, then a random mask is drawn at them and stays (SPDST); by hand and against numpy."""
+"""FLASH: layer densities are discovered and then kept (SPDST), or training goes on (JMWST); by hand and against numpy."""
 
 from __future__ import annotations
 
@@ -15,36 +15,52 @@ from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.mask import count
 from fedprune.pruning.redistribution import magnitude_rank, random_by_layer_magnitude
-from fedprune.pruning.rewind import Draws, Early
+from fedprune.pruning.rewind import Draws, Early, Keep, Rewind
 from fedprune.pruning.scope import globally
 from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
 from fedprune.randomness import torch_stream
 from fedprune.types import Job, Plan, PruneEvent, State, Subnet
 
+PROPOSED = (
+    {"a": torch.tensor([[1, 1, 1, 0]]).bool(), "b": torch.tensor([[1, 1, 1, 0, 0, 0, 0, 0]]).bool()},
+    {"a": torch.tensor([[0, 0, 0, 1]]).bool(), "b": torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0]]).bool()},
+)
+"""Of layers of 4 and 8 weights at half density: 3 and 3, or 1 and 5. 2 and 4 on average, for 6 seats in all."""
+START = {"a": torch.arange(1.0, 5.0)[None], "b": torch.arange(1.0, 9.0)[None]}
+DRAWS = Draws(dict, lambda name: torch.Generator().manual_seed(len(name) + ord(name)))
+
+
+def after_the_vote(positions: str, rewind: Rewind, trained: dict[str, torch.Tensor]) -> State:
+    """What an exchange comes to of two clients who propose that, when their weights merged are `trained`."""
+    what = What(weights, globally, names=("a", "b"))
+    event, subnet = PruneEvent(1, 0.5, 0.25), Subnet(START, PROPOSED[0])
+    receipts = [Receipt(Job(k, 1, 1, 0, subnet, event=event, events=1), m, 1.0, 1, True) for k, m in enumerate(PROPOSED)]
+    state = State(subnet, init=START, ticket=START, round=2, clock=2, events=1, anchors={0: START})
+    terms = Terms(Plan((event,), 4), Axes(what, Criterion(magnitude_rank)), rewind, DRAWS)
+    return Voted(partial(by_layer_density, positions=positions)).merged(state, trained, receipts, terms)
+
 
 def test_only_the_densities_of_what_two_clients_propose_outlive_a_discovery():
-    """Layers of 4 and 8 weights at half density. One client comes to 3 and 3, the other to 1 and 5: 2 and 4 on average, for 6
-    seats in all. Where they are is drawn by numbers that are given here; weights and clock are those of the start."""
-    mask = [
-        {"a": torch.tensor([[1, 1, 1, 0]]).bool(), "b": torch.tensor([[1, 1, 1, 0, 0, 0, 0, 0]]).bool()},
-        {"a": torch.tensor([[0, 0, 0, 1]]).bool(), "b": torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0]]).bool()},
-    ]
-    start = {"a": torch.arange(1.0, 5.0)[None], "b": torch.arange(1.0, 9.0)[None]}
-    what = What(weights, globally, names=("a", "b"))
-    event, subnet = PruneEvent(1, 0.5, 0.25), Subnet(start, mask[0])
-    receipts = [Receipt(Job(k, 1, 1, 0, subnet, event=event, events=1), m, 1.0, 1, True) for k, m in enumerate(mask)]
-    state = State(subnet, init=start, ticket=start, round=2, clock=2, events=1, anchors={0: start})
-    draws = Draws(dict, lambda name: torch.Generator().manual_seed(len(name) + ord(name)))
-    terms = Terms(Plan((event,), 4), Axes(what, Criterion(magnitude_rank)), Early(0), draws)
-    trained = {name: torch.full_like(value, 7.0) for name, value in start.items()}
-    after = Voted(partial(by_layer_density, positions="random")).merged(state, trained, receipts, terms)
+    """SPDST: where they are is drawn by numbers that are given here; weights and clock are those of the start."""
+    after = after_the_vote("random", Early(0), {name: torch.full_like(value, 7.0) for name, value in START.items()})
     for name, number in {"a": 2, "b": 4}.items():
-        drawn = torch.rand(start[name].shape, generator=draws.generator(name), dtype=torch.float64)
+        drawn = torch.rand(START[name].shape, generator=DRAWS.generator(name), dtype=torch.float64)
         places = drawn[0].argsort(descending=True)[:number]
         assert sorted(after.server.mask[name].nonzero()[:, 1].tolist()) == sorted(places.tolist())
-        assert torch.equal(after.server.params[name], start[name] * after.server.mask[name])
+        assert torch.equal(after.server.params[name], START[name] * after.server.mask[name])
     assert (after.clock, after.events) == (0, 2)
+
+
+def test_the_largest_merged_weights_of_what_two_clients_propose_go_on_as_they_are():
+    """JMWST: of a all is proposed by somebody, and the largest two are 4 and 3; of b the first five, and 5, 4, 3 and 2 stay of
+    them. The 9s have not been proposed. Nothing is taken back, neither weights nor clock."""
+    trained = {"a": torch.tensor([[1.0, -2.0, 3.0, -4.0]]), "b": torch.tensor([[1.0, -5.0, 2.0, 3.0, 4.0, 9.0, 9.0, 9.0]])}
+    after = after_the_vote("magnitude", Keep(), trained)
+    assert after.server.params["a"].tolist() == [[0.0, 0.0, 3.0, -4.0]]
+    assert after.server.params["b"].tolist() == [[0.0, -5.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0]]
+    assert all(torch.equal(after.server.mask[name], value != 0) for name, value in after.server.params.items())
+    assert (after.clock, after.events) == (2, 2)
 
 
 def test_every_layer_loses_the_same_fraction_and_gains_by_its_mean_weight():
