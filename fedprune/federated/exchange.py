@@ -109,8 +109,10 @@ class Exchange:
         return (update for _, update in answers)
 
     def kept_by(self, state: State, client: int) -> dict[str, np.ndarray]:
-        """What this client kept from its last round; the initial values if it has not trained yet."""
-        kept = state.kept.get(client) or {name: state.init[name] for name in self.own}
+        """What this client kept from its last round; the initial values if it has not trained yet. Of SERVER, the server's copy
+        of what clients keep to themselves."""
+        source = state.server.params if client == SERVER else state.init
+        kept = state.kept.get(client) or {name: source[name] for name in self.own}
         return {name: tensor.numpy() for name, tensor in kept.items()}
 
     def _run(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
