@@ -53,7 +53,8 @@ class Tally:
         """The round's metrics, summed over clients; the loss is the mean over the examples seen (absent if there are none).
 
         `clients/silent` and `clients/late` are those of the cohort whose training was waited for in vain; `clients/dropped` are
-        broken answers, and `clients/dropped/<client>` those of one client. `evidence/unanswered`, what was asked in vain when evidence was measured, is absent if it is 0.
+        broken answers, and `clients/dropped/<client>` those of one client. `evidence/unanswered`, what was asked in vain when
+        evidence was measured, is absent if it is 0.
         """
         metrics: dict[str, float] = {"wire/up_bytes": self.up_bytes, "wire/down_bytes": self.down_bytes}
         metrics |= {"train/examples": self.seen, "train/steps": self.steps, "clients/dropped": len(self.dropped)}
