@@ -1,14 +1,14 @@
 """Config -> Experiment: every object of a run.
 
 The whole composition is checked before the first batch, and all its problems are reported at once. What an option can
-check by itself is checked where it is written; what only the composition can know is in check.py.
+check by itself is checked where it is written; what only the composition can know is in check/.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from fedprune import check
-from fedprune.data.client import federate
+from fedprune.data.client import Clients, federate
 from fedprune.errors import ConfigError
 from fedprune.experiment import Experiment, initial_net, sizes
 from fedprune.federated.batchnorm import own_names
@@ -33,15 +33,17 @@ from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import add_companions, together
 from fedprune.make import make
 from fedprune.pruning.adjust import layer_times
-from fedprune.pruning.criterion import Adjusted
+from fedprune.pruning.criterion import Adjusted, Criterion
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.network import Network
-from fedprune.pruning.what import What
 from fedprune.randomness import torch_stream
 from fedprune.ticket import Begin
 from fedprune.types import Plan
 
 log = logging.getLogger(__name__)
+
+FEDERATED = ("aggregate", "upload", "client", "round", "capacity", "availability")
+"""What is made of a key below `federated`."""
 
 OBJECTS = ("what", "criterion", "when", "how_often", "where", "whose", "rewind", "partition", "data", "wire", "logger")
 
@@ -54,10 +56,8 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems = check.Problems()
     problems.add(check.ranges(config))
     options = {group: problems.attempt(make, config[group]) for group in OBJECTS}
-    options |= {group: problems.attempt(make, config.federated[group]) for group in ("aggregate", "upload", "client", "round")}
+    options |= {group: problems.attempt(make, config.federated[group]) for group in FEDERATED}
     options["server_step"] = problems.attempt(make, config.federated.server)
-    capacity = problems.attempt(make, config.federated.capacity)
-    availability = problems.attempt(make, config.federated.availability)
     recipe = problems.attempt(_recipe, config)
     added = tuple(problems.attempt(make, config.local[group]) for group in ("penalty", "dropout"))
     ticket = problems.attempt(_ticket, config)
@@ -85,7 +85,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
             problems.attempt(layer_times, criterion.times, what.names)
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
-    options["fates"] = availability(config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])
+    options["fates"] = options["availability"](config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])
     problems.add(check.outcomes(plan, options["whose"], names))
 
     problems.attempt(work.begin, net, what.names)
@@ -95,21 +95,14 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
         problems.add_incompatible(check.whole_units(begin.mask, what, plan, names))
 
     axes = Axes(what, criterion, config.federated.regrown)
-    capacities = of_all(capacity, config.federated.clients, config.seed)
-    owned = [tuple(dataset.y[part].unique().tolist()) for part in clients.train]
-    parts = functools.partial(_parted, capacities, owned, Network(net, dataset.shape), what, own)
-    plan_to = functools.partial(options["how_often"], window)
-    options["whose"] = problems.attempt(parts, options["whose"], plan_to, config.density, names) or options["whose"]
-    problems.add_incompatible(check.validation(plan, sum(sizes(clients.val)), names))
-    problems.add_incompatible(check.answers(options["fates"], config, plan, criterion, where, options["whose"], names))
-    problems.add_incompatible(check.kept_back(own, options["rewind"], plan, names))
-    problems.add_incompatible(check.of_one_mask(config.federated, options["whose"], plan, names))
-    problems.add_incompatible(check.carried(config.federated, plan, options["whose"], criterion, where, names))
-    problems.add_incompatible(_combination(plan, axes, options, recipe, Network(net, dataset.shape), names))
+    network, plan_to = Network(net, dataset.shape), functools.partial(options["how_often"], window)
+    whose = problems.attempt(_parted, config, options, clients, network, axes, own, plan_to, names)
+    options["whose"] = whose or options["whose"]
+    problems.add_incompatible(_among_clients(config, plan, criterion, options, own, sum(sizes(clients.val)), names))
+    problems.add_incompatible(_combination(plan, axes, options, recipe, network, names))
     composition = Composition(plan, what, net, options, names, config)
     for option in (work, options["round"]):
         problems.add_incompatible(problems.attempt(option.problems, composition) or [])
-    problems.add_incompatible(check.aggregate(options["aggregate"], work))
     problems.stop_if_any()
     wire = work.wire(options["wire"], {n: t for n, t in net.state_dict().items() if n not in own}, what.names)
     wire = replace(wire, own=getattr(options["whose"], "covers", ()))
@@ -147,22 +140,45 @@ def _combination(
     ]
 
 
-def _parted(
-    capacities: Sequence[float],
-    owned: Sequence[tuple[int, ...]],
-    network: Network,
-    what: What,
+def _among_clients(
+    config: DictConfig,
+    plan: Plan,
+    criterion: Criterion,
+    options: Mapping[str, Any],
     own: tuple[str, ...],
-    whose: Whose,
+    validation: int,
+    names: dict[str, str],
+) -> list[str]:
+    """What is wrong with who does what among the clients. validation: how many examples all of them have for it."""
+    whose, where = options["whose"], options["where"]
+    return [
+        *check.validation(plan, validation, names),
+        *check.answers(options["fates"], config, plan, criterion, where, whose, names),
+        *check.kept_back(own, options["rewind"], plan, names),
+        *check.of_one_mask(config.federated, whose, plan, names),
+        *check.carried(config.federated, plan, whose, criterion, where, names),
+        *check.aggregate(options["aggregate"], options["client"]),
+    ]
+
+
+def _parted(
+    config: DictConfig,
+    options: Mapping[str, Any],
+    clients: Clients,
+    network: Network,
+    axes: Axes,
+    own: tuple[str, ...],
     plan_to: Callable[[float], Plan],
-    density: float,
     names: dict[str, str],
 ) -> Whose:
-    """This `whose` for clients of these capacities."""
+    """The `whose` for clients of their capacities. plan_to: the plan that ends at a density."""
+    whose, labels = options["whose"], options["data"].y
+    capacities = of_all(options["capacity"], config.federated.clients, config.seed)
     if isinstance(whose, Nested):
-        return whose.bind(capacities, owned, network, what, own)
+        owned = [tuple(labels[part].unique().tolist()) for part in clients.train]
+        return whose.bind(capacities, owned, network, axes.what, own)
     if isinstance(whose, PersonalMask):
-        return personal(whose, capacities, plan_to, density)
+        return personal(whose, capacities, plan_to, config.density)
     return nobodys(whose, capacities, names["whose"])
 
 

@@ -27,6 +27,7 @@ from fedprune.errors import Incompatible, RunError
 from fedprune.estimate import estimate
 from fedprune.experiment import Experiment
 from fedprune.federated.asking import unmet, unmet_by_clients
+from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.whose import Whose
 from fedprune.folders import folder_hash
 from fedprune.make import make
@@ -109,7 +110,7 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
                     saved = time.monotonic()
             save_state(state, path)
             _finish(folder, state, about, logger)
-            problem = unmet(loop.plan, state) if loop.whose.asks else unmet_by_clients(loop.plan, state, loop.clients)
+            problem = _unmet(loop, state)
             if problem:
                 log.warning(problem)
             left_out = display.left_out_text(tracking.read_metrics(folder))
@@ -120,6 +121,13 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
         save_state(written, path)  # interrupted or not, what is written down can be gone on from
         raise
     executor.close()
+
+
+def _unmet(loop: FederatedLoop, state: State) -> str | None:
+    """What there is to say of events that did not come about, or None."""
+    if loop.whose.asks:
+        return unmet(loop.plan, state)
+    return unmet_by_clients(loop.plan, state, loop.clients, getattr(loop.whose, "plans", ()))
 
 
 def _kept_small(state: State, whose: Whose, folder: Path) -> State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -67,7 +68,12 @@ class Batches:
         if where.part == "global":
             places = torch.arange(where.start, where.stop)
             return self._gathered(self.dataset.test_x, self.dataset.test_y, places, self.evaluated)
-        return self.of(torch.cat(getattr(self.clients, where.part))[where.start : where.stop], self.evaluated)
+        return self.of(self._end_to_end[where.part][where.start : where.stop], self.evaluated)
+
+    @functools.cached_property
+    def _end_to_end(self) -> dict[str, Tensor]:
+        """All clients' own parts, one after the other: made once, for there may be many clients, each evaluated by itself."""
+        return {"val": torch.cat(self.clients.val), "test": torch.cat(self.clients.test)}
 
     @property
     def evaluated(self) -> int:

@@ -27,7 +27,9 @@ _PARAGRAPHS = re.compile(r"\n\s*\n|\n(?=\*\*)")
 _SPEAKER = re.compile(r"\*\*([^*\n]+)\*\*\s*")
 _DIRECTION = re.compile(r"_[^_]*_|(?<!\*)\*(?!\*)[^*]*\*(?!\*)|\[[^]]*\]")
 _FOREIGN = re.compile(f"[^{re.escape(VOCABULARY)}]")
-_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, UnicodeDecodeError, NotImplementedError, RuntimeError)
+# RuntimeError is zipfile's for a member whose flags say that it is encrypted and, as NotImplementedError, for one whose header
+# asks for a compression or a version that it does not know: what a damaged header looks like.
+_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, UnicodeDecodeError, RuntimeError)
 
 
 def read_plays(path: Path, plays: int, remedy: str) -> dict[Role, str]:

@@ -6,7 +6,7 @@ The answer holds for the start of the next round, at which the network is the sa
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fedprune.federated.costs import client_densities
@@ -58,15 +58,17 @@ def unmet(plan: Plan, state: State) -> str | None:
     )
 
 
-def unmet_by_clients(plan: Plan, state: State, clients: int) -> str | None:
-    """As `unmet`, where each of `clients` clients goes through the plan by itself: how many came to its end."""
-    there = sum(own.events == len(plan.events) for own in state.personal.values())
+def unmet_by_clients(plan: Plan, state: State, clients: int, plans: Sequence[Plan] = ()) -> str | None:
+    """As `unmet`, where each of `clients` clients goes through the plan by itself: how many came to its end. plans: of each
+    client, where they differ."""
+    there = sum(own.events == len((plans[client] if plans else plan).events) for client, own in state.personal.items())
     if there == clients or not plan.events:
         return None
     gate = f"the gate ({plan.gate.opens}) let" if plan.gate else "the rounds that they were in let"
     looser = f"{plan.gate.opens.looser}, " if plan.gate else ""
     mean = statistics.fmean(client_densities(state, clients))
+    end = "the density of their plans" if plans else f"density {plan.events[-1].density:.4g}"
     return (
-        f"{gate} {there} of {clients} clients come to density {plan.events[-1].density:.4g}: the run ends at a mean density of "
+        f"{gate} {there} of {clients} clients come to {end}: the run ends at a mean density of "
         f"{mean:.4g}; for more of them set {looser}more rounds, or a larger federated.cohort"
     )

@@ -147,7 +147,7 @@ class ClientRound:
         which = job.about
         if which == "dead" and self.top is not None:
             which, evidence = "top", {name: largest(values, job.subnet.mask, self.top) for name, values in evidence.items()}
-        return Update(job.client, None, self._scored(job.client), evidence, which, kept=job.kept)
+        return Update(job.client, None, self._scored(job.client), evidence, which)
 
     def _scored(self, client: int) -> int:
         """On how many examples this client measures evidence."""

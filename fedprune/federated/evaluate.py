@@ -17,7 +17,7 @@ from fedprune.data.batches import Slice
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.executor import Task
 from fedprune.federated.own_values import joined, trained
-from fedprune.types import Mask, State
+from fedprune.types import SERVER, Mask, State
 
 LENGTH = 2000  # examples per task
 
@@ -37,8 +37,8 @@ class Evaluation:
 
     def __call__(self, state: State) -> dict[str, float]:
         """Metrics of the server's network: test/*, val/*, client/* (those whose part is empty are absent)."""
-        block = self._block(state)
-        tasks = [("evaluate", (block, self._servers(state), b"", part)) for part in _cut("global", 0, self.test)]
+        block, kept = self._block(state), self.exchange.kept_by(state, SERVER)
+        tasks = [("evaluate", (block, kept, b"", part)) for part in _cut("global", 0, self.test)]
         for part, sizes in (("val", self.val), ("test", self.local)):
             tasks += self._client_tasks(state, block, part, sizes)
         losses, correct = self._outcomes(tasks)
@@ -56,10 +56,6 @@ class Evaluation:
 
     def _block(self, state: State) -> bytes:
         return self.exchange.wire.subnet_block(state.server)
-
-    def _servers(self, state: State) -> dict[str, np.ndarray]:
-        """The server's copy of what clients keep to themselves."""
-        return {name: state.server.params[name].numpy() for name in self.exchange.own}
 
     def _outcomes(self, tasks: list[Task]) -> tuple[np.ndarray, np.ndarray]:
         """(loss, correct) of every example, in the order of the tasks."""

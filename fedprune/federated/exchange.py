@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -30,7 +31,7 @@ class Tally:
     seen: int = 0  # examples trained on, passes counted
     steps: int = 0
     loss: float = 0.0  # summed over the examples seen
-    dropped: int = 0
+    dropped: list[int] = field(default_factory=list)  # whose answers were broken
     silent: int = 0
     late: int = 0
     unanswered: int = 0  # questions for evidence that got no answer
@@ -52,10 +53,12 @@ class Tally:
         """The round's metrics, summed over clients; the loss is the mean over the examples seen (absent if there are none).
 
         `clients/silent` and `clients/late` are those of the cohort whose training was waited for in vain; `clients/dropped` are
-        broken answers. `evidence/unanswered`, what was asked in vain when evidence was measured, is absent if it is 0.
+        broken answers, and `clients/dropped/<client>` those of one client. `evidence/unanswered`, what was asked in vain when
+        evidence was measured, is absent if it is 0.
         """
         metrics: dict[str, float] = {"wire/up_bytes": self.up_bytes, "wire/down_bytes": self.down_bytes}
-        metrics |= {"train/examples": self.seen, "train/steps": self.steps, "clients/dropped": self.dropped}
+        metrics |= {"train/examples": self.seen, "train/steps": self.steps, "clients/dropped": len(self.dropped)}
+        metrics |= {f"clients/dropped/{client}": number for client, number in Counter(self.dropped).items()}
         metrics |= {"clients/silent": self.silent, "clients/late": self.late}
         metrics |= {"evidence/unanswered": self.unanswered} if self.unanswered else {}
         return metrics | ({"train/loss": self.loss / self.seen} if self.seen else {})
@@ -109,8 +112,10 @@ class Exchange:
         return (update for _, update in answers)
 
     def kept_by(self, state: State, client: int) -> dict[str, np.ndarray]:
-        """What this client kept from its last round; the initial values if it has not trained yet."""
-        kept = state.kept.get(client) or {name: state.init[name] for name in self.own}
+        """What this client kept from its last round; the initial values if it has not trained yet. Of SERVER, the server's copy
+        of what clients keep to themselves."""
+        source = state.server.params if client == SERVER else state.init
+        kept = state.kept.get(client) or {name: source[name] for name in self.own}
         return {name: tensor.numpy() for name, tensor in kept.items()}
 
     def _run(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
@@ -124,7 +129,7 @@ class Exchange:
             tally.up_bytes += len(answer) * (job.client != SERVER)
             update = self._receive(answer, job)
             if update is None:
-                tally.dropped += 1
+                tally.dropped.append(job.client)
                 continue
             tally.add(update)
             subnet = update.subnet and self.upload.unpack(job.subnet, update.subnet)

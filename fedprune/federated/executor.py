@@ -46,6 +46,7 @@ class Serial:
         self._client_round = factory()
 
     def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
+        """In the order of the tasks; each is done when its result is asked for."""
         return (getattr(self._client_round, method)(*arguments) for method, arguments in tasks)
 
     def close(self, now: bool = False) -> None:
@@ -73,6 +74,7 @@ class Processes:
         self._pool = ProcessPoolExecutor(self._workers, context, initializer=_begin, initargs=(factory,))
 
     def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
+        """Results as they are asked for; RunError if a worker died."""
         try:
             futures = self._submit(tasks, sizes)
             for place in range(len(tasks)):

@@ -90,8 +90,8 @@ class FederatedLoop:
         after = replace(after, up_bytes=state.up_bytes + tally.up_bytes, down_bytes=state.down_bytes + tally.down_bytes)
         metrics = {"round": state.round, "prune/events": state.events, **self._densities(jobs)}
         metrics |= {"prune/waiting": waits} if waits else {}
-        if state.server.mask is not before.server.mask and self.effective:  # a new one, that stays until the next event
-            metrics |= {"density/effective": self.effective(state.server.mask)}
+        if self.whose.asks and after.server.mask is not before.server.mask and self.effective:  # it stays until the next event
+            metrics |= {"density/effective": self.effective(after.server.mask)}
         metrics |= asked | tally.metrics() | {"wire/total_bytes": after.up_bytes + after.down_bytes}
         metrics |= {"flops/train": self._flops(receipts)}
         if self._evaluates(after):
@@ -178,8 +178,8 @@ class FederatedLoop:
                 assert update.subnet is not None, "a client that was told to train sends a subnet"
                 kept.update({update.client: update.kept} if update.kept else {})
                 changes.update(controls.summed(changes, update))
-                known = {name: value for name, value in update.kept.items() if name in state.server.params}
-                subnet = Subnet(update.subnet.params | known, update.subnet.mask)
+                own = {name: update.kept[name] for name in self.exchange.own}  # what else it keeps has to travel to be merged
+                subnet = Subnet(update.subnet.params | own, update.subnet.mask)
                 weight = float(update.examples if self.weighting == "examples" else 1)
                 receipts.append(Receipt(job, subnet.mask, weight, int(update.metrics["seen"]), update.pruned))
                 yield subnet, weight
@@ -214,10 +214,13 @@ class FederatedLoop:
         return {name: statistics.fmean(found[id(job.subnet)][name] for job in jobs) for name in next(iter(found.values()))}
 
     def _flops(self, receipts: list[Receipt]) -> float:
-        """Of this round's training, each client's by its own mask."""
-        masks = {id(receipt.mask): receipt.mask for receipt in receipts}
-        each = {key: training_flops(self.flops, mask) for key, mask in masks.items()}
-        return sum(receipt.seen * each[id(receipt.mask)] for receipt in receipts)
+        """Of this round's training, each client's by the mask that it trained under, whatever it made of that or sent of it."""
+        trained = [self._trained_under(receipt) for receipt in receipts]
+        each = {key: training_flops(self.flops, mask) for key, mask in {id(mask): mask for mask in trained}.items()}
+        return sum(receipt.seen * each[id(mask)] for receipt, mask in zip(receipts, trained, strict=True))
+
+    def _trained_under(self, receipt: Receipt) -> Mask:
+        return receipt.mask if receipt.pruned and self.whose.at == "start" else receipt.job.subnet.mask
 
     def _evaluates(self, state: State) -> bool:
         """Every so many rounds, before each prune event, and at the end."""

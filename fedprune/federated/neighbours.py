@@ -52,6 +52,7 @@ class Neighbours:
         return 0, messages * len(message(wire, 0, subnet))
 
     def problems(self, composition: Composition) -> list[str]:
+        """What takes a server, or masks that clients do not choose themselves."""
         plan, what, _, options, names, config = composition
         self.topology(0, (0, 1), 0, 0)  # a rehearsal: it says itself what is wrong with it
         exchanges = any(event.swap for event in plan.events)
@@ -62,6 +63,9 @@ class Neighbours:
             ),
             f"whose={names['whose']}: with {CHOSEN} there is nobody to share a mask: choose whose=personal with whose.at=end": (
                 isinstance(options["whose"], PersonalMask) and options["whose"].at == "end"
+            ),
+            f"whose.uncommon=own: {CHOSEN} has no server whose values a client could do without: set whose.uncommon=server": (
+                getattr(options["whose"], "uncommon", "server") == "server"
             ),
             f"when={names['when']}: {CHOSEN} has no gate: choose when=during_training": plan.gate is None,
             f"rewind={names['rewind']}: {CHOSEN} never goes back: choose rewind=none": names["rewind"] == "none",

@@ -117,6 +117,7 @@ class Nested:
         return None, state.events
 
     def held(self, state: State, client: int) -> bytes:
+        """Of what lives on the server the client's part, anew from its network in every round; empty if that is all of it."""
         if not self.parts or self.parts[client].whole:
             return b""
         assert self.what is not None, "bind comes first"
@@ -127,6 +128,7 @@ class Nested:
         return _largest(self, self.parts[client].capacity, alive, weights)
 
     def known(self, state: State, client: int) -> bytes:
+        """Its slice, which follows from its capacity; what the largest weights are, it has to be told."""
         whole = not self.parts or self.parts[client].whole
         return b"" if whole or self.by == "magnitude" else pack(self.slice(self.parts[client]))
 

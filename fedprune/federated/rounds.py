@@ -41,6 +41,7 @@ class Star:
         return cohort * down, cohort * up
 
     def problems(self, composition: Composition) -> list[str]:
+        """Clients whose masks the server would have to know."""
         if isinstance(composition.options["client"], EvolvingMask):
             return [
                 "federated/client=evolving_mask goes on with a mask that no server knows: choose federated/round=neighbours, "

@@ -89,6 +89,7 @@ class SampledMasks:
         return SamplingRound(**parts, start=start, seed=seed, masks=self.masks)
 
     def problems(self, composition: Composition) -> list[str]:
+        """What prunes, trains or merges weights: here they are constants, and all that travels is scores and bits."""
         plan, what, net, options, names, config = composition
         federated, local = config.federated, config.local
         rules = {

@@ -102,18 +102,10 @@ def _after(state: State, pruned: Subnet, events: int, terms: Terms, last: Params
     )
 
 
-@dataclass(frozen=True)
-class Shared:
-    """One mask for all: the server prunes the merged network."""
+class OneMask:
+    """What options have in common under which no client has a mask of its own: all train the server's network as it is."""
 
     asks: ClassVar[bool] = True
-    at: ClassVar[None] = None
-
-    def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]:
-        return due(plan, state)
-
-    def on_client(self, plan: Plan, state: State, client: int) -> tuple[PruneEvent | None, int]:
-        return None, state.events
 
     def held(self, state: State, client: int) -> bytes:
         return b""
@@ -124,19 +116,32 @@ class Shared:
     def common(self, state: State) -> Mask | None:
         return None
 
+
+@dataclass(frozen=True)
+class Shared(OneMask):
+    """One mask for all: the server prunes the merged network."""
+
+    at: ClassVar[None] = None
+
+    def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]:
+        return due(plan, state)
+
+    def on_client(self, plan: Plan, state: State, client: int) -> tuple[PruneEvent | None, int]:
+        return None, state.events
+
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
+        """The mask stays: only the server changes it."""
         return under(state.server.mask, state, params)
 
 
 @dataclass(frozen=True)
-class Voted:
+class Voted(OneMask):
     """One mask for all, from what the clients of a round propose: each carries out the event on its own, and the server makes
     one mask of theirs. Until then a proposal is its client's alone. Events before any training are the server's.
     """
 
     ballot: Ballot
     at: str = "end"
-    asks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check(self.at)
@@ -149,16 +154,8 @@ class Voted:
         events = due(plan, state)
         return (events[-1], state.events + len(events) - 1) if events else (None, state.events)
 
-    def held(self, state: State, client: int) -> bytes:
-        return b""
-
-    def known(self, state: State, client: int) -> bytes:
-        return b""
-
-    def common(self, state: State) -> Mask | None:
-        return None
-
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
+        """Under the mask that those who carried out the event make together; as it was if nobody did."""
         proposals = [receipt for receipt in receipts if receipt.pruned]
         if not proposals:
             return under(state.server.mask, state, params)
@@ -198,6 +195,7 @@ class PersonalMask:
         return ()
 
     def on_client(self, plan: Plan, state: State, client: int) -> tuple[PruneEvent | None, int]:
+        """By the client's own place in its plan: the last event that is due, or behind a gate the next."""
         plan, own = self.plans[client] if self.plans else plan, state.personal.get(client, Personal(b""))
         events = tuple(event for event in plan.events[own.events :] if event.round <= state.round)
         if plan.gate is not None:
@@ -215,6 +213,7 @@ class PersonalMask:
         return self.held(state, client)
 
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
+        """Whole, and with the masks and places in the plan of those who carried out an event."""
         personal = dict(state.personal)
         for receipt in receipts:
             if receipt.pruned:

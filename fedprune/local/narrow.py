@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedprune.local.regulariser import Forward, Regulariser, require, run
-from fedprune.pruning.width import CUT, output_layer, width
+from fedprune.pruning.width import CUT, output_layer, sliced, width
 from fedprune.types import Mask
 
 Widths = dict[str, int]
@@ -42,14 +42,10 @@ def _divided(layer: nn.Module, inputs: Tensor, rate: float) -> Tensor:
 
 def living_units(net: nn.Module, mask: Mask) -> Widths:
     """The number of living units of each hidden layer; layers outside the mask have all of theirs."""
-    hidden = [name for name in _weights(net) if name != output_layer(net)]
+    hidden = [name for name in sliced(net) if name != output_layer(net)]
     whole = {name: len(net.get_parameter(name)) for name in hidden}
     alive = {name: int(mask[name].flatten(1).any(1).sum()) if name in mask else whole[name] for name in hidden}
     return {name.removesuffix(".weight"): units for name, units in alive.items()}
-
-
-def _weights(net: nn.Module) -> list[str]:
-    return [f"{name}.weight" for name, layer in net.named_modules() if isinstance(layer, CUT)]
 
 
 def ordered(levels: Sequence[float]) -> Regulariser:

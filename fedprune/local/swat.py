@@ -71,6 +71,7 @@ class SparseLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """By the inputs through the sparse weight; by the weight through the sparse inputs, and dense; by the bias as ever."""
         (grad,) = grads
         inputs, weight = (tensor.detach().requires_grad_() for tensor in ctx.saved_tensors)
         wanted = [tensor for tensor, needed in zip((inputs, weight), ctx.needs_input_grad[1:3], strict=True) if needed]

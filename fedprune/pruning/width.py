@@ -54,10 +54,11 @@ def width(units: int, capacity: float) -> int:
 
 def output_layer(net: nn.Module) -> str:
     """The weight of the layer whose units are the network's outputs: the last of its layers."""
-    return list(_layers(net))[-1]
+    return list(sliced(net))[-1]
 
 
-def _layers(net: nn.Module) -> dict[str, nn.Module]:
+def sliced(net: nn.Module) -> dict[str, nn.Module]:
+    """The layers that have units to cut, by the name of their weight, in the network's order."""
     return {f"{name}.weight": layer for name, layer in net.named_modules() if isinstance(layer, CUT)}
 
 
@@ -68,7 +69,7 @@ def _weight_of(name: str) -> str:
 
 def _weights(network: Network, capacity: float) -> Mask:
     """The weights of all layers: living units x living inputs."""
-    layers, last = _layers(network.net), output_layer(network.net)
+    layers, last = sliced(network.net), output_layer(network.net)
     wide = {}
     for name, layer in layers.items():
         weight: Tensor = layer.weight  # type: ignore[assignment]

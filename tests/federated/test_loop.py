@@ -14,7 +14,7 @@ from fedprune.federated.sampling import cohort
 from fedprune.make import make
 from fedprune.pruning.mask import apply, count
 from fedprune.randomness import torch_stream
-from fedprune.types import Job, Mask, Params, State
+from fedprune.types import SERVER, Job, Mask, Params, State
 
 LTH = ("when=after_training", "how_often=iterative", "rewind=init", "rounds=2", "density=0.512")  # three events, four runs
 ALL = ("federated.cohort=4",)
@@ -447,6 +447,21 @@ def test_local_tensors_never_cross_the_wire_and_are_kept_by_each_client(tiny, pl
     assert equal({name: again.kept[name] for name in first.kept[1]}, second.kept[1])
 
 
+def test_the_server_measures_at_its_own_copy_of_what_clients_keep_to_themselves(tiny, play):
+    overrides = ("federated.batchnorm=local", "where=server", "where.proxy=8", "criterion=snip", "density=0.5")
+    experiment = tiny(*BATCHNORM, *overrides, "how_often=one_shot", "when=during_training", "rounds=2")
+    (state, _), *_ = play(experiment, stop=1)
+    executor = experiment.executor()
+    exchange = experiment.loop(executor).exchange
+    (update,) = exchange.measure(state, state.server, (SERVER,), ("grads",), "alive", Tally())
+    whole = Job(SERVER, state.round, state.clock, 0, state.server, ("grads",))  # its copy is in the network
+    expected = executor._client_round.measure(whole).evidence["grads"]
+    assert all(torch.equal(g, update.evidence["grads"][name]) for name, g in expected.items())
+    begun = replace(whole, kept={name: state.init[name] for name in experiment.own})
+    other = executor._client_round.measure(begun).evidence["grads"]
+    assert any(not torch.allclose(g, other[name]) for name, g in expected.items())
+
+
 def test_after_a_rewind_to_the_start_clients_have_kept_nothing(tiny, play):
     after = ("when=after_training", "how_often=one_shot", "rounds=1", "local.steps=1", "federated.batchnorm=local")
     (rewound,) = starts(tiny(*BATCHNORM, *after, "rewind=init"), play)
@@ -537,6 +552,24 @@ def test_training_operations_follow_the_density(tiny, play):
     # Two operations for each weight, three times (forward, and backward for inputs and weights; none for the first's inputs).
     fc1, fc2, fc3 = 64 * 300, 300 * 100, 100 * 10
     assert dense == pytest.approx((4 * fc1 + 6 * fc2 + 6 * fc3) * 2 * 3 * 16)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "density"),
+    [
+        (("federated/upload=top_weights", "federated.upload.density=0.1"), 1.0),  # all are trained, few are sent
+        (("whose=voted", "whose.at=end"), 1.0),  # what is proposed after training was no part of it
+        (("whose=personal", "whose.at=end"), 1.0),
+        (("whose=personal", "whose.at=start"), 0.2),
+    ],
+)
+def test_training_operations_are_by_the_mask_that_was_trained_under(overrides, density, tiny, play):
+    event = ("how_often=one_shot", "when=during_training", "when.start=0.5", "density=0.2")
+    event += ("what=weights_per_layer", "what.scope.rates.last=1.0")
+    pruned = () if "federated/upload=top_weights" in overrides else event
+    rounds = play(tiny("rounds=2", "criterion=magnitude", "rewind=none", *pruned, *overrides))
+    dense = (4 * 64 * 300 + 6 * 300 * 100 + 6 * 100 * 10) * 2 * 3 * 16  # as above
+    assert [metrics["flops/train"] for _, metrics in rounds] == pytest.approx([dense, density * dense])
 
 
 def test_layer_densities_are_of_the_network_that_was_trained(tiny, play):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import logging
 import struct
@@ -352,3 +353,17 @@ def test_what_is_dead_stays_dead_in_a_vote_unless_units_are_exchanged():
         after = voted.merged(start, PARAMS, [Receipt(job, HALF, 1.0, 1, True)], TERMS._replace(draws=draws))
         found.append(after.server.mask["w"])
     assert found[0].tolist() == HALF["w"].tolist() and found[1].tolist() != HALF["w"].tolist()
+
+
+def test_the_effective_density_is_told_of_a_mask_that_was_voted_on(whole):
+    rounds = whole(FEDDST)
+    masks_after = [state.server.mask for state, _ in rounds]
+    changed = [True, *(b is not a for a, b in itertools.pairwise(masks_after))]  # FedDST begins with a random mask
+    assert 1 < sum(changed) < len(rounds)
+    assert ["density/effective" in metrics for _, metrics in rounds] == changed
+
+
+def test_what_a_client_keeps_is_merged_only_if_it_was_sent(tiny, play, equal):
+    upload = ("federated/upload=top_difference", "federated.upload.density=0.1", "how_often=never", "rounds=2")
+    own, shared = (play(tiny(*upload, *which)) for which in (("whose=personal", "whose.uncommon=own"), ()))
+    assert equal(own[-1][0].server.params, shared[-1][0].server.params)

@@ -274,6 +274,7 @@ def test_growing_at_random_is_an_option(tiny, play):
         (("federated/availability=dropout", "federated.availability.rate=0.1"), "choose federated/availability=always"),
         (("federated.batchnorm=frozen", "model=resnet20", "model.norm=batch"), "set federated.batchnorm=average"),
         (("federated.cohort=1",), "set federated.cohort=2"),
+        (("whose.uncommon=own",), "set whose.uncommon=server"),
         (("what=neurons_global",), "what=neurons_global: federated/round=neighbours exchanges single weights"),
     ],
 )

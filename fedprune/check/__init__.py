@@ -1,0 +1,41 @@
+"""What is wrong with a configuration: everything at once, before the first batch, each with what to type instead."""
+
+from fedprune.check.axes import blocks, composition, min_per_layer, obstacles, of_single_weights, scope, whole_units
+from fedprune.check.clients import (
+    aggregate,
+    answers,
+    carried,
+    feedback,
+    kept_back,
+    of_one_mask,
+    on_clients,
+    outcomes_of_clients,
+    regrown,
+    validation,
+)
+from fedprune.check.problems import Problems
+from fedprune.check.values import evidence, outcomes, ranges
+
+__all__ = [
+    "Problems",
+    "aggregate",
+    "answers",
+    "blocks",
+    "carried",
+    "composition",
+    "evidence",
+    "feedback",
+    "kept_back",
+    "min_per_layer",
+    "obstacles",
+    "of_one_mask",
+    "of_single_weights",
+    "on_clients",
+    "outcomes",
+    "outcomes_of_clients",
+    "ranges",
+    "regrown",
+    "scope",
+    "validation",
+    "whole_units",
+]

@@ -1,0 +1,45 @@
+"""Problems: collected while a configuration is read, so that all are reported together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from fedprune.errors import ConfigError, DataError, Incompatible
+
+T = TypeVar("T")
+
+
+class Problems:
+    """Collects problems, so that all are reported together."""
+
+    def __init__(self) -> None:
+        self._wrong: list[str] = []
+        self._incompatible: list[str] = []
+
+    def attempt(self, function: Callable[..., T], *args: Any) -> T:
+        """The function's value; or nothing that may be used, if it found a problem (`stop_if_any` before using it)."""
+        try:
+            return function(*args)
+        except Incompatible as error:
+            self._incompatible += error.problems
+        except ConfigError as error:
+            self._wrong += error.problems
+        except DataError as error:
+            self._wrong.append(str(error))
+        return None  # type: ignore[return-value]
+
+    def add(self, problems: Iterable[str]) -> None:
+        """Problems of single values."""
+        self._wrong += problems
+
+    def add_incompatible(self, problems: Iterable[str]) -> None:
+        """Problems of combinations of values, each of which is fine."""
+        self._incompatible += problems
+
+    def stop_if_any(self) -> None:
+        """Raises ConfigError with all problems so far; Incompatible if only combinations are at fault."""
+        if self._wrong:
+            raise ConfigError(self._wrong + self._incompatible)
+        if self._incompatible:
+            raise Incompatible(*self._incompatible)
