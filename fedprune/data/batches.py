@@ -25,7 +25,8 @@ T = TypeVar("T")
 class Slice:
     """A stretch of evaluation data: examples `start` to `stop` of `part`.
 
-    part: `global` is the server's test set; `val` and `test` are all clients' own parts, one client after the other.
+    part: `global` is the server's test set; `train`, `val` and `test` are all clients' own parts, one client after the
+    other.
     """
 
     part: str
@@ -73,7 +74,7 @@ class Batches:
     @functools.cached_property
     def _end_to_end(self) -> dict[str, Tensor]:
         """All clients' own parts, one after the other: made once, for there may be many clients, each evaluated by itself."""
-        return {"val": torch.cat(self.clients.val), "test": torch.cat(self.clients.test)}
+        return {part: torch.cat(getattr(self.clients, part)) for part in ("train", "val", "test")}
 
     @property
     def evaluated(self) -> int:
