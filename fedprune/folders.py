@@ -75,7 +75,7 @@ def _word(override: str) -> str:
     if key == "ticket.path":
         return f"ticket={_ticket(Path(value.strip(QUOTES)))}"
     if key == METHOD:
-        return value
+        return value.rpartition("/")[2]
     if key.startswith(("experiment", "name", "data.root", *VOLATILE)):
         return ""
     return re.sub(r"[^\w.,+=-]+", "_", value if key in GROUPS else f"{key.rpartition('/')[2]}={value}")
