@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 ARGS   ?= +experiment=lth_fedavg -m
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint taxonomy taxonomy_grid bench notebooks clean
+.PHONY: help install run test lint taxonomy taxonomy_grid benchmark benchmark_tuning bench notebooks clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,22 @@ taxonomy_grid: $(STAMP)  ## run the grid over the taxonomy, 3 seeds (15 minutes 
 	sed '/^<!-- tables/q' docs/taxonomy_grid.md > docs/taxonomy_grid.new
 	cat outputs/taxonomy_grid/taxonomy.md >> docs/taxonomy_grid.new
 	mv docs/taxonomy_grid.new docs/taxonomy_grid.md
+
+benchmark: $(STAMP)  ## the published federated methods compared, 3 seeds (70 minutes on 2 cores); fills docs/benchmark.md
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,sweep]'
+	$(BIN)/python -m fedprune +experiment=benchmark hydra/launcher=joblib executor=serial -m
+	cp outputs/benchmark/figures/accuracy_bytes_methods.png docs/benchmark.png
+	sed '/^<!-- tables/q' docs/benchmark.md > docs/benchmark.new
+	cat outputs/benchmark/methods.md >> docs/benchmark.new
+	mv docs/benchmark.new docs/benchmark.md
+
+benchmark_tuning: $(STAMP)  ## four learning rates for each of them, on validation data (30 minutes); fills docs/benchmark_tuning.md
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,sweep]'
+	$(BIN)/python -m fedprune +experiment=benchmark name=benchmark_tuning local.optimizer.lr=0.01,0.03,0.1,0.3 rounds=30 \
+	  eval_every=30 density=0.1 seed=0 hydra/launcher=joblib executor=serial -m
+	sed '/^<!-- tables/q' docs/benchmark_tuning.md > docs/benchmark_tuning.new
+	cat outputs/benchmark_tuning/tuning.md >> docs/benchmark_tuning.new
+	mv docs/benchmark_tuning.new docs/benchmark_tuning.md
 
 bench: $(STAMP)  ## rounds and start-up against a bare PyTorch loop (Fashion-MNIST); shrink; a compacted step; what scoring costs
 	$(BIN)/python benchmarks/rounds.py

@@ -39,10 +39,12 @@ class Report(Callback):
         _members(Path(config.hydra.sweep.dir).parent, os.environ[SWEEP]).unlink(missing_ok=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        names = _members(folder.parent, os.environ.pop(SWEEP)).read_text().splitlines()
+        folder, sweep = Path(config.hydra.sweep.dir), os.environ.pop(SWEEP)
+        if config.dry_run:  # which leaves nothing to summarise
+            return
+        names = _members(folder.parent, sweep).read_text().splitlines()
         runs = [folder.parent / name for name in dict.fromkeys(names)]
-        if not config.dry_run and summarise(runs, folder):
+        if summarise(runs, folder):
             sys.exit(1)
 
 

@@ -1,8 +1,9 @@
 """A sweep over published methods, seen whole: what each comes to at each density, what it sends, and who is not beaten.
 
 A method is an experiment that another one adds to itself, as conf/experiment/benchmark.yaml does (the override
-`+experiment@_global_=NAME`). All methods are compared by one number that means the same for all of them, whose ever the
-masks are: the accuracy of each client's network on that client's own test examples, mean over all clients.
+`+experiment@_global_=NAME`); where several settings of each are tried, it is seen at the best of them on validation data
+(tuning.py). All methods are compared by one number that means the same for all of them, whose ever the masks are: the accuracy
+of each client's network on that client's own test examples, mean over all clients.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import pandas as pd
 
 from fedprune.analysis.tables import markdown_lines
+from fedprune.analysis.tuning import tuned
 from fedprune.folders import METHOD
 
 BY = ["density", METHOD]
@@ -30,6 +32,11 @@ MEASURED = {
 REACHED = ("rounds to target", "MB to target")
 
 
+def named(runs: pd.DataFrame) -> pd.DataFrame:
+    """The same runs; a method is called by its file alone, not by the folder of experiments that the file is in."""
+    return runs.assign(**{METHOD: runs[METHOD].str.replace(".*/", "", regex=True)})
+
+
 def over_methods(runs: pd.DataFrame) -> bool:
     """Whether these runs are of several methods."""
     return METHOD in runs and bool(runs[METHOD].nunique() > 1)
@@ -41,7 +48,7 @@ def by_method(runs: pd.DataFrame, rounds: pd.DataFrame, target: float) -> pd.Dat
     target: an accuracy of the mean client, as a fraction. The rounds and megabytes, up and down, to it are the means over the
     seeds that reach it; empty where not all of them do. Best first. `runs`, `rounds`: from `analysis.load_runs`, `load_rounds`.
     """
-    done = runs[runs["status"] == "done"]
+    done = tuned(named(runs[runs["status"] == "done"]))
     reached = done[["run"]].merge(_reached(rounds, target), on="run", how="left").set_index(done.index)
     rows = [_row(which, cell, reached.loc[cell.index]) for which, cell in done.groupby(BY, sort=False)]
     table = pd.DataFrame(rows, columns=None if rows else [*BY, "seeds", *MEASURED, *REACHED])

@@ -11,10 +11,11 @@ import pandas as pd
 from fedprune.analysis import figures, fronts, heat_maps
 from fedprune.analysis.by_axes import axes_markdown, by_axes, over_taxonomy
 from fedprune.analysis.by_level import DENSITY, by_level, levels_markdown
-from fedprune.analysis.by_method import by_method, methods_markdown, over_methods, target_of
+from fedprune.analysis.by_method import by_method, methods_markdown, named, over_methods, target_of
 from fedprune.analysis.cells import levels, table, varying
 from fedprune.analysis.read import Runs, load_rounds, load_runs
 from fedprune.analysis.tables import markdown
+from fedprune.analysis.tuning import settings, tuning_markdown
 from fedprune.errors import FedpruneError
 
 log = logging.getLogger(__name__)
@@ -24,9 +25,9 @@ def report(runs: Runs, into: Path | str) -> pd.DataFrame:
     """Write table.csv, table.md and figures/accuracy_{density,bytes,rounds}.{png,svg} into `into`; return the table.
 
     Where runs come to more than one density, also levels.csv and levels.md; of a sweep over the taxonomy also taxonomy.md and
-    figures/accuracy_taxonomy.{png,svg}; of one over methods methods.{md,csv} and
-    figures/accuracy_bytes_methods.{png,svg}. Levels and figures show the runs that are done. A figure that has no data is not
-    drawn, an older one of its name is removed, and the log says why. Raises as `load_runs`.
+    figures/accuracy_taxonomy.{png,svg}; of one over methods methods.{md,csv} and figures/accuracy_bytes_methods.{png,svg}, and
+    tuning.md if it tries several settings of each. Levels and figures show the runs that are done. A figure that has no data
+    is not drawn, an older one of its name is removed, and the log says why. Raises as `load_runs`.
     """
     frame, into = load_runs(runs), Path(into)
     results = table(frame)
@@ -39,6 +40,7 @@ def report(runs: Runs, into: Path | str) -> pd.DataFrame:
     draw(done, into / "figures")
     _write_taxonomy(frame, into)
     _write_methods(frame, rounds, into)
+    _write_tuning(frame, into)
     return results
 
 
@@ -81,6 +83,13 @@ def _write_methods(runs: pd.DataFrame, rounds: pd.DataFrame, into: Path) -> None
     by.to_csv(written[1], index=False)
     with suppress(FedpruneError):  # that there is nothing to draw is said of the other figures
         figures.save(fronts.accuracy_bytes_methods(by), written[2])
+
+
+def _write_tuning(runs: pd.DataFrame, into: Path) -> None:
+    """What was tried of each method, if several settings were; an older one of another sweep is removed."""
+    (into / "tuning.md").unlink(missing_ok=True)
+    if over_methods(runs) and settings(named(runs)):
+        (into / "tuning.md").write_text(tuning_markdown(named(runs)))
 
 
 def draw(rounds: pd.DataFrame, folder: Path) -> list[Path]:
