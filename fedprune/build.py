@@ -18,8 +18,9 @@ from torch import nn
 
 from fedprune import check
 from fedprune.data.client import Clients, federate
+from fedprune.data.population import sizes
 from fedprune.errors import ConfigError
-from fedprune.experiment import Experiment, initial_net, sizes
+from fedprune.experiment import Experiment, initial_net
 from fedprune.federated.batchnorm import own_names
 from fedprune.federated.capacity import nobodys, of_all, personal
 from fedprune.federated.costs import flops_per_example
@@ -75,7 +76,8 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     what = problems.attempt(options["what"].bind, net)
     own = problems.attempt(own_names, net, config.federated.batchnorm)
     proxy = getattr(where, "proxy", 0)
-    clients = problems.attempt(federate, dataset, options["partition"], config.federated.clients, config.seed, proxy)
+    federation = (config.federated.clients, config.seed, proxy, config.federated.evaluated)
+    clients = problems.attempt(federate, dataset, options["partition"], *federation)
     problems.attempt(_optimizer, config, net)
     problems.attempt(_fixed, net, recipe)
     controlled = problems.attempt(_controlled, config, net, own)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from fedprune.data.population import sizes
 from fedprune.display import amount
 from fedprune.experiment import Experiment
 from fedprune.federated.availability import Fate
@@ -109,7 +110,7 @@ def _answering(experiment: Experiment, config: Any) -> float:
 
 def _examples(experiment: Experiment, config: Any) -> float:
     """How many examples a cohort trains on in a round, on average."""
-    local, trained = config.local, [len(part) for part in experiment.clients.train]
+    local, trained = config.local, sizes(experiment.clients.train)
     per_client = local.steps * local.batch_size if local.steps else local.epochs * sum(trained) / len(trained)
     return config.federated.cohort * per_client
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
+from fedprune.data.population import sizes
 from fedprune.federated import controls
 from fedprune.federated.client import ClientRound
 from fedprune.federated.evaluate import Evaluation
@@ -117,7 +118,7 @@ class Experiment:
             eval_every=config.eval_every,
             exchange=exchange,
             evaluation=Evaluation(
-                *(exchange, len(self.dataset.test_y), sizes(clients.val), sizes(clients.test)),
+                *(exchange, len(self.dataset.test_y), clients.seen, *self._own_sizes),
                 *(self.options["whose"].held, self.options["whose"].common),
             ),
             fresh=self._fresh,
@@ -126,6 +127,12 @@ class Experiment:
             effective=self._effective,
             begin=self.begin,
         )
+
+    @property
+    def _own_sizes(self) -> tuple[list[int], list[int]]:
+        """How many examples the clients that are looked at have in their validation and test parts."""
+        val, test = ([len(part[client]) for client in self.clients.seen] for part in (self.clients.val, self.clients.test))
+        return val, test
 
     @property
     def _effective(self) -> Callable[[Mask], float] | None:
@@ -180,8 +187,3 @@ def _fresh(
 
 def _container(config: DictConfig) -> dict[str, Any]:
     return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-
-
-def sizes(parts: tuple[torch.Tensor, ...]) -> list[int]:
-    """How many examples each client has in a part."""
-    return [len(part) for part in parts]

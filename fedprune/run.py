@@ -22,6 +22,7 @@ from fedprune import __version__, display, tracking
 from fedprune.build import build
 from fedprune.checkpoint import load_state, save_state, save_ticket, write_text
 from fedprune.data.client import save_partition
+from fedprune.data.population import Drawn, sizes
 from fedprune.display import console
 from fedprune.errors import Incompatible, RunError
 from fedprune.estimate import estimate
@@ -84,7 +85,8 @@ def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about
     own = not experiment.options["whose"].asks
     plan = display.plan_text(experiment.plan, names["rewind"], experiment.axes.what.emerges, own)
     write_text(folder / "plan.txt", plan + "\n")
-    save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors")
+    if not isinstance(experiment.clients.train, Drawn):  # who share examples, and are a function of config.yaml
+        save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors")
 
 
 def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapping[str, Any]) -> None:
@@ -192,7 +194,7 @@ def _facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
         "prunable": sum(dict(experiment.net.named_parameters())[name].numel() for name in experiment.axes.what.names),
         "clients": config.federated.clients,
         "cohort": config.federated.cohort,
-        "examples": sum(len(part) for part in experiment.clients.train),
+        "examples": sum(sizes(experiment.clients.train)),
         "shape": list(experiment.dataset.shape),
         "classes": experiment.dataset.classes,
         "begin": None if experiment.begin is None else {"density": density(experiment.begin.mask)},

@@ -17,6 +17,7 @@ class Federated:
 
     clients: int = 100
     cohort: int = 10
+    evaluated: int | None = 1000
     weighting: str = "examples"
     batchnorm: str = "average"
     optimizer_state: str = "fresh"

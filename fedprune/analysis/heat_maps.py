@@ -95,7 +95,10 @@ def label_histogram(run: Path | str) -> Figure:
     """
     path = Path(run) / "partition.safetensors"
     if not path.exists():
-        raise FedpruneError(f"nothing to draw: '{path}' does not exist; name the folder of a run that got as far as its data")
+        raise FedpruneError(
+            f"nothing to draw: '{path}' does not exist; name the folder of a run that got as far as its data "
+            "(clients of partition=class_mix, who share examples, have none)"
+        )
     clients, labels = load_partition(path)
     counts = histogram_of(clients, labels, int(labels.max()) + 1)
     with matplotlib.rc_context(MAP_STYLE):

@@ -29,6 +29,9 @@ def ranges(config: Any) -> list[str]:
         f"federated.clients={federated.clients} must be at least 1": federated.clients >= 1,
         f"federated.cohort={federated.cohort} must be from 1 to federated.clients={federated.clients}: "
         "it is the number of clients that train in a round": 1 <= federated.cohort <= max(federated.clients, 1),
+        f"federated.evaluated={federated.evaluated} clients are evaluated on their own examples: at least 1, or null for all": (
+            federated.evaluated is None or federated.evaluated >= 1
+        ),
     }
     choices = {"weighting": ("examples", "uniform"), "broken": ("stop", "drop"), "optimizer_state": ("fresh", "kept")}
     choices |= {"regrown": RULES, "control": ("none", "scaffold")}

@@ -26,8 +26,8 @@ T = TypeVar("T")
 class Slice:
     """A stretch of evaluation data: examples `start` to `stop` of `part`.
 
-    part: `global` is the server's test set; `train`, `val` and `test` are all clients' own parts, one client after the
-    other.
+    part: `global` is the server's test set; `train`, `val` and `test` are the own parts of the clients that are looked
+    at (Clients.seen), one client after the other.
     """
 
     part: str
@@ -74,8 +74,9 @@ class Batches:
 
     @functools.cached_property
     def _end_to_end(self) -> dict[str, Tensor]:
-        """All clients' own parts, one after the other: made once, for there may be many clients, each evaluated by itself."""
-        return {part: torch.cat(getattr(self.clients, part)) for part in ("train", "val", "test")}
+        """The parts of the clients that are looked at, one after the other: made once, for each may be evaluated by itself."""
+        parts = {part: getattr(self.clients, part) for part in ("train", "val", "test")}
+        return {part: torch.cat([of_all[client] for client in self.clients.seen]) for part, of_all in parts.items()}
 
     @property
     def evaluated(self) -> int:

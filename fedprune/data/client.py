@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedprune.data.datasets import Dataset
-from fedprune.data.partition import Partition, stratified
+from fedprune.data.partition import Holdings, Partition, stratified
+from fedprune.data.population import ClassMix
 from fedprune.errors import ConfigError, DataError
 from fedprune.randomness import numpy_stream
 from fedprune.types import SERVER
@@ -26,34 +27,53 @@ TRAIN, VAL, TEST, PROXY, UNUSED = range(5)
 
 @dataclass(frozen=True, eq=False)
 class Clients:
-    """Which training examples belong to whom: int64 index tensors into Dataset.x, disjoint, each in ascending order.
+    """Which training examples belong to whom: int64 index tensors into Dataset.x, each in ascending order.
 
-    train, val, test: one tensor per client. server: the proxy set that the server holds back; may be empty.
+    train, val, test: one tensor per client; disjoint, unless clients are drawn from a population (population.py). server: the
+    proxy set that the server holds back; may be empty. evaluated: the clients whose own validation and test parts are looked
+    at (None: all).
     """
 
-    train: tuple[Tensor, ...]
-    val: tuple[Tensor, ...]
-    test: tuple[Tensor, ...]
+    train: Sequence[Tensor]
+    val: Sequence[Tensor]
+    test: Sequence[Tensor]
     server: Tensor
+    evaluated: tuple[int, ...] | None = None
+
+    @property
+    def seen(self) -> Sequence[int]:
+        """The clients whose own validation and test parts are looked at."""
+        return range(len(self.train)) if self.evaluated is None else self.evaluated
 
 
-def federate(dataset: Dataset, how: Partition, clients: int, seed: int, proxy: int = 0) -> Clients:
+def federate(
+    dataset: Dataset, how: Partition | ClassMix, clients: int, seed: int, proxy: int = 0, evaluated: int | None = None
+) -> Clients:
     """The clients' data: a function of the arguments and of nothing else.
 
     `proxy` examples are held back for the server first, each class (of text: each group) in its share; `how` divides the rest,
     drawn again (up to 100 times) while a client has too few; each client's part is shuffled and split. Fractions are rounded
-    down, but a fraction that is not zero takes one example at least, and training keeps one at least.
+    down, but a fraction that is not zero takes one example at least, and training keeps one at least. Of more than `evaluated`
+    clients, so many are drawn whose own parts are evaluated (None: all are).
 
     Raises ConfigError if `clients` or `proxy` is no such number, DataError if the data cannot be divided as asked.
     """
     _check_numbers(clients, proxy, len(dataset.y))
     goes_by, rng = _goes_by(dataset, how), numpy_stream(seed, "partition")
     server = stratified(_strata(dataset), proxy, numpy_stream(seed, "proxy"))
-    rest = np.delete(np.arange(len(goes_by)), server)
+    rest, seen = np.delete(np.arange(len(goes_by)), server), _evaluated(clients, evaluated, seed)
+    if isinstance(how, ClassMix):
+        return Clients(*how.population(goes_by, rest, clients, seed), _ascending(server), seen)
     parts = _draw(goes_by[rest], how, clients, rng)
     split = [_split(rest[rng.permutation(part)], how) for part in parts]
     train, val, test = (tuple(map(_ascending, column)) for column in zip(*split, strict=True))
-    return Clients(train, val, test, _ascending(server))
+    return Clients(train, val, test, _ascending(server), seen)
+
+
+def _evaluated(clients: int, number: int | None, seed: int) -> tuple[int, ...] | None:
+    if number is None or clients <= number:
+        return None
+    return tuple(sorted(numpy_stream(seed, "evaluated").choice(clients, size=number, replace=False).tolist()))
 
 
 def _strata(dataset: Dataset) -> np.ndarray:
@@ -62,7 +82,7 @@ def _strata(dataset: Dataset) -> np.ndarray:
     return (dataset.y.view(len(dataset.y), -1)[:, 0] if one_label else dataset.groups).numpy()  # type: ignore[union-attr]
 
 
-def _goes_by(dataset: Dataset, how: Partition) -> np.ndarray:
+def _goes_by(dataset: Dataset, how: Holdings) -> np.ndarray:
     """One number per training example: what the partition is called with. Raises ConfigError if the data set has no such."""
     if how.by == "groups":
         if dataset.groups is None:
@@ -96,7 +116,7 @@ def save_partition(clients: Clients, labels: Tensor, path: str | Path) -> None:
     owner = torch.full((len(labels),), SERVER, dtype=torch.int32)
     split = torch.full((len(labels),), UNUSED, dtype=torch.uint8)
     for code, parts in ((TRAIN, clients.train), (VAL, clients.val), (TEST, clients.test)):
-        indices = torch.cat(parts)
+        indices = torch.cat(list(parts))
         owner[indices] = torch.repeat_interleave(
             torch.arange(len(parts), dtype=torch.int32), torch.tensor([len(part) for part in parts])
         )
@@ -165,15 +185,8 @@ def _remedies(how: Partition, needed: int, evener: str) -> str:
 
 def _split(part: np.ndarray, how: Partition) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(train, val, test) of a client's shuffled examples."""
-    val = _share(how.val, len(part), leave=1 + (how.test > 0))
-    test = _share(how.test, len(part), leave=1 + val)
+    _, val, test = how.split(len(part))
     return part[val + test :], part[:val], part[val : val + test]
-
-
-def _share(fraction: float, total: int, leave: int) -> int:
-    if fraction == 0:
-        return 0
-    return min(max(1, math.floor(fraction * total + 1e-9)), total - leave)  # 0.29 * 100 is a hair below 29
 
 
 def _ascending(indices: np.ndarray) -> Tensor:

@@ -10,6 +10,7 @@ Adding one: a frozen dataclass with `__call__` here or anywhere, and a yaml in c
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
@@ -20,8 +21,8 @@ from fedprune.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Partition(ABC):
-    """What every partition has.
+class Holdings:
+    """What is said of a client's data, whichever way it comes by it.
 
     min_examples: what each client gets at least (train + val + test); a draw that gives less is drawn again. val, test:
     the fractions of a client's examples that become its own validation and test set; each takes one example at least.
@@ -39,10 +40,6 @@ class Partition(ABC):
         """What each client has at least: one example to train on, one of each part that is asked for, and min_examples."""
         return max(self.min_examples, 1 + (self.val > 0) + (self.test > 0))
 
-    @abstractmethod
-    def __call__(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """The indices into `labels` that each client gets."""
-
     def __post_init__(self) -> None:
         problems = list(self.problems())
         if problems:
@@ -52,19 +49,33 @@ class Partition(ABC):
         """What is wrong with the parameters, in the words of the command line; a partition with its own adds to the list."""
         fractions = self.val >= 0 and self.test >= 0 and self.val + self.test < 1
         return [
-            *_unless(self.min_examples >= 0, f"partition.min_examples={self.min_examples} is negative: type 0 or more"),
-            *_unless(
+            *unless(self.min_examples >= 0, f"partition.min_examples={self.min_examples} is negative: type 0 or more"),
+            *unless(
                 fractions,
                 f"partition.val={self.val} and partition.test={self.test} are no fractions that leave something to train on: "
                 "type two numbers from 0 with a sum below 1, e.g. partition.val=0.1 partition.test=0.1",
             ),
         ]
 
+    def split(self, total: int) -> tuple[int, int, int]:
+        """Of so many examples of a client, how many it trains, validates and tests on."""
+        val = share(self.val, total, leave=1 + (self.test > 0))
+        test = share(self.test, total, leave=1 + val)
+        return total - val - test, val, test
+
     def __str__(self) -> str:
-        shared = {field.name for field in fields(Partition)}
+        shared = {field.name for field in fields(Holdings)}
         own = [f"{field.name}={getattr(self, field.name)}" for field in fields(self) if field.name not in shared]
         name = type(self).__name__
         return f"{name}({', '.join(own)})" if own else name
+
+
+class Partition(Holdings, ABC):
+    """What divides the examples among the clients."""
+
+    @abstractmethod
+    def __call__(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """The indices into `labels` that each client gets."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ class Dirichlet(Partition):
         return _by_owner(owner, clients)
 
     def problems(self) -> list[str]:
-        return [*super().problems(), *_alpha_problems(self.alpha)]
+        return [*super().problems(), *alpha_problems(self.alpha)]
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,7 @@ class Shards(Partition):
 
     def problems(self) -> list[str]:
         wrong = f"partition.classes={self.classes} is not a number of shards: type a whole number from 1"
-        return [*super().problems(), *_unless(self.classes >= 1 and self.classes == int(self.classes), wrong)]
+        return [*super().problems(), *unless(self.classes >= 1 and self.classes == int(self.classes), wrong)]
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,7 @@ class QuantitySkew(Partition):
         return np.split(rng.permutation(len(labels)), cuts)
 
     def problems(self) -> list[str]:
-        return [*super().problems(), *_alpha_problems(self.alpha)]
+        return [*super().problems(), *alpha_problems(self.alpha)]
 
 
 @dataclass(frozen=True)
@@ -189,6 +200,13 @@ def stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.n
     return grouped[np.argsort(standing, kind="stable")[:count]]
 
 
+def share(fraction: float, total: int, leave: int) -> int:
+    """A fraction of `total`, rounded down; unless it is zero one at least, but no more than leave `leave`."""
+    if fraction == 0:
+        return 0
+    return min(max(1, math.floor(fraction * total + 1e-9)), total - leave)  # 0.29 * 100 is a hair below 29
+
+
 def _counts(rng: np.random.Generator, clients: int, alpha: float, total: int) -> np.ndarray:
     """How many of `total` each client gets, in Dirichlet proportions; the sum is exact."""
     cumulative = np.cumsum(rng.dirichlet(np.full(clients, alpha)))
@@ -202,9 +220,9 @@ def _by_owner(owner: np.ndarray, clients: int) -> list[np.ndarray]:
     return np.split(np.argsort(owner, kind="stable"), np.cumsum(sizes)[:-1])
 
 
-def _alpha_problems(alpha: float) -> list[str]:
-    return _unless(0 < alpha < float("inf"), f"partition.alpha={alpha} is not a positive number: type e.g. partition.alpha=0.5")
+def alpha_problems(alpha: float) -> list[str]:
+    return unless(0 < alpha < float("inf"), f"partition.alpha={alpha} is not a positive number: type e.g. partition.alpha=0.5")
 
 
-def _unless(fine: bool, problem: str) -> list[str]:
+def unless(fine: bool, problem: str) -> list[str]:
     return [] if fine else [problem]

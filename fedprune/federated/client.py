@@ -13,6 +13,7 @@ from torch import Tensor
 from fedprune.data.batches import Again, Batches, Slice, interrupted
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
+from fedprune.data.population import sizes
 from fedprune.federated import own_values
 from fedprune.federated.on_client import Looks, OnClient, Pruned
 from fedprune.federated.upload import Upload, everything
@@ -65,7 +66,7 @@ class ClientRound:
     @functools.cached_property
     def examples_of_all(self) -> int:
         """How many training examples all clients have together: counted once, for there may be many clients."""
-        return sum(map(len, self.clients.train))
+        return sum(sizes(self.clients.train))
 
     def run(self, message: bytes, kept: Arrays, held: bytes) -> tuple[bytes, Arrays]:
         """A job's bytes in, its update's bytes out; `kept` and `held`, its own mask, go past the wire."""

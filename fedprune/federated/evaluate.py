@@ -24,12 +24,13 @@ LENGTH = 2000  # examples per task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """test: the size of the global test set. val, local: how many examples each client has in its validation and test part.
-    held: a client's own mask at a state, packed to bits (empty: it has that of the server). common: the entries whose values
-    are the server's (None: all are)."""
+    """test: the size of the global test set. clients: those whose own parts are looked at; val, local: how many examples each
+    of them has in its validation and test part. held: a client's own mask at a state, packed to bits (empty: it has that of
+    the server). common: the entries whose values are the server's (None: all are)."""
 
     exchange: Exchange
     test: int
+    clients: Sequence[int]
     val: Sequence[int]
     local: Sequence[int]
     held: Callable[[State, int], bytes]
@@ -65,21 +66,23 @@ class Evaluation:
     def _client_tasks(self, state: State, block: bytes, part: str, sizes: Sequence[int]) -> Iterator[tuple[str, tuple]]:
         ends = [0, *np.cumsum(sizes).tolist()]
         shared = self.common(state)
-        for alike in self._alike(state, len(sizes), shared is not None):
-            kept = self.exchange.kept_by(state, alike[0]) if self.exchange.own else {}
+        for alike in self._alike(state, shared is not None):
+            client = self.clients[alike[0]]
+            kept = self.exchange.kept_by(state, client) if self.exchange.own else {}
             kept = {name: kept[name] for name in self.exchange.own}  # an optimizer that is kept too has no part in it
             if shared is not None:
-                own = joined(state.server.params, trained(state, alike[0]), shared)
+                own = joined(state.server.params, trained(state, client), shared)
                 kept |= {name: value.numpy() for name, value in own.items()}
-            held = self.held(state, alike[0])
+            held = self.held(state, client)
             pieces = _cut(part, ends[alike[0]], ends[alike[-1] + 1])
             yield from (("evaluate", (block, kept, held, piece)) for piece in pieces)
 
-    def _alike(self, state: State, clients: int, values: bool) -> Iterator[list[int]]:
-        """Clients in a row that have one and the same network. values: whether some have values of their own."""
+    def _alike(self, state: State, values: bool) -> Iterator[list[int]]:
+        """Places in a row whose clients have one and the same network. values: whether some have values of their own."""
+        places = range(len(self.clients))
         if self.exchange.own or values:
-            return ([client] for client in range(clients))
-        return (list(group) for _, group in itertools.groupby(range(clients), key=lambda client: self.held(state, client)))
+            return ([place] for place in places)
+        return (list(group) for _, group in itertools.groupby(places, key=lambda place: self.held(state, self.clients[place])))
 
 
 def _cut(part: str, start: int, stop: int) -> list[Slice]:

@@ -118,13 +118,13 @@ def _lost(scores: Scores, before: Mask, after: Mask) -> float:
 
 
 def _outcome(run: Trained, exchange: Exchange, mask: Mask) -> dict[str, float]:
-    """Mean loss and accuracy of the network under a mask, on all clients' training and validation parts."""
+    """Mean loss and accuracy of the network under a mask, on the training and validation parts of clients."""
     subnet = Subnet(apply(run.state.server.params, mask), mask)
     block = exchange.wire.subnet_block(subnet)
     shared = {name: subnet.params[name].numpy() for name in exchange.own}
     found: dict[str, float] = {}
     for part in ("train", "val"):
-        total = sum(len(indices) for indices in getattr(run.experiment.clients, part))
+        total = sum(len(getattr(run.experiment.clients, part)[client]) for client in run.experiment.clients.seen)
         pieces = [Slice(part, start, min(start + LENGTH, total)) for start in range(0, total, LENGTH)]
         tasks = [("evaluate", (block, shared, b"", piece)) for piece in pieces]
         outcomes = list(exchange.executor.map(tasks, [0] * len(tasks)))
