@@ -58,11 +58,12 @@ def test_every_yaml_gives_a_partition_whose_keys_are_typed_on_the_command_line(f
     }
     assert instantiate(conf) == type(how)(), "the yaml and the class have the same defaults"
     if isinstance(how, Partition):
-        assert sum(map(len, draw(how, BALANCED, 10))) == len(BALANCED)  # natural: the labels are the groups, of which there are 10
+        assert sum(map(len, draw(how, BALANCED, 10))) == len(BALANCED)  # natural: the labels are the ten groups
 
 
 def test_there_is_a_yaml_for_every_partition():
-    assert {file.stem for file in CONF.glob("*.yaml")} == {"iid", "dirichlet", "shards", "quantity_skew", "natural", "class_mix"}
+    known = {"iid", "dirichlet", "shards", "quantity_skew", "natural", "class_mix"}
+    assert {file.stem for file in CONF.glob("*.yaml")} == known
 
 
 def test_iid_gives_equal_sizes():
