@@ -5,33 +5,38 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedprune.errors import ConfigError
 from fedprune.models.layers import initialise, normalisation, require_norm, require_size
 
 
-def resnet20(shape: tuple[int, int, int], classes: int, norm: str = "group") -> nn.Module:
+def resnet20(shape: tuple[int, int, int], classes: int, norm: str = "group", width: int = 1) -> nn.Module:
     """3x3 convolutions in three stages of three blocks, 16, 32 and 64 channels, then an average and one linear layer.
 
     269,722 parameters on 3x32x32 with 10 classes, with either norm (He et al. 2016, section 4.2: shortcuts without
     parameters). norm: `batch` as in the paper, or `group`, which has no running statistics for clients to disagree about
-    (Hsieh et al. 2020). Gaussian weights of variance 2 / fan_in, zero bias (He et al. 2015). Raises ConfigError for images
-    below 4x4 or another norm.
+    (Hsieh et al. 2020). width: channels are so many times as many; 10 makes 26.8 million parameters (Zagoruyko & Komodakis
+    2016). Gaussian weights of variance 2 / fan_in, zero bias (He et al. 2015). Raises ConfigError for images below 4x4,
+    another norm, or a width below 1.
     """
+    if width < 1:
+        raise ConfigError([f"model.width={width} is no multiple of the channels: type a whole number from 1"])
     require_norm("resnet20", norm, ("group", "batch"))
     require_size("resnet20", shape, 4, ("lenet_300_100",))
-    return initialise(Resnet(shape[0], classes, norm, blocks=3), nn.init.kaiming_normal_)
+    return initialise(Resnet(shape[0], classes, norm, blocks=3, narrowest=16 * width), nn.init.kaiming_normal_)
 
 
 class Resnet(nn.Module):
-    """`blocks` residual blocks in each of three stages; 6 * blocks + 2 layers."""
+    """`blocks` residual blocks in each of three stages of `narrowest` channels, twice and four times that; 6 * blocks + 2 layers."""
 
-    def __init__(self, channels: int, classes: int, norm: str, blocks: int) -> None:
+    def __init__(self, channels: int, classes: int, norm: str, blocks: int, narrowest: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
-        self.norm1 = normalisation(norm, 16)
-        self.stage1 = _stage(16, 16, norm, blocks)
-        self.stage2 = _stage(16, 32, norm, blocks)
-        self.stage3 = _stage(32, 64, norm, blocks)
-        self.fc = nn.Linear(64, classes)
+        wider, widest = 2 * narrowest, 4 * narrowest
+        self.conv1 = nn.Conv2d(channels, narrowest, 3, padding=1, bias=False)
+        self.norm1 = normalisation(norm, narrowest)
+        self.stage1 = _stage(narrowest, narrowest, norm, blocks)
+        self.stage2 = _stage(narrowest, wider, norm, blocks)
+        self.stage3 = _stage(wider, widest, norm, blocks)
+        self.fc = nn.Linear(widest, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> logits [B, classes]."""

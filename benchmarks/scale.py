@@ -1,0 +1,84 @@
+"""What size costs: a million clients, a thousand in a round, 27 million parameters, `shrink` of 100 million weights.
+
+`python benchmarks/scale.py [--rounds 10]`. Fashion-MNIST; each case is a process of its own with one thread, so that its peak of
+memory, imports and data included, is its own. Seconds of a round are of the process's own work; medians; evaluation is excluded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from fedprune import folders, schema
+from fedprune.__main__ import CONF
+from fedprune.build import build
+
+SAME = (
+    *("data=fashion_mnist", "rounds=1000000", "eval_every=1000000", "logger=none", "executor=serial", "device=cpu"),
+    *("when=before_training", "how_often=one_shot", "density=0.1"),
+)
+POPULATION = ("model=lenet5", "partition=class_mix", "federated.cohort=10")
+COHORT = ("model=lenet5", "partition=class_mix", "federated.clients=1000", "local.epochs=null", "local.steps=2")
+LARGE = ("model=resnet20", "model.width=10", "federated.clients=10", "federated.cohort=2", "local.epochs=null", "local.steps=1")
+CASES = {
+    "1,000 clients, 10 in a round": (*POPULATION, "federated.clients=1000"),
+    "1,000,000 clients, 10 in a round": (*POPULATION, "federated.clients=1000000"),
+    "1,000 clients, 10 in a round, 2 steps": (*COHORT, "federated.cohort=10"),
+    "1,000 clients, all in a round, 2 steps": (*COHORT, "federated.cohort=1000"),
+    "27 million parameters, 2 in a round, 1 step": LARGE,
+}
+SHRINK = ("--weights", "100", "--case", "weights, globally")
+
+
+def measure(overrides: tuple[str, ...], rounds: int) -> dict[str, float]:
+    """Seconds of a round (median), and the peak memory in MB."""
+    torch.set_num_threads(1)
+    schema.register()
+    folders.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [*SAME, *overrides])
+    made = build(config, dict.fromkeys(folders.GROUPS, "") | {"rewind": "none"})
+    loop, seconds = made.loop(made.executor()), list[float]()
+    state, _ = loop.round(loop.start())  # which prunes
+    for _ in range(rounds):
+        started = time.process_time()
+        state, _ = loop.round(state)
+        seconds.append(time.process_time() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": statistics.median(seconds), "megabytes": peak}
+
+
+def main() -> None:
+    """Print a row per case, and `shrink` of 100 million weights."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--case", choices=list(CASES), help="only this one, in this process, as JSON")
+    given = parser.parse_args()
+    if given.case:
+        print(json.dumps(measure(CASES[given.case], given.rounds)))
+        return
+    print(f"{platform.machine()}, torch {torch.__version__}, {given.rounds} rounds, medians")
+    print(f"{'case':<46}{'s a round':>11}{'peak MB':>9}", flush=True)
+    for case in CASES:
+        rounds = 2 if CASES[case] is LARGE else given.rounds
+        command = [sys.executable, __file__, "--case", case, "--rounds", str(rounds)]
+        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        print(f"{case:<46}{row['seconds']:>11.3f}{row['megabytes']:>9.0f}", flush=True)
+    print(
+        "shrink: millions of weights, density, seconds, memory over scores and mask in sizes of the scores (400 MB)", flush=True
+    )
+    subprocess.run([sys.executable, str(Path(__file__).with_name("shrink.py")), *SHRINK], check=True)
+
+
+if __name__ == "__main__":
+    main()
