@@ -1,7 +1,8 @@
 """What size costs: a million clients, a thousand in a round, 27 million parameters, `shrink` of 100 million weights.
 
-`python benchmarks/scale.py [--rounds 10]`. Fashion-MNIST; each case is a process of its own with one thread, so that its peak of
-memory, imports and data included, is its own. Seconds of a round are of the process's own work; medians; evaluation is excluded.
+`python benchmarks/scale.py [--rounds 10]`. Fashion-MNIST; each case is a process of its own with one thread, so that its peak
+of memory, imports and data included, is its own. Seconds of a round are of the process's own work; medians; evaluation is
+excluded.
 """
 
 from __future__ import annotations

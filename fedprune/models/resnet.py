@@ -26,7 +26,7 @@ def resnet20(shape: tuple[int, int, int], classes: int, norm: str = "group", wid
 
 
 class Resnet(nn.Module):
-    """`blocks` residual blocks in each of three stages of `narrowest` channels, twice and four times that; 6 * blocks + 2 layers."""
+    """`blocks` residual blocks in each of three stages, of `narrowest`, twice and four times as many channels."""
 
     def __init__(self, channels: int, classes: int, norm: str, blocks: int, narrowest: int) -> None:
         super().__init__()

@@ -63,6 +63,8 @@ def test_there_is_a_yaml_for_every_model():
         (cnn_small, MNIST, {"norm": "batch"}, 21_900),  # a scale and a shift for each of 10 and 20 channels
         (resnet20, CIFAR10, {"norm": "batch"}, 269_722),
         (resnet20, CIFAR10, {"norm": "group"}, 269_722),
+        # 160, 320 and 640 channels: 9 (3a + 6aa + ab + 5bb + bc + 5cc) weights, 2 (7a + 6b + 6c) of norms, 10c + 10
+        (resnet20, CIFAR10, {"width": 10}, 26_750_890),
         (vgg_small, MNIST, {"norm": "batch"}, 15_554),
         (vgg11, CIFAR10, {"norm": "none"}, 9_225_610),
         (vgg11, CIFAR10, {"norm": "batch"}, 9_228_362),
