@@ -64,6 +64,7 @@ bench: $(STAMP)  ## rounds and start-up against a bare PyTorch loop (Fashion-MNI
 	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/personal.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/sweep.py
 
 notebooks: $(STAMP)  ## execute the notebooks on the newest sweep of outputs/lth_fedavg
 	$(BIN)/python -m jupyter nbconvert --to html --execute notebooks/*.ipynb --output-dir outputs/notebooks
