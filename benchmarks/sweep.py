@@ -1,7 +1,7 @@
 """Cells of a sweep side by side against one after the other: `python benchmarks/sweep.py`.
 
-Sixteen small cells of Fashion-MNIST (lenet5, 4 rounds of 10 clients), as a user types them, imports and reports included; each way
-in a folder of its own, the data set in the cache. Needs the extra `sweep`.
+Sixteen small cells of Fashion-MNIST (lenet5, 4 rounds of 10 clients), as a user types them, imports and reports included; each
+way in a folder of its own, the data set in the cache. Needs the extra `sweep`.
 """
 
 from __future__ import annotations
