@@ -27,6 +27,7 @@ from fedprune.errors import Incompatible, RunError
 from fedprune.estimate import estimate
 from fedprune.experiment import Experiment
 from fedprune.federated.asking import unmet, unmet_by_clients
+from fedprune.federated.executor import employed
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.whose import Whose
 from fedprune.folders import folder_hash
@@ -91,14 +92,18 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
     """The rounds that are left, each written down as it ends, with a checkpoint every so many seconds; then the results."""
     path = folder / "state" / "state.safetensors"
     before = _resume(path, experiment) if path.exists() else None
-    executor = experiment.executor()
-    loop = experiment.loop(executor)
-    state = written = before or loop.start()
-    tracking.keep_until(folder, state.round)
-    saved = time.monotonic()
-    try:
-        with make(config.logger)(folder, about) as logger, display.live(loop.plan.rounds, state.round) as live:
-            while state.round < loop.plan.rounds:
+    done, rounds = before.round if before else 0, experiment.plan.rounds
+    tracking.keep_until(folder, done)
+    with (
+        employed(experiment.executor()) as executor,
+        make(config.logger)(folder, about) as logger,
+        display.live(rounds, done) as live,
+    ):
+        loop = experiment.loop(executor)
+        state = written = before or loop.start()
+        saved = time.monotonic()
+        try:
+            while state.round < rounds:
                 state, metrics = loop.round(state)
                 state = _kept_small(state, loop.whose, path.parent)
                 tracking.append(folder, metrics)
@@ -110,17 +115,20 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
                     saved = time.monotonic()
             save_state(state, path)
             _finish(folder, state, about, logger)
-            problem = _unmet(loop, state)
-            if problem:
-                log.warning(problem)
-            left_out = display.left_out_text(tracking.read_metrics(folder))
-            if left_out:
-                console.print(left_out)
-    except BaseException:
-        executor.close(now=True)
-        save_state(written, path)  # interrupted or not, what is written down can be gone on from
-        raise
-    executor.close()
+            _conclude(loop, state, tracking.read_metrics(folder))
+        except BaseException:
+            executor.close(now=True)  # before the logger, which may take its time
+            save_state(written, path)  # interrupted or not, what is written down can be gone on from
+            raise
+
+
+def _conclude(loop: FederatedLoop, state: State, rows: Sequence[tracking.Metrics]) -> None:
+    """Say what did not come about."""
+    problem, left_out = _unmet(loop, state), display.left_out_text(rows)
+    if problem:
+        log.warning(problem)
+    if left_out:
+        console.print(left_out)
 
 
 def _unmet(loop: FederatedLoop, state: State) -> str | None:

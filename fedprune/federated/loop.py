@@ -21,9 +21,10 @@ from fedprune.federated.aggregate import Aggregate
 from fedprune.federated.asking import ask, due, waiting
 from fedprune.federated.costs import client_densities, densities, training_flops
 from fedprune.federated.evaluate import Evaluation
-from fedprune.federated.exchange import Exchange, Tally
+from fedprune.federated.exchange import Exchange
 from fedprune.federated.sampling import cohort
 from fedprune.federated.server_step import ServerStep
+from fedprune.federated.tally import Tally
 from fedprune.federated.where import Where, measuring
 from fedprune.federated.whose import Receipt, Terms, Whose, carry_out
 from fedprune.pruning.cycle import Axes, Measure

@@ -19,9 +19,9 @@ import torch
 from fedprune.federated.aggregate import overlap_mean
 from fedprune.federated.availability import everybody
 from fedprune.federated.evolving_mask import NEXT, EvolvingMask, as_bytes, as_tensor
-from fedprune.federated.exchange import Tally
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.server_step import Average
+from fedprune.federated.tally import Tally
 from fedprune.federated.topology import Topology
 from fedprune.federated.upload import everything
 from fedprune.federated.whose import PersonalMask, Receipt

@@ -14,9 +14,9 @@ from test_exchange import spied
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.estimate import estimate
 from fedprune.federated.capacity import Tiers, of_all
-from fedprune.federated.exchange import Tally
 from fedprune.federated.executor import Processes
 from fedprune.federated.nested import Nested
+from fedprune.federated.tally import Tally
 from fedprune.pruning.mask import apply, count, size, unpack
 
 LEVELS = (1.0, 0.5, 0.25)

@@ -15,8 +15,8 @@ from fedprune.display import amount
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.estimate import estimate
 from fedprune.federated.beta_mode import BetaMode
-from fedprune.federated.exchange import Tally
 from fedprune.federated.sampled_masks import SampledMasks
+from fedprune.federated.tally import Tally
 from fedprune.local.sampled import straight_through, times_probability
 from fedprune.randomness import seeded, torch_seed, torch_stream
 from fedprune.types import Job, Subnet
