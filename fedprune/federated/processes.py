@@ -27,7 +27,7 @@ TRIES = 3
 AHEAD = 16
 """How many tasks per worker may be begun ahead of the one whose result is asked for next: their results wait in memory."""
 
-GRACE = 0.2
+GRACE = 0.5
 """Seconds until a worker that died is replaced."""
 
 
