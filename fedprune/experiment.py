@@ -126,6 +126,7 @@ class Experiment:
             flops=self.flops,
             effective=self._effective,
             begin=self.begin,
+            profile=bool(config.get("profile")),
         )
 
     @property

@@ -1,13 +1,13 @@
 """One run, from its folder to its summary: build, say what it will do, resume or start, loop, write down, finish.
 
 The folder: config.yaml, run.json (what it is), plan.txt, partition.safetensors, metrics.jsonl, state/, ticket.safetensors, and
-summary.json, written last: its presence means done. failed.json says why there is none.
+summary.json, written last: its presence means done. failed.json says why there is none. With profile=true also profile.csv and
+figures/profile.png and .svg.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from fedprune import __version__, display, tracking
 from fedprune.build import build
 from fedprune.checkpoint import load_state, save_state, save_ticket, write_text
+from fedprune.conclude import conclude
 from fedprune.data.client import save_partition
 from fedprune.display import console
 from fedprune.errors import Incompatible, RunError
 from fedprune.estimate import estimate
 from fedprune.experiment import Experiment
-from fedprune.federated.asking import unmet, unmet_by_clients
 from fedprune.federated.executor import employed
-from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.whose import Whose
 from fedprune.folders import folder_hash
 from fedprune.make import make
@@ -36,8 +35,6 @@ from fedprune.pruning.companions import is_companion, plain
 from fedprune.pruning.mask import density
 from fedprune.stored import beyond
 from fedprune.types import State
-
-log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> None:
@@ -115,27 +112,11 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
                     saved = time.monotonic()
             save_state(state, path)
             _finish(folder, state, about, logger)
-            _conclude(loop, state, tracking.read_metrics(folder))
+            conclude(folder, loop, state)
         except BaseException:
             executor.close(now=True)  # before the logger, which may take its time
             save_state(written, path)  # interrupted or not, what is written down can be gone on from
             raise
-
-
-def _conclude(loop: FederatedLoop, state: State, rows: Sequence[tracking.Metrics]) -> None:
-    """Say what did not come about."""
-    problem, left_out = _unmet(loop, state), display.left_out_text(rows)
-    if problem:
-        log.warning(problem)
-    if left_out:
-        console.print(left_out)
-
-
-def _unmet(loop: FederatedLoop, state: State) -> str | None:
-    """What there is to say of events that did not come about, or None."""
-    if loop.whose.asks:
-        return unmet(loop.plan, state)
-    return unmet_by_clients(loop.plan, state, loop.clients, getattr(loop.whose, "plans", ()))
 
 
 def _kept_small(state: State, whose: Whose, folder: Path) -> State:

@@ -78,16 +78,18 @@ class Exchange:
         return {name: tensor.numpy() for name, tensor in kept.items()}
 
     def _run(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
-        sent = list(zip(jobs, self._messages(jobs), strict=True))
-        # What the server measures itself crosses no wire; what nobody answers was sent all the same.
-        tally.down_bytes += sum(len(message) for job, message in sent if job.client != SERVER)
-        heard = [(job, message) for job, message in sent if self._answers(job, tally)]
-        tasks = [("run", (message, self.kept_by(state, job.client), job.held)) for job, message in heard]
-        sizes = [0 if job.client == SERVER else self.examples[job.client] for job, _ in heard]
+        with tally.clock.phase("broadcast"):
+            sent = list(zip(jobs, self._messages(jobs), strict=True))
+            # What the server measures itself crosses no wire; what nobody answers was sent all the same.
+            tally.down_bytes += sum(len(message) for job, message in sent if job.client != SERVER)
+            heard = [(job, message) for job, message in sent if self._answers(job, tally)]
+            tasks = [("run", (message, self.kept_by(state, job.client), job.held)) for job, message in heard]
+            sizes = [0 if job.client == SERVER else self.examples[job.client] for job, _ in heard]
         lost: list[str] = []
-        for (job, _), result in zip(heard, self.executor.map(tasks, sizes), strict=True):
+        for (job, _), result in zip(heard, tally.clock.waiting(self.executor.map(tasks, sizes)), strict=True):
             lost += [result.reason] if isinstance(result, Lost) else []
-            update = self._receive(result, job, tally)
+            with tally.clock.phase("decode"):
+                update = self._receive(result, job, tally)
             if update is None:
                 tally.dropped.append(job.client)
             else:
@@ -122,7 +124,8 @@ class Exchange:
                 raise result.error()
             _leave_out(job, result.reason)
             return None
-        answer, kept = result
+        answer, kept, seconds = result
+        tally.clock.add(seconds)
         tally.up_bytes += len(answer) * (job.client != SERVER)
         try:
             update = self.wire.decode_update(answer, answered_under(job))

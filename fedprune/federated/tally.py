@@ -1,4 +1,4 @@
-"""What the exchanges of a round add up to: bytes, examples, and who did not answer."""
+"""What the exchanges of a round add up to: bytes, examples, who did not answer, and where the time went."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from fedprune.federated.availability import Fate
+from fedprune.federated.clock import Clock
 from fedprune.types import Job, Update
 
 
@@ -22,6 +23,7 @@ class Tally:
     silent: int = 0
     late: int = 0
     unanswered: int = 0  # questions for evidence that got no answer
+    clock: Clock = field(default_factory=Clock)
 
     def add(self, update: Update) -> None:
         """Take up what a client says of its training."""

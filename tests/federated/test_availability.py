@@ -241,7 +241,7 @@ class Scripted:
             update = Update(job.client, Subnet(params, job.subnet.mask), 7, metrics=metrics)
             answer = self.wire.encode_update(update, job.subnet.mask)
             self.seen.append((job.round, job.client, len(message), len(answer)))
-            yield answer, kept
+            yield answer, kept, {}
 
     def close(self, now: bool = False) -> None:
         pass

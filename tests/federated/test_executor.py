@@ -180,7 +180,7 @@ def test_what_the_workers_own_never_travels(tiny, play):
 
     play(experiment, Spy(lambda: experiment.executor()._client_round))
     kinds = {type(part) for thing in seen for part in (thing.values() if isinstance(thing, dict) else [thing])}
-    assert kinds == {bytes, np.ndarray, Slice}
+    assert kinds == {bytes, np.ndarray, Slice, float}
 
 
 @pytest.mark.parametrize(
