@@ -34,7 +34,7 @@ taxonomy: $(STAMP)  ## draw docs/taxonomy.svg, the figure at the top of the READ
 
 taxonomy_grid: $(STAMP)  ## run the grid over the taxonomy, 3 seeds (15 minutes on 2 cores), and fill docs/taxonomy_grid.md with it
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,sweep]'
-	$(BIN)/python -m fedprune +experiment=taxonomy_grid seed=0,1,2 hydra/launcher=joblib executor=serial -m
+	$(BIN)/python -m fedprune +experiment=taxonomy_grid seed=0,1,2 hydra/launcher=joblib -m
 	cp outputs/taxonomy_grid/figures/accuracy_taxonomy.png docs/taxonomy_grid.png
 	sed '/^<!-- tables/q' docs/taxonomy_grid.md > docs/taxonomy_grid.new
 	cat outputs/taxonomy_grid/taxonomy.md >> docs/taxonomy_grid.new

@@ -80,7 +80,7 @@ def amount(count: float, unit: str = "B") -> str:
     return f"{count:.3g} P{unit}"
 
 
-LEFT_OUT = {"clients/silent": "silent", "clients/late": "late", "clients/dropped": "broken"}
+LEFT_OUT = {"clients/silent": "silent", "clients/late": "late", "clients/dropped": "broken or lost"}
 """The metrics that count what was left out of a round, and what each is called."""
 
 

@@ -74,10 +74,11 @@ class Experiment:
             *(self.axes.what.names, self.regularisers, self._on_client(), self.options["upload"]),
             *(self._accumulates, self.options["client"], self._fresh),
         )
-        if self.device != "cpu" and self.config.executor["_target_"].endswith(f".{Processes.__name__}"):
+        if self.device == "cpu":
+            return make(self.config.executor, worker)
+        if self.config.executor["_target_"].endswith(f".{Processes.__name__}"):
             log.warning("on %s clients are trained one after the other: executor=serial", self.device)
-            return Serial(worker)
-        return make(self.config.executor, worker)
+        return Serial(worker)
 
     def _on_client(self) -> OnClient | None:
         """How clients carry out prune events, if it is they who do."""
@@ -126,6 +127,7 @@ class Experiment:
             flops=self.flops,
             effective=self._effective,
             begin=self.begin,
+            profile=bool(config.get("profile")),
         )
 
     @property

@@ -16,7 +16,7 @@ GROUPS = (
 )
 """The config groups, in the order in which they are asked; the first seven are the axes."""
 
-VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_every", "hydra")
+VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_every", "profile", "hydra")
 """Keys that do not change a result: a run is the same run whatever they are."""
 
 METHOD = "experiment@_global_"

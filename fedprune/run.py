@@ -1,13 +1,13 @@
 """One run, from its folder to its summary: build, say what it will do, resume or start, loop, write down, finish.
 
 The folder: config.yaml, run.json (what it is), plan.txt, partition.safetensors, metrics.jsonl, state/, ticket.safetensors, and
-summary.json, written last: its presence means done. failed.json says why there is none.
+summary.json, written last: its presence means done. failed.json says why there is none. With profile=true also profile.csv and
+figures/profile.png and .svg.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 from fedprune import __version__, display, tracking
 from fedprune.build import build
 from fedprune.checkpoint import load_state, save_state, save_ticket, write_text
+from fedprune.conclude import conclude
 from fedprune.data.client import save_partition
 from fedprune.data.population import Drawn, sizes
 from fedprune.display import console
 from fedprune.errors import Incompatible, RunError
 from fedprune.estimate import estimate
 from fedprune.experiment import Experiment
-from fedprune.federated.asking import unmet, unmet_by_clients
-from fedprune.federated.loop import FederatedLoop
+from fedprune.federated.executor import employed
 from fedprune.federated.whose import Whose
 from fedprune.folders import folder_hash
 from fedprune.make import make
@@ -36,8 +36,6 @@ from fedprune.pruning.companions import is_companion, plain
 from fedprune.pruning.mask import density
 from fedprune.stored import beyond
 from fedprune.types import State
-
-log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> None:
@@ -93,14 +91,18 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
     """The rounds that are left, each written down as it ends, with a checkpoint every so many seconds; then the results."""
     path = folder / "state" / "state.safetensors"
     before = _resume(path, experiment) if path.exists() else None
-    executor = experiment.executor()
-    loop = experiment.loop(executor)
-    state = written = before or loop.start()
-    tracking.keep_until(folder, state.round)
-    saved = time.monotonic()
-    try:
-        with make(config.logger)(folder, about) as logger, display.live(loop.plan.rounds, state.round) as live:
-            while state.round < loop.plan.rounds:
+    done, rounds = before.round if before else 0, experiment.plan.rounds
+    tracking.keep_until(folder, done)
+    with (
+        employed(experiment.executor()) as executor,
+        make(config.logger)(folder, about) as logger,
+        display.live(rounds, done) as live,
+    ):
+        loop = experiment.loop(executor)
+        state = written = before or loop.start()
+        saved = time.monotonic()
+        try:
+            while state.round < rounds:
                 state, metrics = loop.round(state)
                 state = _kept_small(state, loop.whose, path.parent)
                 tracking.append(folder, metrics)
@@ -112,24 +114,11 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
                     saved = time.monotonic()
             save_state(state, path)
             _finish(folder, state, about, logger)
-            problem = _unmet(loop, state)
-            if problem:
-                log.warning(problem)
-            left_out = display.left_out_text(tracking.read_metrics(folder))
-            if left_out:
-                console.print(left_out)
-    except BaseException:
-        executor.close(now=True)
-        save_state(written, path)  # interrupted or not, what is written down can be gone on from
-        raise
-    executor.close()
-
-
-def _unmet(loop: FederatedLoop, state: State) -> str | None:
-    """What there is to say of events that did not come about, or None."""
-    if loop.whose.asks:
-        return unmet(loop.plan, state)
-    return unmet_by_clients(loop.plan, state, loop.clients, getattr(loop.whose, "plans", ()))
+            conclude(folder, loop, state)
+        except BaseException:
+            executor.close(now=True)  # before the logger, which may take its time
+            save_state(written, path)  # interrupted or not, what is written down can be gone on from
+            raise
 
 
 def _kept_small(state: State, whose: Whose, folder: Path) -> State:

@@ -88,6 +88,7 @@ class Config:
     ticket: Ticket = field(default_factory=Ticket)
     device: str = "auto"
     checkpoint_every: float = 10.0
+    profile: bool = False
     dry_run: bool = False
     force: bool = False
 

@@ -133,6 +133,7 @@ def test_a_key_that_its_object_does_not_have_is_named_before_anything_trains(typ
         (["device=cuda:99"], ["device=cuda:99", "device=auto"]),
         (["executor=processes", "executor.workers=0"], ["executor.workers=0"]),
         (["executor=processes", "executor.start=threads"], ["executor.start=threads", "spawn"]),
+        (["executor=auto", "executor.workers=0"], ["executor.workers=0"]),
         (["eval_every=0"], ["eval_every=0"]),
         (["checkpoint_every=-1"], ["checkpoint_every=-1"]),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from pathlib import Path
 
@@ -254,7 +255,10 @@ def test_the_same_command_again_skips_what_is_done_and_force_does_it_again(comma
 @pytest.mark.parametrize(
     ("typed", "same"),
     [
-        *((override, True) for override in ("executor=processes", "logger=csv", "checkpoint_every=0", "device=cpu")),
+        *(
+            (override, True)
+            for override in ("executor=processes", "executor=auto", "logger=csv", "checkpoint_every=0", "device=cpu")
+        ),
         *((override, True) for override in ("density=0.3", "force=true", "data.root=/elsewhere", "rewind=none")),
         *((override, False) for override in ("seed=1", "rounds=3", "local.optimizer.lr=0.01", "criterion=random")),
         *((override, False) for override in ("partition.val=0.2", "name=other", "wire=dense", "where.examples=3")),
@@ -360,3 +364,32 @@ def test_a_local_step_of_ones_own_is_a_subclass_named_in_the_configuration(comma
     smoothed = json.loads((folder() / "summary.json").read_text())["metrics"]["train/loss"]
     assert command(*TINY, "criterion=snip", "name=plain").rc == 0
     assert smoothed != json.loads((folder("plain") / "summary.json").read_text())["metrics"]["train/loss"]
+
+
+NOTED = """
+import multiprocessing
+from pathlib import Path
+from fedprune.local.module import LocalModule
+
+class Noted(LocalModule):
+    def training_step(self, batch, batch_idx):
+        name = multiprocessing.current_process().name
+        Path("processes", name).touch()
+        return super().training_step(batch, batch_idx)
+"""
+"""A module that notes in which process it is trained."""
+
+
+def test_cells_that_run_side_by_side_train_in_their_own_process(fedprune, outputs):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    (outputs.parent / "noted.py").write_text(NOTED)
+    (outputs.parent / "processes").mkdir()
+    words = (*TINY, "executor=auto", "local.module._target_=noted.Noted")
+    result = fedprune(*words, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "-m", PYTHONPATH=path(outputs))
+    assert result.rc == 0, result.text
+    names = {file.name for file in (outputs.parent / "processes").iterdir()}
+    assert names and all(name.startswith("LokyProcess") for name in names)
+
+
+def path(outputs: Path) -> str:
+    return os.pathsep.join([str(outputs.parent), os.environ.get("PYTHONPATH", "")])

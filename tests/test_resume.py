@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -170,7 +171,8 @@ def test_a_sweep_that_was_interrupted_keeps_what_is_done_and_goes_on_with_the_re
 
 
 SLOW = """
-import contextlib, time
+import contextlib, os, time
+from fedprune.local.module import LocalModule
 
 class Slow:
     def round(self, metrics):
@@ -182,17 +184,27 @@ class Slow:
 @contextlib.contextmanager
 def slow(folder, about):
     yield Slow()
+
+class SlowModule(LocalModule):
+    def training_step(self, batch, batch_idx):
+        time.sleep(float(os.environ.get("TRAINING", 0)))
+        return super().training_step(batch, batch_idx)
+
+    def outcome(self, batch):
+        time.sleep(float(os.environ.get("EVALUATION", 0)))
+        return super().outcome(batch)
 """
-"""A logger that makes rounds last, so that a run can be caught in the middle. A logger does not change which run it is."""
+"""What makes rounds last, so that a run can be caught in the middle: a logger, which does not change which run it is; and a
+module, which takes its time as the environment says."""
 
 
 @contextlib.contextmanager
-def started(*arguments: str) -> Iterator[subprocess.Popen]:
+def started(*arguments: str, **environment: str) -> Iterator[subprocess.Popen]:
     """The command in a process group of its own; nothing of the group outlives the block."""
     Path("slow.py").write_text(SLOW)
     process = subprocess.Popen(
         [sys.executable, "-m", "fedprune", *arguments, "logger._target_=slow.slow"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])},
+        env=os.environ | environment | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -218,13 +230,19 @@ def metrics_written(outputs: Path) -> int:
 
 
 def nobody_left(group: int) -> bool:
-    """Whether no process of the group is alive. (One that has ended may wait for somebody to take note: that is no life.)"""
+    """Whether no process of the group is alive."""
+    return not alive(group) if Path("/proc/self/stat").exists() else not _answers(group)
+
+
+def alive(group: int) -> set[int]:
+    """The processes of the group. (One that has ended may wait for somebody to take note: that is no life.)"""
+    found = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, of_group = path.read_text().rpartition(")")[2].split()[:3]
             if int(of_group) == group and state not in "ZX":
-                return False
-    return Path("/proc/self/stat").exists() or not _answers(group)
+                found.add(int(path.parent.name))
+    return found
 
 
 def _answers(group: int) -> bool:
@@ -252,19 +270,23 @@ def test_a_killed_run_leaves_no_worker_behind_and_goes_on_bit_for_bit(reference,
     assert workers_gone, "workers outlive the process that they work for"
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminated"])
+# A terminal's Ctrl-C reaches every process of the group; a scheduler's request to end only the first, or all of them.
+STOPS = {"ctrl-c": (os.killpg, signal.SIGINT), "ended": (os.kill, signal.SIGTERM), "all ended": (os.killpg, signal.SIGTERM)}
+
+
+@pytest.mark.parametrize("how", STOPS)
 def test_an_interrupted_run_says_so_leaves_no_worker_and_goes_on_bit_for_bit(
-    stop, reference, outputs, command, folder, differences
+    how, reference, outputs, command, folder, differences
 ):
+    send, stop = STOPS[how]
     with started(*LONG, *WORKERS) as process:
         assert wait_for(lambda: metrics_written(outputs) >= 3)
-        # A terminal's Ctrl-C reaches every process of the group; a scheduler's request to end only the first.
-        (os.killpg if stop is signal.SIGINT else os.kill)(process.pid, stop)
+        send(process.pid, stop)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 130
         assert wait_for(lambda: nobody_left(process.pid), 15), "workers outlive the process that they work for"
     assert err.strip() == "interrupted; what is done is kept, and the same command goes on from there"
-    assert "Traceback" not in out
+    assert "Traceback" not in out and "worker process died" not in out
     assert not (folder() / "summary.json").exists()
     done = len(rows(folder()))
     assert 3 <= done < ROUNDS
@@ -272,3 +294,52 @@ def test_an_interrupted_run_says_so_leaves_no_worker_and_goes_on_bit_for_bit(
     went_on = command(*LONG, "executor=serial")
     assert (went_on.rc, went_on.err) == (0, "")
     assert_same(folder(), reference, differences)
+
+
+SLOWLY = ("local.module._target_=slow.SlowModule", "eval_every=1", "executor=processes", "executor.workers=3")
+
+
+def once_it_is_known(outputs: Path, group: int) -> bool:
+    return any(outputs.glob("*/*/run.json"))
+
+
+def once_there_are_workers(outputs: Path, group: int) -> bool:
+    return len(alive(group)) > 1
+
+
+def once_there_are_rounds(outputs: Path, group: int) -> bool:
+    return metrics_written(outputs) > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="sees processes in /proc")
+@pytest.mark.parametrize(
+    ("begun", "within", "pauses"),
+    [
+        (once_it_is_known, 2, {"TRAINING": "5"}),
+        (once_there_are_workers, 0.1, {"TRAINING": "5"}),
+        (once_there_are_rounds, 1, {"TRAINING": "0.3"}),
+        (once_there_are_rounds, 1, {"EVALUATION": "0.3"}),
+    ],
+    ids=["start-up", "first workers", "training", "evaluation"],
+)
+def test_ctrl_c_at_a_random_time_ends_all_workers_within_two_seconds_and_the_run_goes_on_bit_for_bit(
+    begun, within, pauses, reference, outputs, command, folder, differences, monkeypatch
+):
+    with started(*LONG, *SLOWLY, **pauses) as process:
+        assert wait_for(lambda: begun(outputs, process.pid))
+        time.sleep(random.uniform(0, within))
+        os.killpg(process.pid, signal.SIGINT)
+        assert wait_for(lambda: alive(process.pid) <= {process.pid}, 2), "workers that are still there after two seconds"
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert nobody_left(process.pid)
+    assert err.strip() == "interrupted; what is done is kept, and the same command goes on from there"
+    assert "Traceback" not in out and "worker process died" not in out
+    state = folder() / "state" / "state.safetensors"
+    assert state.exists() or begun is not once_there_are_rounds
+    if state.exists():
+        assert load_state(state).round == len(rows(folder()))
+    monkeypatch.syspath_prepend(outputs.parent)
+    went_on = command(*LONG, *SLOWLY[:2], "executor=serial")
+    assert (went_on.rc, went_on.err) == (0, "")
+    assert differences(final(folder()), final(reference)) == []

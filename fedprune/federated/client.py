@@ -15,6 +15,7 @@ from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
 from fedprune.data.population import sizes
 from fedprune.federated import own_values
+from fedprune.federated.clock import Clock
 from fedprune.federated.on_client import Looks, OnClient, Pruned
 from fedprune.federated.upload import Upload, everything
 from fedprune.local import accumulated, control, optimizer_state
@@ -68,11 +69,16 @@ class ClientRound:
         """How many training examples all clients have together: counted once, for there may be many clients."""
         return sum(sizes(self.clients.train))
 
-    def run(self, message: bytes, kept: Arrays, held: bytes) -> tuple[bytes, Arrays]:
-        """A job's bytes in, its update's bytes out; `kept` and `held`, its own mask, go past the wire."""
-        job = replace(self.wire.decode_job(message, held), kept=_tensors(kept))
-        update = self.measure(job) if job.measure else self.train(job)
-        return self.wire.encode_update(update, answered_under(job)), {name: t.numpy() for name, t in update.kept.items()}
+    def run(self, message: bytes, kept: Arrays, held: bytes) -> tuple[bytes, Arrays, dict[str, float]]:
+        """A job's bytes in, its update's bytes out. `kept`, `held` (its own mask) and the seconds spent go past the wire."""
+        clock = Clock()
+        with clock.phase("decode"):
+            job = replace(self.wire.decode_job(message, held), kept=_tensors(kept))
+        with clock.phase("train"):
+            update = self.measure(job) if job.measure else self.train(job)
+        with clock.phase("encode"):
+            answer = self.wire.encode_update(update, answered_under(job))
+        return answer, {name: t.numpy() for name, t in update.kept.items()}, clock.seconds()
 
     def train(self, job: Job) -> Update:
         """Train the subnet that was sent on the client's training part, and carry out the job's event, if it has one."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedprune.data.batches import Slice
 from fedprune.federated.exchange import Exchange
-from fedprune.federated.executor import Task
+from fedprune.federated.executor import Task, certain
 from fedprune.federated.own_values import joined, trained
 from fedprune.types import SERVER, Mask, State
 
@@ -60,7 +60,7 @@ class Evaluation:
 
     def _outcomes(self, tasks: list[Task]) -> tuple[np.ndarray, np.ndarray]:
         """(loss, correct) of every example, in the order of the tasks."""
-        outcomes = list(self.exchange.executor.map(tasks, [0] * len(tasks)))
+        outcomes = list(certain(self.exchange.executor.map(tasks, [0] * len(tasks))))
         return np.concatenate([loss for loss, _ in outcomes]), np.concatenate([correct for _, correct in outcomes])
 
     def _client_tasks(self, state: State, block: bytes, part: str, sizes: Sequence[int]) -> Iterator[tuple[str, tuple]]:

@@ -4,64 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from fedprune.errors import RunError
 from fedprune.federated.availability import Fate, Fates, everybody
-from fedprune.federated.executor import Executor
+from fedprune.federated.executor import Executor, Lost
+from fedprune.federated.tally import Tally
 from fedprune.federated.upload import Upload, everything
 from fedprune.pruning.mask import apply
 from fedprune.types import SERVER, Job, Mask, Params, State, Subnet, Update
 from fedprune.wire.message import Wire, answered_under
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Tally:
-    """What a round's exchanges add up to; it grows while updates stream by, so that nobody has to hold them all."""
-
-    up_bytes: int = 0
-    down_bytes: int = 0
-    seen: int = 0  # examples trained on, passes counted
-    steps: int = 0
-    loss: float = 0.0  # summed over the examples seen
-    dropped: list[int] = field(default_factory=list)  # whose answers were broken
-    silent: int = 0
-    late: int = 0
-    unanswered: int = 0  # questions for evidence that got no answer
-
-    def add(self, update: Update) -> None:
-        """Take up what a client says of its training."""
-        seen = int(update.metrics.get("seen", 0))
-        self.seen += seen
-        self.steps += int(update.metrics.get("steps", 0))
-        self.loss += update.metrics.get("loss", 0.0) * seen
-
-    def miss(self, job: Job, fate: Fate) -> None:
-        """Take up that a job was sent for nothing."""
-        self.unanswered += bool(job.measure)
-        self.silent += not job.measure and fate is Fate.SILENT
-        self.late += not job.measure and fate is Fate.LATE
-
-    def metrics(self) -> dict[str, float]:
-        """The round's metrics, summed over clients; the loss is the mean over the examples seen (absent if there are none).
-
-        `clients/silent` and `clients/late` are those of the cohort whose training was waited for in vain; `clients/dropped` are
-        broken answers, and `clients/dropped/<client>` those of one client. `evidence/unanswered`, what was asked in vain when
-        evidence was measured, is absent if it is 0.
-        """
-        metrics: dict[str, float] = {"wire/up_bytes": self.up_bytes, "wire/down_bytes": self.down_bytes}
-        metrics |= {"train/examples": self.seen, "train/steps": self.steps, "clients/dropped": len(self.dropped)}
-        metrics |= {f"clients/dropped/{client}": number for client, number in Counter(self.dropped).items()}
-        metrics |= {"clients/silent": self.silent, "clients/late": self.late}
-        metrics |= {"evidence/unanswered": self.unanswered} if self.unanswered else {}
-        return metrics | ({"train/loss": self.loss / self.seen} if self.seen else {})
 
 
 def nothing(state: State) -> Mapping[str, Params]:
@@ -74,10 +33,10 @@ class Exchange:
     """The server's end of the wire.
 
     examples: the number of training examples of each client. own: names of the tensors that clients keep to themselves.
-    broken: what to do about an update that fails its checks: `stop` the run, or `drop` the update from the round. fates: who
-    answers in which round. carries: what of a state travels beside the network to clients that train. upload: what they send
-    back of it. feedback: whether clients may let live at an event
-    what was dead in the network that they were sent.
+    broken: what to do about an update that fails its checks: `stop` the run, or `drop` the update from the round. One that is
+    lost with its worker is dropped in any case, for the client may do better in its next round; if all are, `stop` stops.
+    fates: who answers in which round. carries: what of a state travels beside the network to clients that train. upload: what
+    they send back of it. feedback: whether clients may let live at an event what was dead in the network that they were sent.
     """
 
     wire: Wire
@@ -119,21 +78,25 @@ class Exchange:
         return {name: tensor.numpy() for name, tensor in kept.items()}
 
     def _run(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
-        sent = list(zip(jobs, self._messages(jobs), strict=True))
-        # What the server measures itself crosses no wire; what nobody answers was sent all the same.
-        tally.down_bytes += sum(len(message) for job, message in sent if job.client != SERVER)
-        heard = [(job, message) for job, message in sent if self._answers(job, tally)]
-        tasks = [("run", (message, self.kept_by(state, job.client), job.held)) for job, message in heard]
-        sizes = [0 if job.client == SERVER else self.examples[job.client] for job, _ in heard]
-        for (job, _), (answer, kept) in zip(heard, self.executor.map(tasks, sizes), strict=True):
-            tally.up_bytes += len(answer) * (job.client != SERVER)
-            update = self._receive(answer, job)
+        with tally.clock.phase("broadcast"):
+            sent = list(zip(jobs, self._messages(jobs), strict=True))
+            # What the server measures itself crosses no wire; what nobody answers was sent all the same.
+            tally.down_bytes += sum(len(message) for job, message in sent if job.client != SERVER)
+            heard = [(job, message) for job, message in sent if self._answers(job, tally)]
+            tasks = [("run", (message, self.kept_by(state, job.client), job.held)) for job, message in heard]
+            sizes = [0 if job.client == SERVER else self.examples[job.client] for job, _ in heard]
+        lost: list[str] = []
+        for (job, _), result in zip(heard, tally.clock.waiting(self.executor.map(tasks, sizes)), strict=True):
+            lost += [result.reason] if isinstance(result, Lost) else []
+            with tally.clock.phase("decode"):
+                update = self._receive(result, job, tally)
             if update is None:
                 tally.dropped.append(job.client)
-                continue
-            tally.add(update)
-            subnet = update.subnet and self.upload.unpack(job.subnet, update.subnet)
-            yield job, replace(update, subnet=subnet, kept={name: torch.from_numpy(array) for name, array in kept.items()})
+            else:
+                tally.add(update)
+                yield job, update
+        if lost and len(lost) == len(heard) and self.broken == "stop":
+            raise RunError(f"nobody brought an answer: {lost[-1]}; to go on all the same: federated.broken=drop")
 
     def _messages(self, jobs: Sequence[Job]) -> list[bytes]:
         """The jobs as bytes. A subnet that many are sent is encoded once; a mask that its client holds already is not sent."""
@@ -154,20 +117,34 @@ class Exchange:
             tally.miss(job, fate)
         return fate is Fate.ANSWERS
 
-    def _receive(self, answer: bytes, job: Job) -> Update | None:
-        """The update if it can be read and passes its checks; else it is reported, and ends the run unless told otherwise."""
+    def _receive(self, result: Any, job: Job, tally: Tally) -> Update | None:
+        """The update if it has come, can be read and passes its checks; else it is reported, and may end the run."""
+        if isinstance(result, Lost):
+            if job.client == SERVER:
+                raise result.error()
+            _leave_out(job, result.reason)
+            return None
+        answer, kept, seconds = result
+        tally.clock.add(seconds)
+        tally.up_bytes += len(answer) * (job.client != SERVER)
         try:
             update = self.wire.decode_update(answer, answered_under(job))
             problem = _problem(update, job, self.feedback)
         except ValueError as error:
             problem = f"its update cannot be read: {error}"
-        if problem is None:
-            return update
-        report = f"client {job.client} in round {job.round}: {problem}"
-        if self.broken == "stop":
-            raise RunError(f"{report}; to go on without such clients: federated.broken=drop")
-        log.warning("%s; left out of the round", report)
-        return None
+        if problem is not None:
+            _leave_out(job, problem, stop=self.broken == "stop")
+            return None
+        subnet = update.subnet and self.upload.unpack(job.subnet, update.subnet)
+        return replace(update, subnet=subnet, kept={name: torch.from_numpy(array) for name, array in kept.items()})
+
+
+def _leave_out(job: Job, problem: str, stop: bool = False) -> None:
+    """Say whose answer is left out, or end the run for it."""
+    report = f"client {job.client} in round {job.round}: {problem}"
+    if stop:
+        raise RunError(f"{report}; to go on without such clients: federated.broken=drop")
+    log.warning("%s; left out of the round", report)
 
 
 def _problem(update: Update, job: Job, feedback: bool) -> str | None:

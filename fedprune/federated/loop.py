@@ -21,9 +21,10 @@ from fedprune.federated.aggregate import Aggregate
 from fedprune.federated.asking import ask, due, waiting
 from fedprune.federated.costs import client_densities, densities, training_flops
 from fedprune.federated.evaluate import Evaluation
-from fedprune.federated.exchange import Exchange, Tally
+from fedprune.federated.exchange import Exchange
 from fedprune.federated.sampling import cohort
 from fedprune.federated.server_step import ServerStep
+from fedprune.federated.tally import Tally
 from fedprune.federated.where import Where, measuring
 from fedprune.federated.whose import Receipt, Terms, Whose, carry_out
 from fedprune.pruning.cycle import Axes, Measure
@@ -44,7 +45,8 @@ class FederatedLoop:
     run starts from). trained: the names of the parameters, which a server optimizer moves (buffers are only aggregated). flops:
     of training on one example, by layer of the dense network.
     effective: the fraction of the prunable entries that lie on a path from input to output, of a mask (None: not to be had).
-    begin: the ticket that the run starts from, whose weights are then its initialisation.
+    begin: the ticket that the run starts from, whose weights are then its initialisation. profile: whether the metrics tell
+    where the time went (clock.py).
     """
 
     seed: int
@@ -67,6 +69,7 @@ class FederatedLoop:
     flops: Mapping[str, float]
     effective: Callable[[Mask], float] | None
     begin: Subnet | None = None
+    profile: bool = False
 
     def start(self) -> State:
         """The state before the first round: the ticket that is given, or a dense initialisation."""
@@ -80,13 +83,20 @@ class FederatedLoop:
     def round(self, state: State) -> tuple[State, dict[str, float]]:
         """One round. Returns the state after it, and its metrics."""
         started, tally = time.perf_counter(), Tally()
-        before = self._remember(state)
-        state, waits = self._prune_all(before, self.whose.on_server(self.plan, before), tally)
-        jobs = self._jobs(state)
-        after, receipts = self._merge(state, self.exchange.train(jobs, state, tally))
+        phase = tally.clock.phase
+        with phase("prune", whole=True):
+            before = self._remember(state)
+            state, waits = self._prune_all(before, self.whose.on_server(self.plan, before), tally)
+        with phase("sampling"):
+            clients = self._cohort(state)
+        with phase("broadcast"):
+            jobs = self._jobs(state, clients)
+        with phase("merge"):
+            after, receipts = self._merge(state, self.exchange.train(jobs, state, tally))
         trained = time.perf_counter()
-        self._report_collapsed(before, after, receipts)
-        after, asked = self._ask(after, tally)
+        with phase("prune", whole=True):
+            self._report_collapsed(before, after, receipts)
+            after, asked = self._ask(after, tally)
         after = replace(after, up_bytes=state.up_bytes + tally.up_bytes, down_bytes=state.down_bytes + tally.down_bytes)
         metrics = {"round": state.round, "prune/events": state.events, **self._densities(jobs)}
         metrics |= {"prune/waiting": waits} if waits else {}
@@ -95,7 +105,9 @@ class FederatedLoop:
         metrics |= asked | tally.metrics() | {"wire/total_bytes": after.up_bytes + after.down_bytes}
         metrics |= {"flops/train": self._flops(receipts)}
         if self._evaluates(after):
-            metrics |= self.evaluation(after) | self._client_density(after)
+            with phase("evaluate", whole=True):
+                metrics |= self.evaluation(after) | self._client_density(after)
+        metrics |= tally.clock.metrics() if self.profile else {}
         return after, metrics | {"time/train_s": trained - started, "time/round_s": time.perf_counter() - started}
 
     def _remember(self, state: State) -> State:
@@ -144,10 +156,10 @@ class FederatedLoop:
     def _cohort(self, state: State) -> tuple[int, ...]:
         return cohort(self.seed, state.clock, self.clients, self.cohort)
 
-    def _jobs(self, state: State) -> list[Job]:
-        """What the clients of this round are sent, each under its own mask if it has one."""
+    def _jobs(self, state: State, clients: Iterable[int]) -> list[Job]:
+        """What these clients are sent to train, each under its own mask if it has one."""
         shared = self.whose.common(state)
-        return [self._job(state, client, shared) for client in self._cohort(state)]
+        return [self._job(state, client, shared) for client in clients]
 
     def _job(self, state: State, client: int, shared: Mask | None = None) -> Job:
         mask, (event, events) = self._own(state, client), self.whose.on_client(self.plan, state, client)

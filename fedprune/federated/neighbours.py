@@ -19,9 +19,9 @@ import torch
 from fedprune.federated.aggregate import overlap_mean
 from fedprune.federated.availability import everybody
 from fedprune.federated.evolving_mask import NEXT, EvolvingMask, as_bytes, as_tensor
-from fedprune.federated.exchange import Tally
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.server_step import Average
+from fedprune.federated.tally import Tally
 from fedprune.federated.topology import Topology
 from fedprune.federated.upload import everything
 from fedprune.federated.whose import PersonalMask, Receipt
@@ -122,10 +122,14 @@ class NeighbourLoop(FederatedLoop):
     def round(self, state: State) -> tuple[State, dict[str, float]]:
         """One round. Returns the state after it, and its metrics."""
         started, trained = time.perf_counter(), Tally()
-        active = tuple(sorted(self._cohort(state)))
-        heard = {client: self.topology(client, active, self.seed, state.clock) for client in active}
-        messages = {client: message(self.exchange.wire, client, self._network(state, client)) for client in active}
-        jobs = self._meet(state, heard, messages)
+        phase = trained.clock.phase
+        with phase("sampling"):
+            active = tuple(sorted(self._cohort(state)))
+            heard = {client: self.topology(client, active, self.seed, state.clock) for client in active}
+        with phase("broadcast"):
+            messages = {client: message(self.exchange.wire, client, self._network(state, client)) for client in active}
+        with phase("merge"):
+            jobs = self._meet(state, heard, messages)
         after, receipts = self._trained(state, jobs, trained)
         sent = _bytes(heard, messages)
         after = replace(after, up_bytes=state.up_bytes + sent["wire/up_bytes"])
@@ -133,7 +137,9 @@ class NeighbourLoop(FederatedLoop):
         metrics |= trained.metrics() | sent | {"wire/total_bytes": after.up_bytes, "flops/train": self._flops(receipts)}
         ended = time.perf_counter()
         if self._evaluates(after):
-            metrics |= self._evaluated(after)
+            with phase("evaluate", whole=True):
+                metrics |= self._evaluated(after)
+        metrics |= trained.clock.metrics() if self.profile else {}
         return after, metrics | {"time/train_s": ended - started, "time/round_s": time.perf_counter() - started}
 
     def _network(self, state: State, client: int) -> Subnet:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fedprune.errors import ConfigError, RunError, Unheard
-from fedprune.federated.exchange import Exchange, Tally
+from fedprune.federated.exchange import Exchange
+from fedprune.federated.tally import Tally
 from fedprune.pruning.cycle import Measure
 from fedprune.pruning.evidence import FROM_CLIENTS, at_hand, mean
 from fedprune.pruning.network import Network

@@ -18,7 +18,9 @@ from fedprune.experiment import Experiment
 from fedprune.federated.availability import everybody
 from fedprune.federated.client import Slice
 from fedprune.federated.evaluate import LENGTH
-from fedprune.federated.exchange import Exchange, Tally
+from fedprune.federated.exchange import Exchange
+from fedprune.federated.executor import certain, employed
+from fedprune.federated.tally import Tally
 from fedprune.federated.where import measuring
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.evidence import OBSTACLES, needs
@@ -69,8 +71,7 @@ def curves(
     Densities are fractions of what lives at the end of the run. Raises Incompatible for a criterion whose evidence this network
     cannot give.
     """
-    executor = run.experiment.executor()
-    try:
+    with employed(run.experiment.executor()) as executor:
         exchange = replace(run.experiment.loop(executor).exchange, fates=everybody)  # whoever was silent in the run
         dense = _outcome(run, exchange, run.state.server.mask)
         for name, criterion in criteria.items():
@@ -80,8 +81,6 @@ def curves(
                     mask = part | _fewer(run, part, scores, density)
                     predicted = _lost(scores, part, mask) if name in PREDICTIONS else None
                     yield _row(run, name, layer, density, mask, _outcome(run, exchange, mask), dense, predicted)
-    finally:
-        executor.close()
 
 
 def _scores(run: Trained, exchange: Exchange, name: str, criterion: Criterion) -> Scores:
@@ -127,7 +126,7 @@ def _outcome(run: Trained, exchange: Exchange, mask: Mask) -> dict[str, float]:
         total = sum(len(getattr(run.experiment.clients, part)[client]) for client in run.experiment.clients.seen)
         pieces = [Slice(part, start, min(start + LENGTH, total)) for start in range(0, total, LENGTH)]
         tasks = [("evaluate", (block, shared, b"", piece)) for piece in pieces]
-        outcomes = list(exchange.executor.map(tasks, [0] * len(tasks)))
+        outcomes = list(certain(exchange.executor.map(tasks, [0] * len(tasks))))
         if outcomes:
             losses, correct = (np.concatenate(parts) for parts in zip(*outcomes, strict=True))
             found |= {f"{part}/loss": float(losses.mean(dtype=np.float64)), f"{part}/accuracy": float(correct.mean())}

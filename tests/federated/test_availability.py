@@ -241,7 +241,7 @@ class Scripted:
             update = Update(job.client, Subnet(params, job.subnet.mask), 7, metrics=metrics)
             answer = self.wire.encode_update(update, job.subnet.mask)
             self.seen.append((job.round, job.client, len(message), len(answer)))
-            yield answer, kept
+            yield answer, kept, {}
 
     def close(self, now: bool = False) -> None:
         pass
@@ -359,7 +359,10 @@ def test_a_round_in_which_every_update_is_broken_changes_nothing_but_the_time_an
     assert (metrics["clients/dropped"], metrics["clients/silent"]) == (4, 0)
     assert metrics["wire/up_bytes"] > 0  # broken as they were, they crossed the wire
     assert re.findall(r"client (\d) in round 1: its update cannot be read", caplog.text) == ["0", "1", "2", "3"]
-    assert left_out_text([metrics for _, metrics in played]) == "left out of 3 rounds: 4 broken; 1 of the rounds merged nothing"
+    assert (
+        left_out_text([metrics for _, metrics in played])
+        == "left out of 3 rounds: 4 broken or lost; 1 of the rounds merged nothing"
+    )
 
 
 # --- evidence --------------------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from fedprune.checkpoint import load_state, save_state
-from fedprune.federated.exchange import Exchange, Tally
+from fedprune.federated.exchange import Exchange
 from fedprune.federated.executor import Processes
+from fedprune.federated.tally import Tally
 from fedprune.pruning.mask import count
 from fedprune.types import SERVER, Job, Params, State
 

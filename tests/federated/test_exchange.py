@@ -13,8 +13,9 @@ import torch
 
 from fedprune.errors import RunError
 from fedprune.federated.aggregate import overlap_mean
-from fedprune.federated.exchange import Exchange, Tally
+from fedprune.federated.exchange import Exchange
 from fedprune.federated.executor import Task
+from fedprune.federated.tally import Tally
 from fedprune.pruning.mask import apply
 from fedprune.types import SERVER, Job, State, Subnet, Update
 from fedprune.wire.message import Wire

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedprune.errors import ConfigError, RunError
+from fedprune.errors import ConfigError
+from fedprune.federated import executor, processes
 from fedprune.federated.client import Slice
-from fedprune.federated.executor import Processes, Serial, Task, available_cores
+from fedprune.federated.executor import Processes, Serial, Task, auto, available_cores, employed
 
 # Evidence from clients, an exchange of units, BatchNorm tensors that stay with the client, dropout-free but shuffled batches.
 RIGL = ("criterion=rigl", "how_often=dynamic", "how_often.every=1", "rounds=4", "when.stop=1", "federated.cohort=3")
@@ -64,6 +64,13 @@ def assert_same(played, reference, differences) -> None:
 def test_any_number_of_processes_gives_what_one_process_gives_bit_for_bit(overrides, workers, tiny, play, serial, differences):
     played = play(tiny(*overrides, "executor=processes", f"executor.workers={workers}"))
     assert_same(played, serial[overrides], differences)
+
+
+@pytest.mark.parametrize("overrides", [RIGL, BATCHNORM], ids=["rigl", "batchnorm"])
+@pytest.mark.parametrize("cores", [1, 2])
+def test_auto_gives_what_one_process_gives_bit_for_bit(cores, overrides, tiny, play, serial, differences, monkeypatch):
+    monkeypatch.setattr(executor, "available_cores", lambda: cores)
+    assert_same(play(tiny(*overrides, "executor=auto")), serial[overrides], differences)
 
 
 def test_spawned_processes_give_what_one_process_gives_bit_for_bit(tiny, play, serial, differences):
@@ -160,19 +167,6 @@ def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
     return condition()
 
 
-def test_a_worker_that_is_killed_ends_the_run_with_what_to_do(tiny, play):
-    experiment = tiny("executor=processes", "executor.workers=2")
-    executor = experiment.executor()
-    try:
-        ((state, _),) = play(experiment, executor, stop=1)
-        for child in multiprocessing.active_children():
-            os.kill(child.pid, signal.SIGKILL)
-        with pytest.raises(RunError, match=r"a worker process died .*fewer workers \(executor\.workers, now 2\)"):
-            play(experiment, executor, state)
-    finally:
-        executor.close(now=True)
-
-
 def test_what_the_workers_own_never_travels(tiny, play):
     """Tasks are bytes, numpy arrays and plain values: a module or a tensor would become memory shared between workers."""
     experiment = tiny(*BATCHNORM)
@@ -186,19 +180,73 @@ def test_what_the_workers_own_never_travels(tiny, play):
 
     play(experiment, Spy(lambda: experiment.executor()._client_round))
     kinds = {type(part) for thing in seen for part in (thing.values() if isinstance(thing, dict) else [thing])}
-    assert kinds == {bytes, np.ndarray, Slice}
+    assert kinds == {bytes, np.ndarray, Slice, float}
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("executor.workers=0", "executor.workers=0 must be at least 1"),
-        ("executor.start=threads", "executor.start=threads is not to be had here: choose one of"),
+        (("executor=processes", "executor.workers=0"), "executor.workers=0 must be at least 1"),
+        (("executor=processes", "executor.start=threads"), "executor.start=threads is not to be had here: choose one of"),
+        (("executor=auto", "executor.workers=0"), "executor.workers=0 must be at least 1"),
+        (("executor=auto", "federated.cohort=1", "executor.workers=-1"), "executor.workers=-1 must be at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_can(override, message, tiny):
     with pytest.raises(ConfigError, match=message):
-        tiny("executor=processes", override).executor()
+        tiny(*override).executor()
+
+
+class Chooser:
+    """Stands in for a ClientRound that asks what `auto` would choose where it is."""
+
+    def choice(self, *arguments: int) -> str:
+        return chosen(*arguments)
+
+
+def chosen(*arguments: int) -> str:
+    """What `auto` chooses, and how many workers it begins with."""
+    before = len(children())
+    with employed(auto(Chooser, *arguments)) as made:
+        return f"{type(made).__name__} {len(children()) - before}"
+
+
+@pytest.mark.parametrize(
+    ("cores", "cohort", "workers", "choice"),
+    [
+        (3, 5, None, "Processes 3"),
+        (3, 2, None, "Processes 3"),  # evaluation takes all of them
+        (3, 1, None, "Serial 0"),
+        (1, 5, None, "Serial 0"),
+        (1, 5, 2, "Processes 2"),  # who asks for them gets them
+        (3, 5, 1, "Serial 0"),
+        (3, 1, 2, "Serial 0"),
+    ],
+)
+def test_auto_takes_processes_for_several_clients_on_several_cores(cores, cohort, workers, choice, monkeypatch):
+    monkeypatch.setattr(executor, "available_cores", lambda: cores)
+    monkeypatch.setattr(processes, "available_cores", lambda: cores)
+    assert chosen(cohort, workers) == choice
+
+
+def test_auto_takes_no_more_cores_within_a_process_that_shares_them_with_others(monkeypatch):
+    monkeypatch.setattr(executor, "available_cores", lambda: 3)
+    with employed(Processes(Chooser, workers=1)) as made:  # type: ignore[arg-type]
+        assert list(made.map([("choice", (5,))], [0])) == ["Serial 0"]
+
+
+def test_an_executor_is_closed_when_its_use_ends_and_at_once_when_it_ends_badly():
+    closed: list[bool] = []
+
+    class Noted(Serial):
+        def close(self, now: bool = False) -> None:
+            closed.append(now)
+
+    with employed(Noted(Counter)):
+        assert closed == []
+    with pytest.raises(KeyboardInterrupt), employed(Noted(Counter)):
+        raise KeyboardInterrupt
+    assert closed == [False, True]
 
 
 def test_closing_twice_does_no_harm():

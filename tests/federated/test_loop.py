@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 
-from fedprune.federated.exchange import Tally
 from fedprune.federated.sampling import cohort
+from fedprune.federated.tally import Tally
 from fedprune.make import make
 from fedprune.pruning.mask import apply, count
 from fedprune.randomness import torch_stream

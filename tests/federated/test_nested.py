@@ -14,9 +14,9 @@ from test_exchange import spied
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.estimate import estimate
 from fedprune.federated.capacity import Tiers, of_all
-from fedprune.federated.exchange import Tally
 from fedprune.federated.executor import Processes
 from fedprune.federated.nested import Nested
+from fedprune.federated.tally import Tally
 from fedprune.pruning.mask import apply, count, size, unpack
 
 LEVELS = (1.0, 0.5, 0.25)
@@ -68,7 +68,7 @@ def test_an_entry_is_the_mean_over_those_who_have_it_and_stays_where_nobody_has_
     experiment = tiny(*NARROW, "federated.cohort=3")
     loop = experiment.loop(experiment.executor())
     state = loop.start()
-    answers = list(loop.exchange.train(loop._jobs(state), state, tally := Tally()))
+    answers = list(loop.exchange.train(loop._jobs(state, loop._cohort(state)), state, tally := Tally()))
     after = loop._merge(state, iter(answers))[0].server.params
     assert tally.dropped == []
     for name, before in state.server.params.items():

@@ -15,7 +15,7 @@ from torch import nn
 from fedprune.__main__ import CONF
 from fedprune.checkpoint import load_state, save_state
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.federated.exchange import Tally
+from fedprune.federated.tally import Tally
 from fedprune.federated.where import measuring
 from fedprune.folders import folder_hash
 from fedprune.local.penalty import l0, l1, penalty

@@ -9,7 +9,7 @@ import pytest
 from federation import arrays, assert_same, cohort_of, data_of, played, published
 from in_numpy import PRUNABLE, Arrays, averaged, best, dense, descend, gradient, masked
 
-from fedprune.federated.exchange import Tally
+from fedprune.federated.tally import Tally
 from fedprune.pruning.mask import density
 
 Data = dict[int, tuple[np.ndarray, np.ndarray]]

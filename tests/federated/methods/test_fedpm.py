@@ -15,8 +15,8 @@ from fedprune.display import amount
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.estimate import estimate
 from fedprune.federated.beta_mode import BetaMode
-from fedprune.federated.exchange import Tally
 from fedprune.federated.sampled_masks import SampledMasks
+from fedprune.federated.tally import Tally
 from fedprune.local.sampled import straight_through, times_probability
 from fedprune.randomness import seeded, torch_seed, torch_stream
 from fedprune.types import Job, Subnet
@@ -69,7 +69,10 @@ def test_a_federation_of_two_by_hand(play):
     constant = math.e / math.sqrt(6)  # six inputs
     assert start.server.params["fc2.weight"].abs().flatten().tolist() == pytest.approx([constant] * 18)
     assert not start.server.params["fc2.bias"].any()
-    sent = [update.subnet.params["fc2.weight_score"] for _, update in loop.exchange.train(loop._jobs(start), start, Tally())]
+    sent = [
+        update.subnet.params["fc2.weight_score"]
+        for _, update in loop.exchange.train(loop._jobs(start, loop._cohort(start)), start, Tally())
+    ]
     assert all(set(bits.unique().tolist()) <= {0.0, 1.0} for bits in sent)
     after, metrics = loop.round(start)
     odds = {0.0: math.log(0.01 / 0.99), 1.0: 0.0, 2.0: math.log(0.99 / 0.01)}  # of two clients: none, one, both
@@ -181,7 +184,10 @@ def test_a_client_sends_one_bit_for_each_weight_and_is_sent_four_bytes(tiny, pla
     assert metrics["wire/down_bytes"] == 2 * len(job)
     framing = 300  # magic, checksum, who, how many examples, loss, steps
     assert 2 * (weights // 8 + 2) < metrics["wire/up_bytes"] < 2 * (weights // 8 + framing)
-    sent = [wire.encode_update(update, {}) for _, update in loop.exchange.train(loop._jobs(start), start, Tally())]
+    sent = [
+        wire.encode_update(update, {})
+        for _, update in loop.exchange.train(loop._jobs(start, loop._cohort(start)), start, Tally())
+    ]
     assert metrics["wire/up_bytes"] == sum(map(len, sent))
     assert list(state.server.params) == list(start.server.params)
 

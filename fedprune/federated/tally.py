@@ -1,0 +1,53 @@
+"""What the exchanges of a round add up to: bytes, examples, who did not answer, and where the time went."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from fedprune.federated.availability import Fate
+from fedprune.federated.clock import Clock
+from fedprune.types import Job, Update
+
+
+@dataclass
+class Tally:
+    """What a round's exchanges add up to; it grows while updates stream by, so that nobody has to hold them all."""
+
+    up_bytes: int = 0
+    down_bytes: int = 0
+    seen: int = 0  # examples trained on, passes counted
+    steps: int = 0
+    loss: float = 0.0  # summed over the examples seen
+    dropped: list[int] = field(default_factory=list)  # whose answers were broken, or lost with their workers
+    silent: int = 0
+    late: int = 0
+    unanswered: int = 0  # questions for evidence that got no answer
+    clock: Clock = field(default_factory=Clock)
+
+    def add(self, update: Update) -> None:
+        """Take up what a client says of its training."""
+        seen = int(update.metrics.get("seen", 0))
+        self.seen += seen
+        self.steps += int(update.metrics.get("steps", 0))
+        self.loss += update.metrics.get("loss", 0.0) * seen
+
+    def miss(self, job: Job, fate: Fate) -> None:
+        """Take up that a job was sent for nothing."""
+        self.unanswered += bool(job.measure)
+        self.silent += not job.measure and fate is Fate.SILENT
+        self.late += not job.measure and fate is Fate.LATE
+
+    def metrics(self) -> dict[str, float]:
+        """The round's metrics, summed over clients; the loss is the mean over the examples seen (absent if there are none).
+
+        `clients/silent` and `clients/late` are those of the cohort whose training was waited for in vain; `clients/dropped` are
+        broken or lost answers, and `clients/dropped/<client>` those of one client. `evidence/unanswered`, what was asked in
+        vain when evidence was measured, is absent if it is 0.
+        """
+        metrics: dict[str, float] = {"wire/up_bytes": self.up_bytes, "wire/down_bytes": self.down_bytes}
+        metrics |= {"train/examples": self.seen, "train/steps": self.steps, "clients/dropped": len(self.dropped)}
+        metrics |= {f"clients/dropped/{client}": number for client, number in Counter(self.dropped).items()}
+        metrics |= {"clients/silent": self.silent, "clients/late": self.late}
+        metrics |= {"evidence/unanswered": self.unanswered} if self.unanswered else {}
+        return metrics | ({"train/loss": self.loss / self.seen} if self.seen else {})
