@@ -16,7 +16,7 @@ from torch import Tensor
 
 HERE = Path(__file__).parent
 PEERS = {"flower": "Flower", "pfl": "pfl-research"}
-PATIENCE = 300  # seconds that a peer may take for its start, or for a round
+PATIENCE = 900  # seconds that a peer may take for its start, or for a round; one that has died is noticed at once
 
 
 class Peer:
@@ -90,7 +90,7 @@ def peer(name: str, folder: Path, workers: int) -> Peer:
     """The peer `flower` or `pfl` on the job that lies in `folder`. Raises SystemExit if its environment is not there."""
     environment = HERE.parent / f".venv-{name}"
     python, script = str(environment / "bin" / "python"), str(HERE / "peers" / f"{name}_rounds.py")
-    if not environment.is_dir():
+    if not (environment / ".installed").exists():
         raise SystemExit(f"there is no {environment.name}: type make peers, or leave it out with --without {name}")
     if name == "flower":
         return Peer(name, [python, script, str(folder), str(workers)], folder, lines=1)
