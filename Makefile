@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 ARGS   ?= +experiment=lth_fedavg -m
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint taxonomy taxonomy_grid benchmark benchmark_tuning bench notebooks clean
+.PHONY: help install run test lint taxonomy taxonomy_grid benchmark benchmark_tuning peers bench performance notebooks clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,8 +56,17 @@ benchmark_tuning: $(STAMP)  ## four learning rates for each of them, on validati
 	cat outputs/benchmark_tuning/tuning.md >> docs/benchmark_tuning.new
 	mv docs/benchmark_tuning.new docs/benchmark_tuning.md
 
-bench: $(STAMP)  ## rounds and start-up against a bare PyTorch loop (Fashion-MNIST); shrink; a compacted step; what scoring costs
+.venv-%/.installed: benchmarks/peers/%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+peers: .venv-flower/.installed .venv-pfl/.installed  ## the environments of Flower and pfl-research, which the benchmarks measure too
+
+bench: $(STAMP) peers  ## speed and memory against a bare PyTorch loop, Flower and pfl-research (Fashion-MNIST; 12 minutes on 2 cores)
 	$(BIN)/python benchmarks/rounds.py
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/shrink.py
 	$(BIN)/python benchmarks/compact.py
@@ -66,8 +75,11 @@ bench: $(STAMP)  ## rounds and start-up against a bare PyTorch loop (Fashion-MNI
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/sweep.py
 
+performance: $(STAMP) peers  ## the benchmarks that docs/performance.md has a place for, put into it (9 minutes on 2 cores)
+	$(BIN)/python benchmarks/fill.py docs/performance.md rounds overhead compact start_up memory
+
 notebooks: $(STAMP)  ## execute the notebooks on the newest sweep of outputs/lth_fedavg
 	$(BIN)/python -m jupyter nbconvert --to html --execute notebooks/*.ipynb --output-dir outputs/notebooks
 
 clean:  ## remove the environment and caches; results in outputs/ stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache dist
+	rm -rf $(VENV) .venv-flower .venv-pfl .pytest_cache .ruff_cache .mypy_cache dist

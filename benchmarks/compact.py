@@ -7,11 +7,11 @@ step by step; medians. The fully connected layer shrinks as far as it read the d
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 
 import torch
+from table import machine, spread, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,7 +48,7 @@ class Step:
 
 
 def main() -> None:
-    """Print the medians and their ratio."""
+    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=100)
     given = parser.parse_args()
@@ -59,12 +59,12 @@ def main() -> None:
     x, y = torch.randn(BATCH, *SHAPE), torch.randint(CLASSES, (BATCH,))
     steps = Step(dense), Step(small)
     seconds = [[step(x, y) for step in steps] for _ in range(given.steps + WARM_UP)][WARM_UP:]
-    ratio = statistics.median(after / before for before, after in seconds)
-    sizes = [sum(p.numel() for p in net.parameters()) for net in (dense, small)]
-    medians = [1000 * statistics.median(column) for column in zip(*seconds, strict=True)]
-    print(f"{platform.machine()}, torch {torch.__version__}, {given.steps} steps, medians")
-    print(f"{'cnn_fedavg':<12}{'dense ms':>10}{'compact ms':>12}{'ratio':>8}{'at most':>9}{'parameters':>24}")
-    print(f"{'':<12}{medians[0]:>10.2f}{medians[1]:>12.2f}{ratio:>8.3f}{BOUND:>9}{sizes[0]:>12,}{sizes[1]:>12,}")
+    ratios = [after / before for before, after in seconds]
+    sizes = [f"{sum(p.numel() for p in net.parameters()):,}" for net in (dense, small)]
+    dense_ms, compact_ms = (1000 * statistics.median(column) for column in zip(*seconds, strict=True))
+    header = ("network", "dense, ms", "compact, ms", "ratio", "at most", "parameters", "compact")
+    line = ["`cnn_fedavg`", f"{dense_ms:.2f}", f"{compact_ms:.2f}", spread(ratios, 3), f"{BOUND}", *sizes]
+    print(f"{machine()}\n\n{table(header, [line])}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from rounds import configuration
+from job import configuration
 
 from fedprune import folders, schema
 from fedprune.__main__ import CONF

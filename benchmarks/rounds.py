@@ -1,102 +1,168 @@
-"""Seconds per round against the floor, as ratios in one run: `make bench`, or `python benchmarks/rounds.py [--rounds 20]`.
+"""Rounds of fedprune, dense and masked, against the floor and against Flower and pfl-research: `make bench`.
 
-Fashion-MNIST, 100 clients, Dirichlet 0.5, 10 per round, one local epoch, batch 32, SGD with momentum. The floor and
-fedprune take turns, round by round, on the same cohorts; medians over the rounds. Evaluation is excluded.
+`python benchmarks/rounds.py [--rounds N] [--models lenet5] [--without flower pfl]`. All contestants are up at once and take
+turns, round by round, on the same clients, batches and initial parameters (job.py); evaluation is excluded. Medians and
+quartiles over the rounds. Fails if a contestant has not come to the floor's network and accuracy.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import resource
-import statistics
+import copy
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from floor import BATCH, LR, MOMENTUM, Floor
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from contestants import DENSE, DENSITY, FLOOR, MASKED, MASKED_FLOOR, Contestant, floors, ours, peers, up
+from job import Job, experiment, job_of
+from peer import PEERS, Peer
+from processes import memory
+from table import machine, spread, table
+from torch import Tensor, nn
 
 from fedprune import folders, schema
-from fedprune.__main__ import CONF
-from fedprune.build import build
-from fedprune.experiment import Experiment
-from fedprune.federated.executor import available_cores
-from fedprune.federated.sampling import cohort
+from fedprune.data.datasets import Dataset
 
-MODELS = {"lenet5": 1.15, "lenet_300_100": 1.25}
-"""The networks, and the ratio that fedprune must not exceed at density 0.1."""
+ROUNDS = {"lenet5": 20, "lenet_300_100": 20, "cnn_fedavg": 8}
+WARM_UP = 2
 
-WARM_UP = 3
+BOUNDS = {
+    "lenet5": {(DENSE, FLOOR): 1.05, (MASKED, FLOOR): 1.10, (DENSE, "Flower"): 0.60, (DENSE, "pfl-research"): 1.00},
+    "lenet_300_100": {(DENSE, FLOOR): 1.10, (MASKED, FLOOR): 1.15, (DENSE, "Flower"): 0.35, (DENSE, "pfl-research"): 0.95},
+    "cnn_fedavg": {(DENSE, FLOOR): 1.03, (MASKED, FLOOR): 1.05, (DENSE, "Flower"): 0.88, (DENSE, "pfl-research"): 0.97},
+}
+"""What the ratio of one to the other should be at most."""
 
-
-def configuration(model: str, density: float) -> DictConfig:
-    """The job, as a user would type it."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(
-            "config",
-            [
-                *("data=fashion_mnist", f"model={model}", "partition=dirichlet", "partition.alpha=0.5"),
-                *("federated.clients=100", "federated.cohort=10", "local.epochs=1", f"local.batch_size={BATCH}"),
-                *(f"local.optimizer.lr={LR}", f"local.optimizer.momentum={MOMENTUM}", "rounds=1000000", "eval_every=1000000"),
-                *("when=before_training", "how_often=one_shot", f"density={density}", "logger=none"),
-            ],
-        )
+APART, TOLERANCE = 0.01, 0.01
+"""How far a network may be from the floor's after the first round, in units of how far the floor's has moved; and how far a
+test accuracy may be from the floor's, at half time and at the end. What is masked is held against the floor that masks."""
 
 
-@contextmanager
-def running(model: str, density: float) -> Iterator[tuple[Experiment, object, object]]:
-    """An experiment with its workers up, its loop, and its state before the first round."""
-    config = configuration(model, density)
-    names = dict.fromkeys(folders.GROUPS, "") | {"rewind": "none"}
-    experiment = build(config, names)
-    executor = experiment.executor()
-    loop = experiment.loop(executor)
-    try:
-        yield experiment, loop, loop.start()
-    finally:
-        executor.close()
+@dataclass
+class Measured:
+    """Of one contestant: the seconds of each round, APART, and the test accuracy by the number of rounds done."""
+
+    seconds: list[float] = field(default_factory=list)
+    apart: float = 0.0
+    accuracy: dict[int, float] = field(default_factory=dict)
 
 
-def measure(model: str, density: float, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each round: (the floor's, fedprune's)."""
-    floors, ours = [], []
-    with running(model, density) as (experiment, loop, state):
-        dataset, clients = experiment.dataset, experiment.clients.train
-        floor = Floor(experiment.net, dataset.normalise(dataset.x), dataset.y, clients, available_cores())
-        for number in range(rounds + WARM_UP):
+@dataclass(frozen=True)
+class Report:
+    """Of one network: the rows of both tables, the packages of the peers, and who has not come to where the floor is."""
+
+    rows: list[list[str]]
+    versus: list[list[str]]
+    versions: Mapping[str, Mapping[str, str]]
+    problems: list[str]
+
+
+def run(job: Job, net: nn.Module, dataset: Dataset, contestants: Mapping[str, Contestant]) -> dict[str, Measured]:
+    """Every round by every contestant, another one first each time; what the networks come to is seen after the round."""
+    found, names, rounds = {name: Measured() for name in contestants}, list(contestants), len(job.orders)
+    test = dataset.normalise(dataset.test_x), dataset.test_y
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
             started = time.perf_counter()
-            floor.round(cohort(0, number, len(clients), 10))
-            between = time.perf_counter()
-            state, _ = loop.round(state)
-            floors.append(between - started)
-            ours.append(time.perf_counter() - between)
-        floor.close()
-    return floors[WARM_UP:], ours[WARM_UP:]
+            contestants[name].train(number)
+            found[name].seconds.append(time.perf_counter() - started)
+        after = {name: contestants[name].parameters(number) for name in names}
+        for name in names:
+            if number == 0:
+                found[name].apart = distance(after[name], after[reference(name)], job.begin)
+            if number + 1 in (rounds // 2, rounds):
+                found[name].accuracy[number + 1] = accuracy(net, after[name], *test)
+    return found
+
+
+def reference(name: str) -> str:
+    """Whose network a contestant's should equal."""
+    return MASKED_FLOOR if name in (MASKED, MASKED_FLOOR) else FLOOR
+
+
+def distance(one: Tensor, other: Tensor, begin: Tensor) -> float:
+    """How far one network is from another, in units of how far that has moved."""
+    return float((one - other).norm() / (other - begin).norm())
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, parameters: Tensor, inputs: Tensor, labels: Tensor) -> float:
+    """The fraction of a test set that a network has right at these parameters (which become its own)."""
+    torch.nn.utils.vector_to_parameters(parameters, net.parameters())
+    hits = [net(x).argmax(1) == y for x, y in zip(inputs.split(128), labels.split(128), strict=True)]
+    return float(torch.cat(hits).float().mean())
+
+
+def problems(model: str, found: Mapping[str, Measured]) -> list[str]:
+    """Who has not come to where the floor is."""
+    reported = []
+    for name, measured in found.items():
+        floor = found[reference(name)]
+        if measured.apart > APART:
+            reported.append(f"{model}: after a round {name} is {measured.apart:.2g} apart from the floor, at most {APART}")
+        reported += [
+            f"{model}: after {done} rounds {name} has an accuracy of {value:.3f} and the floor of {floor.accuracy[done]:.3f}, "
+            f"more than {TOLERANCE} apart"
+            for done, value in measured.accuracy.items()
+            if abs(value - floor.accuracy[done]) > TOLERANCE
+        ]
+    return reported
+
+
+def row(model: str, name: str, job: Job, found: Mapping[str, Measured]) -> list[str]:
+    """A contestant's line: milliseconds a step; against the floor, and at most; accuracies at half time and at the end."""
+    steps = [job.steps(number) for number in range(len(job.orders))]
+    per_step = [1000 * s / n for s, n in zip(found[name].seconds, steps, strict=True)][WARM_UP:]
+    accuracies = [f"{100 * value:.1f}" for value in found[name].accuracy.values()]
+    against = ["", ""] if name == FLOOR else against_another(model, name, FLOOR, found)
+    return [f"`{model}`", name, spread(per_step, 3), *against, " → ".join(accuracies)]
+
+
+def against_another(model: str, name: str, other: str, found: Mapping[str, Measured]) -> list[str]:
+    """The ratio of the times for the same round, after the warm-up; and what it should be at most."""
+    pairs = zip(found[name].seconds, found[other].seconds, strict=True)
+    bound = BOUNDS[model].get((name, other))
+    return [spread([one / two for one, two in pairs][WARM_UP:], 3), "" if bound is None else f"{bound:.2f}"]
+
+
+def one_network(model: str, rounds: int, without: Sequence[str]) -> Report:
+    """Measure one network. All processes that it takes have ended afterwards."""
+    dense, masked = experiment(model, 1.0), experiment(model, DENSITY)
+    job = job_of(dense, model, rounds + WARM_UP)
+    with peers(job, without) as others, up(floors(dense, job) | ours(dense, masked) | others) as contestants:
+        found = run(job, copy.deepcopy(dense.net), dense.dataset, contestants)
+        theirs = {name: one for name, one in contestants.items() if isinstance(one, Peer)}
+        used = {name: f"{memory(one.process.pid):.0f}" for name, one in theirs.items()}
+    rows = [row(model, name, job, found) for name in found]
+    versus = [[f"`{model}`", name, *against_another(model, DENSE, name, found), used[name]] for name in theirs]
+    return Report(rows, versus, {name: one.versions for name, one in theirs.items()}, problems(model, found))
 
 
 def main() -> None:
-    """Print a table of medians and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    """Print two tables: everybody against the floor, and fedprune against its peers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, help=f"how many; by default {ROUNDS}")
+    parser.add_argument("--models", nargs="*", default=list(ROUNDS), choices=list(ROUNDS))
+    parser.add_argument("--without", nargs="*", default=[], choices=list(PEERS), help="peers to leave out")
     given = parser.parse_args()
     schema.register()
     folders.register()
-    print(f"{platform.machine()}, {available_cores()} cores, torch {torch.__version__}, {given.rounds} rounds, medians")
-    print(f"{'model':<16}{'density':>8}{'floor s':>10}{'fedprune s':>12}{'ratio':>8}{'at most':>9}")
-    for model in given.models:
-        for density in (1.0, 0.1):
-            floors, ours = measure(model, density, given.rounds)
-            ratio = statistics.median(o / f for o, f in zip(ours, floors, strict=True))
-            bound = f"{MODELS.get(model, float('nan')):.2f}" if density == 0.1 else ""
-            times = f"{statistics.median(floors):>10.3f}{statistics.median(ours):>12.3f}"
-            print(f"{model:<16}{density:>8}{times}{ratio:>8.3f}{bound:>9}", flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"peak memory of the main process, floor's data included: {peak:.0f} MB (pid {os.getpid()})")
+    reports = [one_network(model, given.rounds or ROUNDS[model], given.without) for model in given.models]
+    print(machine() + "".join(f"; {name}: {described(versions)}" for name, versions in reports[-1].versions.items()))
+    header = ("network", "who", "ms a client step", "against the floor", "at most", "accuracy, %")
+    print("\n" + table(header, [row for report in reports for row in report.rows], texts=2))
+    if versus := [row for report in reports for row in report.versus]:
+        header = ("network", "peer", "fedprune against it", "at most", "memory of the peer, MB")
+        print("\n" + table(header, versus, texts=2))
+    if wrong := [problem for report in reports for problem in report.problems]:
+        raise SystemExit("\n".join(wrong))
+
+
+def described(versions: Mapping[str, str]) -> str:
+    """`flwr 1.41.0, ray 2.55.1`"""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From the command to the end of the first round, and the memory of the main process: `make bench`.
+"""From the command to the end of the first round, and the memory of the main process in it: `make bench`.
 
 Fashion-MNIST, 100 clients, lenet5, one round of 10 clients, data cached. Each figure is the median of five whole processes.
 """
@@ -6,14 +6,16 @@ Fashion-MNIST, 100 clients, lenet5, one round of 10 clients, data cached. Each f
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from table import machine, spread, table
+
 RUNS = 5
+DATA = 70_000 * 28 * 28 / 2**20  # MB of Fashion-MNIST
 JOB = (
     *("data=fashion_mnist", "model=lenet5", "federated.clients=100", "rounds=1", "eval_every=1", "logger=none"),
     *("when=before_training", "how_often=one_shot", "density=0.1"),
@@ -42,15 +44,18 @@ def one_run(folder: Path) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """Print medians."""
+    """Print a table."""
     rows = []
     for _ in range(RUNS):
         with tempfile.TemporaryDirectory() as folder:
             rows.append(one_run(Path(folder)))
-    first, evaluation, memory = (statistics.median(column) for column in zip(*rows, strict=True))
-    print(f"command to the end of the first round: {first:.1f} s (at most 6), of which its evaluation {evaluation:.1f} s")
-    above = memory - 70_000 * 28 * 28 / 1e6
-    print(f"peak memory of the main process: {memory:.0f} MB, {above:.0f} MB above the data set (at most 500)")
+    first, evaluation, memory = zip(*rows, strict=True)
+    lines = [
+        ["from the command to the end of the first round, s", spread(first, 1), "5"],
+        ["of which its evaluation, s", spread(evaluation, 1), ""],
+        ["peak memory of the main process, MB above the data set", spread([one - DATA for one in memory], 0), "500"],
+    ]
+    print(f"{machine()}\n\n{table(('what', 'measured', 'at most'), lines)}")
 
 
 if __name__ == "__main__":

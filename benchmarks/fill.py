@@ -1,0 +1,36 @@
+"""Run benchmarks and put what they print into a page, between their markers: `make performance`.
+
+`python benchmarks/fill.py docs/performance.md rounds overhead`: what benchmarks/rounds.py prints goes between `<!-- rounds -->`
+and `<!-- /rounds -->`, and so on. One that fails stops the rest, and leaves the page as it was for it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def filled(page: str, name: str, printed: str) -> str:
+    """The page with `printed` between the markers of `name`. Raises SystemExit if there are no such markers."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise SystemExit(f"the page has no place for {name}: put the lines {begin.strip()} and {end.strip()} into it, once")
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n{printed.strip()}\n\n{end}{rest.split(end)[1]}"
+
+
+def main() -> None:
+    """Fill the places that are named, one after the other."""
+    path, *names = sys.argv[1:]
+    for name in names:
+        filled(Path(path).read_text(), name, "")  # before a benchmark takes its minutes
+    for name in names:
+        command = [sys.executable, str(Path(__file__).parent / f"{name}.py")]
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        print(printed, flush=True)
+        Path(path).write_text(filled(Path(path).read_text(), name, printed))
+
+
+if __name__ == "__main__":
+    main()
