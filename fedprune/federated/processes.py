@@ -114,11 +114,18 @@ class Processes:
         with self._lock:  # one at a time: a process that is forked meanwhile would hold the other's end of the pipe
             if self._over.is_set():
                 raise RuntimeError("the executor is closed")
-            worker = self._new()
+            worker = self._started()
             self._workers.add(worker)
         if instead_of:
             self._end(instead_of)
         return worker
+
+    def _started(self) -> Worker:
+        try:
+            return self._new()
+        except OSError as error:
+            why = f"no worker process can be started ({error.strerror})"
+            raise RunError(f"{why}: use fewer of them (executor.workers, now {self._number}), or executor=serial") from error
 
     def _end(self, worker: Worker) -> None:
         with self._lock:
