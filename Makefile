@@ -40,13 +40,14 @@ taxonomy_grid: $(STAMP)  ## run the grid over the taxonomy, 3 seeds (15 minutes 
 	cat outputs/taxonomy_grid/taxonomy.md >> docs/taxonomy_grid.new
 	mv docs/taxonomy_grid.new docs/taxonomy_grid.md
 
-bench: $(STAMP)  ## rounds and start-up against a bare PyTorch loop (Fashion-MNIST); shrink; a compacted step; what scoring costs
+bench: $(STAMP)  ## rounds and start-up against a bare PyTorch loop (Fashion-MNIST); shrink; a compacted step; what scoring costs; codecs
 	$(BIN)/python benchmarks/rounds.py
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/shrink.py
 	$(BIN)/python benchmarks/compact.py
 	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/personal.py
+	$(BIN)/python benchmarks/codecs.py
 
 notebooks: $(STAMP)  ## execute the notebooks on the newest sweep of outputs/lth_fedavg
 	$(BIN)/python -m jupyter nbconvert --to html --execute notebooks/*.ipynb --output-dir outputs/notebooks

@@ -15,9 +15,9 @@ are, so that no distance is too large to be exact:
     symbol  0  1  2  3 |  4    5    6     7    |   8   ...     4 x the number of bits that follow, + 0 to 3
     follow      0      |          1            |   2   ...
 
-Since tables are each tensor's own, a layer's density is told once, and living entries that stand close together cost less than
-they would at random. In blocks, rows or columns that are wholly dead (filters, channels, neurons) cost a fraction of a bit each,
-and others are told at their own density.
+Since every tensor has its own table, a layer's density is told once, and living entries that stand close together cost less
+than they would at random. In blocks, rows or columns that are wholly dead (filters, channels, neurons) cost a fraction of a bit
+each, and the others are told at their own density.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _read_places(reader: Reader, size: int) -> np.ndarray:
 
 
 def _following(numbers: np.ndarray, symbols: np.ndarray) -> np.ndarray:
-    """The bits that are not in the symbols: the lowest of all numbers that have one, then the next of those that have two ..."""
+    """The bits that follow the symbols: the lowest of all numbers that have one, then the next of those that have two ..."""
     order, having = _longest_first(symbols)
     numbers = numbers[order]
     flags = [numbers[:many] >> place & 1 for place, many in enumerate(having)]
@@ -167,8 +167,8 @@ def _classes(living: np.ndarray, size: int) -> np.ndarray:
     """The class of each line with so many living entries of `size`: numbers from 0, all of them in use.
 
     In a class the odds of being alive are within a factor of 4, from half to twice those of all lines, or the next; 4 entries
-    are added to both sides, since small numbers differ by chance. The wholly dead and the wholly alive are classes of their own.
-    All are of one class if telling them apart takes more than their densities are worth.
+    are added to both sides, since small numbers differ by chance. The wholly dead and the wholly alive are classes of their
+    own. All are of one class if telling them apart takes more than their densities are worth.
     """
     odds, usual = (np.log2((some + 4) / (size - some + 4)) for some in (living, living.mean()))
     kinds = np.clip(np.rint((odds - usual) / 2), -6, 6)
