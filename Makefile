@@ -74,6 +74,7 @@ bench: $(STAMP) peers  ## speed and memory against a bare PyTorch loop, Flower a
 	$(BIN)/python benchmarks/personal.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/codecs.py
 
 performance: $(STAMP) peers  ## the benchmarks that docs/performance.md has a place for, put into it (9 minutes on 2 cores)
 	$(BIN)/python benchmarks/fill.py docs/performance.md rounds overhead compact start_up memory

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from fedprune.data.population import sizes
 from fedprune.display import amount
 from fedprune.experiment import Experiment
@@ -57,9 +59,10 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
 
 
 def _masks(experiment: Experiment) -> list[Mask]:
-    """A mask as dense as before the first event, after it, after the second ...; which entries live does not matter here.
+    """A mask as dense as before the first event, after it, after the second ...
 
-    By the initial magnitudes: where densities only emerge, that is the best guess there is.
+    By the initial magnitudes: where densities only emerge, that is the best guess there is, and within a layer they are random.
+    A trained network's mask has patterns, and takes fewer bytes than such a one if it is entropy-coded.
     """
     params, what = experiment.net.state_dict(), experiment.axes.what
     scores = {name: params[name].abs() for name in what.names}
@@ -94,7 +97,8 @@ def _message_bytes(experiment: Experiment, subnet: Subnet, known: Mask | None) -
     wire = experiment.wire
     carried = start(experiment.controlled, subnet.params)
     job = wire.encode_job(Job(0, 0, 0, 0, subnet, carried=carried), wire.subnet_block(subnet, known))
-    travels = experiment.options["upload"].pack(experiment.net.state_dict(), experiment.options["client"].answer(subnet))
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in subnet.params.items()}  # else no change is the greatest
+    travels = experiment.options["upload"].pack(nothing, experiment.options["client"].answer(subnet))
     update = Update(0, travels, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}, carried=carried)
     answer = wire.encode_update(update, subnet.mask)
     return len(job), len(answer)

@@ -6,15 +6,17 @@ not travel: both sides hold the `Layout`. The first byte says which codec it was
 
     dense    the mask as bits, and every value, dead or alive
     bitmap   the mask as bits, and the values of the living
+    gaps     the mask near its entropy, its length in bytes before it, and the values of the living
     known    the values of the living, under the mask that the receiver holds
     auto     the smallest of these
     bits     one bit for each value, all of which are 0 or 1; of every entry, masked or not
 
-A mask without a dead entry takes no bits (it is the flag 0 after the codec's number).
+A mask without a dead entry takes no bytes (it is the flag 0 after the codec's number).
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,10 +25,12 @@ import torch
 
 from fedprune.pruning.mask import all_alive, apply, full, pack, places, unpack
 from fedprune.types import Mask, Params
+from fedprune.wire.gaps import pack_gaps, unpack_gaps
 
 Codec = Callable[[Params, Mask, Mask | None], bytes]
 
-DENSE, BITMAP, KNOWN, BITS = range(4)
+DENSE, BITMAP, KNOWN, BITS, GAPS = range(5)
+LENGTH = struct.Struct("<I")  # of a mask in gaps
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,16 @@ def bitmap(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
     return _head(BITMAP, mask) + _living(tensors, mask)
 
 
+def gaps(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
+    """The distances between the living, entropy-coded, and the values of the living."""
+    return _head_gaps(mask) + _living(tensors, mask)
+
+
 def auto(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
-    """The smallest: without the mask if the receiver holds it, else with it. (Dense is never smaller than a bitmap.)"""
+    """The smallest: without the mask if the receiver holds it, else with it as bits or as gaps. (Dense is never smaller.)"""
     if known is not None and _same(mask, known):
         return bytes([KNOWN, 0]) + _living(tensors, mask)
-    return bitmap(tensors, mask)
+    return min(_head(BITMAP, mask), _head_gaps(mask), key=len) + _living(tensors, mask)
 
 
 def bits(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
@@ -76,7 +85,7 @@ def decode(data: bytes | memoryview, layout: Layout, known: Mask | None = None) 
     """The tensors and the mask, which covers what the `known` one does, or else what the layout says. Raises ValueError if the
     bytes are not an encoding of this layout."""
     view = memoryview(data)
-    if len(view) < 2 or view[0] not in (DENSE, BITMAP, KNOWN, BITS):
+    if len(view) < 2 or view[0] not in (DENSE, BITMAP, KNOWN, BITS, GAPS):
         raise ValueError("not an encoding of tensors")
     codec, place = view[0], 2
     if codec == BITS:  # of tensors without a mask, which are all there
@@ -87,6 +96,8 @@ def decode(data: bytes | memoryview, layout: Layout, known: Mask | None = None) 
         if known is None:
             raise ValueError("the mask was left out, but the receiver holds none")
         mask = known
+    elif view[1] and codec == GAPS:
+        mask, place = _read_gaps(view, place, shapes)
     elif view[1]:
         length = (sum(shape.numel() for shape in shapes.values()) + 7) // 8
         mask, place = unpack(bytes(view[place : place + length]), shapes), place + length
@@ -99,6 +110,24 @@ def decode(data: bytes | memoryview, layout: Layout, known: Mask | None = None) 
 
 def _head(codec: int, mask: Mask) -> bytes:
     return bytes([codec, 0]) if full(mask) else bytes([codec, 1]) + pack(mask)
+
+
+def _head_gaps(mask: Mask) -> bytes:
+    if full(mask):
+        return bytes([GAPS, 0])
+    packed = pack_gaps(mask)
+    return bytes([GAPS, 1]) + LENGTH.pack(len(packed)) + packed
+
+
+def _read_gaps(view: memoryview, place: int, shapes: dict[str, torch.Size]) -> tuple[Mask, int]:
+    """The mask, and where it ends."""
+    start = place + LENGTH.size
+    if start > len(view):
+        raise ValueError("the bytes end before the mask")
+    end = start + LENGTH.unpack_from(view, place)[0]
+    if end > len(view):
+        raise ValueError("the bytes end within the mask")
+    return unpack_gaps(bytes(view[start:end]), shapes), end
 
 
 def _same(mask: Mask, known: Mask) -> bool:

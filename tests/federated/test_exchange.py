@@ -134,13 +134,13 @@ def test_a_client_measures_on_as_many_examples_as_asked(examples, tiny, play):
 
 def test_codecs_change_bytes_and_nothing_else(tiny, play, differences):
     overrides = ("criterion=rigl", "how_often=dynamic", "how_often.every=1", "when.stop=1", "density=0.1")
-    played = {codec: play(tiny(*overrides, f"wire={codec}")) for codec in ("dense", "bitmap", "auto")}
-    for codec in ("bitmap", "auto"):
+    played = {codec: play(tiny(*overrides, f"wire={codec}")) for codec in ("dense", "bitmap", "gaps", "auto")}
+    for codec in ("bitmap", "gaps", "auto"):
         for (state, _), (other, _) in zip(played[codec], played["dense"], strict=True):
             assert differences(state, other, ignore=("up_bytes", "down_bytes")) == []
     sent = {codec: (states[-1][0].down_bytes, states[-1][0].up_bytes) for codec, states in played.items()}
-    assert sent["auto"][0] == sent["bitmap"][0] < sent["dense"][0]
-    assert sent["auto"][1] < sent["bitmap"][1] < sent["dense"][1]
+    assert sent["auto"][0] == sent["gaps"][0] < sent["bitmap"][0] < sent["dense"][0]
+    assert sent["auto"][1] < sent["gaps"][1] < sent["bitmap"][1] < sent["dense"][1]
 
 
 def test_whether_equal_masks_are_one_object_cannot_be_seen_in_the_mean():

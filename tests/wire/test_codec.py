@@ -11,9 +11,10 @@ from omegaconf import OmegaConf
 from fedprune.make import make
 from fedprune.pruning.mask import apply
 from fedprune.types import Mask, Params
-from fedprune.wire.codec import Layout, auto, bitmap, bits, decode, dense
+from fedprune.wire.codec import Layout, auto, bitmap, bits, decode, dense, gaps
+from fedprune.wire.gaps import pack_gaps
 
-CODECS = [dense, bitmap, auto]
+CODECS = [dense, bitmap, gaps, auto]
 MASKED = ("conv.weight", "fc.weight")
 PRUNABLE = 2 * 3 * 3 * 3 + 5 * 7  # 89 entries: not a multiple of 8
 REST = 4 * (5 + 2) + 2 * 8 + 3  # bytes of what no mask covers
@@ -112,7 +113,7 @@ def test_tensors_that_are_not_contiguous_are_sent_in_their_own_order(codec):
     assert torch.equal(found["w"], mask["w"])
 
 
-# --- lengths: 2 bytes of head, ceil(n / 8) of mask, 4 a value, and what no mask covers ------------------------------------
+# --- lengths: 2 bytes of head, ceil(n / 8) of mask (or 4 and its gaps), 4 a value, and what no mask covers -----------------
 
 
 @pytest.mark.parametrize("density", DENSITIES)
@@ -121,10 +122,19 @@ def test_lengths_are_as_documented(density):
         mask = random_mask(seed, density)
         params = apply(network(seed), mask)
         bits = 0 if living(mask) == PRUNABLE else math.ceil(PRUNABLE / 8)
+        distances = 0 if living(mask) == PRUNABLE else 4 + len(pack_gaps(mask))
         assert len(dense(params, mask, None)) == 2 + bits + 4 * PRUNABLE + REST
         assert len(bitmap(params, mask, None)) == 2 + bits + 4 * living(mask) + REST
-        assert len(auto(params, mask, None)) == 2 + bits + 4 * living(mask) + REST
+        assert len(gaps(params, mask, None)) == 2 + distances + 4 * living(mask) + REST
+        assert len(auto(params, mask, None)) == 2 + min(bits, distances) + 4 * living(mask) + REST
         assert len(auto(params, mask, mask)) == 2 + 4 * living(mask) + REST
+
+
+def test_a_mask_of_the_dead_takes_its_length_and_no_more():
+    """All dead is the way 0, and zeros are no bytes: 4 for the length, where bits would be 12."""
+    mask = random_mask(0, 0.0)
+    params = apply(network(0), mask)
+    assert len(auto(params, mask, None)) == len(gaps(params, mask, None)) == 2 + 4 + REST == len(bitmap(params, mask, None)) - 8
 
 
 def test_auto_leaves_out_the_mask_only_if_the_receiver_holds_the_very_same():
@@ -142,7 +152,7 @@ def test_auto_is_never_longer_than_the_others(density):
     mask = random_mask(0, density)
     params = apply(network(0), mask)
     for known in (None, mask):
-        assert len(auto(params, mask, known)) <= min(len(dense(params, mask, known)), len(bitmap(params, mask, known)))
+        assert len(auto(params, mask, known)) <= min(len(codec(params, mask, known)) for codec in CODECS)
 
 
 # --- what is not an encoding -----------------------------------------------------------------------------------------------
@@ -166,11 +176,11 @@ def encodings() -> list[tuple[bytes, Mask | None]]:
     for density in (0.0, 0.4, 1.0):
         mask = random_mask(7, density)
         params = apply(network(7), mask)
-        made += [(dense(params, mask, None), None), (bitmap(params, mask, None), None), (auto(params, mask, mask), mask)]
+        made += [(codec(params, mask, None), None) for codec in (dense, bitmap, gaps)] + [(auto(params, mask, mask), mask)]
     return made
 
 
-@pytest.mark.parametrize("case", range(9))
+@pytest.mark.parametrize("case", range(12))
 def test_cut_or_lengthened_bytes_are_refused_at_every_length(case):
     data, known = encodings()[case]
     assert survives(data, known)
@@ -178,7 +188,7 @@ def test_cut_or_lengthened_bytes_are_refused_at_every_length(case):
     assert not any(survives(data + bytes(extra), known) for extra in (1, 4, 1000))
 
 
-@pytest.mark.parametrize("case", range(9))
+@pytest.mark.parametrize("case", range(12))
 def test_flipped_bits_decode_to_something_or_are_refused_and_never_crash(case):
     data, known = encodings()[case]
     random = np.random.default_rng(case)

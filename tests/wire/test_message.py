@@ -12,10 +12,10 @@ import torch
 
 from fedprune.pruning.mask import apply
 from fedprune.types import Job, Mask, Params, Subnet, Update
-from fedprune.wire.codec import Layout, auto, bitmap, dense
+from fedprune.wire.codec import Layout, auto, bitmap, dense, gaps
 from fedprune.wire.message import FRAME, MAGIC, Wire, about, answered_under
 
-CODECS = [dense, bitmap, auto]
+CODECS = [dense, bitmap, gaps, auto]
 
 
 def subnet(seed: int = 0, density: float = 0.5) -> Subnet:

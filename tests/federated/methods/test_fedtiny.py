@@ -58,7 +58,8 @@ def test_of_each_layer_as_many_gradients_are_sent_as_a_fraction_of_its_living():
 
 @pytest.mark.parametrize("codec", [auto, bitmap])
 def test_what_is_sent_of_the_dead_is_its_places_and_values(codec):
-    """160 entries of which 120 are dead: 3 gradients take 20 bytes for the places and 12 for the values, and not 480."""
+    """160 entries of which 120 are dead: 3 gradients take 20 bytes for the places and 12 for the values, and not 480. As gaps
+    the places take 12, and 4 for that length: way, number and alphabet, 3; 18 counts; 3 symbols; 8 bits that follow."""
     alive = {"a": (torch.arange(160) < 40).view(16, 10)}
     values = {"a": torch.zeros(16, 10)}
     values["a"][9, 1], values["a"][9, 3], values["a"][15, 9] = 0.5, -0.25, 3.0
@@ -66,8 +67,8 @@ def test_what_is_sent_of_the_dead_is_its_places_and_values(codec):
     messages = {which: wire.encode_update(Update(1, None, 8, {"grads": values}, which), alive) for which in ("top", "dead")}
     update = wire.decode_update(messages["top"], alive)
     assert torch.equal(update.evidence["grads"]["a"], values["a"]) and update.about == "top"
-    block = {"auto": 480, "bitmap": 500}[codec.__name__]
-    assert len(messages["dead"]) - len(messages["top"]) == block - 32 + 1  # "dead" is a letter longer
+    block, places = {"auto": (480, 16), "bitmap": (500, 20)}[codec.__name__]
+    assert len(messages["dead"]) - len(messages["top"]) == block - (places + 12) + 1  # "dead" is a letter longer
 
 
 def exchanged(
