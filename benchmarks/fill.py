@@ -27,9 +27,11 @@ def main() -> None:
         filled(Path(path).read_text(), name, "")  # before a benchmark takes its minutes
     for name in names:
         command = [sys.executable, str(Path(__file__).parent / f"{name}.py")]
-        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        print(printed, flush=True)
-        Path(path).write_text(filled(Path(path).read_text(), name, printed))
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        print(done.stdout, flush=True)
+        if done.returncode:
+            raise SystemExit(f"{name}.py failed: its place in {path} is as it was")
+        Path(path).write_text(filled(Path(path).read_text(), name, done.stdout))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class Floor:
 
     def __init__(self, net: nn.Module, job: Job, workers: int, masks: Mapping[str, Tensor] = MappingProxyType({})):
         begin = copy.deepcopy(net)
-        _mask(begin, masks)
+        _multiply([begin.get_parameter(name) for name in masks], list(masks.values()))
         self._begin, self._job = begin.share_memory(), job
         self._nets = [copy.deepcopy(begin).share_memory() for _ in range(COHORT)]
         held = (job, self._begin, self._nets, masks)
@@ -53,10 +53,10 @@ class Floor:
         self._pool.terminate()
 
 
-def _mask(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
+def _multiply(weights: list[Tensor], masks: list[Tensor]) -> None:
     if masks:
         with torch.no_grad():
-            torch._foreach_mul_([net.get_parameter(name) for name in masks], list(masks.values()))
+            torch._foreach_mul_(weights, masks)
 
 
 def _hold(job: Job, begin: nn.Module, nets: Sequence[nn.Module], masks: Mapping[str, Tensor]) -> None:
@@ -69,6 +69,7 @@ def _train(which: tuple[int, int]) -> None:
     number, place = which
     net, indices = _nets[place], _job.orders[number][place]
     parameters = list(net.parameters())
+    weights, masks = [net.get_parameter(name) for name in _masks], list(_masks.values())
     with torch.no_grad():
         torch._foreach_copy_(parameters, _begin)
     optimizer = torch.optim.SGD(parameters, lr=LR, momentum=MOMENTUM, fused=True)
@@ -76,5 +77,5 @@ def _train(which: tuple[int, int]) -> None:
         optimizer.zero_grad()
         F.cross_entropy(net(_job.inputs[batch]), _job.labels[batch]).backward()
         optimizer.step()
-        _mask(net, _masks)
+        _multiply(weights, masks)
     optimizer.zero_grad()

@@ -6,7 +6,9 @@ at which Flower looks for messages is as shipped. Workers map the data from file
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Iterable
 
 import given
@@ -68,4 +70,8 @@ if __name__ == "__main__":
     folder, workers = sys.argv[1], int(sys.argv[2])
     torch.set_num_threads(1)
     resources = {"init_args": {"num_cpus": workers}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
-    run_simulation(serve(folder), app, CLIENTS, backend_config=resources)
+    try:
+        run_simulation(serve(folder), app, CLIENTS, backend_config=resources)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # the server's thread would go on waiting for clients that never come
