@@ -21,13 +21,13 @@ MEASURED = {
     "worst decile (%)": ("client/accuracy_p10", 100),
     "server's network (%)": ("test/accuracy", 100),
     "validation (%)": ("val/accuracy", 100),
-    "alive (%)": ("density/weights", 100),
+    "alive (%)": ("alive", 100),
     "up (MB)": ("total/up_bytes", 1e-6),
     "down (MB)": ("total/down_bytes", 1e-6),
     "training (GFLOPs)": ("total/flops", 1e-9),
     "time (s)": ("time/total_s", 1),
 }
-"""Columns of a comparison: (metric of a run, factor to the unit)."""
+"""Columns of a comparison: (metric of a run, factor to the unit). `alive` is of the clients' own masks, if they have them."""
 
 REACHED = ("rounds to target", "MB to target")
 
@@ -57,11 +57,16 @@ def by_method(runs: pd.DataFrame, rounds: pd.DataFrame, target: float) -> pd.Dat
 
 def _row(which: tuple, cell: pd.DataFrame, reached: pd.DataFrame) -> dict[str, object]:
     row: dict[str, object] = dict(zip(BY, which, strict=True)) | {"seeds": len(cell)}
+    cell = cell.assign(alive=_column(cell, "client/density_mean").fillna(_column(cell, "density/weights")))
     for column, (metric, factor) in MEASURED.items():
-        values = cell[metric].astype(float) * factor if metric in cell else pd.Series(dtype=float)
+        values = _column(cell, metric) * factor
         row |= {column: values.mean(), f"{column} sd": values.std(ddof=1)}
     all_do = len(reached) > 0 and reached[list(REACHED)].notna().all(axis=None)
     return row | {column: reached[column].mean() if all_do else float("nan") for column in REACHED}
+
+
+def _column(cell: pd.DataFrame, metric: str) -> pd.Series:
+    return cell[metric].astype(float) if metric in cell else pd.Series(float("nan"), cell.index)
 
 
 def _reached(rounds: pd.DataFrame, target: float) -> pd.DataFrame:
@@ -87,8 +92,8 @@ def methods_markdown(table: pd.DataFrame, target: float) -> str:
     parts = [
         "Mean ± sample standard deviation over seeds, at the end of the run. *Client accuracy* is of each client's own network "
         "on its own test examples, mean over all clients, and *worst decile* the 10th percentile over them; *server's network* "
-        f"is of the merged one on the global test set. *To {100 * target:g} %* is of client accuracy, where every seed reaches "
-        "it. **Bold**: no other method is as accurate with fewer bytes, or more accurate with as many.\n"
+        "is of the merged one on the global test set; *alive* is of clients' own masks, where they have them, mean over all "
+        f"clients. *To {100 * target:g} %* is of client accuracy, where every seed reaches it. **Bold**: no other method is as accurate with fewer bytes, or more accurate with as many.\n"
     ]
     for density, part in table.groupby("density", sort=False):
         rows = [_texts(row, unbeaten) for row, unbeaten in zip(part.to_dict("records"), front(part), strict=True)]

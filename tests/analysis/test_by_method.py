@@ -57,6 +57,14 @@ def test_a_row_per_density_and_method_with_mean_and_spread_by_hand():
     assert (dense["up (MB)"], row(table, 0.05, "dense")["down (MB)"]) == (pytest.approx(40), pytest.approx(20))
 
 
+def test_what_is_alive_is_of_the_clients_own_masks_where_they_have_them():
+    runs, rounds = sweep()
+    runs.loc[runs[METHOD] == "slow", "client/density_mean"] = 0.25
+    table = by_method(runs, rounds, target=0.75)
+    assert row(table, 0.1, "slow")["alive (%)"] == pytest.approx(25)
+    assert row(table, 0.1, "dense")["alive (%)"] == pytest.approx(10)
+
+
 def test_what_the_target_took_is_said_where_every_seed_reached_it():
     # At 0.8, `sparse` is there after its second round, with all of its 10 MB; at 0.82, two of three seeds of `dense`.
     table = by_method(*sweep(), target=0.8)
