@@ -166,9 +166,9 @@ def _read_blocks(reader: Reader, height: int, width: int) -> np.ndarray:
 def _classes(living: np.ndarray, size: int) -> np.ndarray:
     """The class of each line with so many living entries of `size`: numbers from 0, all of them in use.
 
-    The wholly dead and the wholly alive are classes of their own. In the others the odds of being alive are within a factor of 4,
-    from half to twice those of all such lines, or the next; 4 entries are added to both sides, since small numbers differ by
-    chance. All are of one class if telling them apart takes more than their densities are worth.
+    The wholly dead and the wholly alive are classes of their own. In the others the odds of being alive are within a factor
+    of 4, from half to twice those of all such lines, or the next; 4 entries are added to both sides, since small numbers
+    differ by chance. All are of one class if telling them apart takes more than their densities are worth.
     """
     mixed = living[(living > 0) & (living < size)]
     odds, usual = (np.log2((some + 4) / (size - some + 4)) for some in (living, mixed.mean() if len(mixed) else 0))
