@@ -93,8 +93,8 @@ def methods_markdown(table: pd.DataFrame, target: float) -> str:
         "Mean ± sample standard deviation over seeds, at the end of the run. *Client accuracy* is of each client's own network "
         "on its own test examples, mean over all clients, and *worst decile* the 10th percentile over them; *server's network* "
         "is of the merged one on the global test set; *alive* is of clients' own masks, where they have them, mean over all "
-        f"clients. *To {100 * target:g} %* is of client accuracy, where every seed reaches it. **Bold**: no other method is as accurate "
-        "with fewer bytes, or more accurate with as many.\n"
+        f"clients. *To {100 * target:g} %* is of client accuracy, where every seed reaches it. **Bold**: no other method is as "
+        "accurate with fewer bytes, or more accurate with as many.\n"
     ]
     for density, part in table.groupby("density", sort=False):
         rows = [_texts(row, unbeaten) for row, unbeaten in zip(part.to_dict("records"), front(part), strict=True)]

@@ -14,6 +14,8 @@ from fedprune.errors import FedpruneError
 from fedprune.folders import METHOD
 
 ACCURACY = "client accuracy (%)"
+COLORS = {True: "C0", False: "0.45"}  # of those who are not beaten, and of the others
+LINE = 0.036  # the height of a name, of a panel's
 
 
 def accuracy_bytes_methods(table: pd.DataFrame) -> Figure:
@@ -25,7 +27,7 @@ def accuracy_bytes_methods(table: pd.DataFrame) -> Figure:
         raise FedpruneError("nothing to draw: none of these runs has finished with an accuracy of clients")
     panels = list(table.groupby("density", sort=False))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6 * len(panels), 4.4), layout="constrained")
+        figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (density, part) in zip(row, panels, strict=True):
             axes.set_title(f"density {density:.10g}")
@@ -38,14 +40,39 @@ def accuracy_bytes_methods(table: pd.DataFrame) -> Figure:
 def _panel(axes: Axes, part: pd.DataFrame) -> None:
     best = front(part)
     for unbeaten, points in part.groupby(best):
-        color = "C0" if unbeaten else "0.55"
+        color = COLORS[bool(unbeaten)]
         axes.errorbar(points["sent"], points[ACCURACY], points[f"{ACCURACY} sd"], fmt="o", color=color, elinewidth=0.7)
-        for name, sent, accuracy in zip(points[METHOD], points["sent"], points[ACCURACY], strict=True):
-            axes.annotate(name, (sent, accuracy), xytext=(4, 3), textcoords="offset points", fontsize=6.5, color=color)
     line = part[best].sort_values("sent")
-    axes.plot(line["sent"], line[ACCURACY], color="C0", linewidth=0.8, drawstyle="steps-post", zorder=0)
+    axes.plot(line["sent"], line[ACCURACY], color=COLORS[True], linewidth=0.8, drawstyle="steps-post", zorder=0)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.10g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.margins(x=0.15)
+    axes.margins(x=0.05)
+    _name(axes, part.assign(unbeaten=best).sort_values(ACCURACY))
+
+
+def _name(axes: Axes, points: pd.DataFrame) -> None:
+    """The methods' names beside the panel, in the order of their accuracy, each with a line to its point."""
+    heights = apart(axes.transLimits.transform([(1.0, y) for y in points[ACCURACY]])[:, 1].tolist(), LINE)
+    for row, height in zip(points.to_dict("records"), heights, strict=True):
+        color = COLORS[bool(row["unbeaten"])]
+        lead = {
+            "arrowstyle": "-",
+            "color": color,
+            "linewidth": 0.4,
+            "alpha": 0.6,
+            "relpos": (0, 0.5),
+            "shrinkA": 0,
+            "shrinkB": 2,
+        }
+        where = {"xy": (row["sent"], row[ACCURACY]), "xytext": (1.04, height), "textcoords": "axes fraction"}
+        axes.annotate(row[METHOD], **where, va="center", fontsize=6.5, color=color, arrowprops=lead, annotation_clip=False)
+
+
+def apart(heights: list[float], least: float) -> list[float]:
+    """Ascending heights from 0 to 1, moved as little as need be from below, so that each is `least` above the one before."""
+    found: list[float] = []
+    for height in heights:
+        found.append(max(height, found[-1] + least if found else 0.0))
+    return [min(height, 1 - least * (len(found) - 1 - place)) for place, height in enumerate(found)]

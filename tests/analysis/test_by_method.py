@@ -11,7 +11,7 @@ import pytest
 
 from fedprune import analysis
 from fedprune.analysis.by_method import by_method, front, methods_markdown, over_methods, target_of
-from fedprune.analysis.fronts import accuracy_bytes_methods
+from fedprune.analysis.fronts import accuracy_bytes_methods, apart
 from fedprune.errors import FedpruneError
 from fedprune.folders import METHOD
 
@@ -127,3 +127,9 @@ def test_a_sweep_over_methods_from_the_command_line_is_compared(command):
     assert "fedavg" in page and "snip_fedavg" in page
     assert Path("outputs/bench/figures/accuracy_bytes_methods.png").stat().st_size > 1000
     assert analysis.load_runs("outputs/bench")[METHOD].nunique() == 2
+
+
+def test_names_stay_in_order_inside_the_panel_and_do_not_overlap():
+    # From below 0.5 stays, 0.5 and 0.52 move up; at the top 0.98 and 1.0 leave no room, so all that crowd there move down.
+    assert apart([0.1, 0.5, 0.5, 0.52, 0.98, 1.0], 0.1) == pytest.approx([0.1, 0.5, 0.6, 0.7, 0.9, 1.0])
+    assert apart([], 0.1) == []
