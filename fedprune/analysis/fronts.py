@@ -66,8 +66,9 @@ def _name(axes: Axes, points: pd.DataFrame) -> None:
             "shrinkA": 0,
             "shrinkB": 2,
         }
-        where = {"xy": (row["sent"], row[ACCURACY]), "xytext": (1.04, height), "textcoords": "axes fraction"}
-        axes.annotate(row[METHOD], **where, va="center", fontsize=6.5, color=color, arrowprops=lead, annotation_clip=False)
+        point = row["sent"], row[ACCURACY]
+        text = axes.annotate(row[METHOD], point, (1.04, height), textcoords="axes fraction", arrowprops=lead)
+        text.set(va="center", fontsize=6.5, color=color, annotation_clip=False)
 
 
 def apart(heights: list[float], least: float) -> list[float]:

@@ -177,10 +177,10 @@ def _classes(living: np.ndarray, size: int) -> np.ndarray:
     classes = np.unique(kinds, return_inverse=True)[1]
     lines, alive = np.bincount(classes), np.bincount(classes, living)
     told = cost(counted(classes)) + TABLE * (len(lines) - 1)
-    apart, together = _entropy(alive, lines * size), _entropy(living.sum(), living.size * size)
+    apart, together = _entropy(alive, lines * size), _entropy(living.sum(keepdims=True), np.array([living.size * size]))
     return classes if told + apart < together else np.zeros_like(classes)
 
 
 def _entropy(living: np.ndarray, size: np.ndarray) -> float:
-    """Bits of so many living among so many entries, at random."""
+    """Bits of so many living among so many entries, at random; [n] each, summed."""
     return float(sum(np.sum(part * np.log2(size / np.maximum(part, 1))) for part in (living, size - living)))
