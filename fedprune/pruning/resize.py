@@ -25,8 +25,7 @@ def resize(net: nn.Module, kept: Kept) -> nn.Module:
     smaller = copy.deepcopy(net)
     for name, places in kept.items():
         try:
-            layer = smaller.get_submodule(name)
-            _cut(layer, places)
+            cut(smaller.get_submodule(name), places)
         except (AttributeError, IndexError) as error:
             raise ConfigError([f"layer {name} of the smaller network does not fit {type(net).__name__} ({error})"]) from error
     return smaller
@@ -43,7 +42,8 @@ def _layer(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _cut(layer: nn.Module, places: Mapping[str, Any]) -> None:
+def cut(layer: nn.Module, places: Mapping[str, Any]) -> None:
+    """Leave a layer only these of its channels, in place. Its parameters and buffers are new objects."""
     if places.get("bias") and layer.bias is None:
         layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))  # type: ignore[operator,arg-type]
     for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
