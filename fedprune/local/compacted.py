@@ -22,27 +22,30 @@ from fedprune.local.smaller import Block, Smaller
 from fedprune.local.train import ENTRYWISE, Trained, fit, unload
 from fedprune.pruning.companions import is_companion
 from fedprune.pruning.mask import full
-from fedprune.pruning.parts import Parts, matrices, parts, share
+from fedprune.pruning.parts import Parts, matrices, parts, saved
 from fedprune.pruning.wiring import Wiring, wiring
 from fedprune.types import Mask, Params, Subnet
 
-MOST = 0.8
-"""Of the layers' products, the fraction with which a smaller network is worth its making."""
+PER_STEP, PER_JOB = 2e6, 4e7
+"""What running a smaller network adds to each step and what making one adds to a job, in products (of a weight and a number) of
+the whole network's forward that take as long."""
 
 REMEMBERED = 4  # masks of which a worker has the smaller network at hand
 
 KNOWN = (LocalModule, SquaredError)
 """Modules whose training step asks nothing of the network but its outputs; of other classes that is not known."""
 
-Compactor = Callable[[Mask], "Compacted | None"]
+Compactor = Callable[[Mask, int], "Compacted | None"]
+"""(mask, number of batches) -> how to train under it in a smaller network, or None: it would not be the same, or not pay."""
 
 
 @dataclass(frozen=True)
 class Compacted:
-    """The same module with a smaller network. whole: the shapes of the whole network's parameters, by name, in order. drifts:
-    whether the optimizer moves what has a gradient of zero."""
+    """small: the same module with a smaller network. mask: what is dead in that. whole: the shapes of the whole network's
+    parameters, by name, in order. drifts: whether the optimizer moves what has a gradient of zero."""
 
     small: LocalModule
+    mask: Mask
     whole: Mapping[str, torch.Size]
     drifts: bool
 
@@ -54,20 +57,30 @@ class Compacted:
         self, subnet: Subnet, batches: Iterable[Batch], recipe: Recipe, decay: float, kept: Params, correction: Params
     ) -> Trained:
         """As train.fit, of the whole network."""
-        net: Smaller = self.small.net  # type: ignore[assignment]
-        net.stand_by(self.drifts or bool(kept) or bool(correction) or recipe.keep_optimizer)
-        taken = Subnet({block.name: block.of(subnet.params[block.whole]) for block in self.blocks}, net.mask)
+        taken = Subnet({block.name: block.of(subnet.params[block.whole]) for block in self.blocks}, self.mask)
         shifts = {block.name: block.of(correction[block.whole]) for block in self.blocks if block.whole in correction}
         # Something is dead in the whole network, though perhaps nothing in the smaller one: what that asks for is done here.
         recipe, decay = replace(recipe, retrain_lr=1.0), decay * recipe.retrain_lr
-        trained = fit(self.small, taken, batches, recipe, decay, None, self._taken(kept), shifts)
+        state = self._taken(kept)
+        moved = self.drifts or bool(state) or bool(shifts) or recipe.keep_optimizer
+        self.small.net.prepare(moved, self._mute(taken.params, state, shifts, moved))  # type: ignore[operator]
+        trained = fit(self.small, taken, batches, recipe, decay, None, state, shifts)
         reach = {block.whole: trained.reach[block.name] for block in self.blocks if block.name in trained.reach}
-        state = self._put_back(trained.optimizer)
-        return trained._replace(params=self._whole(trained.params, subnet.params), optimizer=state, reach=reach)
+        whole, state = self._whole(trained.params, subnet.params), self._put_back(trained.optimizer)
+        return trained._replace(params=whole, optimizer=state, reach=reach)
 
     def unload(self, sent: Params) -> Params:
         """As train.unload, of the whole network. sent: as it came."""
         return self._whole(unload(self.small), sent)
+
+    def _mute(self, params: Params, state: Params, shifts: Params, moved: bool) -> bool:
+        """Whether all constants are zero, and stay so: behind a ReLU, biases of zero or, if nothing moves them, of less."""
+        biases = [block.name for block in self.blocks if block.name.startswith("constant.")]
+        if not (self.small.net.mutable and all(bool((params[name] <= 0).all()) for name in biases)):
+            return False
+        pushed = {self._parameters[number].name: values for number, values in optimizer_state.by_parameter(state).items()}
+        pushes = [[params[name], shifts.get(name, params[name]), *pushed.get(name, {}).values()] for name in biases]
+        return not (moved and any(push.any() for some in pushes for push in some if push.dim()))
 
     def _whole(self, trained: Params, sent: Params) -> Params:
         whole = {block.whole: sent[block.whole].clone() for block in self.blocks}
@@ -105,18 +118,24 @@ class Compacted:
 
 
 def compactor(module: LocalModule, shape: tuple[int, ...], recipe: Recipe) -> Compactor:
-    """mask -> how the module is trained smaller under it; None: it is trained under the mask. shape: of one input.
+    """How the module is trained smaller under a mask, in a job of so many batches. shape: of one input.
 
-    Not smaller are modules and optimizers that do more than is known here, error feedback, which trains the dead, and layers
-    that are held; networks that cannot be read (see wiring.py); and what a mask leaves too much of, or nothing.
+    Under the mask are trained: modules and optimizers that do more than is known here; with error feedback, which trains the
+    dead; networks some of whose layers are held, or that cannot be read (see wiring.py); and what leaves too little to gain.
     """
     known = type(module) in KNOWN and not any(is_companion(name) for name in module.net.state_dict())
     drifts = _drifts(module) if recipe.compact == "auto" and known and not recipe.error_feedback and not recipe.fixed else None
     if drifts is None:
-        return lambda mask: None
+        return lambda mask, batches: None
     wired = functools.cache(lambda: wiring(module.net, shape))
-    remembered = functools.lru_cache(REMEMBERED)(lambda mask: _compacted(module, wired(), dict(mask), recipe, drifts))
-    return lambda mask: None if full(mask) else remembered(tuple(mask.items()))
+    remembered = functools.lru_cache(REMEMBERED)(lambda mask: _divided(module, wired(), dict(mask), recipe, drifts))
+
+    def compacted(mask: Mask, batches: int) -> Compacted | None:
+        gain, made = (0.0, None) if full(mask) else remembered(tuple(mask.items()))
+        pays = batches * (recipe.batch_size * gain - PER_STEP) > PER_JOB
+        return made() if pays and made is not None else None
+
+    return compacted
 
 
 def silent(regularisers: Iterable[Regulariser]) -> bool:
@@ -124,14 +143,25 @@ def silent(regularisers: Iterable[Regulariser]) -> bool:
     return not any(one.layers or one.paired or one.companion or (one.formula and one.strength) for one in regularisers)
 
 
-def _compacted(module: LocalModule, wired: Wiring | None, mask: Mask, recipe: Recipe, drifts: bool) -> Compacted | None:
+def _divided(
+    module: LocalModule, wired: Wiring | None, mask: Mask, recipe: Recipe, drifts: bool
+) -> tuple[float, Callable[[], Compacted] | None]:
+    """(the products that are saved for each example, how the smaller network is made: once)."""
     if wired is None:
-        return None
-    divided = parts(wired, matrices(wired, mask), tracked=not recipe.freeze_batchnorm)
-    if _empty(wired, divided) or share(wired, divided) > MOST:
-        return None
-    small = type(module)(Smaller(module.net, wired, divided, mask), module.optimizer).to(module.device)
-    return Compacted(small, {name: p.shape for name, p in module.net.named_parameters()}, drifts)
+        return 0.0, None
+    alive = matrices(wired, mask)
+    divided = parts(wired, alive, tracked=not recipe.freeze_batchnorm)
+    if _empty(wired, divided):
+        return 0.0, None
+
+    @functools.cache
+    def made() -> Compacted:
+        net = Smaller(module.net, wired, divided, alive)
+        holes = {block.name: block.of(mask[block.whole]) for block in net.blocks if block.whole in mask}
+        small = type(module)(net, module.optimizer).to(module.device)
+        return Compacted(small, holes, {name: p.shape for name, p in module.net.named_parameters()}, drifts)
+
+    return saved(wired, divided), made
 
 
 def _empty(wired: Wiring, divided: Parts) -> bool:

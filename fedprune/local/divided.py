@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
+from torch.nn import functional as F
 
 from fedprune.pruning.wiring import Wiring
 
@@ -17,18 +18,18 @@ Step = Callable[[Values, Values], None]
 
 
 class Reader(nn.Module):
-    """What a layer adds for constants. channels: which of those before it its layer reads."""
+    """What a layer makes of constants. channels: which of those before it, if not all."""
 
-    channels: Tensor
+    channels: Tensor | None
 
-    def __init__(self, layer: nn.Module, channels: Tensor):
+    def __init__(self, layer: nn.Module, channels: Tensor | None):
         super().__init__()
         self.layer = layer
         self.register_buffer("channels", channels, persistent=False)
 
     def forward(self, constants: Tensor) -> Tensor:
         """[1, channels, ...] -> [1, outputs, ...]."""
-        return self.layer(constants.index_select(1, self.channels))
+        return self.layer(constants if self.channels is None else constants.index_select(1, self.channels))
 
 
 class Emitter(nn.Module):
@@ -108,11 +109,16 @@ def _with(function: Callable, rest: tuple, named: dict, values: Tensor) -> Tenso
 def _layer(
     node: fx.Node, layer: nn.Module, emitter: nn.Module | None, reader: nn.Module | None, lives: Values, constants: Values
 ) -> None:
-    source = node.args[0]
-    outputs = layer(lives[source])  # type: ignore[index]
-    lives[node] = outputs if reader is None else outputs + reader(constants[source])  # type: ignore[index]
+    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    if reader is None:
+        lives[node] = layer(lives[source])
+    elif isinstance(layer, nn.Linear):  # its bias is added to each example anyway
+        more = reader(constants[source])[0]
+        lives[node] = F.linear(lives[source], layer.weight, more if layer.bias is None else layer.bias + more)
+    else:
+        lives[node] = layer(lives[source]) + reader(constants[source])
     if emitter is not None:
-        constants[node] = emitter(constants.get(source))  # type: ignore[arg-type]
+        constants[node] = emitter(constants.get(source))
 
 
 def _norm(node: fx.Node, norm: nn.Module, emitter: nn.Module | None, lives: Values, constants: Values) -> None:

@@ -32,10 +32,17 @@ def of(optimizer: torch.optim.Optimizer, masks: Mapping[Tensor, Tensor]) -> Para
 
 def resume(optimizer: torch.optim.Optimizer, kept: Params) -> None:
     """Give a fresh optimizer the state that `of` took from one like it."""
-    state = {  # load_state_dict copies only what it must
-        number: {key: tensor.clone() for key, tensor in values.items()} for number, values in by_parameter(kept).items()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        number: {key: _copied(tensor, parameters[number]) for key, tensor in values.items()}
+        for number, values in by_parameter(kept).items()
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _copied(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A copy (load_state_dict makes one only where it must), laid out as the parameter is: fused optimizers go by that."""
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor) if tensor.shape == parameter.shape else tensor.clone()
 
 
 def by_parameter(kept: Params) -> dict[int, dict[str, Tensor]]:

@@ -19,10 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.local.divided import Emitter, Reader, key_of, run
-from fedprune.pruning.parts import Parts, matrices
-from fedprune.pruning.resize import cut
+from fedprune.pruning.parts import Parts, anything
+from fedprune.pruning.resize import count
 from fedprune.pruning.wiring import Layer, Wiring
 from fedprune.types import Mask
+
+STRIDED = ("view", "view_as", "as_strided", "stride")
+"""Methods that count on a layout."""
 
 
 class Block(NamedTuple):
@@ -51,33 +54,43 @@ class Block(NamedTuple):
 
 
 class Smaller(nn.Module):
-    """Its values are to be loaded. blocks: its tensors. mask: what is dead inside it. idle: the parameters of units that nobody
-    reads; moved: whether they have gradients, of zero, or none at all."""
+    """Its values are to be loaded, and `prepare` is to be called before it is trained. blocks: its tensors. mutable: whether
+    constants of zero are nothing, to those who read them and to the biases that they are.
 
-    def __init__(self, net: nn.Module, wired: Wiring, divided: Parts, mask: Mask):
+    On a CPU images are laid out channels last, which on small networks takes 0.65 to 0.95 of the time.
+    """
+
+    def __init__(self, net: nn.Module, wired: Wiring, divided: Parts, alive: Mask):
         super().__init__()
-        self.live, self.constant, self.added, self.idle = _sharing(net), nn.ModuleDict(), nn.ModuleDict(), nn.ParameterList()
-        self.moved, alive = False, matrices(wired, mask)
+        self.live, self.constant, self.added, self.idle = _twin(net), nn.ModuleDict(), nn.ModuleDict(), nn.ParameterList()
         blocks = [block for name in wired.layers for block in self._cut_layer(name, wired.layers[name], divided, alive[name])]
         blocks += [block for name, units in wired.norms.items() for block in self._cut_norm(name, units, divided)]
         done = {block.name for block in blocks}
         blocks += [Block(f"live.{name}", name) for name in net.state_dict() if f"live.{name}" not in done]
         _own(self.live, set(net.parameters()))
         self.blocks = tuple(blocks)
-        self.mask = {block.name: block.of(mask[block.whole]) for block in blocks if block.whole in mask}
-        self._trained = [parameter.requires_grad for parameter in self.idle]
-        self._run = run(wired, self.live, dict(self.constant.items()), dict(self.added.items()))
+        rectified = {key_of(name) for name in wired.layers if name not in wired.bare}
+        self.mutable = all(isinstance(one, Emitter) and key in rectified for key, one in self.constant.items())
+        self._layout = _layout(wired, net)
+        self.to(memory_format=self._layout)  # type: ignore[call-overload]
+        self._trained = {parameter for parameter in self.parameters() if parameter.requires_grad}
+        self._loud = run(wired, self.live, dict(self.constant.items()), dict(self.added.items()))
+        self._mute = run(wired, self.live, {}, {})
+        self.prepare(moved=True, mute=False)
+
+    def prepare(self, moved: bool, mute: bool) -> None:
+        """moved: whether the optimizer moves what has a gradient of zero. mute: whether all constants are zero, and stay so."""
+        quiet = [*self.idle, *(self.constant.parameters() if mute else ()), *(self.added.parameters() if mute else ())]
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
+        for parameter in [] if moved else quiet:
+            parameter.requires_grad_(False)
+        self._run, self._standing_by = self._mute if mute else self._loud, quiet if moved else []
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What the whole network puts out."""
-        outputs = self._run(inputs)
-        return _StandingBy.apply(outputs, *self.idle) if self.moved and len(self.idle) else outputs
-
-    def stand_by(self, moved: bool) -> None:
-        """Whether what nobody reads takes part in the optimizer's steps."""
-        self.moved = moved
-        for parameter, trained in zip(self.idle, self._trained, strict=True):
-            parameter.requires_grad_(moved and trained)
+        outputs = self._run(inputs.contiguous(memory_format=self._layout) if inputs.dim() == 4 else inputs)
+        return _StandingBy.apply(outputs, *self._standing_by) if self._standing_by else outputs
 
     def _cut_layer(self, name: str, layer: Layer, divided: Parts, alive: Tensor) -> Iterator[Block]:
         whole, key = self.live.get_submodule(name), key_of(name)
@@ -85,17 +98,17 @@ class Smaller(nn.Module):
         order = steady.cumsum(0) - 1  # where a constant channel is among the constant ones
         rows, columns = _places(divided.live[layer.makes]), _places(divided.live[layer.reads])
         emits = _places(divided.constant[layer.makes])
-        read, fed = (_places(steady & alive[some].any(0)) for some in (rows, emits))
+        read, fed = (_places(steady & anything(alive[some], 0)) for some in (rows, emits))
         if len(read):
-            self.added[key] = Reader(_part(whole, rows, read, bias=False), order[read])
+            self.added[key] = Reader(_part(whole, rows, read, without="bias"), _some(order[read], steady))
             yield Block(f"added.{key}.layer.weight", f"{name}.weight", rows, read)
         if len(emits):
-            part = _part(whole, emits, fed, weight=len(fed) > 0)
+            part = _part(whole, emits, fed, without="" if len(fed) else "weight")
             nothing = whole.weight.new_zeros(1, len(emits), *layer.places)  # type: ignore[operator]
-            self.constant[key] = Reader(part, order[fed]) if len(fed) else Emitter(part, nothing)
+            self.constant[key] = Reader(part, _some(order[fed], steady)) if len(fed) else Emitter(part, nothing)
             yield from _blocks(f"constant.{key}.layer", name, part, emits, fed)
         yield from self._stand_by(name, whole, _places(divided.idle[layer.makes]))
-        cut(whole, {"out": rows, "in": columns})
+        _cut(whole, rows, columns)
         yield from _blocks(f"live.{name}", name, whole, rows, columns)
 
     def _cut_norm(self, name: str, units: Tensor, divided: Parts) -> Iterator[Block]:
@@ -105,13 +118,13 @@ class Smaller(nn.Module):
             self.constant[key] = _part(whole, emits)
             yield from _blocks(f"constant.{key}", name, self.constant[key], emits)
         yield from self._stand_by(name, whole, _places(divided.idle[units]))
-        cut(whole, {"out": rows})
+        _cut(whole, rows)
         yield from _blocks(f"live.{name}", name, whole, rows)
 
     def _stand_by(self, name: str, layer: nn.Module, rows: Tensor) -> Iterator[Block]:
         for own, parameter in layer.named_parameters() if len(rows) else ():
             yield Block(f"idle.{len(self.idle)}", f"{name}.{own}", rows)
-            self.idle.append(nn.Parameter(parameter.detach()[rows], parameter.requires_grad))
+            self.idle.append(_empty(parameter, len(rows)))
 
 
 class _StandingBy(torch.autograd.Function):
@@ -127,13 +140,30 @@ class _StandingBy(torch.autograd.Function):
         return (*gradients, *(torch.zeros_like(parameter) for parameter in ctx.idle))
 
 
+def _layout(wired: Wiring, net: nn.Module) -> torch.memory_format:
+    """How images are laid out in memory."""
+    images = any(len(layer.places) == 2 for layer in wired.layers.values())
+    strides = any(node.target in STRIDED for node, kind in wired.kinds.items() if kind == "other")
+    on_cpu = all(parameter.device.type == "cpu" for parameter in net.parameters())
+    return torch.channels_last if images and on_cpu and not strides else torch.contiguous_format
+
+
 def _places(those: Tensor) -> Tensor:
     return those.nonzero().flatten()
 
 
-def _sharing(module: nn.Module) -> nn.Module:
-    """A copy that has the same parameters, and buffers of its own."""
-    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+def _some(order: Tensor, steady: Tensor) -> Tensor | None:
+    """Which of the constants, or None if it is all of them."""
+    return None if len(order) == int(steady.sum()) else order
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A copy that has the same parameters, and buffers of its own. (deepcopy takes milliseconds.)"""
+    twin = copy.copy(module)
+    twin.__dict__["_parameters"] = dict(module._parameters)
+    twin.__dict__["_buffers"] = {name: None if value is None else value.clone() for name, value in module._buffers.items()}
+    twin.__dict__["_modules"] = {name: None if part is None else _twin(part) for name, part in module._modules.items()}
+    return twin
 
 
 def _own(module: nn.Module, others: set[nn.Parameter]) -> None:
@@ -144,13 +174,30 @@ def _own(module: nn.Module, others: set[nn.Parameter]) -> None:
                 part._parameters[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
 
 
-def _part(layer: nn.Module, rows: Tensor, columns: Tensor | None = None, weight: bool = True, bias: bool = True) -> nn.Module:
+def _part(layer: nn.Module, rows: Tensor, columns: Tensor | None = None, without: str = "") -> nn.Module:
     """A layer with some of its channels, and perhaps without one of its parameters."""
-    part = _sharing(layer)
-    for name in (["weight"] if not weight else []) + (["bias"] if not bias else []):
-        part.register_parameter(name, None)
-    cut(part, {"out": rows} if columns is None else {"out": rows, "in": columns})
+    part = _twin(layer)
+    if without:
+        part._parameters[without] = None
+    _cut(part, rows, columns)
     return part
+
+
+def _cut(layer: nn.Module, rows: Tensor, columns: Tensor | None = None) -> None:
+    """Leave a layer only so many channels, in place; its parameters are new, and without values yet."""
+    for name, parameter in layer._parameters.items():
+        if parameter is not None:
+            wide = len(columns) if columns is not None and name == "weight" else None
+            layer._parameters[name] = _empty(parameter, len(rows), wide)
+    for name, value in layer._buffers.items():
+        if value is not None and value.dim():
+            layer._buffers[name] = value[: len(rows)].clone()
+    count(layer, {"out": len(rows)} if columns is None else {"out": len(rows), "in": len(columns)})
+
+
+def _empty(parameter: nn.Parameter, rows: int, columns: int | None = None) -> nn.Parameter:
+    shape = (rows, *parameter.shape[1:]) if columns is None else (rows, columns, *parameter.shape[2:])
+    return nn.Parameter(parameter.detach().new_empty(shape), parameter.requires_grad)
 
 
 def _blocks(at: str, name: str, layer: nn.Module, rows: Tensor, columns: Tensor | None = None) -> Iterator[Block]:

@@ -11,6 +11,7 @@ Biases and norms are never dead, so a dead filter (all of its entries are) is co
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -40,27 +41,38 @@ def parts(wired: Wiring, alive: Mask, tracked: bool) -> Parts:
         normed[units] = True
     reached, read = fixed.clone(), fixed | normed
     for name, layer in wired.layers.items():
-        whole, some = alive[name].any(1), alive[name][:, reached[layer.reads]].any(1)
+        whole, some = anything(alive[name], 1), anything(alive[name] & reached[layer.reads], 1)
         reached[layer.makes] |= torch.where(normed[layer.makes], whole, some)
     for name, layer in reversed(list(wired.layers.items())):
-        read[layer.reads[alive[name][read[layer.makes]].any(0)]] = True
+        read[layer.reads[anything(alive[name][read[layer.makes]], 0)]] = True
     return Parts(reached & read, ~reached & read, ~read)
 
 
 def matrices(wired: Wiring, mask: Mask) -> Mask:
     """Of each layer, by name, whether anything lives between an output and an input channel: [outputs, inputs]."""
     return {
-        name: mask[f"{name}.weight"].flatten(1).view(len(layer.makes), len(layer.reads), -1).any(2)
+        name: anything(mask[f"{name}.weight"].reshape(len(layer.makes), len(layer.reads), -1), 2)
         if f"{name}.weight" in mask
         else torch.ones(len(layer.makes), len(layer.reads), dtype=torch.bool)
         for name, layer in wired.layers.items()
     }
 
 
-def share(wired: Wiring, divided: Parts) -> float:
-    """The fraction of the layers' products that is left of them where only what is live is computed for every example."""
-    left = sum(
-        layer.products * float(divided.live[layer.makes].float().mean()) * float(divided.live[layer.reads].float().mean())
+def anything(alive: Tensor, dim: int) -> Tensor:
+    """alive.any(dim), in a thirtieth of the time."""
+    return torch.from_numpy(alive.numpy().any(dim))
+
+
+def saved(wired: Wiring, divided: Parts) -> float:
+    """How many of the layers' products are saved for each example where only what is live is computed.
+
+    Channels are counted by eights: for fewer, kernels take no less time.
+    """
+    return sum(
+        layer.products * (1 - _eights(divided.live[layer.makes]) * _eights(divided.live[layer.reads]))
         for layer in wired.layers.values()
     )
-    return left / sum(layer.products for layer in wired.layers.values())
+
+
+def _eights(live: Tensor) -> float:
+    return math.ceil(int(live.sum()) / 8) / math.ceil(len(live) / 8)

@@ -25,7 +25,8 @@ def resize(net: nn.Module, kept: Kept) -> nn.Module:
     smaller = copy.deepcopy(net)
     for name, places in kept.items():
         try:
-            cut(smaller.get_submodule(name), places)
+            layer = smaller.get_submodule(name)
+            _cut(layer, places)
         except (AttributeError, IndexError) as error:
             raise ConfigError([f"layer {name} of the smaller network does not fit {type(net).__name__} ({error})"]) from error
     return smaller
@@ -42,8 +43,7 @@ def _layer(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def cut(layer: nn.Module, places: Mapping[str, Any]) -> None:
-    """Leave a layer only these of its channels, in place. Its parameters and buffers are new objects."""
+def _cut(layer: nn.Module, places: Mapping[str, Any]) -> None:
     if places.get("bias") and layer.bias is None:
         layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))  # type: ignore[operator,arg-type]
     for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
@@ -54,12 +54,11 @@ def cut(layer: nn.Module, places: Mapping[str, Any]) -> None:
             setattr(layer, name, nn.Parameter(cut, requires_grad=tensor.requires_grad))
         else:
             layer.register_buffer(name, cut, persistent=name not in layer._non_persistent_buffers_set)
-    _count(layer, places)
+    count(layer, {end: len(places[end]) for end in ("out", "in") if end in places})
 
 
-def _count(layer: nn.Module, places: Mapping[str, Any]) -> None:
-    """The numbers that a layer remembers of itself."""
-    widths = {end: len(places[end]) for end in ("out", "in") if end in places}
+def count(layer: nn.Module, widths: Mapping[str, int]) -> None:
+    """Set the numbers that a layer remembers of itself, in place. widths: of its channels, "out" and "in"."""
     for end, width in widths.items():
         if isinstance(layer, nn.GroupNorm):
             layer.num_groups, layer.num_channels = layer.num_groups * width // layer.num_channels, width

@@ -31,6 +31,7 @@ CURVES: set[Any] = {
 }
 """What acts on each number by itself."""
 
+RELU: set[Any] = {nn.ReLU, F.relu, torch.relu, torch.relu_, "relu", "relu_"}
 POOLS: dict[Any, int] = {
     **dict.fromkeys((nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d, F.max_pool1d, F.avg_pool1d), 3),
     **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d, F.max_pool2d, F.avg_pool2d), 4),
@@ -56,7 +57,7 @@ class Wiring:
     """nodes: what the network does, in order; kinds: `layer`, `norm`, `each` (each channel by itself), `flatten` or `other`.
 
     units: of each value whose channels are units, their numbers. layers, norms: by name, in order. fixed: [units], which have
-    to stay as they are.
+    to stay as they are. bare: the layers that are read without a ReLU between.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -65,6 +66,7 @@ class Wiring:
     layers: Mapping[str, Layer]
     norms: Mapping[str, Tensor]
     fixed: Tensor
+    bare: frozenset[str]
 
 
 def wiring(net: nn.Module, shape: tuple[int, ...]) -> Wiring | None:
@@ -128,6 +130,8 @@ class _Reading(fx.Interpreter):
         self._layers: dict[str, Layer] = {}
         self._norms: dict[str, Tensor] = {}
         self._fixed: list[Tensor] = []
+        self._made: dict[fx.Node, tuple[str, bool]] = {}  # by which layer, and whether through a ReLU
+        self._bare: set[str] = set()
         self._count = 0
 
     def run_node(self, n: fx.Node) -> Any:
@@ -137,12 +141,9 @@ class _Reading(fx.Interpreter):
         if isinstance(value, Tensor):
             self._shapes[n] = value.shape
         if kind == "layer":
-            self._make(n, value.shape)
+            self._make(n, n.args[0], value.shape)  # type: ignore[arg-type]
         elif kind != "other":
-            units = self._units[n.args[0]]  # type: ignore[index]
-            self._units[n] = units.repeat_interleave(self._shapes[n.args[0]][2:].numel()) if kind == "flatten" else units  # type: ignore[index]
-            if kind == "norm":
-                self._norms[str(n.target)] = units
+            self._pass_on(n, n.args[0], kind)  # type: ignore[arg-type]
         elif not _asks_for_batch(n):
             self._fixed += [self._units[source] for source in n.all_input_nodes if source in self._units]
         return value
@@ -156,7 +157,8 @@ class _Reading(fx.Interpreter):
         fixed = torch.zeros(self._count, dtype=torch.bool)
         for units in self._fixed:
             fixed[units] = True
-        return Wiring(tuple(self._kinds), self._kinds, self._units, self._layers, self._norms, fixed)
+        told = (tuple(self._kinds), self._kinds, self._units, self._layers, self._norms, fixed)
+        return Wiring(*told, frozenset(self._bare))
 
     def _kind(self, node: fx.Node, value: Any) -> str:
         source = node.args[0] if node.args else None
@@ -183,12 +185,21 @@ class _Reading(fx.Interpreter):
         kind = type(self._modules[str(node.target)])
         return None if kind in (*LAYERS, *NORMS) and self._calls.count(str(node.target)) > 1 else kind
 
-    def _make(self, node: fx.Node, shape: torch.Size) -> None:
-        weight: Tensor = self._modules[str(node.target)].weight  # type: ignore[assignment]
+    def _make(self, node: fx.Node, source: fx.Node, shape: torch.Size) -> None:
+        name = str(node.target)
+        weight: Tensor = self._modules[name].weight  # type: ignore[assignment]
         makes = torch.arange(self._count, self._count + len(weight))
-        reads = self._units.get(node.args[0], torch.full((weight.shape[1],), -1))  # type: ignore[arg-type]
-        self._units[node], self._count = makes, self._count + len(weight)
-        self._layers[str(node.target)] = Layer(makes, reads, shape[2:], weight.numel() * shape[2:].numel())
+        reads = self._units.get(source, torch.full((weight.shape[1],), -1))
+        self._units[node], self._made[node], self._count = makes, (name, False), self._count + len(weight)
+        self._layers[name] = Layer(makes, reads, shape[2:], weight.numel() * shape[2:].numel())
+        self._bare |= {maker for maker, rectified in [self._made.get(source, ("", True))] if not rectified}
+
+    def _pass_on(self, node: fx.Node, source: fx.Node, kind: str) -> None:
+        units, (maker, rectified) = self._units[source], self._made[source]
+        self._units[node] = units.repeat_interleave(self._shapes[source][2:].numel()) if kind == "flatten" else units
+        self._made[node] = maker, rectified or self._target(node) in RELU
+        if kind == "norm":
+            self._norms[str(node.target)] = units
 
 
 def _flattens(node: fx.Node, layer: nn.Module | None, dims: int) -> bool:
