@@ -49,6 +49,7 @@ class Local:
     proximal_mu: float = 0.0
     retrain_lr: float = 1.0
     error_feedback: bool = False
+    compact: str = "auto"
     fixed: list[str] = field(default_factory=list)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from fedprune.federated.clock import Clock
 from fedprune.federated.on_client import Looks, OnClient, Pruned
 from fedprune.federated.upload import Upload, everything
 from fedprune.local import accumulated, control, optimizer_state
+from fedprune.local.compacted import Compacted, Compactor, compactor, silent
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, in_use, regularised
@@ -108,19 +110,35 @@ class ClientRound:
 
     def _fit(self, job: Job, subnet: Subnet, momenta: Params, correction: Params, first: list[Params]) -> Trained:
         """Train; where there are several epochs, the network after the first of them is put into `first` if an event asks."""
-        indices, recipe, net = self.clients.train[job.client], self.recipe, self.module.net
+        recipe, now = self.recipe, tuple(one.at(job.clock) for one in self.regularisers)
+        small = self._smaller(job, subnet, now)
+        unloaded = functools.partial(small.unload, subnet.params) if small else functools.partial(unload, self.module)
         with seeded(torch_seed(job.seed, "training", job.clock, job.client), self.module.device):
-            stream = torch_stream(job.seed, "batches", job.clock, job.client)
-            batches = self.batches.shuffled(indices, recipe.batch_size, recipe.epochs, recipe.steps, stream)
-            if job.event is not None and (recipe.epochs or 0) > 1:
-                epoch = math.ceil(len(indices) / recipe.batch_size)
-                batches = interrupted(batches, epoch, lambda: first.append(unload(self.module)))
+            batches, decay = self._shuffled(job, lambda: first.append(unloaded())), recipe.lr_decay**job.clock
+            if small:
+                return small.fit(subnet, batches, recipe, decay, momenta, correction)
             prunable = {name: subnet.mask[name] for name in self.wire.layout.masked or subnet.mask}
-            now = tuple(one.at(job.clock) for one in self.regularisers)
             summed = tuple(prunable) if self.accumulates else ()
-            with regularised(net, prunable, now, self.examples_of_all) as penalty:
-                decay = recipe.lr_decay**job.clock
+            with regularised(self.module.net, prunable, now, self.examples_of_all) as penalty:
                 return fit(self.module, subnet, batches, recipe, decay, penalty, momenta, correction, summed)
+
+    def _shuffled(self, job: Job, after_first_epoch: Callable[[], None]) -> Iterable[Batch]:
+        indices, recipe = self.clients.train[job.client], self.recipe
+        stream = torch_stream(job.seed, "batches", job.clock, job.client)
+        batches = self.batches.shuffled(indices, recipe.batch_size, recipe.epochs, recipe.steps, stream)
+        if job.event is None or (recipe.epochs or 0) < 2:
+            return batches
+        return interrupted(batches, math.ceil(len(indices) / recipe.batch_size), after_first_epoch)
+
+    def _smaller(self, job: Job, subnet: Subnet, now: Sequence[Regulariser]) -> Compacted | None:
+        """How to train in a smaller network, if that gives the same and pays."""
+        if self.accumulates or not silent(now):  # gradients of the dead are wanted, or steps do what only masks are made for
+            return None
+        return self._compactor(subnet.mask, self.recipe.batches(len(self.clients.train[job.client])))
+
+    @functools.cached_property
+    def _compactor(self) -> Compactor:
+        return compactor(self.module, self.dataset.shape, self.recipe)
 
     def _carry_out(self, job: Job, moment: str, subnet: Subnet, first: Params | None = None) -> Pruned | None:
         if job.event is None or self.event is None or self.event.at != moment:

@@ -26,17 +26,37 @@ def of(optimizer: torch.optim.Optimizer, masks: Mapping[Tensor, Tensor]) -> Para
     for number, parameter in enumerate(parameters):
         for key, value in optimizer.state.get(parameter, {}).items():
             if value is not None:
-                found[f"{PREFIX}{number}:{key}"] = _tensor(optimizer, value, masks.get(parameter))
+                found[name_of(number, key)] = _tensor(optimizer, value, masks.get(parameter))
     return found
 
 
 def resume(optimizer: torch.optim.Optimizer, kept: Params) -> None:
     """Give a fresh optimizer the state that `of` took from one like it."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        number: {key: _copied(tensor, parameters[number]) for key, tensor in values.items()}
+        for number, values in by_parameter(kept).items()
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _copied(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A copy (load_state_dict makes one only where it must), laid out as the parameter is: fused optimizers go by that."""
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor) if tensor.shape == parameter.shape else tensor.clone()
+
+
+def by_parameter(kept: Params) -> dict[int, dict[str, Tensor]]:
+    """The state of each parameter that has one, by its number."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in kept.items():
         _, number, key = name.split(":", 2)
-        state.setdefault(int(number), {})[key] = tensor.clone()  # load_state_dict copies only what it must
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        state.setdefault(int(number), {})[key] = tensor
+    return state
+
+
+def name_of(number: int, key: str) -> str:
+    """What the state `key` of a parameter is called."""
+    return f"{PREFIX}{number}:{key}"
 
 
 def part(kept: Params) -> Params:

@@ -23,6 +23,8 @@ class Recipe:
     keep_weights: what the prunable tensors were trained to is kept.
     error_feedback: the forward and backward pass see the pruned network, and the step changes all weights, the dead too, which
     may so come to live at the end of the round. Lin et al. 2020 (dynamic pruning with feedback); Long et al. 2023 (FedDIP).
+    compact: whether a network is trained physically smaller under its mask, where that gives the same and pays (`auto`), or
+    `never`.
     keep_optimizer: the optimizer goes on from what the client kept of it, and is kept again.
     """
 
@@ -36,6 +38,7 @@ class Recipe:
     fixed: Sequence[str] = ()
     freeze_batchnorm: bool = False
     error_feedback: bool = False
+    compact: str = "auto"
     keep_optimizer: bool = False
     keep_weights: bool = False
 
@@ -51,6 +54,7 @@ class Recipe:
             f"local.clip_norm={self.clip_norm} must be positive; null for no clipping": self.clip_norm is None
             or self.clip_norm > 0,
             f"local.proximal_mu={self.proximal_mu} must not be negative": self.proximal_mu >= 0,
+            f"local.compact={self.compact}: type auto or never": self.compact in ("auto", "never"),
             f"local.retrain_lr={self.retrain_lr} multiplies the learning rate: more than 0": self.retrain_lr > 0,
         }
         problems = [problem for problem, fine in rules.items() if not fine]

@@ -54,12 +54,11 @@ def _cut(layer: nn.Module, places: Mapping[str, Any]) -> None:
             setattr(layer, name, nn.Parameter(cut, requires_grad=tensor.requires_grad))
         else:
             layer.register_buffer(name, cut, persistent=name not in layer._non_persistent_buffers_set)
-    _count(layer, places)
+    count(layer, {end: len(places[end]) for end in ("out", "in") if end in places})
 
 
-def _count(layer: nn.Module, places: Mapping[str, Any]) -> None:
-    """The numbers that a layer remembers of itself."""
-    widths = {end: len(places[end]) for end in ("out", "in") if end in places}
+def count(layer: nn.Module, widths: Mapping[str, int]) -> None:
+    """Set the numbers that a layer remembers of itself, in place. widths: of its channels, "out" and "in"."""
     for end, width in widths.items():
         if isinstance(layer, nn.GroupNorm):
             layer.num_groups, layer.num_channels = layer.num_groups * width // layer.num_channels, width
