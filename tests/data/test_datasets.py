@@ -6,7 +6,6 @@ import json
 import pickle
 import struct
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -41,8 +40,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture
 def no_system_files(monkeypatch):
-    elsewhere = replace(sources.FASHION_MNIST, system="/nowhere")
-    monkeypatch.setattr("fedprune.data.datasets.FASHION_MNIST", elsewhere)
+    monkeypatch.setitem(vars(sources.FASHION_MNIST), "system", "/nowhere")
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
