@@ -68,7 +68,7 @@ def test_units_are_followed_from_those_who_make_them_to_those_who_read_them(kind
     assert (fc1.makes.tolist(), fc1.reads.tolist()) == ([2, 3, 4], [0, 0, 0, 0, 1, 1, 1, 1])  # 2 x 2 places each
     assert (fc2.makes.tolist(), fc2.reads.tolist()) == ([5, 6], [2, 3, 4])
     assert wired.fixed.tolist() == [False] * 5 + [True] * 2  # what the network puts out
-    assert (conv.places, conv.products) == ((8, 8), 9 * 2 * 64)
+    assert (conv.before, conv.products) == ((8, 8), 9 * 2 * 64)
     assert wired.bare == frozenset()
 
 
