@@ -40,11 +40,12 @@ taxonomy_grid: $(STAMP)  ## run the grid over the taxonomy, 3 seeds (15 minutes 
 	cat outputs/taxonomy_grid/taxonomy.md >> docs/taxonomy_grid.new
 	mv docs/taxonomy_grid.new docs/taxonomy_grid.md
 
-bench: $(STAMP)  ## rounds and start-up against a bare PyTorch loop (Fashion-MNIST); shrink; a compacted step; what scoring costs
+bench: $(STAMP)  ## rounds and start-up against a bare PyTorch loop (Fashion-MNIST); shrink; compacted steps and jobs; what scoring costs
 	$(BIN)/python benchmarks/rounds.py
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/shrink.py
 	$(BIN)/python benchmarks/compact.py
+	$(BIN)/python benchmarks/sparse.py
 	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/personal.py
 
