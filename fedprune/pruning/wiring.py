@@ -179,7 +179,7 @@ class _Reading(fx.Interpreter):
             return "other"
         if target in NORMS:
             return "norm"
-        return "each" if target in CURVES or POOLS.get(target) == dims else "other"
+        return "each" if target in CURVES or POOLS.get(target) == dims or _averages(node, dims) else "other"
 
     def _target(self, node: fx.Node) -> Any:
         """The class of the layer that is called (None: it is called more than once), the function, or the method's name."""
@@ -211,11 +211,19 @@ def _flattens(node: fx.Node, layer: nn.Module | None, dims: int) -> bool:
         return isinstance(layer, nn.Flatten) and layer.start_dim == 1
     target = node.target
     if target in (torch.flatten, "flatten"):
-        return not node.kwargs and node.args[1:] in ((1,), (1, -1), (1, dims - 1))
+        given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
+        return given.get("start_dim") == 1 and given.get("end_dim", -1) in (-1, dims - 1)
     if target in (torch.reshape, "reshape", "view"):
         size, *rest = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
         return rest == [-1] and isinstance(size, fx.Node) and _asks_for_batch(size)
     return False
+
+
+def _averages(node: fx.Node, dims: int) -> bool:
+    """Whether the mean over places is taken, and over nothing else: x.mean((2, 3))."""
+    over = node.args[1] if node.target in (torch.mean, "mean") and len(node.args) == 2 else node.kwargs.get("dim")
+    places = [over] if isinstance(over, int) else over
+    return node.target in (torch.mean, "mean") and isinstance(places, tuple | list) and all(d % dims > 1 for d in places)
 
 
 def _asks_for_batch(node: fx.Node) -> bool:
