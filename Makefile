@@ -70,6 +70,7 @@ bench: $(STAMP) peers  ## speed and memory against a bare PyTorch loop, Flower a
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/shrink.py
 	$(BIN)/python benchmarks/compact.py
+	$(BIN)/python benchmarks/sparse.py
 	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/personal.py
 	$(BIN)/python benchmarks/scale.py

@@ -1,4 +1,7 @@
-"""How a network runs whose units are divided into live and constant ones (see pruning/parts.py): each step, on both."""
+"""How a network runs whose units are divided into live and constant ones (see pruning/parts.py): each step, on both.
+
+A constant is [1, units, *places]; while it is the same at all places, as biases are, these are 1. Zero padding ends that.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +9,42 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn import functional as F
 
-from fedprune.pruning.wiring import Wiring
+from fedprune.pruning.constants import apply
+from fedprune.pruning.wiring import AVERAGES, POOLS, Wiring
 
 Values = dict[fx.Node, Any]
 Step = Callable[[Values, Values], None]
-"""(what the live units have come to, what the constant ones have, for one example) -> the next value is among them."""
+"""(what the live units have come to, what the constant ones have) -> the next value is among them."""
 
 
 class Reader(nn.Module):
-    """What a layer makes of constants. channels: which of those before it, if not all."""
+    """What a layer makes of constants. channels: which of those before it, if not all. places: where it reads them."""
 
     channels: Tensor | None
 
-    def __init__(self, layer: nn.Module, channels: Tensor | None):
+    def __init__(self, layer: nn.Module, channels: Tensor | None, places: torch.Size):
         super().__init__()
-        self.layer = layer
+        self.layer, self.places = layer, places
+        self.padded = any(getattr(layer, "padding", ()))  # a word, `same` or `valid`, counts as padding
         self.register_buffer("channels", channels, persistent=False)
 
     def forward(self, constants: Tensor) -> Tensor:
         """[1, channels, ...] -> [1, outputs, ...]."""
-        return self.layer(constants if self.channels is None else constants.index_select(1, self.channels))
+        constants = constants if self.channels is None else constants.index_select(1, self.channels)
+        if self.padded or not even(constants):
+            return self.layer(constants.expand(-1, -1, *self.places))
+        weight: Tensor = self.layer.weight  # type: ignore[assignment]
+        columns = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+        return F.linear(constants.flatten(1), columns, self.layer.bias).view(1, -1, *[1] * len(self.places))  # type: ignore[arg-type]
 
 
 class Emitter(nn.Module):
-    """The constants that units of a layer emit: biases, spread over all places."""
+    """The constants that units of a layer emit, whatever those before it are: biases."""
 
     nothing: Tensor
 
@@ -43,10 +54,14 @@ class Emitter(nn.Module):
         self.register_buffer("nothing", nothing, persistent=False)
 
     def forward(self, constants: Tensor | None) -> Tensor:
-        """[1, units, *places], whatever the constants before it are."""
-        if self.layer.bias is None:
-            return self.nothing.clone()
-        return self.nothing + self.layer.bias.view(-1, *[1] * (self.nothing.dim() - 2))  # type: ignore[operator]
+        """[1, units, 1, ...]."""
+        bias = self.layer.bias
+        return self.nothing.clone() if bias is None else bias.view(self.nothing.shape).clone()  # type: ignore[operator]
+
+
+def even(constants: Tensor) -> bool:
+    """Whether they are the same at all places."""
+    return constants.shape[2:].numel() == 1
 
 
 def key_of(name: str) -> str:
@@ -64,7 +79,7 @@ def run(wired: Wiring, live: nn.Module, constant: Extras, added: Extras) -> Call
     first = next(node for node in wired.nodes if node.op == "placeholder")
     last = wired.nodes[-1].args[0]
     inner = [node for node in wired.nodes if node.op not in ("placeholder", "output")]
-    steps = [_step(node, wired.kinds[node], live, constant, added) for node in inner]
+    steps = [_step(node, wired, live, constant, added) for node in inner]
 
     def forward(inputs: Tensor) -> Tensor:
         lives: Values = {first: inputs}
@@ -76,14 +91,16 @@ def run(wired: Wiring, live: nn.Module, constant: Extras, added: Extras) -> Call
     return forward
 
 
-def _step(node: fx.Node, kind: str, live: nn.Module, constant: Extras, added: Extras) -> Step:
+def _step(node: fx.Node, wired: Wiring, live: nn.Module, constant: Extras, added: Extras) -> Step:
+    kind, name = wired.kinds[node], str(node.target)
     if kind == "other":
         return partial(_other, node, _called(node, live))
     if kind == "flatten":
-        return partial(_each, node, lambda values: values.flatten(1))
+        return partial(_flatten, node, wired.places[node.args[0]])  # type: ignore[index]
     if kind == "each":
-        return partial(_each, node, partial(_with, _called(node, live), node.args[1:], node.kwargs))
-    name = str(node.target)
+        target = type(live.get_submodule(name)) if node.op == "call_module" else node.target
+        places = None if target not in POOLS else wired.places[node.args[0]]  # type: ignore[index]
+        return partial(_each, node, partial(_with, _called(node, live), node.args[1:], node.kwargs), places, target in AVERAGES)
     emitter = constant.get(key_of(name))
     if kind == "norm":
         return partial(_norm, node, live.get_submodule(name), emitter)
@@ -110,13 +127,14 @@ def _layer(
     node: fx.Node, layer: nn.Module, emitter: nn.Module | None, reader: nn.Module | None, lives: Values, constants: Values
 ) -> None:
     source: fx.Node = node.args[0]  # type: ignore[assignment]
-    if reader is None:
+    more = None if reader is None else reader(constants[source])
+    if more is None:
         lives[node] = layer(lives[source])
-    elif isinstance(layer, nn.Linear):  # its bias is added to each example anyway
-        more = reader(constants[source])[0]
-        lives[node] = F.linear(lives[source], layer.weight, more if layer.bias is None else layer.bias + more)
+    elif even(more):  # biases are added to each example anyway
+        bias = more.view(-1) if layer.bias is None else layer.bias + more.view(-1)
+        lives[node] = apply(layer, lives[source], layer.weight, bias)  # type: ignore[arg-type]
     else:
-        lives[node] = layer(lives[source]) + reader(constants[source])
+        lives[node] = layer(lives[source]) + more
     if emitter is not None:
         constants[node] = emitter(constants.get(source))
 
@@ -129,11 +147,30 @@ def _norm(node: fx.Node, norm: nn.Module, emitter: nn.Module | None, lives: Valu
         constants[node] = emitter(once.expand(2, *once.shape[1:]))[:1]
 
 
-def _each(node: fx.Node, function: Callable[[Tensor], Tensor], lives: Values, constants: Values) -> None:
+def _each(
+    node: fx.Node,
+    function: Callable[[Tensor], Tensor],
+    places: torch.Size | None,
+    averages: bool,
+    lives: Values,
+    constants: Values,
+) -> None:
+    """places: over which it pools, if it does. What is the same everywhere is its own maximum, its average but for padding."""
     source: fx.Node = node.args[0]  # type: ignore[assignment]
     lives[node] = function(lives[source])
     if source in constants:
-        constants[node] = function(constants[source])
+        once = constants[source]
+        if places is None:
+            constants[node] = function(once)
+        else:
+            constants[node] = once.clone() if even(once) and not averages else function(once.expand(-1, -1, *places))
+
+
+def _flatten(node: fx.Node, places: torch.Size, lives: Values, constants: Values) -> None:
+    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    lives[node] = lives[source].flatten(1)
+    if source in constants:
+        constants[node] = constants[source].expand(-1, -1, *places).flatten(1)
 
 
 def _other(node: fx.Node, function: Callable, lives: Values, constants: Values) -> None:

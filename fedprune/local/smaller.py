@@ -100,12 +100,12 @@ class Smaller(nn.Module):
         emits = _places(divided.constant[layer.makes])
         read, fed = (_places(steady & anything(alive[some], 0)) for some in (rows, emits))
         if len(read):
-            self.added[key] = Reader(_part(whole, rows, read, without="bias"), _some(order[read], steady))
+            self.added[key] = Reader(_part(whole, rows, read, without="bias"), _some(order[read], steady), layer.before)
             yield Block(f"added.{key}.layer.weight", f"{name}.weight", rows, read)
         if len(emits):
             part = _part(whole, emits, fed, without="" if len(fed) else "weight")
-            nothing = whole.weight.new_zeros(1, len(emits), *layer.places)  # type: ignore[operator]
-            self.constant[key] = Reader(part, _some(order[fed], steady)) if len(fed) else Emitter(part, nothing)
+            nothing = whole.weight.new_zeros(1, len(emits), *[1] * len(layer.before))  # type: ignore[operator]
+            self.constant[key] = Reader(part, _some(order[fed], steady), layer.before) if len(fed) else Emitter(part, nothing)
             yield from _blocks(f"constant.{key}.layer", name, part, emits, fed)
         yield from self._stand_by(name, whole, _places(divided.idle[layer.makes]))
         _cut(whole, rows, columns)
@@ -142,7 +142,7 @@ class _StandingBy(torch.autograd.Function):
 
 def _layout(wired: Wiring, net: nn.Module) -> torch.memory_format:
     """How images are laid out in memory."""
-    images = any(len(layer.places) == 2 for layer in wired.layers.values())
+    images = any(len(layer.before) == 2 for layer in wired.layers.values())
     strides = any(node.target in STRIDED for node, kind in wired.kinds.items() if kind == "other")
     on_cpu = all(parameter.device.type == "cpu" for parameter in net.parameters())
     return torch.channels_last if images and on_cpu and not strides else torch.contiguous_format

@@ -31,6 +31,7 @@ CURVES: set[Any] = {
 }
 """What acts on each number by itself."""
 
+AVERAGES: set[Any] = {nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d}
 RELU: set[Any] = {nn.ReLU, F.relu, torch.relu, torch.relu_, "relu", "relu_"}
 POOLS: dict[Any, int] = {
     **dict.fromkeys((nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d, F.max_pool1d, F.avg_pool1d), 3),
@@ -44,11 +45,11 @@ POOLS: dict[Any, int] = {
 @dataclass(frozen=True)
 class Layer:
     """A convolution or linear layer. makes: the unit of each output channel; reads: that of each input channel, -1 where it is
-    none. places: where it makes them, (H, W) of images. products: multiplications for one example."""
+    none. before: the places at which it reads, (H, W) of images. products: multiplications for one example."""
 
     makes: Tensor
     reads: Tensor
-    places: torch.Size
+    before: torch.Size
     products: int
 
 
@@ -56,13 +57,14 @@ class Layer:
 class Wiring:
     """nodes: what the network does, in order; kinds: `layer`, `norm`, `each` (each channel by itself), `flatten` or `other`.
 
-    units: of each value whose channels are units, their numbers. layers, norms: by name, in order. fixed: [units], which have
-    to stay as they are. bare: the layers that are read without a ReLU between.
+    units, places: of each value whose channels are units, their numbers and where they are. layers, norms: by name, in order.
+    fixed: [units], which have to stay as they are. bare: the layers that are read without a ReLU between.
     """
 
     nodes: tuple[fx.Node, ...]
     kinds: Mapping[fx.Node, str]
     units: Mapping[fx.Node, Tensor]
+    places: Mapping[fx.Node, torch.Size]
     layers: Mapping[str, Layer]
     norms: Mapping[str, Tensor]
     fixed: Tensor
@@ -157,7 +159,8 @@ class _Reading(fx.Interpreter):
         fixed = torch.zeros(self._count, dtype=torch.bool)
         for units in self._fixed:
             fixed[units] = True
-        told = (tuple(self._kinds), self._kinds, self._units, self._layers, self._norms, fixed)
+        places = {node: self._shapes[node][2:] for node in self._units}
+        told = (tuple(self._kinds), self._kinds, self._units, places, self._layers, self._norms, fixed)
         return Wiring(*told, frozenset(self._bare))
 
     def _kind(self, node: fx.Node, value: Any) -> str:
@@ -176,7 +179,7 @@ class _Reading(fx.Interpreter):
             return "other"
         if target in NORMS:
             return "norm"
-        return "each" if target in CURVES or POOLS.get(target) == dims else "other"
+        return "each" if target in CURVES or POOLS.get(target) == dims or _averages(node, dims) else "other"
 
     def _target(self, node: fx.Node) -> Any:
         """The class of the layer that is called (None: it is called more than once), the function, or the method's name."""
@@ -191,7 +194,7 @@ class _Reading(fx.Interpreter):
         makes = torch.arange(self._count, self._count + len(weight))
         reads = self._units.get(source, torch.full((weight.shape[1],), -1))
         self._units[node], self._made[node], self._count = makes, (name, False), self._count + len(weight)
-        self._layers[name] = Layer(makes, reads, shape[2:], weight.numel() * shape[2:].numel())
+        self._layers[name] = Layer(makes, reads, self._shapes[source][2:], weight.numel() * shape[2:].numel())
         self._bare |= {maker for maker, rectified in [self._made.get(source, ("", True))] if not rectified}
 
     def _pass_on(self, node: fx.Node, source: fx.Node, kind: str) -> None:
@@ -208,11 +211,19 @@ def _flattens(node: fx.Node, layer: nn.Module | None, dims: int) -> bool:
         return isinstance(layer, nn.Flatten) and layer.start_dim == 1
     target = node.target
     if target in (torch.flatten, "flatten"):
-        return not node.kwargs and node.args[1:] in ((1,), (1, -1), (1, dims - 1))
+        given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
+        return given.get("start_dim") == 1 and given.get("end_dim", -1) in (-1, dims - 1)
     if target in (torch.reshape, "reshape", "view"):
         size, *rest = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
         return rest == [-1] and isinstance(size, fx.Node) and _asks_for_batch(size)
     return False
+
+
+def _averages(node: fx.Node, dims: int) -> bool:
+    """Whether the mean over places is taken, and over nothing else: x.mean((2, 3))."""
+    over = node.args[1] if node.target in (torch.mean, "mean") and len(node.args) == 2 else node.kwargs.get("dim")
+    places = [over] if isinstance(over, int) else over
+    return node.target in (torch.mean, "mean") and isinstance(places, tuple | list) and all(d % dims > 1 for d in places)
 
 
 def _asks_for_batch(node: fx.Node) -> bool:

@@ -451,8 +451,8 @@ def test_so_are_networks_that_cannot_be_read_and_masks_that_leave_all_or_cut_the
 
 
 def test_so_is_what_does_not_pay(monkeypatch):
-    """lenet_300_100, 152 of its first 300 units left, 19 eights of 38: half of 784 x 300 + 300 x 100 products are saved; for each
-    of 32 examples 132,600; of 4.24 million for a batch 2 are lost again, and a job costs 40: 18 batches get 40.4 back."""
+    """lenet_300_100, 152 of its first 300 units left, 19 eights of 38: half of 784 x 300 + 300 x 100 products are saved, for
+    each of 32 examples 132,600; of 4.24 million for a batch 2 are lost again, and a job costs 40: 18 batches get 40.4 back."""
     monkeypatch.undo()
     net = lenet_300_100((1, 28, 28), 10)
     mask = {f"{name}.weight": torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in net.named_children()}

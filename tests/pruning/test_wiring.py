@@ -51,6 +51,11 @@ class Reshape(Small):
         return torch.reshape(x, (x.shape[0], -1))
 
 
+class Named(Small):
+    def flat(self, x):
+        return torch.flatten(x, start_dim=1, end_dim=3)
+
+
 class Module(Small):
     def __init__(self):
         super().__init__()
@@ -60,7 +65,7 @@ class Module(Small):
         return self.flatten(x)
 
 
-@pytest.mark.parametrize("kind", [Small, Method, View, Reshape, Module])
+@pytest.mark.parametrize("kind", [Small, Method, View, Reshape, Named, Module])
 def test_units_are_followed_from_those_who_make_them_to_those_who_read_them(kind):
     wired = wiring(kind(), SHAPE)
     conv, fc1, fc2 = wired.layers.values()
@@ -68,8 +73,35 @@ def test_units_are_followed_from_those_who_make_them_to_those_who_read_them(kind
     assert (fc1.makes.tolist(), fc1.reads.tolist()) == ([2, 3, 4], [0, 0, 0, 0, 1, 1, 1, 1])  # 2 x 2 places each
     assert (fc2.makes.tolist(), fc2.reads.tolist()) == ([5, 6], [2, 3, 4])
     assert wired.fixed.tolist() == [False] * 5 + [True] * 2  # what the network puts out
-    assert (conv.places, conv.products) == ((8, 8), 9 * 2 * 64)
+    assert (conv.before, conv.products) == ((8, 8), 9 * 2 * 64)
     assert wired.bare == frozenset()
+
+
+class Mean(Small):
+    """Over places."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(2, 3)
+
+    def flat(self, x):
+        return x.mean((-2, -1))
+
+
+class MeanOfUnits(Small):
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(2, 3)
+
+    def flat(self, x):
+        return x.mean((1, 3))
+
+
+def test_means_over_places_are_passed_and_no_others():
+    assert wiring(Mean(), SHAPE).layers["fc1"].reads.tolist() == [0, 1]
+    wired = wiring(MeanOfUnits(), SHAPE)
+    assert wired.layers["fc1"].reads.tolist() == [-1, -1]
+    assert wired.fixed[wired.layers["conv"].makes].all()
 
 
 class FixedView(Small):
