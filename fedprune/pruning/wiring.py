@@ -208,7 +208,7 @@ class _Reading(fx.Interpreter):
 def _flattens(node: fx.Node, layer: nn.Module | None, dims: int) -> bool:
     """Whether all dimensions but the first become one. layer: which is called, if it is one."""
     if node.op == "call_module":
-        return isinstance(layer, nn.Flatten) and layer.start_dim == 1
+        return isinstance(layer, nn.Flatten) and bool(layer.start_dim == 1)
     target = node.target
     if target in (torch.flatten, "flatten"):
         given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
