@@ -212,7 +212,7 @@ def _flattens(node: fx.Node, layer: nn.Module | None, dims: int) -> bool:
     target = node.target
     if target in (torch.flatten, "flatten"):
         given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
-        return given.get("start_dim") == 1 and given.get("end_dim", -1) in (-1, dims - 1)
+        return bool(given.get("start_dim") == 1 and given.get("end_dim", -1) in (-1, dims - 1))
     if target in (torch.reshape, "reshape", "view"):
         size, *rest = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
         return rest == [-1] and isinstance(size, fx.Node) and _asks_for_batch(size)
