@@ -218,8 +218,7 @@ def test_the_users_files_come_before_those_of_the_system(tmp_path):
 def test_the_systems_files_are_found_when_the_user_has_none(tmp_path, monkeypatch, no_network):
     arrays = idx_arrays()
     write_idx(tmp_path / "system", arrays)
-    source = sources.Source("fashion_mnist", sources.MNIST.files, mirrors=(), system=str(tmp_path / "system"))
-    monkeypatch.setattr("fedprune.data.datasets.FASHION_MNIST", source)
+    monkeypatch.setitem(vars(sources.FASHION_MNIST), "system", str(tmp_path / "system"))
     assert np.array_equal(fashion_mnist(str(tmp_path / "mine")).y.numpy(), arrays[1])
     assert no_network == []
 
