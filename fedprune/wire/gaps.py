@@ -27,6 +27,7 @@ import functools
 import numpy as np
 import torch
 
+from fedprune.pruning.mask import places
 from fedprune.types import Mask
 from fedprune.wire.symbols import Reader, Step, bits, cost, counted, join, number
 
@@ -39,7 +40,7 @@ TABLE = 160  # bits of one table more, about
 
 def pack_gaps(mask: Mask) -> bytes:
     """The mask as bytes: names in the order of the dict, entries row by row."""
-    return join([step for alive in mask.values() for step in _tensor(alive.numpy())])
+    return join([step for alive in mask.values() for step in _tensor(alive)])
 
 
 def unpack_gaps(data: bytes, shapes: dict[str, torch.Size]) -> Mask:
@@ -56,9 +57,10 @@ def _unpack(data: bytes, shapes: tuple[tuple[str, torch.Size], ...]) -> Mask:
     return mask
 
 
-def _tensor(alive: np.ndarray) -> list[Step]:
+def _tensor(mask: torch.Tensor) -> list[Step]:
     """A tensor's mask: the cheaper of its entries one after the other, and its blocks."""
-    whole = _entries(alive.reshape(-1))
+    alive, living = mask.numpy(), places(mask)  # which is remembered: values are taken from there
+    whole = _entries(alive.reshape(-1), None if isinstance(living, slice) else living)
     blocks = _blocks(alive.reshape(len(alive), -1)) if alive.ndim > 1 and alive.size else None
     return min(whole, blocks or whole, key=cost)
 
@@ -72,18 +74,18 @@ def _read_tensor(reader: Reader, shape: tuple[int, ...]) -> np.ndarray:
     return _read_blocks(reader, shape[0], size // shape[0]).reshape(shape)
 
 
-def _entries(alive: np.ndarray) -> list[Step]:
-    """Entries one after the other."""
-    size, living = len(alive), int(np.count_nonzero(alive))
-    if living in (0, size):
-        return [number(ALIVE if living else DEAD)]
+def _entries(alive: np.ndarray, living: np.ndarray | None = None) -> list[Step]:
+    """Entries one after the other. living: where they are alive, if that is known."""
+    size, count = len(alive), int(np.count_nonzero(alive))
+    if count in (0, size):
+        return [number(ALIVE if count else DEAD)]
     ways = [[number(BITS), bits(alive)], [number(BYTES), *counted(np.packbits(alive))]]
-    sparse = 2 * living <= size
-    places = np.flatnonzero(alive if sparse else ~alive)
-    numbers = np.diff(places, prepend=-1) + LEAST - 1
+    sparse = 2 * count <= size
+    rarer = living if sparse and living is not None else np.flatnonzero(alive if sparse else ~alive)
+    numbers = np.diff(rarer, prepend=-1) + LEAST - 1
     # A float64 has its number's bit length, plus 1022, in front of the 52 bits after the highest.
     symbols = (numbers.astype(np.float64).view(np.int64) >> 52 - MORE) - (1023 + MORE << MORE)
-    gaps = [number(GAPS if sparse else HOLES), number(len(places)), *counted(symbols)]
+    gaps = [number(GAPS if sparse else HOLES), number(len(rarer)), *counted(symbols)]
     best = min(ways, key=cost)
     if cost(gaps) + int((symbols >> MORE).sum()) < cost(best):
         return [*gaps, bits(_following(numbers, symbols))]
@@ -119,10 +121,10 @@ def _read_places(reader: Reader, size: int) -> np.ndarray:
         following[:many] |= flags[start : start + many].astype(np.int64) << place
         start += many
     numbers[order] += following
-    places = np.cumsum(numbers - LEAST + 1) - 1
-    if places[-1] >= size:
+    ascending = np.cumsum(numbers - LEAST + 1) - 1
+    if ascending[-1] >= size:
         raise ValueError(f"a place beyond {size} entries")
-    return places
+    return ascending
 
 
 def _following(numbers: np.ndarray, symbols: np.ndarray) -> np.ndarray:
@@ -135,9 +137,9 @@ def _following(numbers: np.ndarray, symbols: np.ndarray) -> np.ndarray:
 
 def _longest_first(symbols: np.ndarray) -> tuple[np.ndarray, list[int]]:
     """An order of numbers by how many bits follow their symbols; and how many have one, two ... that follow."""
-    lengths = (symbols >> MORE).astype(np.uint8)
+    lengths = symbols >> MORE
     having = len(lengths) - np.cumsum(np.bincount(lengths))
-    return np.argsort(~lengths, kind="stable"), having[:-1].tolist()
+    return np.argsort(~lengths.astype(np.uint8), kind="stable"), having[:-1].tolist()
 
 
 def _blocks(alive: np.ndarray) -> list[Step] | None:
