@@ -263,9 +263,9 @@ def test_every_byte_is_a_byte_of_a_message_and_a_mask_travels_once(tiny, play):
     for number, (_, metrics) in enumerate(play(experiment, executor=spy)):
         seen = spy.seen[3 * number : 3 * number + 3]
         assert metrics["wire/down_bytes"] == sum(len(message) for (message, *_), _ in seen)
-        assert metrics["wire/up_bytes"] == sum(len(answer) for _, (answer, _) in seen)
+        assert metrics["wire/up_bytes"] == sum(len(answer) for _, (answer, *_) in seen)
         assert len(seen) == 3
-        for (message, _, _), (answer, _) in seen:
+        for (message, _, _), (answer, *_) in seen:
             (asked, down), (told, up) = blocks(message), blocks(answer)
             client = asked["client"]
             assert len(down) == 2 + 4 * (held.get(client, 50_200) + 410)
