@@ -60,7 +60,7 @@ def fields(items: Any) -> dict[str, Any]:
 def logged(tmp_path_factory, perform) -> Path:
     """The results of a sweep over two seeds that was told to W&B, with nobody logged in."""
     folder = tmp_path_factory.mktemp("logged")
-    result = perform(folder, *TINY, "logger=wandb", "seed=0,1", "-m")
+    result = perform(folder, *TINY, "logger=wandb", "profile=true", "seed=0,1", "-m")
     assert result.rc == 0, result.text
     assert "Weights & Biases" not in result.text  # nothing went wrong with it
     return folder / "outputs" / "fedprune"
@@ -87,6 +87,7 @@ def test_each_job_of_a_sweep_is_a_wandb_run_of_its_own_with_a_row_per_round(logg
     assert [row["round"] for row in by_round] == [0, 1, 2]
     for row, written in zip(by_round, read_metrics(folder), strict=True):
         assert {key: row[key] for key in written} == pytest.approx(written)
+        assert row["profile/train_s"] > 0
 
 
 def test_every_metric_is_drawn_over_the_round(logged):

@@ -89,7 +89,7 @@ class Exchange:
         for (job, _), result in zip(heard, tally.clock.waiting(self.executor.map(tasks, sizes)), strict=True):
             lost += [result.reason] if isinstance(result, Lost) else []
             with tally.clock.phase("decode"):
-                update = self._receive(result, job, tally)
+                update = self._arrived(result, job, tally)
             if update is None:
                 tally.dropped.append(job.client)
             else:
@@ -117,8 +117,8 @@ class Exchange:
             tally.miss(job, fate)
         return fate is Fate.ANSWERS
 
-    def _receive(self, result: Any, job: Job, tally: Tally) -> Update | None:
-        """The update if it has come, can be read and passes its checks; else it is reported, and may end the run."""
+    def _arrived(self, result: Any, job: Job, tally: Tally) -> Update | None:
+        """What a worker came back with, counted; None if it is of no use, or did not come back."""
         if isinstance(result, Lost):
             if job.client == SERVER:
                 raise result.error()
@@ -127,16 +127,23 @@ class Exchange:
         answer, kept, seconds = result
         tally.clock.add(seconds)
         tally.up_bytes += len(answer) * (job.client != SERVER)
+        update = self._receive(answer, job)
+        if update is None:
+            return None
+        subnet = update.subnet and self.upload.unpack(job.subnet, update.subnet)
+        return replace(update, subnet=subnet, kept={name: torch.from_numpy(array) for name, array in kept.items()})
+
+    def _receive(self, answer: bytes, job: Job) -> Update | None:
+        """The update if it can be read and passes its checks; else it is reported, and ends the run unless told otherwise."""
         try:
             update = self.wire.decode_update(answer, answered_under(job))
             problem = _problem(update, job, self.feedback)
         except ValueError as error:
             problem = f"its update cannot be read: {error}"
-        if problem is not None:
-            _leave_out(job, problem, stop=self.broken == "stop")
-            return None
-        subnet = update.subnet and self.upload.unpack(job.subnet, update.subnet)
-        return replace(update, subnet=subnet, kept={name: torch.from_numpy(array) for name, array in kept.items()})
+        if problem is None:
+            return update
+        _leave_out(job, problem, stop=self.broken == "stop")
+        return None
 
 
 def _leave_out(job: Job, problem: str, stop: bool = False) -> None:
