@@ -62,7 +62,7 @@ def main() -> None:
     ratios = [after / before for before, after in seconds]
     sizes = [f"{sum(p.numel() for p in net.parameters()):,}" for net in (dense, small)]
     dense_ms, compact_ms = (1000 * statistics.median(column) for column in zip(*seconds, strict=True))
-    header = ("network", "dense, ms", "compact, ms", "ratio", "at most", "parameters", "compact")
+    header = ("network", "dense, ms", "compact, ms", "ratio", "at most", "parameters", "of them left")
     line = ["`cnn_fedavg`", f"{dense_ms:.2f}", f"{compact_ms:.2f}", spread(ratios, 3), f"{BOUND}", *sizes]
     print(f"{machine()}\n\n{table(header, [line])}")
 

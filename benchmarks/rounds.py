@@ -34,9 +34,12 @@ BOUNDS = {
 }
 """What the ratio of one to the other should be at most."""
 
-APART, TOLERANCE = 0.01, 0.01
+APART, TOLERANCE = 0.05, 0.04
 """How far a network may be from the floor's after the first round, in units of how far the floor's has moved; and how far a
-test accuracy may be from the floor's, at half time and at the end. What is masked is held against the floor that masks."""
+test accuracy may be from the floor's, at half time and at the end. What is masked is held against the floor that masks.
+
+Rounding grows as networks train: four floors whose initial parameters differed by 1e-7 of their size were up to 0.007 apart
+after a round, and up to 0.022 in accuracy at the end."""
 
 
 @dataclass
@@ -103,7 +106,7 @@ def problems(model: str, found: Mapping[str, Measured]) -> list[str]:
         if measured.apart > APART:
             reported.append(f"{model}: after a round {name} is {measured.apart:.2g} apart from the floor, at most {APART}")
         reported += [
-            f"{model}: after {done} rounds {name} has an accuracy of {value:.3f} and the floor of {floor.accuracy[done]:.3f}, "
+            f"{model}: after {done} rounds {name} has an accuracy of {value:.3f} and the floor of {floor.accuracy[done]:.3f}: "
             f"more than {TOLERANCE} apart"
             for done, value in measured.accuracy.items()
             if abs(value - floor.accuracy[done]) > TOLERANCE

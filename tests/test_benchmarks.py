@@ -103,7 +103,7 @@ def test_who_does_less_is_told():
     masked = rounds.Measured([1.0], 0.0, {5: 0.40, 10: 0.50})
     found = {rounds.FLOOR: floor, rounds.MASKED_FLOOR: masked, rounds.DENSE: fine, rounds.MASKED: masked}
     assert rounds.problems("lenet5", found) == []
-    assert [line.split(",")[0] for line in rounds.problems("lenet5", found | {"Flower": lazy})] == [
+    assert [re.split("[,:] (at|more)", line)[0] for line in rounds.problems("lenet5", found | {"Flower": lazy})] == [
         "lenet5: after a round Flower is 0.5 apart from the floor",
         "lenet5: after 10 rounds Flower has an accuracy of 0.750 and the floor of 0.800",
     ]
