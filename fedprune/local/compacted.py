@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from fedprune.local.module import Batch, LocalModule, SquaredError
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser
 from fedprune.local.smaller import Block, Smaller
+from fedprune.local.sparse import pays, remaining
 from fedprune.local.train import ENTRYWISE, Trained, fit, unload
 from fedprune.pruning.companions import is_companion
 from fedprune.pruning.mask import full
@@ -27,7 +29,7 @@ from fedprune.pruning.wiring import Wiring, wiring
 from fedprune.types import Mask, Params, Subnet
 
 PER_STEP, PER_JOB = 2e6, 4e7
-"""What running a smaller network adds to each step and what making one adds to a job, in products (of a weight and a number) of
+"""What constants add to each step, and what making a smaller network adds to a job, in products (of a weight and a number) of
 the whole network's forward that take as long."""
 
 REMEMBERED = 4  # masks of which a worker has the smaller network at hand
@@ -132,8 +134,7 @@ def compactor(module: LocalModule, shape: tuple[int, ...], recipe: Recipe) -> Co
 
     def compacted(mask: Mask, batches: int) -> Compacted | None:
         gain, made = (0.0, None) if full(mask) else remembered(tuple(mask.items()))
-        pays = batches * (recipe.batch_size * gain - PER_STEP) > PER_JOB
-        return made() if pays and made is not None else None
+        return made() if batches * gain > PER_JOB and made is not None else None
 
     return compacted
 
@@ -146,7 +147,7 @@ def silent(regularisers: Iterable[Regulariser]) -> bool:
 def _divided(
     module: LocalModule, wired: Wiring | None, mask: Mask, recipe: Recipe, drifts: bool
 ) -> tuple[float, Callable[[], Compacted] | None]:
-    """(the products that are saved for each example, how the smaller network is made: once)."""
+    """(the products that are saved for each batch, how the smaller network is made: once)."""
     if wired is None:
         return 0.0, None
     alive = matrices(wired, mask)
@@ -154,14 +155,29 @@ def _divided(
     if _empty(wired, divided):
         return 0.0, None
 
+    thin = _thin(module.net, wired, divided, alive, recipe.batch_size)
+
     @functools.cache
     def made() -> Compacted:
-        net = Smaller(module.net, wired, divided, alive)
+        net = Smaller(module.net, wired, divided, alive, thin)
         holes = {block.name: block.of(mask[block.whole]) for block in net.blocks if block.whole in mask}
         small = type(module)(net, module.optimizer).to(module.device)
         return Compacted(small, holes, {name: p.shape for name, p in module.net.named_parameters()}, drifts)
 
-    return saved(wired, divided), made
+    extra = PER_STEP if divided.constant.any() else 0.0
+    return recipe.batch_size * saved(wired, divided, thin) - extra, made
+
+
+def _thin(net: nn.Module, wired: Wiring, divided: Parts, alive: Mask, batch: int) -> dict[str, float]:
+    """The layers that are better sparse, and the fraction of their time that is left then."""
+    found: dict[str, float] = {}
+    for name, layer in wired.layers.items():
+        rows, columns = divided.live[layer.makes], divided.live[layer.reads]
+        entries, weight = int(rows.sum()) * int(columns.sum()), net.get_parameter(f"{name}.weight")
+        if weight.dim() == 2 and weight.device.type == "cpu" and pays(0.0, entries, batch):  # else there is no need to count
+            density = np.count_nonzero((alive[name][rows] & columns).numpy()) / entries
+            found |= {name: remaining(density)} if pays(density, entries, batch) else {}
+    return found
 
 
 def _empty(wired: Wiring, divided: Parts) -> bool:

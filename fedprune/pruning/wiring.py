@@ -208,7 +208,7 @@ class _Reading(fx.Interpreter):
 def _flattens(node: fx.Node, layer: nn.Module | None, dims: int) -> bool:
     """Whether all dimensions but the first become one. layer: which is called, if it is one."""
     if node.op == "call_module":
-        return isinstance(layer, nn.Flatten) and layer.start_dim == 1
+        return bool(isinstance(layer, nn.Flatten) and layer.start_dim == 1)
     target = node.target
     if target in (torch.flatten, "flatten"):
         given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
@@ -221,9 +221,11 @@ def _flattens(node: fx.Node, layer: nn.Module | None, dims: int) -> bool:
 
 def _averages(node: fx.Node, dims: int) -> bool:
     """Whether the mean over places is taken, and over nothing else: x.mean((2, 3))."""
-    over = node.args[1] if node.target in (torch.mean, "mean") and len(node.args) == 2 else node.kwargs.get("dim")
+    if node.target not in (torch.mean, "mean"):
+        return False
+    over: Any = node.args[1] if len(node.args) == 2 else node.kwargs.get("dim")
     places = [over] if isinstance(over, int) else over
-    return node.target in (torch.mean, "mean") and isinstance(places, tuple | list) and all(d % dims > 1 for d in places)
+    return isinstance(places, tuple | list) and all(place % dims > 1 for place in places)
 
 
 def _asks_for_batch(node: fx.Node) -> bool:
