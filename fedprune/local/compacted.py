@@ -28,7 +28,7 @@ from fedprune.pruning.parts import Parts, matrices, parts, saved
 from fedprune.pruning.wiring import Wiring, wiring
 from fedprune.types import Mask, Params, Subnet
 
-PER_STEP, PER_JOB = 2e6, 4e7
+PER_STEP, PER_JOB = 2e6, 6e7
 """What constants add to each step, and what making a smaller network adds to a job, in products (of a weight and a number) of
 the whole network's forward that take as long."""
 
@@ -59,13 +59,15 @@ class Compacted:
         self, subnet: Subnet, batches: Iterable[Batch], recipe: Recipe, decay: float, kept: Params, correction: Params
     ) -> Trained:
         """As train.fit, of the whole network."""
-        taken = Subnet({block.name: block.of(subnet.params[block.whole]) for block in self.blocks}, self.mask)
+        params = {block.name: block.of(subnet.params[block.whole]) for block in self.blocks}
         shifts = {block.name: block.of(correction[block.whole]) for block in self.blocks if block.whole in correction}
         # Something is dead in the whole network, though perhaps nothing in the smaller one: what that asks for is done here.
         recipe, decay = replace(recipe, retrain_lr=1.0), decay * recipe.retrain_lr
         state = self._taken(kept)
         moved = self.drifts or bool(state) or bool(shifts) or recipe.keep_optimizer
-        self.small.net.prepare(moved, self._mute(taken.params, state, shifts, moved))  # type: ignore[operator]
+        self.small.net.prepare(moved, self._mute(params, state, shifts, moved))  # type: ignore[operator]
+        still = {name for name, parameter in self.small.net.named_parameters() if not parameter.requires_grad}
+        taken = Subnet(params, {name: alive for name, alive in self.mask.items() if name not in still})
         trained = fit(self.small, taken, batches, recipe, decay, None, state, shifts)
         reach = {block.whole: trained.reach[block.name] for block in self.blocks if block.name in trained.reach}
         whole, state = self._whole(trained.params, subnet.params), self._put_back(trained.optimizer)

@@ -208,10 +208,10 @@ class _Reading(fx.Interpreter):
 def _flattens(node: fx.Node, layer: nn.Module | None, dims: int) -> bool:
     """Whether all dimensions but the first become one. layer: which is called, if it is one."""
     if node.op == "call_module":
-        return bool(isinstance(layer, nn.Flatten) and layer.start_dim == 1)
+        return isinstance(layer, nn.Flatten) and layer.start_dim == 1
     target = node.target
     if target in (torch.flatten, "flatten"):
-        given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
+        given: dict[str, Any] = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
         return given.get("start_dim") == 1 and given.get("end_dim", -1) in (-1, dims - 1)
     if target in (torch.reshape, "reshape", "view"):
         size, *rest = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
