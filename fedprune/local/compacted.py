@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.local import optimizer_state
+from fedprune.local.block import Block
 from fedprune.local.module import Batch, LocalModule, SquaredError
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser
-from fedprune.local.smaller import Block, Smaller
+from fedprune.local.smaller import Smaller
 from fedprune.local.sparse import pays, remaining
 from fedprune.local.train import ENTRYWISE, Trained, fit, unload
 from fedprune.pruning.companions import is_companion

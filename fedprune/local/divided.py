@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from fedprune.local.sparse import SparseLinear
 from fedprune.pruning.constants import apply
-from fedprune.pruning.wiring import AVERAGES, POOLS, Wiring
+from fedprune.pruning.passing import AVERAGES, POOLS
+from fedprune.pruning.wiring import Wiring
 
 Values = dict[fx.Node, Any]
 Step = Callable[[Values, Values], None]
