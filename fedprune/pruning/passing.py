@@ -1,4 +1,4 @@
-"""What passes units on as they are: what acts on each channel by itself, or arranges channels anew. Anything else may mix them."""
+"""What passes units on as they are: what acts on each channel by itself, or arranges channels anew. All else may mix them."""
 
 from __future__ import annotations
 
