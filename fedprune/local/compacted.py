@@ -11,14 +11,17 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedprune.local import optimizer_state
+from fedprune.local.block import Block
 from fedprune.local.module import Batch, LocalModule, SquaredError
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser
-from fedprune.local.smaller import Block, Smaller
+from fedprune.local.smaller import Smaller
+from fedprune.local.sparse import pays, remaining
 from fedprune.local.train import ENTRYWISE, Trained, fit, unload
 from fedprune.pruning.companions import is_companion
 from fedprune.pruning.mask import full
@@ -26,8 +29,8 @@ from fedprune.pruning.parts import Parts, matrices, parts, saved
 from fedprune.pruning.wiring import Wiring, wiring
 from fedprune.types import Mask, Params, Subnet
 
-PER_STEP, PER_JOB = 2e6, 4e7
-"""What running a smaller network adds to each step and what making one adds to a job, in products (of a weight and a number) of
+PER_STEP, PER_JOB = 2e6, 6e7
+"""What constants add to each step, and what making a smaller network adds to a job, in products (of a weight and a number) of
 the whole network's forward that take as long."""
 
 REMEMBERED = 4  # masks of which a worker has the smaller network at hand
@@ -57,13 +60,15 @@ class Compacted:
         self, subnet: Subnet, batches: Iterable[Batch], recipe: Recipe, decay: float, kept: Params, correction: Params
     ) -> Trained:
         """As train.fit, of the whole network."""
-        taken = Subnet({block.name: block.of(subnet.params[block.whole]) for block in self.blocks}, self.mask)
+        params = {block.name: block.of(subnet.params[block.whole]) for block in self.blocks}
         shifts = {block.name: block.of(correction[block.whole]) for block in self.blocks if block.whole in correction}
         # Something is dead in the whole network, though perhaps nothing in the smaller one: what that asks for is done here.
         recipe, decay = replace(recipe, retrain_lr=1.0), decay * recipe.retrain_lr
         state = self._taken(kept)
         moved = self.drifts or bool(state) or bool(shifts) or recipe.keep_optimizer
-        self.small.net.prepare(moved, self._mute(taken.params, state, shifts, moved))  # type: ignore[operator]
+        self.small.net.prepare(moved, self._mute(params, state, shifts, moved))  # type: ignore[operator]
+        still = {name for name, parameter in self.small.net.named_parameters() if not parameter.requires_grad}
+        taken = Subnet(params, {name: alive for name, alive in self.mask.items() if name not in still})
         trained = fit(self.small, taken, batches, recipe, decay, None, state, shifts)
         reach = {block.whole: trained.reach[block.name] for block in self.blocks if block.name in trained.reach}
         whole, state = self._whole(trained.params, subnet.params), self._put_back(trained.optimizer)
@@ -132,8 +137,7 @@ def compactor(module: LocalModule, shape: tuple[int, ...], recipe: Recipe) -> Co
 
     def compacted(mask: Mask, batches: int) -> Compacted | None:
         gain, made = (0.0, None) if full(mask) else remembered(tuple(mask.items()))
-        pays = batches * (recipe.batch_size * gain - PER_STEP) > PER_JOB
-        return made() if pays and made is not None else None
+        return made() if batches * gain > PER_JOB and made is not None else None
 
     return compacted
 
@@ -146,7 +150,7 @@ def silent(regularisers: Iterable[Regulariser]) -> bool:
 def _divided(
     module: LocalModule, wired: Wiring | None, mask: Mask, recipe: Recipe, drifts: bool
 ) -> tuple[float, Callable[[], Compacted] | None]:
-    """(the products that are saved for each example, how the smaller network is made: once)."""
+    """(the products that are saved for each batch, how the smaller network is made: once)."""
     if wired is None:
         return 0.0, None
     alive = matrices(wired, mask)
@@ -154,14 +158,29 @@ def _divided(
     if _empty(wired, divided):
         return 0.0, None
 
+    thin = _thin(module.net, wired, divided, alive, recipe.batch_size)
+
     @functools.cache
     def made() -> Compacted:
-        net = Smaller(module.net, wired, divided, alive)
+        net = Smaller(module.net, wired, divided, alive, thin)
         holes = {block.name: block.of(mask[block.whole]) for block in net.blocks if block.whole in mask}
         small = type(module)(net, module.optimizer).to(module.device)
         return Compacted(small, holes, {name: p.shape for name, p in module.net.named_parameters()}, drifts)
 
-    return saved(wired, divided), made
+    extra = PER_STEP if divided.constant.any() else 0.0
+    return recipe.batch_size * saved(wired, divided, thin) - extra, made
+
+
+def _thin(net: nn.Module, wired: Wiring, divided: Parts, alive: Mask, batch: int) -> dict[str, float]:
+    """The layers that are better sparse, and the fraction of their time that is left then."""
+    found: dict[str, float] = {}
+    for name, layer in wired.layers.items():
+        rows, columns = divided.live[layer.makes], divided.live[layer.reads]
+        entries, weight = int(rows.sum()) * int(columns.sum()), net.get_parameter(f"{name}.weight")
+        if weight.dim() == 2 and weight.device.type == "cpu" and pays(0.0, entries, batch):  # else there is no need to count
+            density = np.count_nonzero((alive[name][rows] & columns).numpy()) / entries
+            found |= {name: remaining(density)} if pays(density, entries, batch) else {}
+    return found
 
 
 def _empty(wired: Wiring, divided: Parts) -> bool:

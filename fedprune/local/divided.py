@@ -14,8 +14,10 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn import functional as F
 
+from fedprune.local.sparse import SparseLinear
 from fedprune.pruning.constants import apply
-from fedprune.pruning.wiring import AVERAGES, POOLS, Wiring
+from fedprune.pruning.passing import AVERAGES, POOLS
+from fedprune.pruning.wiring import Wiring
 
 Values = dict[fx.Node, Any]
 Step = Callable[[Values, Values], None]
@@ -130,6 +132,8 @@ def _layer(
     more = None if reader is None else reader(constants[source])
     if more is None:
         lives[node] = layer(lives[source])
+    elif isinstance(layer, SparseLinear):
+        lives[node] = layer(lives[source], more.view(-1))
     elif even(more):  # biases are added to each example anyway
         bias = more.view(-1) if layer.bias is None else layer.bias + more.view(-1)
         lives[node] = apply(layer, lives[source], layer.weight, bias)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ Biases and norms are never dead, so a dead filter (all of its entries are) is co
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -63,14 +64,15 @@ def anything(alive: Tensor, dim: int) -> Tensor:
     return torch.from_numpy(alive.numpy().any(dim))
 
 
-def saved(wired: Wiring, divided: Parts) -> float:
+def saved(wired: Wiring, divided: Parts, remaining: Mapping[str, float]) -> float:
     """How many of the layers' products are saved for each example where only what is live is computed.
 
-    Channels are counted by eights: for fewer, kernels take no less time.
+    Channels are counted by eights: for fewer, kernels take no less time. remaining: what is left of that, of some layers.
     """
     return sum(
-        layer.products * (1 - _eights(divided.live[layer.makes]) * _eights(divided.live[layer.reads]))
-        for layer in wired.layers.values()
+        layer.products
+        * (1 - _eights(divided.live[layer.makes]) * _eights(divided.live[layer.reads]) * remaining.get(name, 1.0))
+        for name, layer in wired.layers.items()
     )
 
 

@@ -17,29 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
+from fedprune.pruning.passing import CURVES, NORMS, POOLS, RELU, asks_for_batch, averages, flattens
 from fedprune.pruning.probe import blank
 from fedprune.pruning.resize import LAYERS
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-CURVES: set[Any] = {
-    *(nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid),
-    *(nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Softplus, nn.Softsign, F.relu, F.relu6, F.leaky_relu, F.elu, F.selu),
-    *(F.celu, F.gelu, F.silu, F.mish, F.tanh, F.sigmoid, F.hardtanh, F.hardswish, F.hardsigmoid, F.softplus, F.softsign),
-    *(torch.relu, torch.relu_, torch.tanh, torch.sigmoid, "relu", "relu_", "tanh", "tanh_", "sigmoid", "sigmoid_"),
-}
-"""What acts on each number by itself."""
-
-AVERAGES: set[Any] = {nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d}
-RELU: set[Any] = {nn.ReLU, F.relu, torch.relu, torch.relu_, "relu", "relu_"}
-POOLS: dict[Any, int] = {
-    **dict.fromkeys((nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveMaxPool1d, nn.AdaptiveAvgPool1d, F.max_pool1d, F.avg_pool1d), 3),
-    **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d, F.max_pool2d, F.avg_pool2d), 4),
-    **dict.fromkeys((nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveMaxPool3d, nn.AdaptiveAvgPool3d, F.max_pool3d, F.avg_pool3d), 5),
-    **{F.adaptive_avg_pool1d: 3, F.adaptive_avg_pool2d: 4, F.adaptive_avg_pool3d: 5, torch.max_pool2d: 4},
-}
-"""What acts on each channel by itself, and of how many dimensions (of one less, it would pool over channels)."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +127,7 @@ class _Reading(fx.Interpreter):
             self._make(n, n.args[0], value.shape)  # type: ignore[arg-type]
         elif kind != "other":
             self._pass_on(n, n.args[0], kind)  # type: ignore[arg-type]
-        elif not _asks_for_batch(n):
+        elif not asks_for_batch(n):
             self._fixed += [self._units[source] for source in n.all_input_nodes if source in self._units]
         return value
 
@@ -168,7 +149,7 @@ class _Reading(fx.Interpreter):
         if not isinstance(source, fx.Node) or not isinstance(value, Tensor) or source not in self._shapes:
             return "other"
         dims, target = len(self._shapes[source]), self._target(node)
-        if source in self._units and value.dim() == 2 and _flattens(node, self._modules.get(str(node.target)), dims):
+        if source in self._units and value.dim() == 2 and flattens(node, self._modules.get(str(node.target)), dims):
             return "flatten"
         if node.all_input_nodes != [source] or any(arg is source for arg in node.args[1:]):
             return "other"
@@ -179,7 +160,7 @@ class _Reading(fx.Interpreter):
             return "other"
         if target in NORMS:
             return "norm"
-        return "each" if target in CURVES or POOLS.get(target) == dims or _averages(node, dims) else "other"
+        return "each" if target in CURVES or POOLS.get(target) == dims or averages(node, dims) else "other"
 
     def _target(self, node: fx.Node) -> Any:
         """The class of the layer that is called (None: it is called more than once), the function, or the method's name."""
@@ -203,34 +184,3 @@ class _Reading(fx.Interpreter):
         self._made[node] = maker, rectified or self._target(node) in RELU
         if kind == "norm":
             self._norms[str(node.target)] = units
-
-
-def _flattens(node: fx.Node, layer: nn.Module | None, dims: int) -> bool:
-    """Whether all dimensions but the first become one. layer: which is called, if it is one."""
-    if node.op == "call_module":
-        return isinstance(layer, nn.Flatten) and bool(layer.start_dim == 1)
-    target = node.target
-    if target in (torch.flatten, "flatten"):
-        given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
-        return bool(given.get("start_dim") == 1 and given.get("end_dim", -1) in (-1, dims - 1))
-    if target in (torch.reshape, "reshape", "view"):
-        size, *rest = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
-        return rest == [-1] and isinstance(size, fx.Node) and _asks_for_batch(size)
-    return False
-
-
-def _averages(node: fx.Node, dims: int) -> bool:
-    """Whether the mean over places is taken, and over nothing else: x.mean((2, 3))."""
-    over = node.args[1] if node.target in (torch.mean, "mean") and len(node.args) == 2 else node.kwargs.get("dim")
-    places = [over] if isinstance(over, int) else over
-    return node.target in (torch.mean, "mean") and isinstance(places, tuple | list) and all(d % dims > 1 for d in places)
-
-
-def _asks_for_batch(node: fx.Node) -> bool:
-    """Whether all that is asked of a value is how many examples it is of: x.size(0) or x.shape[0]."""
-    if node.op == "call_method" and node.target == "size":
-        return node.args[1:] == (0,)
-    if node.op == "call_function" and node.target is getattr:
-        return node.args[1] == "shape" and all(user.args[1:] == (0,) for user in node.users)
-    shape = node.args[0] if node.args else None
-    return isinstance(shape, fx.Node) and shape.op == "call_function" and shape.target is getattr and _asks_for_batch(shape)

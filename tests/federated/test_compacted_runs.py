@@ -9,7 +9,7 @@ from conftest import TINY
 from fedprune import folders
 from fedprune.build import build
 from fedprune.errors import ConfigError
-from fedprune.local import compacted
+from fedprune.local import compacted, sparse
 from fedprune.local.compacted import Compacted
 
 FILTERS = (
@@ -34,12 +34,14 @@ RUNS = {
     "personal": (*FILTERS, *DURING, "whose=personal", "local.epochs=2", "local.steps=null", "federated.clients=20"),
     "rewound": (*FILTERS, "when=after_training", "how_often=iterative", "rewind=init", "rounds=2"),
     "single weights": (*ONCE, "density=0.01"),
+    "single weights, sparse layers": (*DURING, "density=0.1", "federated.optimizer_state=kept"),
 }
 
 
 @pytest.fixture
 def fits(monkeypatch) -> list[int]:
-    """Networks of any size pay; the value grows by an entry whenever a client trains in a smaller one: its parameters."""
+    """Networks and sparse layers of any size pay; the value grows by a smaller network's parameters whenever a client trains
+    in one."""
     seen: list[int] = []
     fit = Compacted.fit
 
@@ -49,6 +51,7 @@ def fits(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(compacted, "PER_STEP", -1)
     monkeypatch.setattr(compacted, "PER_JOB", -1)
+    monkeypatch.setattr(sparse, "LEAST", 0)
     monkeypatch.setattr(Compacted, "fit", counted)
     return seen
 
@@ -72,10 +75,10 @@ def test_a_run_comes_to_what_it_comes_to_under_masks(name, tiny, play, fits):
                 torch.testing.assert_close(value, other.kept[client][n], rtol=1e-3, atol=1e-5)
         assert metrics.keys() == others.keys()
         for key in ("train/loss", "flops/train", "wire/up_bytes", "wire/down_bytes", "density/weights"):
-            assert metrics.get(key) == pytest.approx(others.get(key), rel=1e-4), key
+            assert metrics.get(key) == pytest.approx(others.get(key), rel=1e-3), key  # bytes: a loss may take a digit more
 
 
-@pytest.mark.parametrize("name", ["while they train", "kept momentum, decay", "personal"])
+@pytest.mark.parametrize("name", ["while they train", "kept momentum, decay", "personal", "single weights, sparse layers"])
 def test_processes_come_to_what_one_process_comes_to_bit_for_bit(name, tiny, play, fits, differences):
     serial = play(tiny(*RUNS[name]))
     assert fits

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedprune.local import compacted, optimizer_state
+from fedprune.local import compacted, optimizer_state, sparse
 from fedprune.local.compacted import Compacted, compactor, silent
 from fedprune.local.divided import Emitter
 from fedprune.local.module import LocalModule, SquaredError
 from fedprune.local.penalty import l1, penalty
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, none
+from fedprune.local.sparse import SparseLinear
 from fedprune.local.swat import swat
 from fedprune.local.train import Trained, fit
 from fedprune.models.cnn import cnn_fedavg, cnn_small
@@ -167,6 +168,13 @@ def both(
 KINDS = (rows, columns, entries, kernels)
 
 
+@pytest.fixture
+def thin(monkeypatch):
+    """Linear layers are sparse, however small, if not all of what is left of them lives."""
+    monkeypatch.setattr(sparse, "LEAST", 0)
+    monkeypatch.setattr(sparse, "DENSEST", 0.99)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NETS)
 def test_a_smaller_network_trains_as_the_masked_one_does(name, kind):
@@ -203,6 +211,33 @@ def test_whatever_the_recipe(setting, kind):
     both("cnn_small", kind, recipe, optimizer, correction=correction, jobs=2, seed=3)
     if not setting.startswith(("adam", "rmsprop")):
         both("cnn_small, norm", kind, recipe, optimizer, correction=correction, jobs=2, seed=4)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_sparse_layers_train_as_masked_ones_do_whatever_the_recipe(setting, thin):
+    optimizer, recipe, correction = SETTINGS[setting]
+    for kind in (entries, kernels):
+        small = both("lenet_300_100", kind, recipe, optimizer, correction=correction, jobs=2, seed=5)
+        assert any(isinstance(layer, SparseLinear) for layer in small.small.net.live.modules())
+
+
+@pytest.mark.parametrize("name", ["lenet5", "cnn_small", "cnn_small, norm", "cnn_fedavg"])
+def test_sparse_layers_behind_convolutions(name, thin):
+    small = both(name, kernels, Recipe(), DECAY, seed=6)
+    assert isinstance(small.small.net.live.fc1, SparseLinear)
+    both(name, kernels, Recipe(), DECAY, seed=6, tolerance=1e-5, dtype=torch.float32)
+
+
+def test_layers_are_sparse_where_that_pays_and_hold_what_lives():
+    """lenet_300_100, of 784 x 300 weights a tenth and of 300 x 100, which are too few, half."""
+    net = lenet_300_100((1, 28, 28), 10)
+    generator = torch.Generator().manual_seed(0)
+    layers = zip(net.named_children(), (0.1, 0.5, 1.0), strict=True)
+    mask = {f"{n}.weight": torch.rand(layer.weight.shape, generator=generator) < density for (n, layer), density in layers}
+    small = smaller(module(net), mask, (1, 28, 28), Recipe())
+    assert small.small.net.live.fc1.values.shape == (int(mask["fc1.weight"].sum()),)
+    assert isinstance(small.small.net.live.fc2, nn.Linear)
+    assert smaller(module(net), mask, (1, 28, 28), Recipe(batch_size=8)).small.net.live.fc1.weight.dim() == 2
 
 
 @pytest.mark.parametrize("seed", range(15))
@@ -452,14 +487,17 @@ def test_so_are_networks_that_cannot_be_read_and_masks_that_leave_all_or_cut_the
 
 def test_so_is_what_does_not_pay(monkeypatch):
     """lenet_300_100, 152 of its first 300 units left, 19 eights of 38: half of 784 x 300 + 300 x 100 products are saved, for
-    each of 32 examples 132,600; of 4.24 million for a batch 2 are lost again, and a job costs 40: 18 batches get 40.4 back."""
+    each of 32 examples 132,600; of 4.24 million for a batch 2 are lost again to constants: 27 batches get a job's 60 back."""
     monkeypatch.undo()
     net = lenet_300_100((1, 28, 28), 10)
     mask = {f"{name}.weight": torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in net.named_children()}
     mask["fc1.weight"][152:] = False
     found = compactor(module(net), (1, 28, 28), Recipe(batch_size=32))
-    assert found(mask, 17) is None
-    assert found(mask, 18) is not None
+    assert found(mask, 26) is None
+    assert found(mask, 27) is not None
+    mask["fc2.weight"][:, 152:] = False  # nobody reads them now, so there are no constants: 15 batches do
+    assert found(dict(mask) | {"fc2.weight": mask["fc2.weight"].clone()}, 14) is None
+    assert found(dict(mask) | {"fc2.weight": mask["fc2.weight"].clone()}, 15) is not None
 
 
 @pytest.mark.parametrize(

@@ -96,4 +96,5 @@ def test_products_that_are_saved_are_counted_by_eights():
     conv1, conv2 = 10 * 25 * 144, 10 * 20 * 25 * 4
     fc1, fc2 = 20 * 50, 50 * 10
     expected = (conv1 + conv2) / 2 + (fc1 + fc2) * 16 / 56
-    assert saved(wired, parts(wired, matrices(wired, mask), True)) == pytest.approx(expected)
+    assert saved(wired, parts(wired, matrices(wired, mask), True), {"fc1": 0.5}) == pytest.approx(expected + 20 * 50 * 20 / 56)
+    assert saved(wired, parts(wired, matrices(wired, mask), True), {}) == pytest.approx(expected)
