@@ -9,7 +9,7 @@ ARGS   ?= +experiment=lth_fedavg -m
 .PHONY: help install run test lint taxonomy taxonomy_grid benchmark benchmark_tuning peers bench performance notebooks clean
 
 help:  ## what there is
-	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,9 +40,9 @@ taxonomy_grid: $(STAMP)  ## run the grid over the taxonomy, 3 seeds (15 minutes 
 	cat outputs/taxonomy_grid/taxonomy.md >> docs/taxonomy_grid.new
 	mv docs/taxonomy_grid.new docs/taxonomy_grid.md
 
-benchmark: $(STAMP)  ## the published federated methods compared, 3 seeds (70 minutes on 2 cores); fills docs/benchmark.md
+benchmark: $(STAMP)  ## the published federated methods compared, 3 seeds (80 minutes on 2 cores); fills docs/benchmark.md
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,sweep]'
-	$(BIN)/python -m fedprune +experiment=benchmark hydra/launcher=joblib executor=serial -m
+	$(BIN)/python -m fedprune +experiment=benchmark hydra/launcher=joblib -m
 	cp outputs/benchmark/figures/accuracy_bytes_methods.png docs/benchmark.png
 	sed '/^<!-- tables/q' docs/benchmark.md > docs/benchmark.new
 	cat outputs/benchmark/methods.md >> docs/benchmark.new
@@ -51,7 +51,7 @@ benchmark: $(STAMP)  ## the published federated methods compared, 3 seeds (70 mi
 benchmark_tuning: $(STAMP)  ## four learning rates for each of them, on validation data (30 minutes); fills docs/benchmark_tuning.md
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,sweep]'
 	$(BIN)/python -m fedprune +experiment=benchmark name=benchmark_tuning local.optimizer.lr=0.01,0.03,0.1,0.3 rounds=30 \
-	  eval_every=30 density=0.1 seed=0 hydra/launcher=joblib executor=serial -m
+	  eval_every=30 density=0.1 seed=0 hydra/launcher=joblib -m
 	sed '/^<!-- tables/q' docs/benchmark_tuning.md > docs/benchmark_tuning.new
 	cat outputs/benchmark_tuning/tuning.md >> docs/benchmark_tuning.new
 	mv docs/benchmark_tuning.new docs/benchmark_tuning.md
