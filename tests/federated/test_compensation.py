@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch.nn import functional as F
 
 from fedprune.checkpoint import load_state, save_state
-from fedprune.federated.exchange import Exchange
+from fedprune.federated.exchange import Exchange, Tally
 from fedprune.federated.executor import Processes
-from fedprune.federated.tally import Tally
 from fedprune.pruning.mask import count
 from fedprune.types import SERVER, Job, Params, State
 
@@ -73,9 +70,9 @@ def messages(experiment, monkeypatch) -> list[tuple[Job, int, int]]:
     """Filled while a run is played: every job with the bytes that went down and came up."""
     seen, receive, wire = [], Exchange._receive, experiment.wire
 
-    def noted(exchange: Exchange, result: tuple, job: Job, *others: Any):
-        seen.append((job, len(wire.encode_job(job, wire.subnet_block(job.subnet))), len(result[0])))
-        return receive(exchange, result, job, *others)
+    def noted(exchange: Exchange, answer: bytes, job: Job):
+        seen.append((job, len(wire.encode_job(job, wire.subnet_block(job.subnet))), len(answer)))
+        return receive(exchange, answer, job)
 
     monkeypatch.setattr(Exchange, "_receive", noted)
     return seen
