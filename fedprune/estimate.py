@@ -20,6 +20,7 @@ from fedprune.pruning.criterion import Adjusted, Compensated
 from fedprune.pruning.evidence import FROM_CLIENTS, needs
 from fedprune.pruning.mask import apply, ones, shrink
 from fedprune.types import SERVER, Job, Mask, State, Subnet, Update
+from fedprune.wire.frame import length
 from fedprune.wire.message import about, answered_under
 
 
@@ -101,7 +102,7 @@ def _message_bytes(experiment: Experiment, subnet: Subnet, known: Mask | None) -
     travels = experiment.options["upload"].pack(nothing, experiment.options["client"].answer(subnet))
     update = Update(0, travels, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}, carried=carried)
     answer = wire.encode_update(update, subnet.mask)
-    return len(job), len(answer)
+    return length(job), length(answer)
 
 
 def _answering(experiment: Experiment, config: Any) -> float:
@@ -149,4 +150,4 @@ def _evidence_message_bytes(
     known = answered_under(job)
     values = {name: alive.float() for name, alive in about(known, which).items()}
     answer = wire.encode_update(Update(0, None, 0, dict.fromkeys(wanted, values), which), known)
-    return len(wire.encode_job(job, wire.subnet_block(subnet))) + len(answer)
+    return length(wire.encode_job(job, wire.subnet_block(subnet))) + length(answer)

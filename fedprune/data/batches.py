@@ -88,8 +88,8 @@ class Batches:
     def _gathered(self, x: Tensor, y: Tensor, indices: Tensor, size: int) -> Iterator[Batch]:
         """Gathered and normalised chunk by chunk, so that a batch is a view. Labels of sequences are bytes until here."""
         for chunk in indices.split(max(CHUNK // size, 1) * size):
-            inputs = self.dataset.normalise(x[chunk].to(self.device))
-            labels = y[chunk].to(self.device, torch.int64)
+            inputs = self.dataset.normalise(x.index_select(0, chunk).to(self.device))  # x[chunk] takes ten times as long
+            labels = y.index_select(0, chunk).to(self.device, torch.int64)
             yield from zip(inputs.split(size), labels.split(size), strict=True)
 
 

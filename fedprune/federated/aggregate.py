@@ -108,10 +108,13 @@ def _bits(*mask: Tensor) -> bytes:
 def _running_mean(updates: Iterable[tuple[Subnet, float]]) -> tuple[Mask, Params, float]:
     """(mask, mean, total weight) of networks that share one mask."""
     mean, total, mask = Params(), 0.0, Mask()
-    for subnet, weight in updates:
+    for number, (subnet, weight) in enumerate(updates):
         total, mask = total + weight, subnet.mask
         values = {name: value if value.is_floating_point() else value.double() for name, value in subnet.params.items()}
-        mean = {name: mean[name].lerp(value, weight / total) if mean else value for name, value in values.items()}
+        if number < 2:  # from then on the mean has memory of its own
+            mean = {name: mean[name].lerp(value, weight / total) if mean else value for name, value in values.items()}
+        else:
+            _ = [mean[name].lerp_(value, weight / total) for name, value in values.items()]
     return mask, mean, total
 
 

@@ -32,6 +32,7 @@ from fedprune.pruning.network import Network
 from fedprune.pruning.rank import keep_best, nearest
 from fedprune.randomness import seeded, torch_seed, torch_stream
 from fedprune.types import SERVER, Job, Mask, Params, Subnet, Update
+from fedprune.wire.frame import Message, Piece
 from fedprune.wire.message import Wire, about, answered_under
 
 Arrays = dict[str, np.ndarray]
@@ -71,7 +72,7 @@ class ClientRound:
         """How many training examples all clients have together: counted once, for there may be many clients."""
         return sum(sizes(self.clients.train))
 
-    def run(self, message: bytes, kept: Arrays, held: bytes) -> tuple[bytes, Arrays, dict[str, float]]:
+    def run(self, message: Message, kept: Arrays, held: bytes) -> tuple[Message, Arrays, dict[str, float]]:
         """A job's bytes in, its update's bytes out. `kept`, `held` (its own mask) and the seconds spent go past the wire."""
         clock = Clock()
         with clock.phase("decode"):
@@ -205,7 +206,7 @@ class ClientRound:
             evidence[name] = apply({n: e.cpu() for n, e in found.items()}, cover)
         return evidence
 
-    def evaluate(self, block: bytes, kept: Arrays, held: bytes, where: Slice) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate(self, block: Piece, kept: Arrays, held: bytes, where: Slice) -> tuple[np.ndarray, np.ndarray]:
         """(loss, correct) of every example of a slice, for the network of a wire block under a client's own mask."""
         params = self.wire.read_subnet(block).params | _tensors(kept)
         params = apply(params, self.wire.mask_of(held) or {})

@@ -18,6 +18,7 @@ from fedprune.federated.exchange import Exchange
 from fedprune.federated.executor import Task, certain
 from fedprune.federated.own_values import joined, trained
 from fedprune.types import SERVER, Mask, State
+from fedprune.wire.frame import Piece, array
 
 LENGTH = 2000  # examples per task
 
@@ -55,15 +56,15 @@ class Evaluation:
         _, correct = self._outcomes([*self._client_tasks(state, self._block(state), "val", self.val)])
         return float(correct.mean())
 
-    def _block(self, state: State) -> bytes:
-        return self.exchange.wire.subnet_block(state.server)
+    def _block(self, state: State) -> Piece:
+        return array(self.exchange.wire.subnet_block(state.server))
 
     def _outcomes(self, tasks: list[Task]) -> tuple[np.ndarray, np.ndarray]:
         """(loss, correct) of every example, in the order of the tasks."""
         outcomes = list(certain(self.exchange.executor.map(tasks, [0] * len(tasks))))
         return np.concatenate([loss for loss, _ in outcomes]), np.concatenate([correct for _, correct in outcomes])
 
-    def _client_tasks(self, state: State, block: bytes, part: str, sizes: Sequence[int]) -> Iterator[tuple[str, tuple]]:
+    def _client_tasks(self, state: State, block: Piece, part: str, sizes: Sequence[int]) -> Iterator[tuple[str, tuple]]:
         ends = [0, *np.cumsum(sizes).tolist()]
         shared = self.common(state)
         for alike in self._alike(state, shared is not None):

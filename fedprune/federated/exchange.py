@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,14 +16,40 @@ import torch
 
 from fedprune.errors import RunError
 from fedprune.federated.availability import Fate, Fates, everybody
-from fedprune.federated.executor import Executor, Lost
+from fedprune.federated.executor import Executor, Lost, Task
 from fedprune.federated.tally import Tally
 from fedprune.federated.upload import Upload, everything
 from fedprune.pruning.mask import apply
 from fedprune.types import SERVER, Job, Mask, Params, State, Subnet, Update
+from fedprune.wire.frame import Message, length
 from fedprune.wire.message import Wire, answered_under
 
 log = logging.getLogger(__name__)
+
+
+class Sent(Sequence[Task]):
+    """The tasks of these jobs, each made when it is begun: while other clients train, and without all of them in memory.
+
+    By their places, once they are made: bytes, the length of the message, and seconds, what it took to make it.
+    """
+
+    def __init__(self, jobs: Sequence[Job], encode: Callable[[Job], Message], kept_by: Callable[[int], Mapping]):
+        self.jobs, self._encode, self._kept_by = jobs, encode, kept_by
+        self.bytes, self.seconds = dict[int, int](), dict[int, float]()
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __getitem__(self, place):  # type: ignore[no-untyped-def]
+        job, started = self.jobs[place], time.perf_counter()
+        message = self._encode(job)
+        self.bytes[place], self.seconds[place] = length(message), time.perf_counter() - started
+        return "run", (message, self._kept_by(job.client), job.held)
+
+
+def _sent(job: Job) -> tuple[int, bytes, int]:
+    """What two jobs have in common whose blocks are the same."""
+    return id(job.subnet), job.held, id(job.common)
 
 
 def nothing(state: State) -> Mapping[str, Params]:
@@ -79,15 +108,17 @@ class Exchange:
 
     def _run(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
         with tally.clock.phase("broadcast"):
-            sent = list(zip(jobs, self._messages(jobs), strict=True))
-            # What the server measures itself crosses no wire; what nobody answers was sent all the same.
-            tally.down_bytes += sum(len(message) for job, message in sent if job.client != SERVER)
-            heard = [(job, message) for job, message in sent if self._answers(job, tally)]
-            tasks = [("run", (message, self.kept_by(state, job.client), job.held)) for job, message in heard]
-            sizes = [0 if job.client == SERVER else self.examples[job.client] for job, _ in heard]
+            encode, heard = self._encoder(jobs), [self._answers(job, tally) for job in jobs]
+            # What nobody answers was sent all the same.
+            tally.down_bytes += sum(length(encode(job)) for job, hears in zip(jobs, heard, strict=True) if not hears)
+            tasks = Sent([job for job, hears in zip(jobs, heard, strict=True) if hears], encode, partial(self.kept_by, state))
+            sizes = [0 if job.client == SERVER else self.examples[job.client] for job in tasks.jobs]
         lost: list[str] = []
-        for (job, _), result in zip(heard, tally.clock.waiting(self.executor.map(tasks, sizes)), strict=True):
+        results = tally.clock.waiting(self.executor.map(tasks, sizes))
+        for place, (job, result) in enumerate(zip(tasks.jobs, results, strict=True)):
             lost += [result.reason] if isinstance(result, Lost) else []
+            tally.clock.add({"broadcast": tasks.seconds[place]})
+            tally.down_bytes += tasks.bytes[place] * (job.client != SERVER)  # what the server measures crosses no wire
             with tally.clock.phase("decode"):
                 update = self._arrived(result, job, tally)
             if update is None:
@@ -98,14 +129,14 @@ class Exchange:
         if lost and len(lost) == len(heard) and self.broken == "stop":
             raise RunError(f"nobody brought an answer: {lost[-1]}; to go on all the same: federated.broken=drop")
 
-    def _messages(self, jobs: Sequence[Job]) -> list[bytes]:
-        """The jobs as bytes. A subnet that many are sent is encoded once; a mask that its client holds already is not sent."""
-        alike = {(id(job.subnet), job.held, id(job.common)): job for job in jobs}
-        blocks = {key: self._block(job) for key, job in alike.items()}
-        return [self.wire.encode_job(job, blocks[id(job.subnet), job.held, id(job.common)]) for job in jobs]
+    def _encoder(self, jobs: Sequence[Job]) -> Callable[[Job], Message]:
+        """How these jobs become bytes. A subnet that many are sent is encoded once, here and now."""
+        several = {key for key, number in Counter(map(_sent, jobs)).items() if number > 1}
+        blocks = {key: self._block(job) for key, job in {_sent(job): job for job in jobs}.items() if key in several}
+        return lambda job: self.wire.encode_job(job, blocks[_sent(job)] if _sent(job) in blocks else self._block(job))
 
     def _block(self, job: Job) -> bytes:
-        """The subnet of a job, or what of it the client has not got itself."""
+        """The subnet of a job, or what of it the client has not got itself: a mask that it holds already is not sent."""
         if job.common is not None:
             return self.wire.subnet_block(Subnet(apply(job.subnet.params, job.common), job.common))
         return self.wire.subnet_block(job.subnet, self.wire.mask_of(job.held))
@@ -126,14 +157,14 @@ class Exchange:
             return None
         answer, kept, seconds = result
         tally.clock.add(seconds)
-        tally.up_bytes += len(answer) * (job.client != SERVER)
+        tally.up_bytes += length(answer) * (job.client != SERVER)
         update = self._receive(answer, job)
         if update is None:
             return None
         subnet = update.subnet and self.upload.unpack(job.subnet, update.subnet)
         return replace(update, subnet=subnet, kept={name: torch.from_numpy(array) for name, array in kept.items()})
 
-    def _receive(self, answer: bytes, job: Job) -> Update | None:
+    def _receive(self, answer: Message, job: Job) -> Update | None:
         """The update if it can be read and passes its checks; else it is reported, and ends the run unless told otherwise."""
         try:
             update = self.wire.decode_update(answer, answered_under(job))

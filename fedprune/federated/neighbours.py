@@ -31,6 +31,7 @@ from fedprune.pruning.mask import apply, ones, pack, shrink, unpack
 from fedprune.pruning.unit import weights
 from fedprune.randomness import torch_stream
 from fedprune.types import Job, Mask, Params, Personal, State, Subnet, Update
+from fedprune.wire.frame import Message, length
 from fedprune.wire.message import Wire
 
 CHOSEN = "federated/round=neighbours"
@@ -49,7 +50,7 @@ class Neighbours:
 
     def traffic(self, wire: Wire, subnet: Subnet, each: tuple[int, int], cohort: int) -> tuple[int, int]:
         messages = sum(len(self.topology(client, tuple(range(cohort)), 0, 0)) for client in range(cohort))
-        return 0, messages * len(message(wire, 0, subnet))
+        return 0, messages * length(message(wire, 0, subnet))
 
     def problems(self, composition: Composition) -> list[str]:
         """What takes a server, or masks that clients do not choose themselves."""
@@ -150,7 +151,7 @@ class NeighbourLoop(FederatedLoop):
     def _mask(self, state: State, bits: bytes) -> Mask:
         return unpack(bits, {name: alive.shape for name, alive in state.server.mask.items()})
 
-    def _meet(self, state: State, heard: Mapping[int, tuple[int, ...]], messages: Mapping[int, bytes]) -> list[Job]:
+    def _meet(self, state: State, heard: Mapping[int, tuple[int, ...]], messages: Mapping[int, Message]) -> list[Job]:
         """What each client is to train: the mean over itself and what it hears, under the mask that it goes on with."""
         networks = {
             client: self.exchange.wire.decode_update(sent, state.server.mask).subnet for client, sent in messages.items()
@@ -190,16 +191,16 @@ class NeighbourLoop(FederatedLoop):
         return evaluation(replace(state, server=server))
 
 
-def message(wire: Wire, client: int, subnet: Subnet) -> bytes:
+def message(wire: Wire, client: int, subnet: Subnet) -> Message:
     """What a client sends to its neighbours, who know nothing of its mask."""
     return wire.encode_update(Update(client, subnet, 0), {})
 
 
-def _bytes(heard: Mapping[int, tuple[int, ...]], messages: Mapping[int, bytes]) -> dict[str, int]:
+def _bytes(heard: Mapping[int, tuple[int, ...]], messages: Mapping[int, Message]) -> dict[str, int]:
     """Every message once, as sent; and the most that one client sends and receives."""
-    received = {client: sum(len(messages[other]) for other in others) for client, others in heard.items()}
+    received = {client: sum(length(messages[other]) for other in others) for client, others in heard.items()}
     copies = {client: sum(client in others for others in heard.values()) for client in heard}
-    busiest = max(received[client] + copies[client] * len(messages[client]) for client in heard)
+    busiest = max(received[client] + copies[client] * length(messages[client]) for client in heard)
     return {"wire/up_bytes": sum(received.values()), "wire/down_bytes": 0, "wire/busiest_bytes": busiest}
 
 

@@ -74,7 +74,7 @@ class Processes:
 
         def perform_largest() -> None:
             _, place = waiting.get()
-            _fulfil(results[place], functools.partial(self._perform, *tasks[place]))
+            _fulfil(results[place], lambda: self._perform(*tasks[place]))
 
         def begin(start: int, stop: int) -> None:
             places = range(start, min(stop, len(tasks)))

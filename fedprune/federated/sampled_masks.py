@@ -32,6 +32,7 @@ from fedprune.pruning.unit import weights
 from fedprune.randomness import torch_stream
 from fedprune.types import Job, Params, Subnet, Update
 from fedprune.wire.codec import Codec, Layout, bits
+from fedprune.wire.frame import Piece
 from fedprune.wire.message import Wire
 
 CHOSEN = "federated/client=sampled_masks"
@@ -150,7 +151,7 @@ class SamplingRound(ClientRound):
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
         return Update(job.client, Subnet(sample, {}), len(self.clients.train[job.client]), metrics=metrics)
 
-    def evaluate(self, block: bytes, kept: Arrays, held: bytes, where: Slice) -> tuple[np.ndarray, np.ndarray]:
+    def evaluate(self, block: Piece, kept: Arrays, held: bytes, where: Slice) -> tuple[np.ndarray, np.ndarray]:
         """(loss, correct) of every example of a slice, each the mean over the same few samples.
 
         They come from the same uniform draws in every round, so that evaluations differ by the probabilities alone.

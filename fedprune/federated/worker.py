@@ -1,4 +1,4 @@
-"""A process that performs tasks one after the other, and the pipe to it.
+"""A process that performs tasks one after the other, and the way to it and back.
 
 What goes wrong in a task is raised where it was asked for; a process that is gone (killed, or out of memory) is a `Died`, and
 the same task may be asked of another one. A worker ends with the process that it works for.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import pickle
 import signal
@@ -17,10 +18,11 @@ import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
+
+from fedprune.federated.parcel import Receiver, Sender, room
 
 Task = tuple[str, tuple]
 """The method to call of what the worker has made, and its arguments."""
@@ -38,11 +40,13 @@ class Died(Exception):
 
 
 class Worker:
-    """One process, in which the factory is called once, and this end of the pipe to it."""
+    """One process, in which the factory is called once, and this end of the way to it."""
 
     def __init__(self, context: BaseContext, factory: Factory):
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, factory, os.getpid()), daemon=True)  # type: ignore[attr-defined]
+        rooms = (room(), room()) if context.get_start_method() == "fork" else (None, None)  # others have none of its memory
+        self._sender, self._receiver = Sender(self._pipe, rooms[0]), Receiver(self._pipe, rooms[1], bytearray)
+        self._process = context.Process(target=_work, args=(theirs, rooms, factory, os.getpid()), daemon=True)  # type: ignore[attr-defined]
         with _held_back():
             self._process.start()
         theirs.close()  # or its death could not be seen from here
@@ -50,8 +54,8 @@ class Worker:
     def perform(self, method: str, arguments: tuple) -> Any:
         """The task's result. Raises what it raises, and Died."""
         try:
-            self._pipe.send((method, arguments))
-            result, error = self._pipe.recv()
+            self._sender.send((method, arguments))
+            result, error = self._receiver.receive()
         except (EOFError, OSError) as gone:
             raise Died(self._how()) from gone
         if error is not None:
@@ -91,13 +95,14 @@ def _held_back() -> Iterator[None]:
 # --- in the process of its own ---------------------------------------------------------------------------------------------
 
 
-def _work(pipe: Connection, factory: Factory, parent: int) -> None:
-    """Perform what comes through the pipe until nothing does."""
+def _work(pipe: Connection, rooms: tuple[mmap.mmap | None, ...], factory: Factory, parent: int) -> None:
+    """Perform what comes until nothing does."""
     _settle(parent)
     made, error = _attempt(factory)
+    receiver, sender = Receiver(pipe, rooms[0], memoryview), Sender(pipe, rooms[1])
     with contextlib.suppress(EOFError, OSError):  # then there is nobody left to work for
         while True:
-            _perform(pipe, made, error)
+            _perform(receiver, sender, made, error)
 
 
 def _settle(parent: int) -> None:
@@ -116,14 +121,15 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _perform(pipe: Connection, made: Any, error: Exception | None) -> None:
-    method, arguments = pipe.recv()
+def _perform(receiver: Receiver, sender: Sender, made: Any, error: Exception | None) -> None:
+    method, arguments = receiver.receive()
     outcome = (None, error) if error else _attempt(getattr(made, method), *arguments)
     try:
-        message = ForkingPickler.dumps(outcome)
+        sender.send(outcome)
+    except (EOFError, OSError):
+        raise
     except Exception as unsent:  # a result that cannot travel is a mistake of the task's, too
-        message = ForkingPickler.dumps((None, _portable(unsent)))
-    pipe.send_bytes(message)
+        sender.send((None, _portable(unsent)))
 
 
 def _attempt(call: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:

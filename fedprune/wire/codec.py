@@ -17,14 +17,16 @@ A mask without a dead entry takes no bytes (it is the flag 0 after the codec's n
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from fedprune.pruning.mask import all_alive, apply, full, pack, places, unpack
 from fedprune.types import Mask, Params
+from fedprune.wire.frame import Piece
 from fedprune.wire.gaps import pack_gaps, unpack_gaps
 
 Codec = Callable[[Params, Mask, Mask | None], bytes]
@@ -54,24 +56,24 @@ class Layout:
 
 def dense(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
     """Every value: what a framework that does not know about masks would send, and the mask."""
-    return _head(DENSE, mask) + b"".join(_raw(tensor).tobytes() for tensor in tensors.values())
+    return _joined(_head(DENSE, mask), map(_raw, tensors.values()))
 
 
 def bitmap(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
     """One bit per entry, and the values of the living."""
-    return _head(BITMAP, mask) + _living(tensors, mask)
+    return _joined(_head(BITMAP, mask), _living(tensors, mask))
 
 
 def gaps(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
     """The distances between the living, entropy-coded, and the values of the living."""
-    return _head_gaps(mask) + _living(tensors, mask)
+    return _joined(_head_gaps(mask), _living(tensors, mask))
 
 
 def auto(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
     """The smallest: without the mask if the receiver holds it, else with it as bits or as gaps. (Dense is never smaller.)"""
     if known is not None and _same(mask, known):
-        return bytes([KNOWN, 0]) + _living(tensors, mask)
-    return min(_head(BITMAP, mask), _head_gaps(mask), key=len) + _living(tensors, mask)
+        return _joined(bytes([KNOWN, 0]), _living(tensors, mask))
+    return _joined(min(_head(BITMAP, mask), _head_gaps(mask), key=len), _living(tensors, mask))
 
 
 def bits(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
@@ -81,7 +83,7 @@ def bits(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
     return bytes([BITS, 0]) + pack({name: tensor == 1 for name, tensor in tensors.items()})
 
 
-def decode(data: bytes | memoryview, layout: Layout, known: Mask | None = None) -> tuple[Params, Mask]:
+def decode(data: Piece, layout: Layout, known: Mask | None = None) -> tuple[Params, Mask]:
     """The tensors and the mask, which covers what the `known` one does, or else what the layout says. Raises ValueError if the
     bytes are not an encoding of this layout."""
     view = memoryview(data)
@@ -136,9 +138,13 @@ def _same(mask: Mask, known: Mask) -> bool:
     return all(alive is known[name] or torch.equal(alive, known[name]) for name, alive in mask.items())
 
 
-def _living(tensors: Params, mask: Mask) -> bytes:
-    values = (_raw(tensor)[places(mask[name])] if name in mask else _raw(tensor) for name, tensor in tensors.items())
-    return b"".join(value.tobytes() for value in values)
+def _living(tensors: Params, mask: Mask) -> Iterator[np.ndarray]:
+    """The values of the living, tensor by tensor: without a copy where all live."""
+    return (_raw(tensor)[places(mask[name])] if name in mask else _raw(tensor) for name, tensor in tensors.items())
+
+
+def _joined(head: bytes, values: Iterable[Any]) -> bytes:
+    return b"".join((head, *values))
 
 
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -156,13 +162,15 @@ def _values(view: memoryview, layout: Layout, mask: Mask) -> Params:
     tensors, place = {}, 0
     for name, shape in layout.shapes.items():
         dtype = layout.dtypes[name]
-        words = np.zeros(shape.numel(), WORDS[dtype.itemsize])
         where = places(mask[name]) if name in mask else slice(None)
-        number = len(words) if isinstance(where, slice) else len(where)
+        number = shape.numel() if isinstance(where, slice) else len(where)
         end = place + number * dtype.itemsize
         if end > len(view):
             raise ValueError(f"{len(view)} bytes end before tensor {name}")
-        words[where] = np.frombuffer(view[place:end], words.dtype)
+        there = np.frombuffer(view[place:end], WORDS[dtype.itemsize])
+        words = there.copy() if isinstance(where, slice) else np.zeros(shape.numel(), there.dtype)
+        if not isinstance(where, slice):
+            words[where] = there
         tensors[name] = torch.from_numpy(words).view(dtype).view(shape)
         place = end
     if place != len(view):

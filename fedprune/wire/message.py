@@ -1,18 +1,15 @@
 """Messages: Job and Update <-> bytes.
 
-A message is a frame (magic, checksum), a JSON header (who, when, what for) and blocks of tensors, each a codec's encoding
-preceded by its length. A job with `common` entries brings their values alone, under a mask of these. What is carried beside the
-subnet is a block for each of its names, under the mask that both ends hold; the header says which of the layout's tensors are
-in it, by their places. A job about a removal has one block more: a bit for each living entry, whether it survives. `kept` and
-`held`, what a client has for itself, are in no message. What is trained is what was decoded, and the bytes that are reported
-are the lengths of these messages.
+A message is a frame (frame.py) around a header (who, when, what for) and blocks of tensors, each a codec's encoding. A job with
+`common` entries brings their values alone, under a mask of these. What is carried beside the subnet is a block for each of its
+names, under the mask that both ends hold; the header says which of the layout's tensors are in it, by their places. A job about
+a removal has one block more: a bit for each living entry, whether it survives. `kept` and `held`, what a client has for itself,
+are in no message. What is trained is what was decoded, and the bytes that are reported are the lengths of these messages.
 """
 
 from __future__ import annotations
 
-import json
 import struct
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
@@ -23,9 +20,7 @@ from fedprune.pruning.mask import all_alive, pack, unpack
 from fedprune.pruning.rank import how_many
 from fedprune.types import Job, Mask, Params, PruneEvent, Subnet, Update
 from fedprune.wire.codec import Codec, Layout, decode
-
-MAGIC = b"FP01"
-FRAME = struct.Struct("<4sI")  # magic, crc32 of the rest: the length of the header, the header, the blocks
+from fedprune.wire.frame import Message, Piece, framed, unframed
 
 
 @dataclass(frozen=True)
@@ -45,11 +40,11 @@ class Wire:
         """A subnet as a block: made once, sent to many. Names outside the layout (what clients keep) stay behind."""
         return self.codec({name: subnet.params[name] for name in self.layout.shapes}, subnet.mask, known)
 
-    def read_subnet(self, block: bytes | memoryview, known: Mask | None = None) -> Subnet:
+    def read_subnet(self, block: Piece, known: Mask | None = None) -> Subnet:
         """The subnet of a block. Raises ValueError."""
         return Subnet(*decode(block, self.layout, known))
 
-    def encode_job(self, job: Job, block: bytes) -> bytes:
+    def encode_job(self, job: Job, block: Piece) -> Message:
         """A job as bytes; `block` is its subnet, already encoded."""
         header: dict[str, object] = {"client": job.client, "round": job.round, "clock": job.clock, "seed": job.seed}
         if job.measure:
@@ -59,12 +54,12 @@ class Wire:
         if job.common is not None:
             header |= {"common": True}
         blocks = [block, *self._carried_blocks(job.carried, job.subnet.mask, header)]
-        return _frame(header, blocks if job.surviving is None else [*blocks, _survivors(job.surviving, job.subnet.mask)])
+        return framed(header, blocks if job.surviving is None else [*blocks, _survivors(job.surviving, job.subnet.mask)])
 
-    def decode_job(self, message: bytes, held: bytes = b"") -> Job:
+    def decode_job(self, message: Message, held: bytes = b"") -> Job:
         """The job, with a subnet of its own memory; `held` is the receiver's own mask. Raises ValueError on what is no job."""
         with _sound():
-            header, blocks = _unframe(message)
+            header, blocks = unframed(message)
             header["measure"] = tuple(header.get("measure", ()))
             header["event"] = _event(*header["event"]) if "event" in header else None
             known = self.mask_of(held)
@@ -84,7 +79,7 @@ class Wire:
         shapes = {name: self.layout.shapes[name] for name in self.layout.masked}
         return unpack(all_alive(shapes), shapes)
 
-    def encode_update(self, update: Update, known: Mask) -> bytes:
+    def encode_update(self, update: Update, known: Mask) -> Message:
         """An update as bytes. `known` is the mask that it is answered under; evidence covers the living or the dead of it."""
         header = {"client": update.client, "examples": update.examples, "metrics": dict(update.metrics)}
         header |= {"evidence": list(update.evidence), "about": update.about}
@@ -94,15 +89,15 @@ class Wire:
         blocks += self._carried_blocks(update.carried, known, header)
         cover = about(known, update.about)
         blocks += [self.codec(values, _support(values, cover, update.about), cover) for values in update.evidence.values()]
-        return _frame(header, blocks)
+        return framed(header, blocks)
 
     def _answer(self) -> Wire:
         return self if self.answers is None else replace(self, codec=self.answers)
 
-    def decode_update(self, message: bytes | memoryview, known: Mask) -> Update:
+    def decode_update(self, message: Message, known: Mask) -> Update:
         """The update. Raises ValueError on anything that is not an update under this mask's layout."""
         with _sound():
-            header, blocks = _unframe(message)
+            header, blocks = unframed(message)
             names = header.pop("evidence")
             trained = len(blocks) > len(names) + len(header.get("carried", ()))
             subnet = self.read_subnet(blocks.pop(0), known) if trained else None
@@ -178,25 +173,3 @@ def about(mask: Mask, which: str) -> Mask:
 def _support(values: Params, cover: Mask, which: str) -> Mask:
     """The entries that are sent: where most are zero, only those that are not, with their places."""
     return {name: value != 0 for name, value in values.items()} if which == "top" else cover
-
-
-def _frame(header: dict, blocks: list[bytes]) -> bytes:
-    head = json.dumps(header, separators=(",", ":")).encode()
-    body = b"".join(struct.pack("<I", len(part)) + part for part in (head, *blocks))
-    return FRAME.pack(MAGIC, zlib.crc32(body)) + body
-
-
-def _unframe(message: bytes | memoryview) -> tuple[dict, list[memoryview]]:
-    view = memoryview(message)
-    if len(view) < FRAME.size:
-        raise ValueError("a message shorter than its frame")
-    magic, checksum = FRAME.unpack_from(view)
-    body = view[FRAME.size :]
-    if magic != MAGIC or zlib.crc32(body) != checksum:
-        raise ValueError("a damaged message")
-    parts, place = [], 0
-    while place < len(body):
-        (size,) = struct.unpack_from("<I", body, place)
-        parts.append(body[place + 4 : place + 4 + size])
-        place += 4 + size
-    return json.loads(bytes(parts[0])), parts[1:]

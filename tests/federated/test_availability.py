@@ -38,6 +38,7 @@ from fedprune.federated.executor import Task
 from fedprune.federated.sampling import cohort
 from fedprune.federated.where import OneClient
 from fedprune.types import Job, State, Subnet, Update
+from fedprune.wire.frame import length
 
 ANSWERS, SILENT, LATE = Fate.ANSWERS, Fate.SILENT, Fate.LATE
 ROUND = ("round", "clock")  # what a round changes in any case
@@ -240,7 +241,7 @@ class Scripted:
             metrics = {"loss": 1.0, "steps": 1, "seen": 7}
             update = Update(job.client, Subnet(params, job.subnet.mask), 7, metrics=metrics)
             answer = self.wire.encode_update(update, job.subnet.mask)
-            self.seen.append((job.round, job.client, len(message), len(answer)))
+            self.seen.append((job.round, job.client, length(message), length(answer)))
             yield answer, kept, {}
 
     def close(self, now: bool = False) -> None:
@@ -342,7 +343,7 @@ class Garbling:
     def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
         for (method, arguments), answer in zip(tasks, self._inner.map(tasks, sizes), strict=True):
             broken = method == "run" and self._wire.decode_job(arguments[0]).round in self._rounds
-            yield (answer[0][:-1], *answer[1:]) if broken else answer
+            yield (b"".join(answer[0])[:-1], *answer[1:]) if broken else answer
 
     def close(self, now: bool = False) -> None:
         self._inner.close(now)

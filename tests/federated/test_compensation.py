@@ -11,6 +11,7 @@ from fedprune.federated.exchange import Exchange, Tally
 from fedprune.federated.executor import Processes
 from fedprune.pruning.mask import count
 from fedprune.types import SERVER, Job, Params, State
+from fedprune.wire.frame import Message, length
 
 TRAINED = ("when=during_training", "when.start=0.7", "when.stop=0.9", "how_often=one_shot", "rounds=4")
 SHORT = ("when=before_training", "how_often=one_shot", "rounds=1", "where.examples=40", "criterion=woodfisher")
@@ -70,8 +71,8 @@ def messages(experiment, monkeypatch) -> list[tuple[Job, int, int]]:
     """Filled while a run is played: every job with the bytes that went down and came up."""
     seen, receive, wire = [], Exchange._receive, experiment.wire
 
-    def noted(exchange: Exchange, answer: bytes, job: Job):
-        seen.append((job, len(wire.encode_job(job, wire.subnet_block(job.subnet))), len(answer)))
+    def noted(exchange: Exchange, answer: Message, job: Job):
+        seen.append((job, length(wire.encode_job(job, wire.subnet_block(job.subnet))), length(answer)))
         return receive(exchange, answer, job)
 
     monkeypatch.setattr(Exchange, "_receive", noted)

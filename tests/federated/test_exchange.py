@@ -18,6 +18,7 @@ from fedprune.federated.executor import Task
 from fedprune.federated.tally import Tally
 from fedprune.pruning.mask import apply
 from fedprune.types import SERVER, Job, State, Subnet, Update
+from fedprune.wire.frame import Message, length
 from fedprune.wire.message import Wire
 
 ONE_SHOT = ("how_often=one_shot", "when=before_training")
@@ -26,7 +27,7 @@ ONE_SHOT = ("how_often=one_shot", "when=before_training")
 class Spy:
     """Passes tasks on, and notes every message that crosses the wire: (job, its bytes, the bytes of the answer)."""
 
-    def __init__(self, inner: Any, wire: Wire, spoil: Callable[[Job, bytes], bytes] = lambda job, answer: answer):
+    def __init__(self, inner: Any, wire: Wire, spoil: Callable[[Job, Message], Message] = lambda job, answer: answer):
         self._inner, self._wire, self._spoil = inner, wire, spoil
         self.seen: list[tuple[Job, int, int]] = []
 
@@ -35,7 +36,7 @@ class Spy:
             if method == "run":
                 job = self._wire.decode_job(arguments[0], arguments[2])
                 spoiled = self._spoil(job, answer[0])
-                self.seen.append((job, len(arguments[0]), len(spoiled)))
+                self.seen.append((job, length(arguments[0]), length(spoiled)))
                 answer = (spoiled, *answer[1:])
             yield answer
 
@@ -123,7 +124,7 @@ def test_a_client_measures_on_as_many_examples_as_asked(examples, tiny, play):
     experiment = tiny(*ONE_SHOT, "criterion=snip", "where=all_clients", f"where.examples={examples}")
     weights = {}
 
-    def note(job: Job, answer: bytes) -> bytes:
+    def note(job: Job, answer: Message) -> Message:
         if job.measure:
             weights[job.client] = experiment.wire.decode_update(answer, job.subnet.mask).examples
         return answer
@@ -159,7 +160,7 @@ def test_what_is_trained_is_what_was_decoded(tiny, play):
     """A wire that loses the low half of every number changes the result: the loop has no other way around it."""
     experiment = tiny("how_often=never")
 
-    def coarse(job: Job, answer: bytes) -> bytes:
+    def coarse(job: Job, answer: Message) -> Message:
         update = experiment.wire.decode_update(answer, job.subnet.mask)
         rounded = {n: t.bfloat16().float() for n, t in update.subnet.params.items()}
         return experiment.wire.encode_update(replace(update, subnet=Subnet(rounded, update.subnet.mask)), job.subnet.mask)
@@ -173,16 +174,16 @@ def test_what_is_trained_is_what_was_decoded(tiny, play):
 # --- broken updates --------------------------------------------------------------------------------------------------------
 
 
-def poison(experiment, client: int, how: str) -> Callable[[Job, bytes], bytes]:
+def poison(experiment, client: int, how: str) -> Callable[[Job, Message], Message]:
     """Spoils what one client answers."""
 
-    def spoil(job: Job, answer: bytes) -> bytes:
+    def spoil(job: Job, answer: Message) -> Message:
         if job.client != client:
             return answer
         if how == "garbled":
-            return answer[:-1] + bytes([answer[-1] ^ 1])
+            return b"".join(answer)[:-1] + bytes([answer[-1][-1] ^ 1])
         if how == "cut":
-            return answer[: len(answer) // 2]
+            return b"".join(answer)[: length(answer) // 2]
         update = experiment.wire.decode_update(answer, job.subnet.mask)
         if how == "nan loss":
             return experiment.wire.encode_update(

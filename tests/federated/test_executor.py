@@ -179,7 +179,8 @@ def test_what_the_workers_own_never_travels(tiny, play):
                 yield answer
 
     play(experiment, Spy(lambda: experiment.executor()._client_round))
-    kinds = {type(part) for thing in seen for part in (thing.values() if isinstance(thing, dict) else [thing])}
+    parts = [thing.values() if isinstance(thing, dict) else thing if isinstance(thing, tuple) else [thing] for thing in seen]
+    kinds = {type(part) for some in parts for part in some}
     assert kinds == {bytes, np.ndarray, Slice, float}
 
 

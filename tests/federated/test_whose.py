@@ -28,6 +28,7 @@ from fedprune.pruning.scope import globally
 from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
 from fedprune.types import Gate, Job, Personal, Plan, PruneEvent, State, Subnet
+from fedprune.wire.frame import Message, length
 
 EVENTS = (PruneEvent(0, 0.9), PruneEvent(3, 0.5), PruneEvent(5, 0.25))
 OPEN = Plan(EVENTS[1:], 10)
@@ -247,8 +248,9 @@ class Spy:
         return iter(answers)
 
 
-def blocks(message: bytes) -> tuple[dict, bytes]:
+def blocks(pieces: Message) -> tuple[dict, bytes]:
     """(header, the one block) of a message, read by its layout: magic, checksum, length, header, length, block."""
+    message = b"".join(pieces)
     (length,) = struct.unpack_from("<I", message, 8)
     (size,) = struct.unpack_from("<I", message, 12 + length)
     assert len(message) == 16 + length + size
@@ -264,8 +266,8 @@ def test_every_byte_is_a_byte_of_a_message_and_a_mask_travels_once(tiny, play):
     held: dict[int, int] = {}  # living weights, of clients with a mask
     for number, (_, metrics) in enumerate(play(experiment, executor=spy)):
         seen = spy.seen[3 * number : 3 * number + 3]
-        assert metrics["wire/down_bytes"] == sum(len(message) for (message, *_), _ in seen)
-        assert metrics["wire/up_bytes"] == sum(len(answer) for _, (answer, *_) in seen)
+        assert metrics["wire/down_bytes"] == sum(length(message) for (message, *_), _ in seen)
+        assert metrics["wire/up_bytes"] == sum(length(answer) for _, (answer, *_) in seen)
         assert len(seen) == 3
         for (message, *_), (answer, *_) in seen:
             (asked, down), (told, up) = blocks(message), blocks(answer)

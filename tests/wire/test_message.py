@@ -13,7 +13,8 @@ import torch
 from fedprune.pruning.mask import apply
 from fedprune.types import Job, Mask, Params, Subnet, Update
 from fedprune.wire.codec import Layout, auto, bitmap, dense, gaps
-from fedprune.wire.message import FRAME, MAGIC, Wire, about, answered_under
+from fedprune.wire.frame import FRAME, MAGIC, length
+from fedprune.wire.message import Wire, about, answered_under
 
 CODECS = [dense, bitmap, gaps, auto]
 
@@ -110,19 +111,19 @@ def test_an_update_under_the_mask_of_its_job_sends_no_mask():
     # 20 entries: 3 bytes of mask.
     update = Update(0, subnet(), 5)
     known, other = subnet().mask, {"w": ~subnet().mask["w"]}
-    assert len(wire().encode_update(update, other)) - len(wire().encode_update(update, known)) == 3
+    assert length(wire().encode_update(update, other)) - length(wire().encode_update(update, known)) == 3
 
 
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
 def test_evidence_about_the_living_takes_bytes_for_the_living_and_about_the_dead_for_the_dead(density):
     mask = subnet(density=density).mask
     alive = int(mask["w"].sum())
-    empty = len(wire().encode_update(Update(0, None, 5, evidence={}), mask))
+    empty = length(wire().encode_update(Update(0, None, 5, evidence={}), mask))
     for which, number in (("alive", alive), ("dead", 20 - alive)):
         update = Update(0, None, 5, {"grads": evidence_about(mask, which)}, which)
         message = wire().encode_update(update, mask)
         quoted = len('"grads"') - (len("alive") - len(which))
-        assert len(message) == empty + quoted + 4 + 2 + 4 * number  # the block's length, the codec's head, the values
+        assert length(message) == empty + quoted + 4 + 2 + 4 * number  # the block's length, the codec's head, the values
         assert same(wire().decode_update(message, mask).evidence["grads"], update.evidence["grads"])
 
 
@@ -153,7 +154,7 @@ def test_what_survives_a_removal_takes_a_bit_for_each_living_entry(codec, densit
     assert same(back.surviving, job.surviving) and same_subnet(back.subnet, job.subnet)
     living = int(job.subnet.mask["w"].sum())
     plain = there.encode_job(replace(job, surviving=None), block)
-    assert len(message) == len(plain) + 4 + -(-living // 8)  # the block's length, and the bits
+    assert length(message) == length(plain) + 4 + -(-living // 8)  # the block's length, and the bits
     assert there.decode_job(plain).surviving is None
 
 
@@ -164,13 +165,13 @@ def test_evidence_about_a_removal_takes_bytes_for_the_survivors():
     update = Update(3, None, 5, {"fisher_compensation": evidence_about(known, "alive")})
     message = wire().encode_update(update, known)
     more = wire().encode_update(update, job.subnet.mask)
-    assert len(more) - len(message) == 4 * int((job.subnet.mask["w"] & ~known["w"]).sum()) > 0
+    assert length(more) - length(message) == 4 * int((job.subnet.mask["w"] & ~known["w"]).sum()) > 0
     assert same(wire().decode_update(message, known).evidence["fisher_compensation"], update.evidence["fisher_compensation"])
 
 
 def test_two_removals_and_one_of_another_length_are_refused():
     there, job = wire(), removal()
-    head = there.encode_job(job, there.subnet_block(job.subnet))[FRAME.size :]
+    head = b"".join(there.encode_job(job, there.subnet_block(job.subnet)))[FRAME.size :]
     length = -(-int(job.subnet.mask["w"].sum()) // 8)
     for body in (head + head[-4 - length :], head[: -4 - length] + b"\x09\0\0\0" + bytes(9)):
         with pytest.raises(ValueError, match=r"."):
@@ -221,9 +222,10 @@ def test_what_is_carried_takes_bytes_for_the_living_of_the_masked_and_for_all_of
     blocks = (4 + 2 + 4 * (alive + 4)) + (4 + 2 + 4 * 4)  # the block's length, the codec's head, the values
     job, update = Job(3, 7, 2, 1, net), Update(3, net, 17)
     block = there.subnet_block(net)
-    assert len(there.encode_job(replace(job, carried=carried), block)) == len(there.encode_job(job, block)) + text + blocks
+    carrying, plain = (there.encode_job(one, block) for one in (replace(job, carried=carried), job))
+    assert length(carrying) == length(plain) + text + blocks
     answers = [there.encode_update(replace(update, carried=more), net.mask) for more in (carried, {})]
-    assert len(answers[0]) == len(answers[1]) + text + blocks
+    assert length(answers[0]) == length(answers[1]) + text + blocks
 
 
 def test_what_is_carried_must_be_of_the_networks_own_names_and_types():
@@ -241,7 +243,7 @@ def test_other_messages_are_the_bytes_that_they_always_were():
     answers = (Update(1, net, 5, metrics={"loss": 0.5}), Update(1, None, 5, {"grads": {"w": params["w"]}}))
     jobs = [there.encode_job(job, there.subnet_block(net)) for job in (training, measuring)]
     sent = jobs + [there.encode_update(answer, mask) for answer in answers]
-    assert [(len(message), hashlib.sha256(message).hexdigest()[:16]) for message in sent] == GOLDEN
+    assert [(length(message), hashlib.sha256(b"".join(message)).hexdigest()[:16]) for message in sent] == GOLDEN
 
 
 GOLDEN = [(138, "b47946fd2fe94c63"), (173, "982e6502d4516a2f"), (172, "e80cd744d05a2277"), (145, "3ccbb75dd600b683")]
@@ -253,13 +255,14 @@ GOLDEN = [(138, "b47946fd2fe94c63"), (173, "982e6502d4516a2f"), (172, "e80cd744d
 
 def messages() -> dict[str, bytes]:
     there = wire()
-    return {
+    made = {
         "job": there.encode_job(JOBS[0], there.subnet_block(JOBS[0].subnet)),
         "update": there.encode_update(UPDATES[0], subnet().mask),
         "evidence": there.encode_update(UPDATES[2], subnet().mask),
         "removal": there.encode_job(removal(), there.subnet_block(removal().subnet)),
         "carrying": there.encode_update(replace(UPDATES[0], carried=extras(subnet().mask)), subnet().mask),
     }
+    return {name: b"".join(message) for name, message in made.items()}
 
 
 def readers(message: bytes):

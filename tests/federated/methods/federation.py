@@ -24,6 +24,7 @@ from fedprune.experiment import Experiment
 from fedprune.federated.sampling import cohort as drawn
 from fedprune.pruning.mask import unpack
 from fedprune.types import Mask, State
+from fedprune.wire.frame import length
 
 SCALE = 4.0  # features are whole numbers from 0 to 15, divided by this
 
@@ -128,7 +129,7 @@ class _Counted:
     def map(self, tasks, sizes):
         for task, answer in zip(tasks, self.executor.map(tasks, sizes), strict=True):
             if task[0] == "run":
-                self.down, self.up = self.down + len(task[1][0]), self.up + len(answer[0])
+                self.down, self.up = self.down + length(task[1][0]), self.up + length(answer[0])
             yield answer
 
     def counted(self) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from fedprune.federated.evolving_mask import as_bytes, as_tensor
 from fedprune.federated.neighbours import TRAINED, message
 from fedprune.pruning.mask import density, pack
 from fedprune.types import Mask, Personal, State
+from fedprune.wire.frame import length
 
 NEIGHBOURS = (
     *("what=weights_erk", "when=during_training", "when.start=0.0", "when.stop=1.0", "whose=personal", "whose.at=end"),
@@ -197,7 +198,7 @@ def test_every_message_between_clients_is_counted_at_its_length(played):
     for state, metrics in rounds:
         active = tuple(sorted(loop._cohort(before)))
         heard = {client: loop.topology(client, active, 0, before.clock) for client in active}
-        sizes = {client: len(message(experiment.wire, client, loop._network(before, client))) for client in active}
+        sizes = {client: length(message(experiment.wire, client, loop._network(before, client))) for client in active}
         # The frame and header, the mask as bits, 15,060 weights and the 310 + 0 biases of 4 bytes each.
         assert all(50_200 / 8 + 4 * 15_060 < size < 50_200 / 8 + 4 * (15_060 + 410) + 200 for size in sizes.values())
         assert metrics["wire/up_bytes"] == sum(sizes[other] for others in heard.values() for other in others)

@@ -20,6 +20,7 @@ from fedprune.federated.tally import Tally
 from fedprune.local.sampled import straight_through, times_probability
 from fedprune.randomness import seeded, torch_seed, torch_stream
 from fedprune.types import Job, Subnet
+from fedprune.wire.frame import length
 
 FEDPM = ("federated/client=sampled_masks", "federated/aggregate=beta_mode", "how_often=never", "federated.weighting=uniform")
 LAYERS = ("fc1.weight", "fc2.weight")
@@ -181,14 +182,14 @@ def test_a_client_sends_one_bit_for_each_weight_and_is_sent_four_bytes(tiny, pla
     block = wire.subnet_block(start.server)
     assert len(block) == 2 + 4 * weights
     job = wire.encode_job(Job(0, 0, 0, 0, start.server), block)
-    assert metrics["wire/down_bytes"] == 2 * len(job)
+    assert metrics["wire/down_bytes"] == 2 * length(job)
     framing = 300  # magic, checksum, who, how many examples, loss, steps
     assert 2 * (weights // 8 + 2) < metrics["wire/up_bytes"] < 2 * (weights // 8 + framing)
     sent = [
         wire.encode_update(update, {})
         for _, update in loop.exchange.train(loop._jobs(start, loop._cohort(start)), start, Tally())
     ]
-    assert metrics["wire/up_bytes"] == sum(map(len, sent))
+    assert metrics["wire/up_bytes"] == sum(map(length, sent))
     assert list(state.server.params) == list(start.server.params)
 
 

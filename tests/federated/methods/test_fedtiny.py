@@ -19,6 +19,7 @@ from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
 from fedprune.types import PruneEvent, Subnet, Update
 from fedprune.wire.codec import Layout, auto, bitmap
+from fedprune.wire.frame import length
 from fedprune.wire.message import Wire
 
 
@@ -68,7 +69,7 @@ def test_what_is_sent_of_the_dead_is_its_places_and_values(codec):
     update = wire.decode_update(messages["top"], alive)
     assert torch.equal(update.evidence["grads"]["a"], values["a"]) and update.about == "top"
     block, places = {"auto": (480, 16), "bitmap": (500, 20)}[codec.__name__]
-    assert len(messages["dead"]) - len(messages["top"]) == block - (places + 12) + 1  # "dead" is a letter longer
+    assert length(messages["dead"]) - length(messages["top"]) == block - (places + 12) + 1  # "dead" is a letter longer
 
 
 def exchanged(

@@ -14,6 +14,7 @@ from in_numpy import Arrays
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.mask import apply, count
 from fedprune.types import Subnet, Update
+from fedprune.wire.frame import length
 
 HETEROFL = ("whose=nested", "whose.by=width", "whose.labels=own", "how_often=never", "local/dropout=scaled")
 
@@ -116,5 +117,5 @@ def test_a_client_is_sent_no_outputs_of_labels_that_it_has_not(play):
     assert job.held and not job.subnet.params["fc2.weight"][0].any() and job.subnet.params["fc2.bias"].shape == (3,)
     message = loop.exchange.wire.encode_job(job, loop.exchange.wire.subnet_block(job.subnet, job.subnet.mask))
     header = loop.exchange.wire.encode_job(job, b"")
-    assert len(message) == len(header) + 2 + 4 * count(job.subnet.mask)  # codec, flag, values
+    assert length(message) == length(header) + 2 + 4 * count(job.subnet.mask)  # codec, flag, values
     assert loop.exchange.wire.decode_job(message, job.held).subnet.params["fc2.bias"][0] == 0

@@ -1,0 +1,86 @@
+"""Things on their way between two processes: through a pipe, but their large arrays through memory that both have.
+
+A pipe passes on 64 KB at a time, and wakes both ends for each; shared memory is written once. An array that the thing before
+this one had in the same place lies there already: what many tasks have in common crosses once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import pickle
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from fedprune.wire.frame import Piece, array
+
+LEAST = 2**16
+"""Bytes; what is smaller goes through the pipe."""
+
+ROOM = 2**28
+"""Bytes of the memory for one direction; of those that are never written none are taken. What does not fit takes the pipe."""
+
+ALIGNED = 64
+
+
+def room() -> mmap.mmap | None:
+    """Memory that this process shares with those that it forks; None if there is none to be had."""
+    try:
+        return mmap.mmap(-1, ROOM)
+    except (OSError, ValueError):
+        return None
+
+
+class Sender:
+    """One end."""
+
+    def __init__(self, pipe: Connection, room: mmap.mmap | None):
+        self._pipe, self._room = pipe, room
+        self._lying: list[np.ndarray] = []  # what is in the room; held, so that nothing else can come to lie at its address
+
+    def send(self, thing: Any) -> None:
+        """Send a thing whose arrays are not changed any more."""
+        large: list[np.ndarray] = []
+        body = pickle.dumps(thing, 5, buffer_callback=lambda buffer: not self._taken(array(buffer.raw()), large))
+        spans = _spans(large)
+        there = sum(1 for _ in itertools.takewhile(lambda pair: _same(*pair), zip(large, self._lying, strict=False)))
+        for new, (start, stop) in zip(large[there:], spans[there:], strict=True):
+            self._room[start:stop] = new.data  # type: ignore[index]
+        self._lying = large
+        self._pipe.send((body, spans))
+
+    def _taken(self, new: np.ndarray, large: list[np.ndarray]) -> bool:
+        """Whether an array goes through the room, as one more of those."""
+        fits = self._room is not None and len(new) >= LEAST and _spans([*large, new])[-1][1] <= len(self._room)
+        if fits:
+            large.append(new)
+        return fits
+
+
+class Receiver:
+    """The other end. hold: what arrays are made of: a copy, or the memory itself, which the next thing overwrites."""
+
+    def __init__(self, pipe: Connection, room: mmap.mmap | None, hold: Callable[[memoryview], Piece]):
+        self._pipe, self._room, self._hold = pipe, memoryview(room) if room else memoryview(b""), hold
+
+    def receive(self) -> Any:
+        """The next thing. Raises EOFError and OSError if none can come."""
+        body, spans = self._pipe.recv()
+        return pickle.loads(body, buffers=[self._hold(self._room[start:stop]) for start, stop in spans])
+
+
+def _spans(arrays: Iterable[np.ndarray]) -> list[tuple[int, int]]:
+    """Where each lies, one after the other."""
+    place, spans = 0, []
+    for each in arrays:
+        spans.append((place, place + len(each)))
+        place += -(-len(each) // ALIGNED) * ALIGNED
+    return spans
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether these are the same bytes of this process's memory."""
+    return one.ctypes.data == other.ctypes.data and len(one) == len(other)
