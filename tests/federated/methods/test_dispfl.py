@@ -79,7 +79,7 @@ def test_three_clients_meet_by_hand():
     assert second.subnet.params["fc2.bias"].tolist() == [0.5, 1.5]
     # Client 2 hears nobody. Entry 1 it grows, and nobody there has it: 0.
     assert third.subnet.params["fc2.weight"].flatten().tolist() == [0.0, 0.0, 3.0, 0.0]
-    assert loop.round(state)[1]["wire/up_bytes"] == 2 * sum(map(len, sent.values()))  # everyone to both others
+    assert loop.round(state)[1]["wire/up_bytes"] == 2 * sum(map(length, sent.values()))  # everyone to both others
 
 
 def test_the_fraction_that_is_exchanged_falls_as_a_cosine():
