@@ -24,6 +24,7 @@ from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.on_client import OnClient
 from fedprune.federated.upload import Upload
 from fedprune.federated.work import Work
+from fedprune.local.layout import channels_last
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, add_companions
 from fedprune.make import make
@@ -161,8 +162,7 @@ def client_round(
         net = make(config["model"], shape=dataset.shape, classes=dataset.classes)
     add_companions(net, prunable, regularisers, torch.Generator())  # each job brings its own values
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
-    if device == "cpu":  # whose convolutions, and above all max-pooling, are faster where channels lie side by side
-        module.to(memory_format=torch.channels_last)
+    channels_last(net, dataset.shape)
     examples, top = (config["where"].get(key) for key in ("examples", "top"))
     worker = ClientRound(module, dataset, clients, recipe, wire, examples, regularisers, event, upload, accumulates, top)
     return work.client_round(worker, functools.partial(fresh, 0), config["seed"])

@@ -25,11 +25,12 @@ def initialise(network: nn.Module, draw: Callable[[Tensor], Tensor]) -> nn.Modul
 
 
 def normalisation(norm: str, channels: int) -> nn.Module:
-    """`batch`: BatchNorm (Ioffe & Szegedy 2015). `group`: GroupNorm with 16 channels per group (Wu & He 2018, table 3).
+    """`batch`: BatchNorm (Ioffe & Szegedy 2015). `group`: GroupNorm with 16 channels per group (Wu & He 2018, table 3), or all
+    of fewer.
 
     GroupNorm has no running statistics, so it is the same in training and evaluation and has nothing extra to average.
     """
-    return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(channels // CHANNELS_PER_GROUP, channels)
+    return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(max(channels // CHANNELS_PER_GROUP, 1), channels)
 
 
 def require_norm(model: str, norm: str, known: tuple[str, ...]) -> None:
