@@ -33,7 +33,6 @@ taxonomy: $(STAMP)  ## draw docs/taxonomy.svg, the figure at the top of the READ
 	$(BIN)/python -m fedprune.analysis.taxonomy
 
 taxonomy_grid: $(STAMP)  ## run the grid over the taxonomy, 3 seeds (15 minutes on 2 cores), and fill docs/taxonomy_grid.md with it
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,sweep]'
 	$(BIN)/python -m fedprune +experiment=taxonomy_grid seed=0,1,2 hydra/launcher=joblib -m
 	cp outputs/taxonomy_grid/figures/accuracy_taxonomy.png docs/taxonomy_grid.png
 	sed '/^<!-- tables/q' docs/taxonomy_grid.md > docs/taxonomy_grid.new
@@ -41,7 +40,6 @@ taxonomy_grid: $(STAMP)  ## run the grid over the taxonomy, 3 seeds (15 minutes 
 	mv docs/taxonomy_grid.new docs/taxonomy_grid.md
 
 benchmark: $(STAMP)  ## the published federated methods compared, 3 seeds (80 minutes on 2 cores); fills docs/benchmark.md
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,sweep]'
 	$(BIN)/python -m fedprune +experiment=benchmark hydra/launcher=joblib -m
 	cp outputs/benchmark/figures/accuracy_bytes_methods.png docs/benchmark.png
 	sed '/^<!-- tables/q' docs/benchmark.md > docs/benchmark.new
@@ -49,7 +47,6 @@ benchmark: $(STAMP)  ## the published federated methods compared, 3 seeds (80 mi
 	mv docs/benchmark.new docs/benchmark.md
 
 benchmark_tuning: $(STAMP)  ## four learning rates for each of them, on validation data (30 minutes); fills docs/benchmark_tuning.md
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,sweep]'
 	$(BIN)/python -m fedprune +experiment=benchmark name=benchmark_tuning local.optimizer.lr=0.01,0.03,0.1,0.3 rounds=30 \
 	  eval_every=30 density=0.1 seed=0 hydra/launcher=joblib -m
 	sed '/^<!-- tables/q' docs/benchmark_tuning.md > docs/benchmark_tuning.new

@@ -381,7 +381,6 @@ class Noted(LocalModule):
 
 
 def test_cells_that_run_side_by_side_train_in_their_own_process(fedprune, outputs):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     (outputs.parent / "noted.py").write_text(NOTED)
     (outputs.parent / "processes").mkdir()
     words = (*TINY, "executor=auto", "local.module._target_=noted.Noted")
@@ -389,6 +388,23 @@ def test_cells_that_run_side_by_side_train_in_their_own_process(fedprune, output
     assert result.rc == 0, result.text
     names = {file.name for file in (outputs.parent / "processes").iterdir()}
     assert names and all(name.startswith("LokyProcess") for name in names)
+
+
+def test_a_scheduler_that_takes_one_job_after_the_other_gets_each_cell_and_a_table_comes_out(fedprune, outputs):
+    """The launcher of Slurm, with processes of this machine in the place of a cluster."""
+    words = (*TINY, "seed=0,1", "density=0.5", "how_often=one_shot", "when=before_training")
+    alone = fedprune(*words, "name=alone", "-m")
+    result = fedprune(*words, "name=sent", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "-m")
+    assert (alone.rc, result.rc) == (0, 0), result.text
+    assert (outputs / "sent" / "table.csv").exists()
+    for file in (outputs / "alone").glob("*/metrics.jsonl"):
+        (other,) = (outputs / "sent").glob(f"*seed={0 if 'seed=0' in str(file) else 1}*/metrics.jsonl")
+        assert without_times(file) == without_times(other)
+
+
+def without_times(file: Path) -> list[dict]:
+    rows = map(json.loads, file.read_text().splitlines())
+    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
 
 def path(outputs: Path) -> str:
