@@ -293,3 +293,24 @@ def test_what_a_client_has_not_kept_yet_is_what_the_network_began_with(tiny):
     mine = {name: torch.full_like(start.init[name], 7) for name in exchange.own}
     assert all((array == 7).all() for array in exchange.kept_by(replace(start, kept={3: mine}), 3).values())
     assert all((exchange.kept_by(replace(start, kept={3: mine}), 2)[name] == kept[name]).all() for name in kept)
+
+
+def test_a_message_is_made_when_its_client_begins_and_a_subnet_of_several_is_encoded_once(tiny, play, monkeypatch):
+    """So that a round of many clients does not hold the messages of all, nor keep workers waiting for them."""
+    experiment, made, encoded = tiny("federated.cohort=4", "whose=shared"), [], []
+    encode_job, block = Wire.encode_job, Wire.subnet_block
+    monkeypatch.setattr(Wire, "encode_job", lambda wire, job, *rest: (made.append(job.client), encode_job(wire, job, *rest))[1])
+    monkeypatch.setattr(Wire, "subnet_block", lambda wire, *rest: (encoded.append(wire), block(wire, *rest))[1])
+
+    class Watched(Spy):
+        def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
+            for number, answer in enumerate(super().map(tasks, sizes), start=1):
+                assert len(set(made)) == min(number, 4)
+                yield answer
+
+    inner = experiment.executor()
+    loop = experiment.loop(Watched(inner, experiment.wire))
+    state, metrics = loop.round(loop.start())
+    assert len(set(made)) == 4
+    assert len(encoded) == 1 + 4  # the job's, once, and each client's own answer
+    assert metrics["wire/down_bytes"] > 4 * 4 * sum(t.numel() for t in state.server.params.values())
