@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from fedprune.federated.parcel import Receiver, Sender, room
+from fedprune.federated.shared_memory import Receiver, Sender, room
 
 Task = tuple[str, tuple]
 """The method to call of what the worker has made, and its arguments."""

@@ -1,4 +1,4 @@
-"""Parcels: what is sent arrives, whatever its size and whether there is memory to share; what is the same crosses once."""
+"""Shared memory: what is sent arrives, whatever its size and whether there is memory to share; what is the same crosses once."""
 
 import mmap
 import multiprocessing
@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from fedprune.federated import parcel
-from fedprune.federated.parcel import LEAST, Receiver, Sender
+from fedprune.federated import shared_memory
+from fedprune.federated.shared_memory import LEAST, Receiver, Sender
 
 
 def ends(size: int | None, hold=bytearray) -> tuple[Sender, Receiver, mmap.mmap | None]:
@@ -80,11 +80,11 @@ class Echo:
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-@pytest.mark.parametrize("room", [parcel.ROOM, LEAST, None])
+@pytest.mark.parametrize("room", [shared_memory.ROOM, LEAST, None])
 def test_there_and_back_between_processes(start, room, monkeypatch):
     from fedprune.federated.executor import Processes
 
-    monkeypatch.setattr(parcel, "ROOM", room or 0)  # of 0 bytes there is none: mmap refuses
+    monkeypatch.setattr(shared_memory, "ROOM", room or 0)  # of 0 bytes there is none: mmap refuses
     executor = Processes(Echo, workers=1, start=start)  # type: ignore[arg-type]
     try:
         sent = things()
