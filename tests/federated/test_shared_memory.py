@@ -1,4 +1,4 @@
-"""Shared memory: what is sent arrives, whatever its size and whether there is memory to share; what is the same crosses once."""
+"""Shared memory: what is sent arrives, whatever its size and whether there is any; what is the same crosses once."""
 
 import mmap
 import multiprocessing
