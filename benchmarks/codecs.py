@@ -11,24 +11,25 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from table import machine, table
 
 from fedprune.pruning import mask as masks
 from fedprune.types import Job, Mask, Subnet, Update
 from fedprune.wire import gaps as distances
 from fedprune.wire.codec import Layout, auto, bitmap, decode, dense, gaps
+from fedprune.wire.frame import length
 from fedprune.wire.message import Wire
 
 SHAPE = (512, 3136)
 CODECS = {"dense": dense, "bitmap": bitmap, "gaps": gaps, "auto": auto}
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
-RATIO, MILLISECONDS = 1.005, 25.0  # at most
+RATIO, MILLISECONDS = "1.005", "25.0"  # at most: of `gaps` and `auto` for entries at random; of a job and its update
 MASKS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     "half of the rows, dense": lambda random: np.broadcast_to(random.random((512, 1)) < 0.5, SHAPE),
     "half of the columns, dense": lambda random: np.broadcast_to(random.random(64).repeat(49) < 0.5, SHAPE),
@@ -85,7 +86,7 @@ def messages(subnet: Subnet, held: bool, repeats: int) -> tuple[float, float]:
         there.decode_job(down)
         up = there.encode_update(update, known)
         there.decode_update(up, known)
-        return len(down) + len(up)
+        return length(down) + length(up)
 
     for _ in range(repeats):
         size = timed(exchange, spent)
@@ -99,30 +100,41 @@ def subnet_of(alive: np.ndarray) -> Subnet:
     return Subnet(masks.apply({"w": torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))}, mask), mask)
 
 
-def row(name: str, subnet: Subnet, repeats: int) -> str:
-    """A line of the table: of each codec its ratio, and milliseconds to encode and to decode."""
-    found = measure(subnet, repeats).values()
-    return f"{name:<34}" + "".join(f"{ratio:>9.4f} {there:>5.1f}/{back:<5.1f}" for ratio, there, back in found)
+def subnets(random: np.random.Generator) -> Iterator[tuple[str, str, Subnet]]:
+    """(name, at most, weights under a mask): at random by density, and with a pattern."""
+    for density in DENSITIES:
+        yield f"at random, {density}", RATIO, subnet_of(random.random(SHAPE) < density)
+    for name, drawn in MASKS.items():
+        yield name, "", subnet_of(drawn(random))
+
+
+def both(random: np.random.Generator, repeats: int) -> tuple[list[list[str]], list[list[str]]]:
+    """The lines of two tables: bytes over the bound, and milliseconds to encode and to decode."""
+    sizes, times = [], []
+    for name, bound, subnet in subnets(random):
+        found = measure(subnet, repeats)
+        ratios = [f"{ratio:.4f}" for ratio, _, _ in found.values()]
+        sizes.append([name, *ratios[:-1], bound, ratios[-1], bound])
+        times.append([name, *(f"{there:.1f} / {back:.1f}" for _, there, back in found.values())])
+    return sizes, times
 
 
 def main() -> None:
-    """Print the tables."""
+    """Print three tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=9)
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
-    random = np.random.default_rng(0)
-    print(f"{platform.machine()}, 1 thread, numpy {np.__version__}, {SHAPE[0] * SHAPE[1]:,} weights, medians of {repeats}")
-    print(f"{'bytes over the bound, ms there/back':<34}" + "".join(f"{name:>21}" for name in [*CODECS, "known"]), flush=True)
-    for density in DENSITIES:
-        print(row(f"at random, {density}", subnet_of(random.random(SHAPE) < density), repeats), flush=True)
-    for name, drawn in MASKS.items():
-        print(row(name, subnet_of(drawn(random)), repeats), flush=True)
-    print(f"{'at random, at most':<34}" + f"{'':>42}{RATIO:>9.4f}{'':>12}{RATIO:>9.4f}")
-    tenth = subnet_of(random.random(SHAPE) < 0.1)
+    random, names = np.random.default_rng(0), [f"`{name}`" for name in CODECS]
+    sizes, times = both(random, repeats)
+    print(f"{machine()}, numpy {np.__version__}")
+    print("\n" + table(("bytes over the bound", *names, "at most", "mask known", "at most"), sizes))
+    print("\n" + table(("ms to encode / to decode", *names, "mask known"), times))
+    tenth, lines = subnet_of(random.random(SHAPE) < 0.1), []
     for name, held in (("neither mask known", False), ("the update's mask known", True)):
         taken, ratio = messages(tenth, held, repeats)
-        print(f"a job and its update at 0.1, {name}: {taken:.1f} ms, at most {MILLISECONDS}; {ratio:.4f} of the bound")
+        lines.append([name, f"{taken:.1f}", MILLISECONDS, f"{ratio:.4f}"])
+    print("\n" + table(("a job and its update, at random, 0.1", "ms", "at most", "bytes over the bound"), lines))
 
 
 if __name__ == "__main__":

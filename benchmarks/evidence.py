@@ -7,7 +7,6 @@ for data. Epochs and measurements take turns; medians over the repeats. At most 
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from dataclasses import replace
 
 import torch
 from job import configuration
+from omegaconf import OmegaConf
+from table import machine, table
 
 from fedprune import folders, schema
 from fedprune.__main__ import CONF
@@ -30,11 +31,11 @@ MODELS = ("lenet_300_100", "lenet5", "cnn_small")
 FREE = ("obd_exact", "woodfisher", "woodfisher_scores")
 """Criteria to which the bound does not apply."""
 
+AT_MOST = "1.00"
+
 
 def asked() -> dict[str, tuple[str, ...]]:
     """The evidence from data that each criterion drops by."""
-    from omegaconf import OmegaConf
-
     found = {}
     for path in sorted((CONF / "criterion").glob("*.yaml")):
         formula = make(OmegaConf.load(path)).drop
@@ -50,7 +51,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Print a line per criterion, a column per network."""
+    """Print a table: a line per criterion, a column per network."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
@@ -61,10 +62,8 @@ def main() -> None:
     for model in MODELS:
         for name, ratio in measured(model, given.repeats).items():
             ratios[name].append(ratio)
-    print(f"{platform.machine()}, one thread, torch {torch.__version__}; in local epochs")
-    print(f"{'criterion':24}" + "".join(f"{model:>15}" for model in MODELS))
-    for name, columns in ratios.items():
-        print(f"{name:24}" + "".join(f"{column:>15}" for column in columns) + ("   no bound" if name in FREE else ""))
+    lines = [[f"`{name}`", *columns, "" if name in FREE else AT_MOST] for name, columns in ratios.items()]
+    print(f"{machine()}\n\n{table(('in local epochs', *(f'`{model}`' for model in MODELS), 'at most'), lines)}")
 
 
 def measured(model: str, repeats: int) -> dict[str, str]:

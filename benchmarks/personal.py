@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
+from table import machine, spread, table
 
 from fedprune import folders, schema
 from fedprune.__main__ import CONF
@@ -111,28 +111,35 @@ def main() -> None:
     if given.crowd:
         print(json.dumps(crowd(given.crowd, given.rounds)))
         return
-    print(f"{platform.machine()}, torch {torch.__version__}, {given.rounds} rounds, medians")
-    fedavg, lottery = against_fedavg(given.rounds)
-    ratio = statistics.median(ours / theirs for theirs, ours in zip(fedavg, lottery, strict=True))
-    print(
-        f"FedAvg {statistics.median(fedavg):.3f} s, LotteryFL {statistics.median(lottery):.3f} s: {ratio:.3f}, at most {SLOWER}"
-    )
-    few, many = (_apart(clients, given.rounds) for clients in (100, 10_000))
-    print(f"{'clients':>8}{'s a round':>11}{'peak MB':>9}{'and at a checkpoint':>21}")
-    for clients, row in ((100, few), (10_000, many)):
-        print(f"{clients:>8}{row['seconds']:>11.3f}{row['megabytes']:>9.0f}{row['with_checkpoint']:>21.0f}")
-    more = {key: many[key] - few[key] for key in ("megabytes", "with_checkpoint")}
-    print(
-        f"time {many['seconds'] / few['seconds']:.3f}, at most {LARGER}; "
-        f"memory +{more['megabytes']:.0f} MB, at most {MEGABYTES}"
-    )
-    print(f"memory with a checkpoint +{more['with_checkpoint']:.0f} MB")
+    print(machine())
+    print("\n" + table(("10 of 100 clients", "s a round", "against FedAvg", "at most"), methods(given.rounds)))
+    columns = ("clients", "s a round", "against 100", "at most", "peak MB", "over 100", "at most", "peak MB with a checkpoint")
+    print("\n" + table(columns, crowds(given.rounds)))
+
+
+def methods(rounds: int) -> list[list[str]]:
+    """A line of FedAvg, and one of LotteryFL."""
+    fedavg, lottery = against_fedavg(rounds)
+    ratios = [ours / theirs for theirs, ours in zip(fedavg, lottery, strict=True)]
+    seconds = [f"{statistics.median(one):.3f}" for one in (fedavg, lottery)]
+    return [["FedAvg", seconds[0], "", ""], ["LotteryFL", seconds[1], spread(ratios, 3), f"{SLOWER}"]]
+
+
+def crowds(rounds: int) -> list[list[str]]:
+    """A line of 100 clients, and one of 10,000."""
+    few, many = (_apart(clients, rounds) for clients in (100, 10_000))
+    ratio, more = many["seconds"] / few["seconds"], many["megabytes"] - few["megabytes"]
+    bounds = (["", "", "", ""], [f"{ratio:.3f}", f"{LARGER}", f"{more:+.0f}", f"{MEGABYTES}"])
+    return [
+        [clients, f"{row['seconds']:.3f}", *bound[:2], f"{row['megabytes']:.0f}", *bound[2:], f"{row['with_checkpoint']:.0f}"]
+        for clients, row, bound in zip(("100", "10,000"), (few, many), bounds, strict=True)
+    ]
 
 
 def _apart(clients: int, rounds: int) -> dict[str, float]:
     """`crowd` in a process of its own, for a peak of memory of its own."""
     command = [sys.executable, __file__, "--crowd", str(clients), "--rounds", str(rounds)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

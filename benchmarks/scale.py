@@ -1,4 +1,4 @@
-"""What size costs: a million clients, a thousand in a round, 27 million parameters, `shrink` of 100 million weights.
+"""What size costs: a million clients, a thousand in a round, 27 million parameters.
 
 `python benchmarks/scale.py [--rounds 10]`. Fashion-MNIST; each case is a process of its own with one thread, so that its peak
 of memory, imports and data included, is its own. Seconds of a round are of the process's own work; medians; evaluation is
@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
+from table import machine, table
 
 from fedprune import folders, schema
 from fedprune.__main__ import CONF
@@ -38,7 +37,6 @@ CASES = {
     "1,000 clients, all in a round, 2 steps": (*COHORT, "federated.cohort=1000"),
     "27 million parameters, 2 in a round, 1 step": LARGE,
 }
-SHRINK = ("--weights", "100", "--case", "weights, globally")
 
 
 def measure(overrides: tuple[str, ...], rounds: int) -> dict[str, float]:
@@ -60,7 +58,7 @@ def measure(overrides: tuple[str, ...], rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print a row per case, and `shrink` of 100 million weights."""
+    """Print a table, a row per case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--case", choices=list(CASES), help="only this one, in this process, as JSON")
@@ -68,17 +66,15 @@ def main() -> None:
     if given.case:
         print(json.dumps(measure(CASES[given.case], given.rounds)))
         return
-    print(f"{platform.machine()}, torch {torch.__version__}, {given.rounds} rounds, medians")
-    print(f"{'case':<46}{'s a round':>11}{'peak MB':>9}", flush=True)
-    for case in CASES:
-        rounds = 2 if CASES[case] is LARGE else given.rounds
-        command = [sys.executable, __file__, "--case", case, "--rounds", str(rounds)]
-        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-        print(f"{case:<46}{row['seconds']:>11.3f}{row['megabytes']:>9.0f}", flush=True)
-    print(
-        "shrink: millions of weights, density, seconds, memory over scores and mask in sizes of the scores (400 MB)", flush=True
-    )
-    subprocess.run([sys.executable, str(Path(__file__).with_name("shrink.py")), *SHRINK], check=True)
+    rows = [row(case, 2 if CASES[case] is LARGE else given.rounds) for case in CASES]
+    print(f"{machine()}\n\n{table(('case', 's a round', 'peak MB'), rows)}")
+
+
+def row(case: str, rounds: int) -> list[str]:
+    """A line of the table, measured in a process of its own."""
+    command = [sys.executable, __file__, "--case", case, "--rounds", str(rounds)]
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    return [case, f"{found['seconds']:.3f}", f"{found['megabytes']:.0f}"]
 
 
 if __name__ == "__main__":

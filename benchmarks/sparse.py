@@ -2,23 +2,26 @@
 `python benchmarks/sparse.py [--jobs 8] [--models cnn_fedavg ...]`.
 
 Jobs of a client of Fashion-MNIST (batch 32, SGD with momentum) as a worker does them: dense, under the mask
-(local.compact=never), and in the network that is as small as the mask. They take turns, and the time is the processor's, so
-that other load tells less. A step is what a long job takes more than a short one, by the number of steps; the rest of a job is
-what is left, without encoding. Biases are what they might be after training: not zero, so that dead units emit.
+(local.compact=never), and in the network that is as small as the mask; and `bare`, the same batches in a plain PyTorch loop
+over the dense network. They take turns, and the time is the processor's, so that other load tells less. A step is what a long
+job takes more than a short one, by the number of steps; the rest of a job is what is left, without encoding. Biases are what
+they might be after training: not zero, so that dead units emit.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from hydra import compose, initialize_config_dir
-from torch import nn
+from job import BATCH, LR, MOMENTUM
+from table import machine, spread, table
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fedprune import folders, schema
 from fedprune.__main__ import CONF
@@ -40,33 +43,43 @@ CASES = {
     ("lenet_300_100", WEIGHTS, 0.05): 0.65,
     ("lenet_300_100", WEIGHTS, 0.01): 0.50,
 }
-"""Network, whether filters and neurons or single weights die, and the fraction of each layer that lives; with the ratio that
-must not be exceeded (None: it is only told)."""
+"""Network, whether filters and neurons or single weights die, and the fraction of each layer that lives; with the ratio to the
+dense step that should not be exceeded (None: it is only told)."""
+
+WAYS = {"bare": "never", "dense": "never", "masked": "never", "smaller": "auto"}
+"""How a job is done, and the `local.compact` of the worker that does it (`bare`: whose batches they are)."""
+
+TIMES = ("bare", "dense", "masked", "smaller", "rest masked", "rest smaller", "made in")
 
 SHORT, LONG = 4, 20
 WARM_UP = 1
 
 
-def worker(model: str, compact: str, steps: int) -> tuple[ClientRound, Params]:
-    """A client's round, as a worker has it, and the initial weights."""
+def worker(model: str, compact: str, steps: int) -> tuple[ClientRound, nn.Module]:
+    """A client's round, as a worker has it, and the initial network, as it comes from its function."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose(
             "config",
             [
                 *("data=fashion_mnist", f"model={model}", "partition=iid", "federated.clients=80", "executor=serial"),
-                *(
-                    "local.epochs=null",
-                    f"local.steps={steps}",
-                    "local.batch_size=32",
-                    f"local.compact={compact}",
-                    "logger=none",
-                ),
+                *("local.epochs=null", f"local.steps={steps}", f"local.batch_size={BATCH}", f"local.compact={compact}"),
+                *(f"local.optimizer.lr={LR}", f"local.optimizer.momentum={MOMENTUM}", "logger=none", "device=cpu"),
             ],
         )
     experiment = build(config, dict.fromkeys(folders.GROUPS, "") | {"rewind": "none"})
     executor = experiment.executor()
     assert isinstance(executor, Serial)
-    return executor._client_round, shaken(experiment.net)
+    return executor._client_round, experiment.net
+
+
+def train(net: nn.Module, params: Params, batches: Iterable[tuple[Tensor, ...]]) -> None:
+    """Train the network on these batches, from these weights, and do nothing else."""
+    net.load_state_dict(params)
+    optimizer = torch.optim.SGD(net.parameters(), lr=LR, momentum=MOMENTUM, fused=True)
+    for x, y in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
 
 
 def shaken(net: nn.Module) -> Params:
@@ -96,26 +109,41 @@ def spent(do: Callable[[], object]) -> float:
     return 1000 * (time.thread_time() - started)
 
 
-def measure(model: str, kind: str, density: float, jobs: int) -> dict[str, float]:
-    """Milliseconds (medians): of a step, dense, under the mask and smaller, and of the rest of these jobs; of making the
-    smaller network; and the ratio of steps, smaller to dense."""
-    rounds = {(compact, steps): worker(model, compact, steps)[0] for compact in ("never", "auto") for steps in (SHORT, LONG)}
-    params = worker(model, "never", SHORT)[1]
+def plain(net: nn.Module, client: ClientRound, job: Job) -> None:
+    """A job's batches by hand: the loop of floor.py, on a network that lies in memory as PyTorch makes it."""
+    train(net, job.subnet.params, client._shuffled(job, lambda: None))
+
+
+def measure(model: str, kind: str, density: float, jobs: int) -> dict[str, list[float]]:
+    """Milliseconds by job: of a step, bare, dense, under the mask and smaller, and of the rest of these jobs; of making the
+    smaller network, once; and the ratios of steps."""
+    made = {(compact, steps): worker(model, compact, steps) for compact in ("never", "auto") for steps in (SHORT, LONG)}
+    rounds, net = {key: client for key, (client, _) in made.items()}, made["never", LONG][1].train()
+    params = shaken(net)
     mask = masked(params, kind, density)
     whole, pruned = Subnet(params, ones(params, tuple(mask))), Subnet(apply(params, mask), mask)
     rounds["auto", LONG]._compactor(masked(params, UNITS, 0.9), LONG)  # how it is wired is found out once, not for each mask
-    made = spent(lambda: rounds["auto", LONG]._compactor(mask, LONG))
-    variants = {"dense": ("never", whole), "masked": ("never", pruned), "smaller": ("auto", pruned)}
+    taken = spent(lambda: rounds["auto", LONG]._compactor(mask, LONG))
+    do = {(name, steps): rounds[WAYS[name], steps].train for name in WAYS for steps in (SHORT, LONG)}
+    do |= {("bare", steps): functools.partial(plain, net, rounds["never", steps]) for steps in (SHORT, LONG)}
     rows = []
     for number in range(jobs + WARM_UP):
         row = {}
-        for name, (compact, subnet) in variants.items():
-            job = Job(0, number, number, 0, subnet)
-            short, long = (spent(functools.partial(rounds[compact, steps].train, job)) for steps in (SHORT, LONG))
+        for name in WAYS:
+            job = Job(0, number, number, 0, pruned if name in ("masked", "smaller") else whole)
+            short, long = (spent(functools.partial(do[name, steps], job)) for steps in (SHORT, LONG))
             row[name] = (long - short) / (LONG - SHORT)
             row[f"rest {name}"] = short - SHORT * row[name]
-        rows.append(row | {"ratio": row["smaller"] / row["dense"]})
-    return {key: statistics.median(row[key] for row in rows[WARM_UP:]) for key in rows[0]} | {"made in": made}
+        rows.append(row | {f"to {name}": row["smaller"] / row[name] for name in ("dense", "bare")})
+    return {key: [row[key] for row in rows[WARM_UP:]] for key in rows[0]} | {"made in": [taken]}
+
+
+def line(model: str, kind: str, density: float, bound: float | None, jobs: int) -> list[str]:
+    """A case's row of the table."""
+    found = measure(model, kind, density, jobs)
+    times = [f"{statistics.median(found[column]):.2f}" for column in TIMES]
+    ratios = [spread(found["to dense"], 2), f"{bound or ''}", spread(found["to bare"], 2)]
+    return [f"`{model}`", f"{density} of the {kind}", *times[:4], *ratios, *times[4:]]
 
 
 def main() -> None:
@@ -127,14 +155,9 @@ def main() -> None:
     schema.register()
     folders.register()
     compacted.PER_JOB = 0.0  # even if it is too short to pay
-    columns = ("dense", "masked", "smaller", "rest masked", "rest smaller", "made in")
-    print(f"{platform.machine()}, torch {torch.__version__}, one thread, {given.jobs} jobs, medians, ms of processor time")
-    print(f"{'model':<16}{'alive':>14}{''.join(f'{column:>14}' for column in columns)}{'ratio':>8}{'at most':>9}")
-    for (model, kind, density), bound in CASES.items():
-        if model in given.models:
-            found = measure(model, kind, density, given.jobs)
-            times = "".join(f"{found[column]:>14.2f}" for column in columns)
-            print(f"{model:<16}{f'{density} {kind}':>14}{times}{found['ratio']:>8.3f}{bound or '':>9}", flush=True)
+    rows = [line(*case, bound, given.jobs) for case, bound in CASES.items() if case[0] in given.models]
+    header = ("network", "alive", *TIMES[:4], "smaller / dense", "at most", "smaller / bare", *TIMES[4:])
+    print(f"{machine()}\n\n{table(header, rows, texts=2)}")
 
 
 if __name__ == "__main__":

@@ -6,24 +6,24 @@ way in a folder of its own, the data set in the cache. Needs the extra `sweep`.
 
 from __future__ import annotations
 
-import platform
+import importlib.metadata
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import torch
+from table import machine, table
 
 from fedprune.data.datasets import fashion_mnist
-from fedprune.federated.executor import available_cores
 
 CELLS = (
     *("data=fashion_mnist", "model=lenet5", "partition=dirichlet", "federated.clients=100", "federated.cohort=10"),
     *("rounds=4", "eval_every=4", "when=before_training", "how_often=one_shot", "logger=none"),
     *("criterion=magnitude,random", "density=0.5,0.2,0.1,0.05", "seed=0,1", "-m"),
 )
-WAYS = {"one after the other": ("executor=serial",), "side by side": ("executor=serial", "hydra/launcher=joblib")}
+ALONE, TOGETHER = "one after the other", "side by side"
+WAYS = {ALONE: ("executor=serial",), TOGETHER: ("executor=serial", "hydra/launcher=joblib")}
 AT_MOST = 0.6
 
 
@@ -40,15 +40,14 @@ def seconds(overrides: tuple[str, ...], root: str) -> float:
 
 
 def main() -> None:
-    """Print both times and their ratio."""
+    """Print a table."""
+    if not list(importlib.metadata.distributions(name="hydra-joblib-launcher")):
+        raise SystemExit("hydra/launcher=joblib needs the extra `sweep`: pip install 'fedprune[sweep]'")
     root = str(Path("data").absolute())
     fashion_mnist(root)
-    print(f"{platform.machine()}, {available_cores()} cores, torch {torch.__version__}, 16 cells")
-    taken = {way: seconds(overrides, root) for way, overrides in WAYS.items()}
-    for way, spent in taken.items():
-        print(f"{way:<22}{spent:>8.1f} s")
-    alone, together = taken.values()
-    print(f"ratio {together / alone:.3f}, at most {AT_MOST}")
+    alone, together = (seconds(overrides, root) for overrides in WAYS.values())
+    lines = [[ALONE, f"{alone:.1f}", "", ""], [TOGETHER, f"{together:.1f}", f"{together / alone:.3f}", f"{AT_MOST}"]]
+    print(f"{machine()}\n\n{table(('16 cells', 'seconds', 'of that', 'at most'), lines)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ what is measured. Nothing is timed here."""
 
 import importlib
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,24 @@ def trained(work, order, alive):
     return parameters_to_vector(one.parameters()).detach()
 
 
+def test_the_bare_step_that_masks_are_measured_against_is_plain_sgd():
+    work, bare = job(), net("lenet5")
+    vector_to_parameters(torch.zeros_like(work.begin), bare.parameters())
+    vector_to_parameters(work.begin.clone(), (begin := net("lenet5")).parameters())
+    order = work.orders[0][0]
+    module("sparse").train(bare, begin.state_dict(), [(work.inputs[batch], work.labels[batch]) for batch in order.split(32)])
+    expected = trained(work, order, torch.ones_like(begin.conv1.weight))
+    torch.testing.assert_close(parameters_to_vector(bare.parameters()).detach(), expected)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_messages_are_held_against_the_bound_in_bytes(held):
+    codecs = runpy.run_path(str(ROOT / "benchmarks" / "codecs.py"))  # Python has a module of that name
+    alive = torch.rand(codecs["SHAPE"], generator=torch.Generator().manual_seed(0)) < 0.1
+    _, ratio = codecs["messages"](codecs["subnet_of"](alive.numpy()), held, repeats=1)
+    assert 1 < ratio < float(codecs["RATIO"])
+
+
 def test_who_does_less_is_told():
     rounds = module("rounds")
     floor = rounds.Measured([1.0], 0.0, {5: 0.70, 10: 0.80})
@@ -131,13 +150,23 @@ def test_filling_a_place_leaves_the_rest_of_the_page():
         filled(page, "three", "")
 
 
-def test_the_page_has_a_place_for_every_benchmark_that_make_performance_runs():
-    (names,) = re.findall(r"fill\.py docs/performance\.md (.*)", (ROOT / "Makefile").read_text())
-    page = (ROOT / "docs" / "performance.md").read_text()
+def test_the_page_has_a_place_for_every_benchmark_and_make_performance_fills_it():
+    makefile, page = (ROOT / "Makefile").read_text(), (ROOT / "docs" / "performance.md").read_text()
+    (names,) = re.findall(r"^BENCHMARKS := (.*)$", makefile, re.MULTILINE)
+    assert "fill.py docs/performance.md $(BENCHMARKS)" in makefile
     assert names.split() == re.findall(r"^<!-- (\w+) -->$", page, re.MULTILINE)
+    commands = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text().splitlines()[-2]}
+    assert set(names.split()) == commands - {"fill"}
     for name in names.split():
-        assert (ROOT / "benchmarks" / f"{name}.py").is_file()
+        explained, _ = page.split(f"<!-- {name} -->\n")
+        assert f"(../benchmarks/{name}.py)" in explained
         module("fill").filled(page, name, "")
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
+def test_benchmarks_that_are_named_exist(name):
+    named = set(re.findall(r"benchmarks/[\w/]+\.py", (ROOT / name).read_text()))
+    assert {path for path in named if not (ROOT / path).is_file()} == set()
 
 
 def test_memory_counts_the_descendants_and_shared_pages_once():
