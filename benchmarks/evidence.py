@@ -31,7 +31,7 @@ MODELS = ("lenet_300_100", "lenet5", "cnn_small")
 FREE = ("obd_exact", "woodfisher", "woodfisher_scores")
 """Criteria to which the bound does not apply."""
 
-AT_MOST = "1.00"
+AT_MOST, NOT_GIVEN = "1.00", "-"
 
 
 def asked() -> dict[str, tuple[str, ...]]:
@@ -62,7 +62,8 @@ def main() -> None:
     for model in MODELS:
         for name, ratio in measured(model, given.repeats).items():
             ratios[name].append(ratio)
-    lines = [[f"`{name}`", *columns, "" if name in FREE else AT_MOST] for name, columns in ratios.items()]
+    given_by_one = {name: columns for name, columns in ratios.items() if set(columns) != {NOT_GIVEN}}
+    lines = [[f"`{name}`", *columns, "" if name in FREE else AT_MOST] for name, columns in given_by_one.items()]
     print(f"{machine()}\n\n{table(('in local epochs', *(f'`{model}`' for model in MODELS), 'at most'), lines)}")
 
 
@@ -80,7 +81,7 @@ def measured(model: str, repeats: int) -> dict[str, str]:
     for name, evidence in asked().items():
         about = next((some for some in (names, names[:-1]) if not obstructed(evidence, network, some)), ())
         score = replace(train, subnet=Subnet(params, ones(params, about)), measure=evidence)
-        found[name] = f"{epochs(client, train, score, repeats):.2f}" if about else "-"
+        found[name] = f"{epochs(client, train, score, repeats):.2f}" if about else NOT_GIVEN
     return found
 
 

@@ -37,6 +37,9 @@ CASES = {
     "1,000 clients, all in a round, 2 steps": (*COHORT, "federated.cohort=1000"),
     "27 million parameters, 2 in a round, 1 step": LARGE,
 }
+MORE, TIMES, MOST = 200, 1.5, 3000
+"""MB that a million clients may take beyond those of a thousand; of the memory of a small cohort, what a large one may take; and
+MB of the large network."""
 
 
 def measure(overrides: tuple[str, ...], rounds: int) -> dict[str, float]:
@@ -66,15 +69,20 @@ def main() -> None:
     if given.case:
         print(json.dumps(measure(CASES[given.case], given.rounds)))
         return
-    rows = [row(case, 2 if CASES[case] is LARGE else given.rounds) for case in CASES]
-    print(f"{machine()}\n\n{table(('case', 's a round', 'peak MB'), rows)}")
+    found = [in_a_process(case, 2 if CASES[case] is LARGE else given.rounds) for case in CASES]
+    few, _, small, _, _ = (one["megabytes"] for one in found)
+    bounds = ["", f"{few + MORE:.0f}", "", f"{TIMES * small:.0f}", f"{MOST}"]
+    rows = [
+        [case, f"{one['seconds']:.3f}", f"{one['megabytes']:.0f}", bound]
+        for case, one, bound in zip(CASES, found, bounds, strict=True)
+    ]
+    print(f"{machine()}\n\n{table(('case', 's a round', 'peak MB', 'at most'), rows)}")
 
 
-def row(case: str, rounds: int) -> list[str]:
-    """A line of the table, measured in a process of its own."""
+def in_a_process(case: str, rounds: int) -> dict[str, float]:
+    """What is measured in a process of its own."""
     command = [sys.executable, __file__, "--case", case, "--rounds", str(rounds)]
-    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
-    return [case, f"{found['seconds']:.3f}", f"{found['megabytes']:.0f}"]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":
