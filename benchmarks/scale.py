@@ -38,7 +38,7 @@ CASES = {
     "27 million parameters, 2 in a round, 1 step": LARGE,
 }
 MORE, TIMES, MOST = 200, 1.5, 3000
-"""MB that a million clients may take beyond those of a thousand; of the memory of a small cohort, what a large one may take; and
+"""MB that a million clients may take beyond those of a thousand; what a large cohort may take of the memory of a small one; and
 MB of the large network."""
 
 
