@@ -77,7 +77,7 @@ class Experiment:
         )
         if self.device == "cpu":
             return make(self.config.executor, worker)
-        if self.config.executor["_target_"].endswith(f".{Processes.__name__}"):
+        if self.config.executor["_target_"].endswith((f".{Processes.__name__}", ".Ray")):
             log.warning("on %s clients are trained one after the other: executor=serial", self.device)
         return Serial(worker)
 

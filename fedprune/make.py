@@ -22,7 +22,7 @@ def make(config: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         factory = _plain(instantiate(config, _partial_=True, _convert_="all"))
     except InstantiationException as error:
-        raise _mendable(error.__cause__ or error, config.get("_target_", config)) from error
+        raise _mendable(_known(error) or error.__cause__ or error, config.get("_target_", config)) from error
     if config.get("_partial_"):
         return factory
     _check_arguments(inspect.signature(factory).bind, config.get("_target_"), *args, **kwargs)
@@ -34,6 +34,13 @@ def _check_arguments(bind: Callable[..., Any], target: object, *args: Any, **kwa
         bind(*args, **kwargs)
     except TypeError as error:
         raise _mendable(error, target) from error
+
+
+def _known(error: BaseException | None) -> BaseException | None:
+    """Of what led to an error, what has been put into words already: by a module, say, that misses a package."""
+    while error and not isinstance(error, FedpruneError):
+        error = error.__cause__
+    return error
 
 
 def _mendable(cause: BaseException, target: object) -> FedpruneError:

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import torch
 
-from fedprune.federated.processes import Lost, Processes, at_least_one, available_cores
+from fedprune.federated.pool import Lost, at_least_one
+from fedprune.federated.processes import Processes, available_cores
 from fedprune.federated.worker import Factory, Task
 
 

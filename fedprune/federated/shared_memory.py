@@ -46,7 +46,7 @@ class Sender:
         large: list[np.ndarray] = []
         body = pickle.dumps(thing, 5, buffer_callback=lambda buffer: not self._taken(array(buffer.raw()), large))
         spans = _spans(large)
-        there = sum(1 for _ in itertools.takewhile(lambda pair: _same(*pair), zip(large, self._lying, strict=False)))
+        there = sum(1 for _ in itertools.takewhile(lambda pair: same(*pair), zip(large, self._lying, strict=False)))
         for new, (start, stop) in zip(large[there:], spans[there:], strict=True):
             self._room[start:stop] = new.data  # type: ignore[index]
         self._lying = large
@@ -81,6 +81,6 @@ def _spans(arrays: Iterable[np.ndarray]) -> list[tuple[int, int]]:
     return spans
 
 
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
+def same(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether these are the same bytes of this process's memory."""
     return one.ctypes.data == other.ctypes.data and len(one) == len(other)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fedprune.errors import RunError
-from fedprune.federated import processes
+from fedprune.federated import pool
 from fedprune.federated.availability import Fate
 from fedprune.federated.executor import Lost, Processes
 from fedprune.types import SERVER, Job
@@ -30,7 +30,7 @@ WHOLE = (*SNIP, "federated.cohort=3", "rounds=2", "eval_every=1", "federated=fed
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch) -> None:
-    monkeypatch.setattr(processes, "GRACE", 0.0)
+    monkeypatch.setattr(pool, "GRACE", 0.0)
 
 
 class Mortal:
@@ -282,7 +282,7 @@ def test_what_a_worker_cannot_begin_with_is_told():
 
 def test_no_more_is_begun_ahead_than_so_many_tasks_per_worker(one, monkeypatch):
     """Largest first alone would end with the first, whose result is asked for first: all others would wait for it."""
-    monkeypatch.setattr(processes, "AHEAD", 4)
+    monkeypatch.setattr(pool, "AHEAD", 4)
     number = 20
     results = list(one.map([("count", (place,)) for place in range(number)], range(number)))
     assert [place for place, _ in results] == list(range(number))
