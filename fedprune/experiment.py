@@ -16,10 +16,11 @@ from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
 from fedprune.data.population import sizes
 from fedprune.federated import controls
+from fedprune.federated.batched import Batched
 from fedprune.federated.client import ClientRound
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
-from fedprune.federated.executor import Executor, Processes, Serial
+from fedprune.federated.executor import Executor, Processes, Serial, auto
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.on_client import OnClient
 from fedprune.federated.upload import Upload
@@ -43,8 +44,8 @@ log = logging.getLogger(__name__)
 class Experiment:
     """Everything that a configuration stands for, checked.
 
-    options: what each group of build.OBJECTS names, the aggregate, the upload, what clients do, how a round goes, the server's
-    step, and the fates of all answers. net: the network at its initialisation. own: the tensors that clients keep to
+    options: what each group of build.OBJECTS names, the data, the aggregate, the upload, what clients do, how a round goes, the
+    server's step, and the fates of all answers. net: the network at its initialisation. own: the tensors that clients keep to
     themselves. flops: of training on one example, by layer of the dense network. begin: the ticket that the run starts from
     (None: dense, from `net`). regularisers: what clients add to their training. controlled: the parameters whose training is
     corrected by controls.
@@ -74,10 +75,12 @@ class Experiment:
             *(self.axes.what.names, self.regularisers, self._on_client(), self.options["upload"]),
             *(self._accumulates, self.options["client"], self._fresh),
         )
-        if self.device == "cpu":
+        option = self.config.executor["_target_"].rpartition(".")[2]
+        if self.device == "cpu" or option not in (auto.__name__, Processes.__name__):
             return make(self.config.executor, worker)
-        if self.config.executor["_target_"].endswith(f".{Processes.__name__}"):
-            log.warning("on %s clients are trained one after the other: executor=serial", self.device)
+        if option == auto.__name__:
+            return Batched(worker)
+        log.warning("on %s clients are trained one after the other: executor=serial", self.device)
         return Serial(worker)
 
     def _on_client(self) -> OnClient | None:
