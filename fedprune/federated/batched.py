@@ -87,10 +87,10 @@ class Batched(Serial):
         """Why a job is trained by itself, or None."""
         worker = self._client_round
         rules = {
-            "local.penalty or local.dropout changes its steps": silent(one.at(job.clock) for one in worker.regularisers),
-            "federated.control=scaffold corrects its gradients": control.KEY not in job.carried,
-            "its event asks for the network after the first epoch": not worker.looks_back(job),
-            "it has no training examples": len(worker.clients.train[job.client]) > 0,
+            "local.penalty or local.dropout changes their steps": silent(one.at(job.clock) for one in worker.regularisers),
+            "federated.control=scaffold corrects their gradients": control.KEY not in job.carried,
+            "an event asks for the network after the first epoch": not worker.looks_back(job),
+            "one has no training examples": len(worker.clients.train[job.client]) > 0,
         }
         return next((why for why, fine in rules.items() if not fine), None)
 

@@ -160,8 +160,7 @@ def _leave(stack: _Stack, there: int, names: Sequence[str]) -> list[Params]:
         parameter.grad = None
         _shorten([parameter, *alike], there)
     _shorten([*stack.buffers.values(), *stack.masks.values(), *stack.sent], there)
-    number = min(map(len, gone.values()), default=0)
-    return [{name: rows[place].clone() for name, rows in gone.items()} for place in range(number)]
+    return [{name: row.clone() for name, row in zip(gone, rows, strict=True)} for rows in zip(*gone.values(), strict=True)]
 
 
 def _shorten(tensors: Iterable[Tensor], there: int) -> None:
