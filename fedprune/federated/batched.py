@@ -33,10 +33,11 @@ TRIED = 3  # examples on which it is tried whether the network can be batched
 
 
 class Batched(Serial):
-    """at_once: how many clients are trained at a time, at most (None: all of a round). The memory of each is that of a batch's
-    activations, and up to six times that of the parameters.
+    """at_once: how many clients are trained at a time, at most (None: all of a round). Each takes the memory of a batch's
+    activations and some six times that of the parameters.
 
-    Why clients are trained one after the other, if they are, is logged once.
+    Networks are trained under their masks, whatever local.compact says. Why clients are trained one after the other, if they
+    are, is logged once.
     """
 
     def __init__(self, factory: Factory, at_once: int | None = AT_ONCE):
@@ -66,7 +67,7 @@ class Batched(Serial):
             clock = Clock()  # the time of all is the first one's, and then each has its own
 
     def _trained(self, jobs: Sequence[Job]) -> dict[int, tuple[Begun, Trained]]:
-        """The jobs, by place, that can be trained together; those that have one learning rate are."""
+        """What can be trained together, by its place among the jobs: those that have one learning rate, if they are several."""
         worker, alike = self._client_round, defaultdict[tuple[int, bool], dict[int, Begun]](dict)
         for place, job in enumerate(jobs):
             if not job.measure and not self._told_of(self._apart(job)):
@@ -74,9 +75,10 @@ class Batched(Serial):
                 alike[job.clock, bool(holes(worker.module, begun.subnet.mask))][place] = begun
         trained: dict[int, tuple[Begun, Trained]] = {}
         for (clock, _), begun in alike.items():
-            shares, decay = [self._share(one) for one in begun.values()], worker.recipe.lr_decay**clock
-            made = fit_together(worker.module, shares, worker.recipe, decay)
-            trained |= dict(zip(begun, zip(begun.values(), made, strict=True), strict=True))
+            if len(begun) > 1:
+                shares = [self._share(one) for one in begun.values()]
+                made = fit_together(worker.module, shares, worker.recipe, worker.recipe.lr_decay**clock)
+                trained |= dict(zip(begun, zip(begun.values(), made, strict=True), strict=True))
         return trained
 
     def _share(self, begun: Begun) -> Share:

@@ -49,9 +49,6 @@ def _tried(module: LocalModule, recipe: Recipe, batch: Batch) -> str | None:
     except Exception as error:  # whatever it is: one after the other, it may not arise
         return f"its network cannot be batched ({str(error).partition('.')[0]})"
     apart = [fit(plain, share.subnet, share.batches, recipe) for share in shares]
-    idle = [name for name, parameter in plain.net.named_parameters() if parameter.requires_grad and parameter.grad is None]
-    if idle:
-        return f"{idle[0]} has no part in the loss"
     same = (_alike(a.params, b.params, share.subnet.params) for a, b, share in zip(together, apart, shares, strict=True))
     return None if all(same) else "its network, batched, comes to something else"
 

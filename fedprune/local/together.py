@@ -1,6 +1,6 @@
 """fit_together: (module, what each of several clients trains) -> what `fit` makes of each, from one batched model.
 
-Their parameters are stacked, [clients, ...]: one forward and one backward pass (torch.func.vmap) and one step of the module's
+Their parameters are stacked, [clients, ...]: one forward pass (torch.func.vmap), one backward pass and one step of the module's
 own optimizer serve all of them. Clients leave the stack as they finish, so that no step is made for nobody; a batch that is
 smaller than the others is filled up with examples that weigh nothing. The result is that of training one client after the
 other, up to the rounding of sums in another order; where it would not be, obstacle.py says so.
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedprune.local.fixed import held
@@ -66,11 +66,13 @@ class _Stack:
     sent: list[Tensor]
     optimizer: torch.optim.Optimizer
 
-    @property
-    def trained(self) -> dict[str, nn.Parameter]:
-        return {name: parameter for name, parameter in self.parameters.items() if parameter.requires_grad}
+    def trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.parameters.values() if parameter.requires_grad]
 
-    @property
+    def leaves(self) -> Params:
+        """What is trained, in the same memory: of a tensor that gets shorter autograd remembers that it was longer."""
+        return {name: p.detach().requires_grad_() for name, p in self.parameters.items() if p.requires_grad}
+
     def still(self) -> Params:
         return self.buffers | {name: p.detach() for name, p in self.parameters.items() if not p.requires_grad}
 
@@ -95,16 +97,17 @@ def _stacked(module: LocalModule, params: Sequence[Params], masks: Params, mu: f
 
 def _trained(module: LocalModule, stack: _Stack, shares: Sequence[Share]) -> list[Trained]:
     """shares: of the clients in the stack, those with the most steps first."""
-    gradients = vmap(grad(functools.partial(_loss, module), has_aux=True))
+    loss = vmap(functools.partial(_loss, module))
     batches, there, done = [iter(share.batches) for share in shares], len(shares), 0
     losses, examples, params = torch.zeros(there, device=module.device), [0] * there, list[Params]()
     for steps, finished in itertools.groupby(reversed(shares), key=lambda share: share.steps):
-        trained, still = stack.trained, stack.still
+        leaves, still = stack.leaves(), stack.still()
         for _ in range(done, steps):
             inputs, labels, sizes = _joined([next(one) for one in batches[:there]])
-            found, sums = gradients(trained, still, inputs, labels, _real(sizes, inputs.device))
-            _step(stack, found)
-            losses[:there] += sums
+            means, sums = loss(leaves, still, inputs, labels, _real(sizes, inputs.device))
+            # The gradient of the sum is that of each one's mean: nobody else's goes by a client's parameters.
+            _step(stack, torch.autograd.grad(means.sum(), [*leaves.values()], allow_unused=True))
+            losses[:there] += sums.detach()
             examples[:there] = [seen + size for seen, size in zip(examples, sizes, strict=False)]
         there, done = there - len(list(finished)), steps
         params = _leave(stack, there, [*module.net.state_dict()]) + params
@@ -121,12 +124,12 @@ def _loss(
     return total / real.sum(), total
 
 
-def _step(stack: _Stack, gradients: Params) -> None:
-    parameters = stack.trained
-    for name, gradient in gradients.items():
-        parameters[name].grad = gradient.contiguous()  # one that is the same for all clients comes without memory of its own
+def _step(stack: _Stack, gradients: Sequence[Tensor | None]) -> None:
+    trained = stack.trained()
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        parameter.grad = None if gradient is None else gradient.contiguous()  # as the parameter is, for fused optimizers
     if stack.sent:
-        pull([*parameters.values()], stack.sent, stack.mu)
+        pull([*trained], stack.sent, stack.mu)
     stack.optimizer.step()
     if stack.masks:
         with torch.no_grad():
