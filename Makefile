@@ -73,6 +73,7 @@ bench: $(STAMP) peers  ## speed and memory against a bare PyTorch loop, Flower a
 	$(BIN)/python benchmarks/sparse.py
 	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/personal.py
+	$(BIN)/python benchmarks/batched.py
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/codecs.py

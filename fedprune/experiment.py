@@ -78,9 +78,10 @@ class Experiment:
         option = self.config.executor["_target_"].rpartition(".")[2]
         if self.device == "cpu" or option not in (auto.__name__, Processes.__name__):
             return make(self.config.executor, worker)
-        if option == auto.__name__:
+        if option == auto.__name__ and self.device.startswith("cuda"):
             return Batched(worker)
-        log.warning("on %s clients are trained one after the other: executor=serial", self.device)
+        if option == Processes.__name__:
+            log.warning("on %s clients are trained one after the other: executor=serial", self.device)
         return Serial(worker)
 
     def _on_client(self) -> OnClient | None:
