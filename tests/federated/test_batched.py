@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TINY
 
 from fedprune import experiment as experiments
 from fedprune.build import build
@@ -95,6 +94,10 @@ def test_it_comes_to_the_same_bits_again_and_goes_on_to_them(name, tiny, play, d
 # --- one after the other -----------------------------------------------------------------------------------------------------
 
 DIGITS = ("data=digits", "model=lenet_300_100")
+SMALL = (
+    *("rounds=3", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=3"),
+    *("local.batch_size=16", "logger=none", "executor=serial", "density=0.3"),
+)
 APART = {
     "clipped": ((*ONCE, "local.clip_norm=1"), "local.clip_norm"),
     "kept momentum": (("federated.optimizer_state=kept",), "federated.optimizer_state=kept"),
@@ -112,7 +115,7 @@ APART = {
 @pytest.mark.parametrize("name", APART)
 def test_where_it_could_differ_not_a_bit_does_and_the_log_says_why_once(name, compose, play, stacks, differences, caplog):
     words, why = APART[name]
-    overrides = (*words[:1], *TINY, *words[1:])
+    overrides = (*words[:1], *SMALL, *words[1:])
 
     def played(*more: str):
         return play(build(*compose(*overrides, *more)))
@@ -129,7 +132,7 @@ def test_where_it_could_differ_not_a_bit_does_and_the_log_says_why_once(name, co
 
 
 def test_an_event_that_looks_back_to_the_first_epoch_finds_it(compose, play, stacks, differences, caplog):
-    words = ("+experiment=subfedavg_un", *TINY, *DIGITS, "rounds=14", "local.epochs=2", "local.steps=null")
+    words = ("+experiment=subfedavg_un", *SMALL, *DIGITS, "rounds=14", "local.epochs=2", "local.steps=null")
     apart, tried = (build(*compose(*words, *more)) for more in ((), ("executor=batched",)))
     before, *wanted = play(apart, stop=4)
     stacks.clear()
