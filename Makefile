@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?= +experiment=lth_fedavg -m
-BENCHMARKS := rounds overhead sparse sweep scale shrink codecs personal evidence start_up memory
+BENCHMARKS := rounds overhead sparse sweep scale shrink codecs personal evidence batched start_up memory
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test lint taxonomy taxonomy_grid benchmark benchmark_tuning peers bench performance notebooks clean
@@ -62,11 +62,9 @@ benchmark_tuning: $(STAMP)  ## four learning rates for each of them, on validati
 peers: .venv-flower/.installed .venv-pfl/.installed  ## the environments of Flower and pfl-research, which the benchmarks measure too
 
 bench: $(STAMP) peers  ## speed, memory and bytes, also of a bare PyTorch loop, Flower and pfl-research (10 to 15 minutes on 2 cores)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,sweep]'
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit; done
 
 performance: $(STAMP) peers  ## the same, put into docs/performance.md (10 to 15 minutes on 2 cores; leave them alone meanwhile)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,sweep]'
 	$(BIN)/python benchmarks/fill.py docs/performance.md $(BENCHMARKS)
 
 notebooks: $(STAMP)  ## execute the notebooks on the newest sweep of outputs/lth_fedavg

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 FEDERATED = ("aggregate", "upload", "client", "round", "capacity", "availability")
 """What is made of a key below `federated`."""
 
-OBJECTS = ("what", "criterion", "when", "how_often", "where", "whose", "rewind", "partition", "data", "wire", "logger")
+OBJECTS = ("what", "criterion", "when", "how_often", "where", "whose", "rewind", "partition", "wire", "logger")
 
 
 def build(config: DictConfig, names: dict[str, str]) -> Experiment:
@@ -64,9 +64,12 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     ticket = problems.attempt(_ticket, config)
     device = problems.attempt(_device, config.device)
     problems.attempt(make, {**config.executor, "_partial_": True})
+    problems.add(check.executor(config.executor["_target_"], device or config.device))
+    problems.stop_if_any()
+    dataset = options["data"] = problems.attempt(make, config.data)  # after what costs nothing: it may have to be fetched
     problems.stop_if_any()
 
-    dataset, criterion, where, work = (options[group] for group in ("data", "criterion", "where", "client"))
+    criterion, where, work = (options[group] for group in ("criterion", "where", "client"))
     regularisers = (*added, *work.regularisers)
     net = problems.attempt(initial_net, config, dataset, 0)
     window = problems.attempt(options["when"], config.rounds)

@@ -16,10 +16,11 @@ from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
 from fedprune.data.population import sizes
 from fedprune.federated import controls
+from fedprune.federated.batched import Batched
 from fedprune.federated.client import ClientRound
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
-from fedprune.federated.executor import Executor, Processes, Serial
+from fedprune.federated.executor import Executor, Processes, Serial, auto
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.on_client import OnClient
 from fedprune.federated.upload import Upload
@@ -39,13 +40,16 @@ from fedprune.wire.message import Wire
 
 log = logging.getLogger(__name__)
 
+ON_CPUS = (Processes.__name__, "Ray")
+"""Executors whose workers have a CPU each; the latter's module is imported only where Ray is installed."""
+
 
 @dataclass(frozen=True)
 class Experiment:
     """Everything that a configuration stands for, checked.
 
-    options: what each group of build.OBJECTS names, the aggregate, the upload, what clients do, how a round goes, the server's
-    step, and the fates of all answers. net: the network at its initialisation. own: the tensors that clients keep to
+    options: what each group of build.OBJECTS names, the data, the aggregate, the upload, what clients do, how a round goes, the
+    server's step, and the fates of all answers. net: the network at its initialisation. own: the tensors that clients keep to
     themselves. flops: of training on one example, by layer of the dense network. begin: the ticket that the run starts from
     (None: dense, from `net`). regularisers: what clients add to their training. controlled: the parameters whose training is
     corrected by controls.
@@ -75,9 +79,12 @@ class Experiment:
             *(self.axes.what.names, self.regularisers, self._on_client(), self.options["upload"]),
             *(self._accumulates, self.options["client"], self._fresh),
         )
-        if self.device == "cpu":
+        option = self.config.executor["_target_"].rpartition(".")[2]
+        if self.device == "cpu" or option not in (auto.__name__, *ON_CPUS):
             return make(self.config.executor, worker)
-        if self.config.executor["_target_"].endswith((f".{Processes.__name__}", ".Ray")):
+        if option == auto.__name__ and self.device.startswith("cuda"):
+            return Batched(worker)
+        if option in ON_CPUS:
             log.warning("on %s clients are trained one after the other: executor=serial", self.device)
         return Serial(worker)
 

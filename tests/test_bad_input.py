@@ -134,6 +134,8 @@ def test_a_key_that_its_object_does_not_have_is_named_before_anything_trains(typ
         (["executor=processes", "executor.workers=0"], ["executor.workers=0"]),
         (["executor=processes", "executor.start=threads"], ["executor.start=threads", "spawn"]),
         (["executor=auto", "executor.workers=0"], ["executor.workers=0"]),
+        (["executor=batched", "executor.at_once=0"], ["executor.at_once=0", "null"]),
+        (["executor=cuda", "device=cpu"], ["executor=cuda", "device=cpu", "choose executor=auto", "executor=batched"]),
         (["eval_every=0"], ["eval_every=0"]),
         (["checkpoint_every=-1"], ["checkpoint_every=-1"]),
     ],
@@ -186,6 +188,13 @@ def test_on_the_command_line_it_is_one_message_and_nothing_is_trained(typed, wor
     assert_refused(command(*TINY, *typed), *words)
     assert not (folder() / "metrics.jsonl").exists() or not (folder() / "metrics.jsonl").read_text()
     assert words[0] in json.loads((folder() / "failed.json").read_text())["reason"]
+
+
+def test_a_gpu_that_is_not_there_is_told_before_data_is_looked_for(command):
+    result = command(*TINY, "executor=cuda", "device=cpu", "data=fashion_mnist", "data.root=nowhere", "density=2")
+    assert_refused(result, "executor=cuda trains on a GPU", "choose executor=auto", "density=2")
+    assert "nowhere" not in result.err
+    assert not Path("nowhere").exists()
 
 
 def test_all_problems_are_told_at_once(command):

@@ -14,7 +14,7 @@ from fedprune.check.clients import (
     validation,
 )
 from fedprune.check.problems import Problems
-from fedprune.check.values import evidence, outcomes, ranges
+from fedprune.check.values import evidence, executor, outcomes, ranges
 
 __all__ = [
     "Problems",
@@ -24,6 +24,7 @@ __all__ = [
     "carried",
     "composition",
     "evidence",
+    "executor",
     "feedback",
     "kept_back",
     "min_per_layer",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedprune.federated.batched import cuda
 from fedprune.federated.whose import Whose
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.evidence import (
@@ -38,6 +39,16 @@ def ranges(config: Any) -> list[str]:
     wrong = {key: federated[key] for key, known in choices.items() if federated[key] not in known}
     return [problem for problem, fine in rules.items() if not fine] + [
         f"federated.{key}={value}: choose one of {', '.join(choices[key])}" for key, value in wrong.items()
+    ]
+
+
+def executor(target: str, device: str) -> list[str]:
+    """An executor for a GPU, without one. target: its function. device: where the run is."""
+    if device.startswith("cuda") or target != f"{cuda.__module__}.{cuda.__name__}":
+        return []
+    return [
+        f"executor=cuda trains on a GPU, and this run is on device={device}: choose executor=auto, or a GPU if there is one "
+        "(device=auto); executor=batched does the same on a CPU"
     ]
 
 

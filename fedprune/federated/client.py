@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +22,13 @@ from fedprune.federated.on_client import Looks, OnClient, Pruned
 from fedprune.federated.upload import Upload, everything
 from fedprune.local import accumulated, control, optimizer_state
 from fedprune.local.compacted import Compacted, Compactor, compactor, silent
+from fedprune.local.control import Controls
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, in_use, regularised
 from fedprune.local.train import Trained, fit, load, set_mode, unload
 from fedprune.pruning.cycle import Measure
-from fedprune.pruning.evidence import FROM_DATA, FROM_TRAINING, OF_REMOVAL, at_hand
+from fedprune.pruning.evidence import FROM_DATA, FROM_TRAINING, OF_REMOVAL, at_hand, needs
 from fedprune.pruning.mask import apply, ones
 from fedprune.pruning.network import Network
 from fedprune.pruning.rank import keep_best, nearest
@@ -37,6 +39,19 @@ from fedprune.wire.message import Wire, about, answered_under
 
 Arrays = dict[str, np.ndarray]
 """Tensors on their way between processes: as torch tensors they would become shared memory."""
+
+
+class Begun(NamedTuple):
+    """A job up to its training. arrived: what came, and what of it is the client's own (`own`: their names). subnet: what is to
+    be trained; pruned: whether an event has made that. momenta: the state that the optimizer goes on from."""
+
+    job: Job
+    arrived: Params
+    own: tuple[str, ...]
+    subnet: Subnet
+    pruned: bool
+    momenta: Params
+    controls: Controls
 
 
 @dataclass(frozen=True)
@@ -76,37 +91,57 @@ class ClientRound:
         """A job's bytes in, its update's bytes out. `kept`, `held` (its own mask) and the seconds spent go past the wire."""
         clock = Clock()
         with clock.phase("decode"):
-            job = replace(self.wire.decode_job(message, held), kept=_tensors(kept))
+            job = self.received(message, kept, held)
         with clock.phase("train"):
-            update = self.measure(job) if job.measure else self.train(job)
+            update = self.perform(job)
+        return self.answer(job, update, clock)
+
+    def received(self, message: Message, kept: Arrays, held: bytes) -> Job:
+        """The job that these bytes are."""
+        return replace(self.wire.decode_job(message, held), kept=_tensors(kept))
+
+    def perform(self, job: Job) -> Update:
+        """Whatever the job asks for."""
+        return self.measure(job) if job.measure else self.train(job)
+
+    def answer(self, job: Job, update: Update, clock: Clock) -> tuple[Message, Arrays, dict[str, float]]:
+        """What `run` comes back with. clock: of the time that the update took."""
         with clock.phase("encode"):
             answer = self.wire.encode_update(update, answered_under(job))
         return answer, {name: t.numpy() for name, t in update.kept.items()}, clock.seconds()
 
     def train(self, job: Job) -> Update:
         """Train the subnet that was sent on the client's training part, and carry out the job's event, if it has one."""
-        momenta, controls = optimizer_state.part(job.kept), control.received(job)
+        begun, first = self.begin(job), list[Params]()
+        return self.finish(begun, self._fit(job, begun.subnet, begun.momenta, begun.controls.correction(), first), first)
+
+    def begin(self, job: Job) -> Begun:
+        """What comes before the training of a job."""
+        momenta = optimizer_state.part(job.kept)
         came = own_values.arrived(job)
         own = {name: value for name, value in _of_network(job.kept).items() if name not in came.mask}
         arrived = Subnet(came.params | own, came.mask)
         pruned = self._carry_out(job, "start", arrived)
-        begun = pruned.subnet if pruned else arrived
-        first: list[Params] = []
-        trained = self._fit(job, begun, {} if pruned and pruned.replaced else momenta, controls.correction(), first)
-        result, optimizer = Subnet(trained.params, begun.mask), trained.optimizer
+        subnet, momenta = (pruned.subnet, {} if pruned.replaced else momenta) if pruned else (arrived, momenta)
+        return Begun(job, arrived.params, (*own,), subnet, pruned is not None, momenta, control.received(job))
+
+    def finish(self, begun: Begun, trained: Trained, first: Sequence[Params] = ()) -> Update:
+        """What comes after it. first: the network after the first epoch, if the job looks back and there were more."""
+        job, sent = begun.job, begun.subnet
+        result, optimizer = Subnet(trained.params, sent.mask), trained.optimizer
         if self.recipe.error_feedback:  # an event chooses among all that was trained
-            result = Subnet(apply(trained.params, begun.mask), begun.mask)
-        whole = Subnet(trained.params, ones(trained.params, tuple(begun.mask))) if self.recipe.error_feedback else result
-        at_end = self._carry_out(job, "end", whole, first[0] if first else arrived.params)
+            result = Subnet(apply(trained.params, sent.mask), sent.mask)
+        whole = Subnet(trained.params, ones(trained.params, tuple(sent.mask))) if self.recipe.error_feedback else result
+        at_end = self._carry_out(job, "end", whole, first[0] if first else begun.arrived)
         if at_end:
             result, optimizer = at_end.subnet, {} if at_end.replaced else optimizer
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
-        carried, renewed = controls.answer(begun.params, trained.params, trained.reach)
-        names = (*own, *result.mask) if self.recipe.keep_weights else (*own,)
+        carried, renewed = begun.controls.answer(sent.params, trained.params, trained.reach)
+        names = (*begun.own, *result.mask) if self.recipe.keep_weights else begun.own
         kept = {name: result.params[name] for name in names} | optimizer | renewed
         kept |= accumulated.added(job.kept, trained.gradients)
-        examples, done = len(self.clients.train[job.client]), pruned is not None or at_end is not None
-        travels = self.upload.pack(begun.params, result)
+        examples, done = len(self.clients.train[job.client]), begun.pruned or at_end is not None
+        travels = self.upload.pack(sent.params, result)
         return Update(job.client, travels, examples, metrics=metrics, pruned=done, carried=carried, kept=kept)
 
     def _fit(self, job: Job, subnet: Subnet, momenta: Params, correction: Params, first: list[Params]) -> Trained:
@@ -115,7 +150,10 @@ class ClientRound:
         small = self._smaller(job, subnet, now)
         unloaded = functools.partial(small.unload, subnet.params) if small else functools.partial(unload, self.module)
         with seeded(torch_seed(job.seed, "training", job.clock, job.client), self.module.device):
-            batches, decay = self._shuffled(job, lambda: first.append(unloaded())), recipe.lr_decay**job.clock
+            batches, decay = self.shuffled(job), recipe.lr_decay**job.clock
+            if self.looks_back(job):
+                epoch = math.ceil(len(self.clients.train[job.client]) / recipe.batch_size)
+                batches = interrupted(batches, epoch, lambda: first.append(unloaded()))
             if small:
                 return small.fit(subnet, batches, recipe, decay, momenta, correction)
             prunable = {name: subnet.mask[name] for name in self.wire.layout.masked or subnet.mask}
@@ -123,13 +161,16 @@ class ClientRound:
             with regularised(self.module.net, prunable, now, self.examples_of_all) as penalty:
                 return fit(self.module, subnet, batches, recipe, decay, penalty, momenta, correction, summed)
 
-    def _shuffled(self, job: Job, after_first_epoch: Callable[[], None]) -> Iterable[Batch]:
+    def shuffled(self, job: Job) -> Iterator[Batch]:
+        """What a job is trained on."""
         indices, recipe = self.clients.train[job.client], self.recipe
         stream = torch_stream(job.seed, "batches", job.clock, job.client)
-        batches = self.batches.shuffled(indices, recipe.batch_size, recipe.epochs, recipe.steps, stream)
-        if job.event is None or (recipe.epochs or 0) < 2:
-            return batches
-        return interrupted(batches, math.ceil(len(indices) / recipe.batch_size), after_first_epoch)
+        return self.batches.shuffled(indices, recipe.batch_size, recipe.epochs, recipe.steps, stream)
+
+    def looks_back(self, job: Job) -> bool:
+        """Whether the job's event asks for the network as it was after the first of several epochs."""
+        gate = self.event.gate if job.event and self.event else None
+        return gate is not None and "mask_shift" in needs(gate) and (self.recipe.epochs or 0) >= 2
 
     def _smaller(self, job: Job, subnet: Subnet, now: Sequence[Regulariser]) -> Compacted | None:
         """How to train in a smaller network, if that gives the same and pays."""

@@ -1,5 +1,5 @@
 """Where clients run. An executor is map-shaped: tasks in, results out, in the order of the tasks. Results do not depend on
-which.
+which (of batched.py, up to rounding).
 
 A task is (method of ClientRound, its arguments): bytes and numpy arrays only. Modules never travel: each worker builds its own
 `ClientRound` once, because a pickled module shares its memory with every other worker.

@@ -18,7 +18,7 @@ from fedprune.local import control, optimizer_state
 from fedprune.local.fixed import held
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
-from fedprune.types import Params, Subnet
+from fedprune.types import Mask, Params, Subnet
 
 
 class Trained(NamedTuple):
@@ -61,7 +61,7 @@ def fit(
     set_mode(module, recipe)
     weights, masks = _masked(module, subnet)
     with held(module.net, recipe.fixed if masks else ()):
-        optimizer = _optimizer(module, decay * (recipe.retrain_lr if masks else 1.0))
+        optimizer = slowed(_optimizer(module), decay * (recipe.retrain_lr if masks else 1.0))
         if kept:
             optimizer_state.resume(optimizer, kept)
         sums = {name: torch.zeros_like(module.net.get_parameter(name)) for name in summed}
@@ -98,7 +98,7 @@ def _steps(
         (loss if penalty is None else loss + penalty()).backward()
         _add_gradients(module, sums)
         if sent:
-            _pull(parameters, sent, recipe.proximal_mu)
+            pull(parameters, sent, recipe.proximal_mu)
         if mask_gradients:
             _mask_gradients(weights, masks)
         if recipe.clip_norm is not None:
@@ -150,12 +150,17 @@ def set_mode(module: LocalModule, recipe: Recipe) -> None:
                 layer.eval()
 
 
-def _optimizer(module: LocalModule, decay: float) -> torch.optim.Optimizer:
+def _optimizer(module: LocalModule) -> torch.optim.Optimizer:
     optimizer = module.configure_optimizers()
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(
             [f"{type(module).__name__}.configure_optimizers returned {type(optimizer).__name__}: return one torch optimizer"]
         )
+    return optimizer
+
+
+def slowed(optimizer: torch.optim.Optimizer, decay: float) -> torch.optim.Optimizer:
+    """The same optimizer, each of its learning rates multiplied by this."""
     for group in optimizer.param_groups:
         group["lr"] *= decay
     return optimizer
@@ -166,9 +171,14 @@ def _masked(module: LocalModule, subnet: Subnet) -> tuple[list[Tensor], list[Ten
 
     Running statistics of channels that are dead are those of zeros: zero, and nothing has to hold them there.
     """
+    parameters, holed = dict(module.net.named_parameters()), holes(module, subnet.mask)
+    return [parameters[name] for name in holed], [number(alive, parameters[name]) for name, alive in holed.items()]
+
+
+def holes(module: LocalModule, mask: Mask) -> Mask:
+    """Of a mask, the parameters in which something is dead."""
     parameters = dict(module.net.named_parameters())
-    holes = {name: alive for name, alive in subnet.mask.items() if name in parameters and not alive.numpy().all()}
-    return [parameters[name] for name in holes], [_number(alive, parameters[name]) for name, alive in holes.items()]
+    return {name: alive for name, alive in mask.items() if name in parameters and not alive.numpy().all()}
 
 
 @functools.lru_cache(maxsize=64)
@@ -176,7 +186,7 @@ def _number_as(alive: Tensor, dtype: torch.dtype, device: torch.device) -> Tenso
     return alive.to(device, dtype)
 
 
-def _number(alive: Tensor, like: Tensor) -> Tensor:
+def number(alive: Tensor, like: Tensor) -> Tensor:
     """A mask as zeros and ones of the parameter's type, remembered from job to job."""
     return _number_as(alive, like.dtype, like.device)
 
@@ -213,7 +223,7 @@ def _add_gradients(module: LocalModule, sums: Params) -> None:
             total.add_(gradient)
 
 
-def _pull(parameters: list[Tensor], sent: list[Tensor], mu: float) -> None:
+def pull(parameters: list[Tensor], sent: list[Tensor], mu: float) -> None:
     """Add the gradient of mu/2 |w - w_sent|^2."""
     with torch.no_grad():
         for parameter, start in zip(parameters, sent, strict=True):
