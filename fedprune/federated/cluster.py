@@ -80,7 +80,7 @@ class Actor:
     """A worker: an actor, and this end of the way to it. parcel: a reference to what it is made from."""
 
     def __init__(self, parcel: Any):
-        self._actor = ray.remote(num_cpus=1)(Performer).remote(parcel, VERSIONS)
+        self._actor = PERFORMER.remote(parcel, VERSIONS)
         self._there = self._actor.there.remote()
 
     def perform(self, method: str, arguments: tuple) -> Any:
@@ -120,6 +120,9 @@ class Performer:
     def perform(self, message: bytes) -> bytes:
         """The pickled outcome of a pickled task."""
         return answer(self._made, *pickle.loads(message))
+
+
+PERFORMER: Any = ray.remote(num_cpus=1)(Performer)
 
 
 def _made(parcel: list[np.ndarray], versions: dict[str, str]) -> Any:
