@@ -110,9 +110,7 @@ class Actor:
     """A worker: an actor, and this end of the way to it. parcel: a reference to what it is made from."""
 
     def __init__(self, parcel: Any, shelf: Shelf):
-        performer: Any = ray.remote(num_cpus=1)(Performer)
-        self._actor = performer.remote(parcel, VERSIONS)
-        self._shelf = shelf
+        self._actor, self._shelf = PERFORMER.remote(parcel, VERSIONS), shelf
         self._there = self._actor.there.remote()
 
     def perform(self, method: str, arguments: tuple) -> Any:
@@ -154,6 +152,9 @@ class Performer:
     def perform(self, message: bytes, *common: np.ndarray) -> bytes:
         """The pickled outcome of a pickled task. common: what lay in the object store."""
         return answer(self._made, pickle.dumps, *pickle.loads(message, buffers=common))
+
+
+PERFORMER: Any = ray.remote(num_cpus=1)(Performer)
 
 
 def _made(parcel: list[np.ndarray], versions: dict[str, str]) -> Any:

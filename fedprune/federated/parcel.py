@@ -33,7 +33,7 @@ def wrap(content: Any) -> list[np.ndarray]:
 def unwrap(parcel: list[np.ndarray]) -> Any:
     """What was wrapped. Its large tensors and arrays are the parcel's own memory."""
     pickled, *large = parcel
-    return pickle.loads(memoryview(pickled), buffers=large)
+    return pickle.loads(pickled.data, buffers=large)
 
 
 class _Pickler(pickle.Pickler):

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import random
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from contract import BATCHNORM, RIGL, Contract, Tasks, assert_same, tasks
 
 from fedprune.errors import ConfigError
 from fedprune.federated import executor, processes
 from fedprune.federated.client import Slice
 from fedprune.federated.executor import Processes, Serial, Task, auto, available_cores, employed
-
-# Evidence from clients, an exchange of units, BatchNorm tensors that stay with the client, dropout-free but shuffled batches.
-RIGL = ("criterion=rigl", "how_often=dynamic", "how_often.every=1", "rounds=4", "when.stop=1", "federated.cohort=3")
-BATCHNORM = ("model=resnet20", "model.norm=batch", "federated.batchnorm=local", "local.steps=1", "rounds=2", "criterion=snip")
-BATCHNORM += ("how_often=one_shot",)
-VOLATILE = ("time/train_s", "time/round_s")
 
 
 class Shuffled:
@@ -42,28 +34,15 @@ class Shuffled:
         self._inner.close(now)
 
 
-def without_times(metrics: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in metrics.items() if key not in VOLATILE}
-
-
 @pytest.fixture(scope="module")
 def serial(tiny, play):
     """What one process, client after client, makes of each experiment."""
     return {overrides: play(tiny(*overrides)) for overrides in (RIGL, BATCHNORM)}
 
 
-def assert_same(played, reference, differences) -> None:
-    assert len(played) == len(reference)
-    for (state, metrics), (other, others) in zip(played, reference, strict=True):
-        assert differences(state, other) == []
-        assert without_times(metrics) == without_times(others)
-
-
-@pytest.mark.parametrize("overrides", [RIGL, BATCHNORM], ids=["rigl", "batchnorm"])
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_any_number_of_processes_gives_what_one_process_gives_bit_for_bit(overrides, workers, tiny, play, serial, differences):
-    played = play(tiny(*overrides, "executor=processes", f"executor.workers={workers}"))
-    assert_same(played, serial[overrides], differences)
+class TestProcesses(Contract):
+    option = "processes"
+    begin = Processes
 
 
 @pytest.mark.parametrize("overrides", [RIGL, BATCHNORM], ids=["rigl", "batchnorm"])
@@ -85,35 +64,10 @@ def test_the_order_in_which_clients_run_cannot_be_seen(overrides, tiny, play, se
         assert_same(play(experiment, Shuffled(experiment.executor(), seed)), serial[overrides], differences)
 
 
-class Counter:
-    """Stands in for a ClientRound: says how many tasks this worker did before this one, and who it is."""
-
-    def __init__(self) -> None:
-        self.done = 0
-
-    def count(self, name: str) -> tuple[str, int, int]:
-        time.sleep(0.02)
-        self.done += 1
-        return name, self.done, os.getpid()
-
-
-def tasks(*names: str) -> list[Task]:
-    return [("count", (name,)) for name in names]
-
-
-def test_answers_come_in_the_order_of_the_tasks_and_the_largest_start_first():
-    executor = Processes(Counter, workers=1)  # type: ignore[arg-type]
-    try:
-        answers = list(executor.map(tasks("a", "b", "c", "d"), [3, 50, 10, 20]))
-    finally:
-        executor.close()
-    assert [(name, number) for name, number, _ in answers] == [("a", 4), ("b", 1), ("c", 3), ("d", 2)]
-
-
 @pytest.mark.parametrize("workers", [1, 3, None])
 def test_workers_are_as_many_as_asked_or_as_cores_and_are_gone_when_closed(workers):
     before = children()
-    executor = Processes(Counter, workers)  # type: ignore[arg-type]
+    executor = Processes(Tasks, workers)  # type: ignore[arg-type]
     try:
         answers = list(executor.map(tasks(*"abcdefghijkl"), [0] * 12))
         assert len(children() - before) == (workers or available_cores())
@@ -132,39 +86,8 @@ def test_workers_are_spawned_where_they_cannot_be_forked_safely(platform, method
     asked, get_context = [], multiprocessing.get_context
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(multiprocessing, "get_context", lambda name: (asked.append(name), get_context(name))[1])
-    Processes(Counter, workers=1).close()  # type: ignore[arg-type]
+    Processes(Tasks, workers=1).close()  # type: ignore[arg-type]
     assert asked == [method]
-
-
-def test_each_worker_has_one_thread():
-    class Threads:
-        def count(self) -> int:
-            return torch.get_num_threads()
-
-    executor = Processes(Threads, workers=1)  # type: ignore[arg-type]
-    try:
-        assert list(executor.map([("count", ())], [0])) == [1]
-    finally:
-        executor.close()
-
-
-def test_closing_now_leaves_no_worker_and_does_not_touch_those_of_another_executor():
-    closed, kept = Processes(Counter, workers=1), Processes(Counter, workers=1)  # type: ignore[arg-type]
-    try:
-        ((_, _, worker),) = closed.map(tasks("a"), [0])
-        list(kept.map(tasks("b"), [0]))
-        closed.close(now=True)
-        assert [(name, number) for name, number, _ in kept.map(tasks("c"), [0])] == [("c", 2)]
-        assert wait_for(lambda: worker not in children())
-    finally:
-        kept.close()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    until = time.monotonic() + seconds
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.01)
-    return condition()
 
 
 def test_what_the_workers_own_never_travels(tiny, play):
@@ -243,14 +166,8 @@ def test_an_executor_is_closed_when_its_use_ends_and_at_once_when_it_ends_badly(
         def close(self, now: bool = False) -> None:
             closed.append(now)
 
-    with employed(Noted(Counter)):
+    with employed(Noted(Tasks)):
         assert closed == []
-    with pytest.raises(KeyboardInterrupt), employed(Noted(Counter)):
+    with pytest.raises(KeyboardInterrupt), employed(Noted(Tasks)):
         raise KeyboardInterrupt
     assert closed == [False, True]
-
-
-def test_closing_twice_does_no_harm():
-    executor = Processes(Counter, workers=1)  # type: ignore[arg-type]
-    executor.close()
-    executor.close(now=True)

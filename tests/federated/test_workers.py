@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from contract import Tasks
 
 from fedprune.errors import RunError
 from fedprune.federated import pool
@@ -197,56 +198,11 @@ def test_what_cannot_be_done_without_stops_the_run_with_what_to_do(overrides, fa
 # --- the executor alone ----------------------------------------------------------------------------------------------------
 
 
-class Tasks:
-    """Stands in for a ClientRound."""
-
-    def __init__(self) -> None:
-        self.done = 0
-
-    def count(self, name: Any = None, seconds: float = 0.0) -> tuple[Any, int]:
-        time.sleep(seconds)
-        self.done += 1
-        return name, self.done
-
-    def fail(self, message: str) -> None:
-        raise ValueError(message)
-
-    def unsent(self) -> Any:
-        return lambda: None
-
-    def strange(self) -> None:
-        class Strange(Exception):
-            pass
-
-        raise Strange("not to be found from elsewhere")
-
-    def out_of_memory(self, error: type[Exception], message: str, note: Path) -> str:
-        with open(note, "a") as file:
-            file.write(".")
-        if note.stat().st_size < 3:
-            raise error(message)
-        return "enough"
-
-    def end(self) -> None:
-        os._exit(7)
-
-
 @pytest.fixture
 def one() -> Iterator[Processes]:
     executor = Processes(Tasks, workers=1)  # type: ignore[arg-type]
     yield executor
     executor.close(now=True)
-
-
-def test_a_mistake_in_a_task_is_raised_with_the_place_where_it_was_made_and_the_worker_goes_on(one):
-    with pytest.raises(ValueError, match="no such thing") as caught:
-        list(one.map([("fail", ("no such thing",))], [0]))
-    assert "in fail\n    raise ValueError(message)" in caught.value.__notes__[0]
-    with pytest.raises(RuntimeError, match="Strange: not to be found from elsewhere"):
-        list(one.map([("strange", ())], [0]))
-    with pytest.raises(Exception, match="lambda"):
-        list(one.map([("unsent", ())], [0]))
-    assert list(one.map([("count", ())], [0])) == [(None, 1)]
 
 
 @pytest.mark.parametrize(
@@ -263,21 +219,12 @@ def test_a_worker_without_memory_is_replaced_by_one_that_may_have_it(error, mess
 
 def test_the_others_results_come_all_the_same(one, caplog):
     results = list(one.map([("count", ("a",)), ("end", ()), ("count", ("b",))], [1, 2, 3]))
-    assert results[0] == ("a", 1) and results[2] == ("b", 1)  # the largest was done first, and the last by a fresh worker
+    assert results[0][:2] == ("a", 1) and results[2][:2] == (
+        "b",
+        1,
+    )  # the largest was done first, and the last by a fresh worker
     assert isinstance(results[1], Lost)
     assert "a worker process died (exit code 7)" in caplog.text
-
-
-def test_what_a_worker_cannot_begin_with_is_told():
-    def factory() -> Any:
-        raise ValueError("there is no such network")
-
-    executor = Processes(factory, workers=1)
-    try:
-        with pytest.raises(ValueError, match="no such network"):
-            list(executor.map([("count", ())], [0]))
-    finally:
-        executor.close()
 
 
 def test_no_more_is_begun_ahead_than_so_many_tasks_per_worker(one, monkeypatch):
@@ -285,8 +232,8 @@ def test_no_more_is_begun_ahead_than_so_many_tasks_per_worker(one, monkeypatch):
     monkeypatch.setattr(pool, "AHEAD", 4)
     number = 20
     results = list(one.map([("count", (place,)) for place in range(number)], range(number)))
-    assert [place for place, _ in results] == list(range(number))
-    assert all(done <= place + 4 for place, done in results)
+    assert [place for place, *_ in results] == list(range(number))
+    assert all(done <= place + 4 for place, done, _ in results)
     assert results[3][1] == 1  # the largest of the first four
 
 
@@ -295,7 +242,7 @@ def test_closing_now_does_not_wait_and_leaves_neither_process_nor_thread(workers
     before, threads = set(multiprocessing.active_children()), threading.active_count()
     executor = Processes(Tasks, workers)  # type: ignore[arg-type]
     results = executor.map([("count", ("short",)), *[("count", ("long", 60))] * 5], [1, 0, 0, 0, 0, 0])
-    assert next(results) == ("short", 1)
+    assert next(results)[:2] == ("short", 1)
     started = time.monotonic()
     executor.close(now=True)
     assert time.monotonic() - started < 2
