@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -47,8 +48,9 @@ def connect(address: str | None, workers: int | None) -> None:
         ray.shutdown()
         if not isinstance(error, Exception):
             raise
-        where = f"executor.address={address}: no connection to a Ray cluster" if address else "Ray cannot start here"
-        raise RunError(f"{where} ({error}). {REMEDY}") from error
+        if address is None:
+            raise RunError(f"Ray cannot start here ({error}): choose executor=processes") from error
+        raise RunError(f"executor.address={address}: no connection to a Ray cluster ({error}). {REMEDY}") from error
 
 
 REMEDY = "Start one (ray start --head), or choose executor.address=null for this machine alone, or executor=processes"
@@ -56,8 +58,8 @@ REMEDY = "Start one (ray start --head), or choose executor.address=null for this
 
 def _check(address: str) -> None:
     """Whether an address is one, and Ray is there."""
-    named = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
-    if named == "auto":
+    named = _last_started() if address == "auto" else address
+    if not named:
         return
     host, port = _place(named)
     try:
@@ -69,6 +71,15 @@ def _check(address: str) -> None:
         raise RunError(f"executor.address={address}: {host}:{port} does not answer ({error}). {REMEDY}") from error
     if not speaks:
         raise RunError(f"executor.address={address}: what answers at {host}:{port} is not Ray. {REMEDY}")
+
+
+def _last_started() -> str | None:
+    """The address that `auto` stands for, if there is one: Ray takes it although its cluster may have been killed since."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    try:
+        return os.environ.get("RAY_ADDRESS") or Path(folder, "ray", "ray_current_cluster").read_text().strip()
+    except OSError:
+        return None
 
 
 def _place(address: str) -> tuple[str, int]:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,11 +51,31 @@ def test_a_wrong_address_is_told_with_what_to_type(override, error, message, tin
         tiny("executor=ray", override).executor()
 
 
-def test_auto_heeds_the_address_in_the_environment(tiny, monkeypatch):
+@pytest.fixture
+def auto(tiny, monkeypatch, tmp_path) -> Callable[[], object]:
+    """auto() -> what comes of executor.address=auto on a machine on which no cluster was started."""
     pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    return lambda: tiny("executor=ray", "executor.address=auto").executor()
+
+
+def test_auto_without_a_cluster_is_told_with_what_to_type(auto):
+    with pytest.raises(RunError, match=r"executor.address=auto: no connection to a Ray cluster .*ray start --head"):
+        auto()
+
+
+def test_auto_heeds_the_address_in_the_environment(auto, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     with pytest.raises(RunError, match="executor.address=auto: 127.0.0.1:9 does not answer"):
-        tiny("executor=ray", "executor.address=auto").executor()
+        auto()
+
+
+def test_auto_does_not_wait_for_a_cluster_that_was_killed(auto, tmp_path):
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")  # as `ray start` leaves it
+    with pytest.raises(RunError, match="executor.address=auto: 127.0.0.1:9 does not answer"):
+        auto()
 
 
 @pytest.fixture
