@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedprune.errors import ConfigError
-from fedprune.pruning.mask import pack
+from fedprune.pruning.mask import pack, places
 from fedprune.types import Mask, Params, Subnet
 
 Updates = Iterable[tuple[Subnet, float]]
@@ -50,7 +50,7 @@ def overlap_mean(server: Params, updates: Updates, uncovered: str = "keep") -> P
     mean: Params = {}
     cover: dict[str, Tensor | float] = {}  # the weight of those who hold an entry
     for mask, params, weight in _alike(updates):
-        mean, cover = _join(mean, cover, params, {name: weight * mask[name] if name in mask else weight for name in params})
+        mean, cover = _join(mean, cover, params, {name: _held(mask.get(name), weight) for name in params})
     return settled(mean, cover, server, uncovered)
 
 
@@ -90,6 +90,11 @@ def check_uncovered(rule: str) -> None:
         raise ConfigError([f"federated.aggregate.uncovered={rule}: choose one of keep, zero"])
 
 
+def _held(alive: Tensor | None, weight: float) -> Tensor | float:
+    """The weight of those who hold an entry, by entry if not all are held."""
+    return weight if alive is None or isinstance(places(alive), slice) else weight * alive
+
+
 def _alike(updates: Updates) -> Iterator[tuple[Mask, Params, float]]:
     """(mask, mean, total weight) of clients in a row that share one mask."""
     return (_running_mean(alike) for _, alike in itertools.groupby(updates, key=_mask_of))
@@ -108,13 +113,14 @@ def _bits(*mask: Tensor) -> bytes:
 def _running_mean(updates: Iterable[tuple[Subnet, float]]) -> tuple[Mask, Params, float]:
     """(mask, mean, total weight) of networks that share one mask."""
     mean, total, mask = Params(), 0.0, Mask()
-    for number, (subnet, weight) in enumerate(updates):
+    for subnet, weight in updates:
         total, mask = total + weight, subnet.mask
         values = {name: value if value.is_floating_point() else value.double() for name, value in subnet.params.items()}
-        if number < 2:  # from then on the mean has memory of its own
-            mean = {name: mean[name].lerp(value, weight / total) if mean else value for name, value in values.items()}
-        else:
-            _ = [mean[name].lerp_(value, weight / total) for name, value in values.items()]
+        if not mean:
+            mean = {name: value.clone() for name, value in values.items()}
+            continue
+        for name, value in values.items():
+            mean[name].lerp_(value, weight / total)
     return mask, mean, total
 
 

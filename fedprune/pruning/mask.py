@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fedprune.pruning.rank import how_many
+from fedprune.pruning.remembered import remembered
 from fedprune.pruning.what import What
 from fedprune.types import Mask, Params, Scores
 
@@ -49,7 +50,13 @@ def regrow(mask: Mask, scores: Scores, density: float, what: What) -> Mask:
 
 def count(mask: Mask) -> int:
     """The number of living entries."""
-    return sum(how_many(alive) for alive in mask.values())
+    return sum(living(alive) for alive in mask.values())
+
+
+@remembered
+def living(alive: torch.Tensor) -> int:
+    """The number of living entries of a mask tensor."""
+    return how_many(alive)
 
 
 def size(mask: Mask) -> int:
@@ -64,7 +71,8 @@ def density(mask: Mask) -> float:
 
 def collapsed(before: Mask, after: Mask) -> list[str]:
     """The layers that were alive before and are not after: nothing passes through them any more."""
-    return [name for name, alive in after.items() if before[name].any() and not alive.any()]
+    changed = {name: alive for name, alive in after.items() if alive is not before[name]}
+    return [name for name, alive in changed.items() if before[name].any() and not alive.any()]
 
 
 def full(mask: Mask) -> bool:
@@ -72,12 +80,9 @@ def full(mask: Mask) -> bool:
     return all(alive.numpy().all() for alive in mask.values())
 
 
-@functools.lru_cache(maxsize=64)
+@remembered
 def places(alive: torch.Tensor) -> np.ndarray | slice:
-    """An index of a mask tensor's living entries, flat and ascending: numbers, or the slice of everything if nothing is dead.
-
-    Remembered, since a mask never changes and serves many rounds.
-    """
+    """An index of a mask tensor's living entries, flat and ascending: numbers, or the slice of everything if all live."""
     flat = alive.numpy().reshape(-1)
     return slice(None) if flat.all() else np.flatnonzero(flat)
 
@@ -96,7 +101,12 @@ def count_packed(bits: bytes) -> int:
 
 def all_alive(shapes: dict[str, torch.Size]) -> bytes:
     """What `pack` makes of a mask of these shapes with nothing dead."""
-    return np.packbits(np.ones(sum(shape.numel() for shape in shapes.values()), bool)).tobytes()
+    return _all_alive(sum(shape.numel() for shape in shapes.values()))
+
+
+@functools.lru_cache(maxsize=8)
+def _all_alive(number: int) -> bytes:
+    return np.packbits(np.ones(number, bool)).tobytes()
 
 
 def unpack(bits: bytes, shapes: dict[str, torch.Size]) -> Mask:

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedprune.errors import ConfigError, Incompatible, RunError
 from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import keep_best
+from fedprune.pruning.remembered import remembered
 from fedprune.pruning.scope import Scope, Shapes, by_layer
 from fedprune.pruning.unit import CHANNELWISE, Unit, spread
 from fedprune.types import Mask, Params, Scores
@@ -152,5 +153,11 @@ class What:
 
     def alive_units(self, mask: Mask) -> tuple[int, int]:
         """(living units, all units). A unit is alive if its entries are."""
-        alive = [self.unit(mask[name].float()) for name in self.names]
-        return sum(int((unit > 0).sum()) for unit in alive), sum(unit.numel() for unit in alive)
+        layers = [_alive_units(mask[name], self.unit) for name in self.names]
+        return sum(alive for alive, _ in layers), sum(units for _, units in layers)
+
+
+@remembered
+def _alive_units(mask: Tensor, unit: Unit) -> tuple[int, int]:
+    alive = unit(mask.float())
+    return int((alive > 0).sum()), alive.numel()
