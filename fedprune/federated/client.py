@@ -23,6 +23,7 @@ from fedprune.federated.upload import Upload, everything
 from fedprune.local import accumulated, control, optimizer_state
 from fedprune.local.compacted import Compacted, Compactor, compactor, silent
 from fedprune.local.control import Controls
+from fedprune.local.layout import as_laid_out
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, in_use, regularised
@@ -230,7 +231,7 @@ class ClientRound:
         order = torch.randperm(len(pool), generator=torch_stream(job.seed, "evidence", job.round, job.client))
         indices = pool[order[: self.examples]]
         used = in_use(job.subnet.params, names, self.regularisers)
-        params = {name: value.to(self.module.device) for name, value in used.items()}
+        params = as_laid_out(used, self.module.net)
         cover = about(answered_under(job), job.about)
         removal = ({name: alive.to(self.module.device) for name, alive in cover.items()},)
         set_mode(self.module, self.recipe)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fedprune.types import Params
+
 
 @torch.no_grad()
 def channels_last(net: nn.Module, shape: tuple[int, ...]) -> bool:
@@ -27,6 +29,12 @@ def channels_last(net: nn.Module, shape: tuple[int, ...]) -> bool:
     for layer, mode in training.items():
         layer.training = mode
     return same
+
+
+def as_laid_out(params: Params, net: nn.Module) -> Params:
+    """A copy of the parameters, on the network's device and as its own lie in memory."""
+    state = net.state_dict()
+    return {name: torch.empty_like(state[name], dtype=value.dtype).copy_(value) for name, value in params.items()}
 
 
 def _outputs(net: nn.Module, inputs: Tensor, layout: torch.memory_format) -> Tensor | None:
