@@ -83,6 +83,7 @@ class Experiment:
         if self.device == "cpu" or option not in (auto.__name__, *ON_CPUS):
             return make(self.config.executor, worker)
         if option == auto.__name__ and self.device.startswith("cuda"):
+            log.info("on %s clients are trained as one batched model: executor=cuda, which has at_once", self.device)
             return Batched(worker)
         if option in ON_CPUS:
             log.warning("on %s clients are trained one after the other: executor=serial", self.device)

@@ -279,7 +279,8 @@ def _of_network(kept: Params) -> Params:
 
 
 def _tensors(arrays: Arrays) -> Params:
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    # Copies: they may lie in memory that is shared, or in the server's state.
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
 def _stream(job: Job, which: str, layer: str) -> torch.Generator:

@@ -43,8 +43,8 @@ class Lost:
 class Pool:
     """So many workers, each performing whole tasks, the largest first.
 
-    A thread of this process waits for each; a worker that dies is replaced, and its task done again. new: begins a worker. One
-    that is not there yet, as where it has to wait for a free CPU, holds no task: the others do them all.
+    A thread of this process for each makes its tasks and waits for it; a worker that dies is replaced, and its task done again.
+    new: begins a worker. One that is not there yet, as where it has to wait for a free CPU, holds no task: the others do all.
     """
 
     def __init__(self, number: int, new: Callable[[], Worker]):
@@ -65,7 +65,7 @@ class Pool:
 
         def perform_largest() -> None:
             _, place = waiting.get()
-            _fulfil(results[place], lambda: self._perform(*tasks[place]))
+            _fulfil(results[place], lambda: self._perform(*self._made(tasks, place)))
 
         def begin(start: int, stop: int) -> None:
             places = range(start, min(stop, len(tasks)))
@@ -81,6 +81,11 @@ class Pool:
             del results[place]
             begin(place + ahead, place + ahead + 1)
             yield result
+
+    def _made(self, tasks: Sequence[Task], place: int) -> Task:
+        """A task. While one is made no worker is begun: what is locked in a process that is forked stays so in the other."""
+        with self._lock:
+            return tasks[place]
 
     def _perform(self, method: str, arguments: tuple) -> Any:
         """A task's result, or Lost if too many workers die of it."""

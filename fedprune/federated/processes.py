@@ -23,7 +23,7 @@ import torch
 
 from fedprune.errors import ConfigError
 from fedprune.federated.pool import Pool, at_least_one
-from fedprune.federated.shared_memory import Receiver, Sender, room
+from fedprune.federated.shared_memory import Receiver, Sender, room, to_itself
 from fedprune.federated.worker import Died, Factory, answer, attempt, result
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -58,6 +58,8 @@ class Process:
         self._process = context.Process(target=_work, args=(theirs, rooms, factory, os.getpid()), daemon=True)  # type: ignore[attr-defined]
         with _held_back():
             self._process.start()
+        for each in rooms:
+            to_itself(each)
         theirs.close()  # or its death could not be seen from here
 
     def perform(self, method: str, arguments: tuple) -> object:
@@ -110,10 +112,10 @@ def available_cores() -> int:
 def _work(pipe: Connection, rooms: tuple[mmap.mmap | None, ...], factory: Factory, parent: int) -> None:
     """Perform what comes until nothing does."""
     _settle(parent)
-    made, receiver, sender = attempt(factory), Receiver(pipe, rooms[0], memoryview), Sender(pipe, rooms[1])
+    made, receiver = attempt(factory), Receiver(pipe, rooms[0], memoryview)
     with contextlib.suppress(EOFError, OSError):  # then there is nobody left to work for
-        while True:
-            answer(made, sender.send, *receiver.receive())
+        while True:  # a sender for each answer: what came with another task lay at the same address, and is not the same
+            answer(made, Sender(pipe, rooms[1]).send, *receiver.receive())
 
 
 def _settle(parent: int) -> None:

@@ -34,8 +34,14 @@ def room() -> mmap.mmap | None:
         return None
 
 
+def to_itself(room: mmap.mmap | None) -> None:
+    """Processes that are forked from now on have no part in this memory, and do not keep it when it is given up."""
+    if room is not None and hasattr(mmap, "MADV_DONTFORK"):
+        room.madvise(mmap.MADV_DONTFORK)
+
+
 class Sender:
-    """One end."""
+    """One end. What it sends again must be the same as before, to the byte, as long as it lies at the same address."""
 
     def __init__(self, pipe: Connection, room: mmap.mmap | None):
         self._pipe, self._room = pipe, room
@@ -61,7 +67,8 @@ class Sender:
 
 
 class Receiver:
-    """The other end. hold: what arrays are made of: a copy, or the memory itself, which the next thing overwrites."""
+    """The other end. hold: what arrays are made of: a copy, or the memory itself, which the next thing overwrites, and which
+    must not be written to, since its sender counts on what lies there."""
 
     def __init__(self, pipe: Connection, room: mmap.mmap | None, hold: Callable[[memoryview], Piece]):
         self._pipe, self._room, self._hold = pipe, memoryview(room) if room else memoryview(b""), hold

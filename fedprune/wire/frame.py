@@ -58,15 +58,17 @@ def array(piece: Piece) -> np.ndarray:
 
 
 def checksum(parts: Iterable[Piece]) -> int:
-    """The crc32 of these parts, each preceded by its length; of a long one, of the sum of its rows (as words of 64 bits) and of
-    what they leave over. That takes a tenth of the time, and no change within one row goes unnoticed."""
+    """The crc32 of these parts, each preceded by its length; of a long one, of the sums of its rows and columns (as words of 64
+    bits) and of what they leave over. That takes a fifth of the time; what it misses has to keep all of these sums."""
     found = 0
     for part in parts:
         found = zlib.crc32(LENGTH.pack(len(part)), found)
         whole = len(part) - len(part) % ROW
         if whole > ROW:
             rows = np.frombuffer(part, np.uint64, whole // 8).reshape(-1, ROW // 8)
-            found, part = zlib.crc32(rows.sum(0, dtype=np.uint64), found), memoryview(part)[whole:]
+            for sums in (rows.sum(0, dtype=np.uint64), rows.sum(1, dtype=np.uint64)):
+                found = zlib.crc32(sums, found)
+            part = memoryview(part)[whole:]
         found = zlib.crc32(part, found)
     return found
 

@@ -92,3 +92,16 @@ def test_there_and_back_between_processes(start, room, monkeypatch):
             assert equal(back, (thing,))
     finally:
         executor.close()
+
+
+def test_what_a_worker_sends_back_as_it_came_is_that_of_this_task():
+    """It lies at the same address in every task."""
+    from fedprune.federated.executor import Processes
+
+    executor = Processes(Echo, workers=1, start="fork")  # type: ignore[arg-type]
+    try:
+        sent = [np.full(LEAST, float(number)) for number in range(4)]
+        back = executor.map([("back", (array,)) for array in sent], range(4))
+        assert all(equal(got, (array,)) for got, array in zip(back, sent, strict=True))
+    finally:
+        executor.close()

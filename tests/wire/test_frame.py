@@ -67,9 +67,16 @@ def test_a_message_that_ends_too_early_is_refused_wherever_it_ends(sizes):
         unframed(framed(HEADER, [bytes(3 * ROW)])[:1])
 
 
+def test_rows_in_another_order_are_noticed():
+    rows = [bytes([number]) * ROW for number in range(4)]
+    assert checksum([b"".join(rows)]) != checksum([b"".join([rows[1], rows[0], *rows[2:]])])
+
+
 def test_the_checksum_of_a_long_part_by_hand():
-    """Three rows of words 1, 2 and 3 sum to rows of 6; then nine bytes are left over."""
+    """Three rows of words 1, 2 and 3 sum to a row of 6, and their columns to 1, 2 and 3 times the length of a row; then nine
+    bytes are left over."""
     part = b"".join(number.to_bytes(8, "little") * (ROW // 8) for number in (1, 2, 3)) + b"left over"
-    expected = zlib.crc32((len(part)).to_bytes(4, "little") + (6).to_bytes(8, "little") * (ROW // 8) + b"left over")
+    sums = (6).to_bytes(8, "little") * (ROW // 8) + b"".join((number * ROW // 8).to_bytes(8, "little") for number in (1, 2, 3))
+    expected = zlib.crc32((len(part)).to_bytes(4, "little") + sums + b"left over")
     assert checksum([part]) == expected
     assert FRAME.unpack_from(framed({}, [])[0])[1] == zlib.crc32(b"\x02\0\0\0{}")
