@@ -114,8 +114,12 @@ def _work(pipe: Connection, rooms: tuple[mmap.mmap | None, ...], factory: Factor
     _settle(parent)
     made, receiver = attempt(factory), Receiver(pipe, rooms[0], memoryview)
     with contextlib.suppress(EOFError, OSError):  # then there is nobody left to work for
-        while True:  # a sender for each answer: what came with another task lay at the same address, and is not the same
-            answer(made, Sender(pipe, rooms[1]).send, *receiver.receive())
+        while True:
+            # One for each answer: what came with another task lay at the same address, and is not the same. What it sent is let
+            # go of when the next answer is there: memory that is given back in between has to be had anew, page by page.
+            sender = Sender(pipe, rooms[1])
+            answer(made, sender.send, *receiver.receive())
+            _held = sender
 
 
 def _settle(parent: int) -> None:
