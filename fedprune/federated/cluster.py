@@ -114,6 +114,7 @@ class Actor:
         self._there = self._actor.there.remote()
 
     def perform(self, method: str, arguments: tuple) -> Any:
+        """As every Worker's: the task's result, or Died."""
         common: list[np.ndarray] = []
         message = pickle.dumps((method, arguments), 5, buffer_callback=lambda buffer: not _taken(buffer.raw(), common))
         try:

@@ -40,6 +40,7 @@ class _Pickler(pickle.Pickler):
     """Tensors travel as numpy arrays: by themselves they would be copied into the pickle."""
 
     def reducer_override(self, content: Any) -> Any:
+        """How pickle takes a tensor apart (see pickle.Pickler.reducer_override)."""
         if type(content) is not Tensor or content.requires_grad:
             return NotImplemented
         try:

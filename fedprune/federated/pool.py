@@ -132,6 +132,7 @@ class Pool:
         worker.end()
 
     def close(self, now: bool = False) -> None:
+        """End all workers; `now`: without waiting for what they are doing."""
         if now:
             self._kill()
         self._threads.shutdown(cancel_futures=True)

@@ -63,6 +63,7 @@ class Process:
         theirs.close()  # or its death could not be seen from here
 
     def perform(self, method: str, arguments: tuple) -> object:
+        """As every Worker's: the task's result, or Died."""
         try:
             self._sender.send((method, arguments))
             outcome = self._receiver.receive()
@@ -119,7 +120,7 @@ def _work(pipe: Connection, rooms: tuple[mmap.mmap | None, ...], factory: Factor
             # go of when the next answer is there: memory that is given back in between has to be had anew, page by page.
             sender = Sender(pipe, rooms[1])
             answer(made, sender.send, *receiver.receive())
-            _held = sender
+            _held = sender  # holds, and is not read
 
 
 def _settle(parent: int) -> None:
