@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fedprune import check
@@ -95,7 +95,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
 
     problems.attempt(work.begin, net, what.names)
     add_companions(net, what.names, regularisers, torch_stream(config.seed, "companions"))
-    begin = problems.attempt(ticket, net, what, config.seed, names)
+    begin = problems.attempt(ticket, net, what, config.seed, names, OmegaConf.to_container(config.model, resolve=True))
     if begin is not None:
         problems.add_incompatible(check.whole_units(begin.mask, what, plan, names))
 

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -46,6 +47,11 @@ def _known(error: BaseException | None) -> BaseException | None:
 def _mendable(cause: BaseException, target: object) -> FedpruneError:
     if isinstance(cause, FedpruneError):
         return cause
+    module = str(target).partition(".")[0]
+    if isinstance(cause, ImportError) and module.isidentifier() and find_spec(module) is None:
+        return ConfigError(
+            [f"{target}: there is no module {module}: set PYTHONPATH=FOLDER in front of the command, the folder that it is in"]
+        )
     return ConfigError([f"{target}: {' '.join(str(cause).split())}"])
 
 

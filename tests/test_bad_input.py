@@ -77,6 +77,10 @@ def test_a_typo_is_named_with_what_there_is(typed, words, command):
         ("+logger.projct=x", ["projct"]),
         ("+executor.worker=3", ["worker"]),
         ("+federated.server.beta=0.9", ["beta"]),
+        (
+            "model._target_=nowhere.Net",
+            ["nowhere.Net: there is no module nowhere: set PYTHONPATH=FOLDER in front of the command"],
+        ),
         ("model._target_=fedprune.models.cnn.nothing", ["fedprune.models.cnn.nothing"]),
         ("criterion.drop._target_=nowhere.mine", ["nowhere"]),
         ("local.optimizer._target_=torch.optim.SDG", ["torch.optim.SDG"]),

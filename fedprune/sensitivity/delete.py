@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from fedprune.build import build
 from fedprune.checkpoint import load_state
@@ -54,12 +56,20 @@ class Trained:
 
 
 def trained(folder: Path) -> Trained:
-    """The run of a folder. Raises DataError if it is none, or is not finished."""
+    """The run of a folder. Raises DataError if it is none, is not finished, or is of a network that its config does not make."""
     if not (folder / "summary.json").exists():
         raise DataError(f"{folder} is not the folder of a finished run: name one that has a summary.json")
     config = OmegaConf.load(folder / "config.yaml")
     names = json.loads((folder / "run.json").read_text())["axes"]
-    return Trained(build(config, names), load_state(folder / "state" / "state.safetensors"), folder)  # type: ignore[arg-type]
+    experiment = build(config, names)  # type: ignore[arg-type]
+    state = load_state(folder / "state" / "state.safetensors")
+    if _shapes(state.server.params) != _shapes(experiment.net.state_dict()):
+        raise DataError(f"{folder} is of another network than its config makes here: use the code that it ran with")
+    return Trained(experiment, state, folder)
+
+
+def _shapes(params: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in params.items()}
 
 
 def curves(

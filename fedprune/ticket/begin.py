@@ -7,8 +7,10 @@ head: keep; or fresh: the output layer is left out of the ticket, newly initiali
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,8 +20,11 @@ from fedprune.pruning.companions import is_companion
 from fedprune.pruning.mask import apply, ones
 from fedprune.pruning.what import CHANNELLED, What, prunable
 from fedprune.randomness import torch_stream
+from fedprune.ticket.model import changed, model_of
 from fedprune.ticket.read import Ticket, load_ticket
 from fedprune.types import Mask, Params, Subnet
+
+log = logging.getLogger(__name__)
 
 PERMUTE = ("none", "within_layers", "global")
 HEAD = ("keep", "fresh")
@@ -50,8 +55,11 @@ class Begin:
         if wrong:
             raise ConfigError(wrong)
 
-    def __call__(self, net: nn.Module, what: What, seed: int, names: Mapping[str, str]) -> Subnet | None:
-        """What the run starts from (None: from a dense initialisation, `net`'s). names: the chosen option of each group.
+    def __call__(
+        self, net: nn.Module, what: What, seed: int, names: Mapping[str, str], model: Mapping[str, Any] | None = None
+    ) -> Subnet | None:
+        """What the run starts from (None: from a dense initialisation, `net`'s). names: the chosen option of each group. model:
+        the config of `net`; where the ticket's network had another one of the same shapes, a warning says so.
 
         Raises DataError if the file is no ticket; Incompatible, with what to choose instead, if it is one for another network.
         """
@@ -62,6 +70,7 @@ class Begin:
         left_out = companions + (head_names(net) if self.head == "fresh" else ())
         _check(misfits(ticket, fresh, left_out, head_names(net), names))
         _check(unprunable(ticket, what, left_out, names))
+        _warn_of_another(ticket, names["model"], model)
         mask = ones(fresh, what.names) | {
             name: alive for name, alive in ticket.mask.items() if name in what.names and name not in left_out
         }
@@ -138,6 +147,17 @@ def broken_units(mask: Mask, what: What, names: Mapping[str, str], why: str) -> 
     return [
         f"ticket: its mask of {broken[0]} is not of whole units of what={names['what']}, and {why}: choose what=weights_global"
     ]
+
+
+def _warn_of_another(ticket: Ticket, option: str, config: Mapping[str, Any] | None) -> None:
+    """Say in which values of its config the ticket's network differs: a stride or an activation is in no tensor's shape."""
+    if config is None or "network" not in ticket.provenance:
+        return
+    model = model_of(ticket)
+    differences = [f"{key}={was} in the ticket, {now} here" for key, (was, now) in changed(model, config).items()]
+    if differences:
+        text = "%s is of model=%s, and the network of this run, model=%s, differs: %s"
+        log.warning(text, ticket.path, model.option, option, "; ".join(differences))
 
 
 def _shape(tensor: torch.Tensor | None) -> str:

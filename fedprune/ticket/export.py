@@ -1,7 +1,6 @@
 """A run's network in formats that others read: ONNX, safetensors, a plain state_dict; as it is, or compacted.
 
-The network is made by this installation's own yaml of the model's name, with the plain values that the file remembers: what a
-file says is never called.
+The network is made again with all that the run's config said of it; see model.py for what of a file is not taken.
 """
 
 from __future__ import annotations
@@ -13,21 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import save
 from torch import nn
 
 from fedprune.checkpoint import load_state
 from fedprune.errors import ConfigError, DataError, RunError
-from fedprune.make import make
 from fedprune.pruning.compact import compact
 from fedprune.pruning.companions import plain
 from fedprune.pruning.probe import blank
 from fedprune.pruning.resize import Kept
-from fedprune.ticket.read import load_ticket, parsed
+from fedprune.ticket.model import build_network, model_of
+from fedprune.ticket.read import load_ticket
 from fedprune.types import Mask
-
-PLAIN = (str, int, float, bool, type(None))
 
 
 @dataclass(frozen=True)
@@ -52,34 +48,13 @@ def load_network(path: Path, folders: Sequence[Path]) -> Network:
     """
     ticket = load_ticket(path)
     subnet = load_state(path / "state" / "state.safetensors").server if path.is_dir() else ticket
-    network = parsed(ticket.provenance, "network")
-    try:
-        option, shape, classes = str(network["option"]), tuple(map(int, network["shape"])), int(network["classes"])
-        values = {
-            key: value for key, value in network["config"].items() if isinstance(value, PLAIN) and not key.startswith("_")
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{ticket.path} does not say which network it is of: it was not written by a run of this version"
-        ) from error
-    node = OmegaConf.load(_yaml(option, folders, ticket.path))
-    with torch.random.fork_rng(devices=[]):
-        net = make(
-            OmegaConf.merge(node, {key: value for key, value in values.items() if key in node}), shape=shape, classes=classes
-        )
+    model = model_of(ticket)
+    net = build_network(ticket, model, folders)
     try:
         net.load_state_dict(plain(subnet.params))
     except RuntimeError as error:
-        raise DataError(f"{ticket.path} is not of the network that model={option} is here: {error}") from error
-    return Network(net.eval(), subnet.mask, blank(net, shape))
-
-
-def _yaml(option: str, folders: Sequence[Path], path: Path) -> Path:
-    files = [folder / "model" / f"{option}.yaml" for folder in folders]
-    found = [file for file in files if option.isidentifier() and file.is_file()]
-    if not found:
-        raise DataError(f"{path}: model={option} is not known here; for a model of your own give --config-dir DIR")
-    return found[0]
+        raise DataError(f"{ticket.path} is not of the network that model={model.option} is here: {error}") from error
+    return Network(net.eval(), subnet.mask, blank(net, model.shape))
 
 
 def to_onnx(network: Network, path: Path) -> None:

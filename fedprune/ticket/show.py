@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedprune.errors import RunError
 from fedprune.pruning import mask as masks
-from fedprune.ticket.read import Ticket
+from fedprune.ticket.read import Ticket, parsed
 
 COLUMNS = 3
 MOST = 320  # squares along a side of a picture: a larger mask is drawn as the fraction alive in each square
@@ -29,10 +29,17 @@ def summary(ticket: Ticket) -> Group:
     axes, about = ticket.axes, ticket.provenance
     lines = [
         f"{about.get('name', '?')}: {' · '.join(axes.get(axis, '?') for axis in AXES)}",
-        f"model {axes.get('model', '?')}, data {axes.get('data', '?')}, {axes.get('partition', '?')}; "
+        f"model {axes.get('model', '?')}{_values(ticket)}, data {axes.get('data', '?')}, {axes.get('partition', '?')}; "
         f"seed {about.get('seed', '?')}; run {about.get('id', '?')}, fedprune {about.get('fedprune', '?')}",
     ]
     return Group(Text("\n".join(lines)), densities(ticket))
+
+
+def _values(ticket: Ticket) -> str:
+    """The values of the model's config, where there are any: two networks of one yaml may differ in nothing else."""
+    config = parsed(ticket.provenance, "network").get("config", {})
+    told = [f"{key}={value}" for key, value in config.items() if not key.startswith("_")]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def densities(ticket: Ticket) -> Table:

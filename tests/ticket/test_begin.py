@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,12 @@ def made(tmp_path_factory):
     """made(name, *overrides) -> the ticket of a tiny run's state after its last round."""
     from fedprune.checkpoint import save_ticket
 
-    def make(name: str, experiment, state) -> Path:
+    def make(name: str, experiment, state, **more: str) -> Path:
         path = tmp_path_factory.mktemp("tickets") / f"{name}.safetensors"
         save_ticket(
             state.ticket,
             state.server.mask,
-            {"axes": '{"model": "lenet_300_100", "data": "digits", "what": "weights_per_layer"}'},
+            {"axes": '{"model": "lenet_300_100", "data": "digits", "what": "weights_per_layer"}', **more},
             path,
         )
         return path
@@ -235,3 +236,21 @@ def test_without_a_ticket_the_keys_do_not_change_which_run_it_is(compose, tmp_pa
     digest = folder_hash(config)
     config.ticket.path = str(tmp_path)
     assert folder_hash(config) != digest
+
+
+def test_a_network_with_other_values_of_the_same_shapes_is_told(made, tiny, caplog):
+    """Strides and activations are in no tensor's shape, so the weights fit a network that computes something else."""
+    own = ("model._target_=networks.Strided", "+model.strides=[2,1]")
+    network = {
+        "option": "net",
+        "config": {"_target_": "networks.Strided", "strides": [2, 1]},
+        "shape": [1, 8, 8],
+        "classes": 10,
+    }
+    state = started(tiny(*own))
+    path = made("strided", None, state, network=json.dumps(network))
+    tiny(f"ticket.path={path}", *own)
+    assert not caplog.messages
+    tiny(f"ticket.path={path}", "model._target_=networks.Strided", "+model.strides=[1,2]", "+model.act=sigmoid")
+    (message,) = caplog.messages
+    assert "strides=[2, 1] in the ticket, [1, 2] here; act=None in the ticket, sigmoid here" in message

@@ -144,8 +144,12 @@ def rewritten(run_folder: Path, **network: object) -> Path:
 
 def test_what_a_file_names_is_never_called(run_folder, tmp_path):
     evil = {"_target_": "pathlib.Path.touch", "_args_": [str(tmp_path / "trace")]}
-    path = rewritten(run_folder, config={**evil, "more": evil, "shape": evil})
-    assert load_network(path, [CONF]).net is not None
+    ours = {"_target_": "fedprune.models.cnn.cnn_fedavg"}
+    for config in (evil, {**ours, "more": evil}, {**ours, "more": [1, {"deep": evil}]}):
+        with pytest.raises(DataError, match=r"pathlib.Path.touch in it, and .* What a file names is not called: write it into"):
+            load_network(rewritten(run_folder, config=config), [CONF])
+    with pytest.raises(DataError, match="model.norm has an interpolation"):
+        load_network(rewritten(run_folder, config={**ours, "norm": "${oc.env:HOME}"}), [CONF])
     for option in ("../model/cnn_fedavg", "os.system", "nothing"):
         with pytest.raises(DataError, match="is not known here; for a model of your own give --config-dir DIR"):
             load_network(rewritten(run_folder, option=option), [CONF])
@@ -154,7 +158,10 @@ def test_what_a_file_names_is_never_called(run_folder, tmp_path):
 
 def test_another_network_or_none_is_named(run_folder):
     with pytest.raises(DataError, match="is not of the network that model=lenet_300_100 is here"):
-        load_network(rewritten(run_folder, option="lenet_300_100", config={}), [CONF])
+        config = {"_target_": "fedprune.models.lenet.lenet_300_100"}
+        load_network(rewritten(run_folder, option="lenet_300_100", config=config), [CONF])
+    with pytest.raises(DataError, match="its model names no _target_"):
+        load_network(rewritten(run_folder, config={}), [CONF])
     with pytest.raises(DataError, match="does not say which network it is of"):
         load_network(rewritten(run_folder, shape=None), [CONF])
 
@@ -165,6 +172,29 @@ def test_a_model_of_ones_own_is_found_in_its_folder(run_folder, exported, tmp_pa
     path = rewritten(run_folder, option="mine")
     assert exported(path, "--to", tmp_path / "m.pt")[0] == 1
     assert exported(path, "--to", tmp_path / "m.pt", "--config-dir", tmp_path / "mine")[0] == 0
+
+
+OWN = "_target_: networks.Strided\nstrides: [1, 2]\nmake:\n  _target_: torch.nn.Tanh\n  _partial_: true\n"
+
+
+def test_the_whole_config_makes_the_network_again_lists_dicts_and_added_options(command, folder, exported, tmp_path):
+    """Right: strides 2 then 1, a sigmoid, a width of 5 and a Tanh, as in the run; none of it is what the yaml or the function
+    would give by itself (strides 1 then 2, ReLU, width 4, Identity)."""
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "net-1.yaml").write_text("defaults:\n- base\n- _self_\n")
+    (tmp_path / "mine" / "model" / "base.yaml").write_text(OWN)
+    changed = ("model.strides=[2,1]", "+model.act=sigmoid", "+model.block={width: 5}")
+    result = command("--config-dir", str(tmp_path / "mine"), *TINY, "model=net-1", *changed, "density=0.5")
+    assert result.rc == 0, result.text
+    net = load_network(folder(), [tmp_path / "mine", CONF]).net
+    assert net[0].stride == (2, 2) and net[2].stride == (1, 1) and net[2].out_channels == 5
+    assert isinstance(net[1], nn.Sigmoid) and isinstance(net[3], nn.Tanh)
+    assert exported(folder(), "--to", tmp_path / "m.pt", "--config-dir", tmp_path / "mine")[0] == 0
+    rc, _, err = exported(folder(), "--to", tmp_path / "m.pt")
+    assert rc == 1 and "give --config-dir DIR" in err
+    (tmp_path / "mine" / "model" / "base.yaml").write_text(OWN.replace("networks.Strided", "nowhere.Strided"))
+    rc, _, err = exported(folder(), "--to", tmp_path / "m.pt", "--config-dir", tmp_path / "mine")
+    assert rc == 1 and "model is networks.Strided in it, and nowhere.Strided in model/net-1.yaml here" in err
 
 
 # --- torch.nn.utils.prune --------------------------------------------------------------------------------------------------
