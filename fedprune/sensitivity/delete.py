@@ -56,7 +56,7 @@ class Trained:
 
 
 def trained(folder: Path) -> Trained:
-    """The run of a folder. Raises DataError if it is none, is not finished, or is of a network that its config does not make."""
+    """The run of a folder. Raises DataError if it is none, is not finished, or its config makes another network."""
     if not (folder / "summary.json").exists():
         raise DataError(f"{folder} is not the folder of a finished run: name one that has a summary.json")
     config = OmegaConf.load(folder / "config.yaml")

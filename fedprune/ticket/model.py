@@ -92,12 +92,12 @@ def _yaml(option: str, folders: Sequence[Path], path: Path) -> Any:
 
 def _strangers(model: Model, yaml: Any) -> list[str]:
     """Return what of the config cannot be taken from a file: callables that the yaml does not name, and interpolations."""
-    known, problems = dict(_targets(yaml, MODEL)), []
+    file, known, problems = f"model/{model.option}.yaml", dict(_targets(yaml, MODEL)), []
     for place, target in _targets(dict(model.config), MODEL):
         if known.get(place) != target:
             problems.append(
-                f"{place} is {target} in it, and {known.get(place, 'not named')} in model/{model.option}.yaml here. What a file "
-                f"names is not called: write it into model/{model.option}.yaml in a folder of your own, and give --config-dir DIR"
+                f"{place} is {target} in it, and {known.get(place, 'not named')} in {file} here. What a file names is not "
+                f"called: write it into {file} in a folder of your own, and give --config-dir DIR"
             )
     problems += [f"{place} has an interpolation" for place, text in _texts(dict(model.config), MODEL) if "${" in text]
     return problems if "_target_" in model.config else [*problems, "its model names no _target_"]

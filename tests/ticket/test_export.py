@@ -157,8 +157,8 @@ def test_what_a_file_names_is_never_called(run_folder, tmp_path):
 
 
 def test_another_network_or_none_is_named(run_folder):
+    config = {"_target_": "fedprune.models.lenet.lenet_300_100"}
     with pytest.raises(DataError, match="is not of the network that model=lenet_300_100 is here"):
-        config = {"_target_": "fedprune.models.lenet.lenet_300_100"}
         load_network(rewritten(run_folder, option="lenet_300_100", config=config), [CONF])
     with pytest.raises(DataError, match="its model names no _target_"):
         load_network(rewritten(run_folder, config={}), [CONF])
