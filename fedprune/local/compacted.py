@@ -22,7 +22,8 @@ from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser
 from fedprune.local.smaller import Smaller
 from fedprune.local.sparse import pays, remaining
-from fedprune.local.train import ENTRYWISE, Trained, fit, unload
+from fedprune.local.step import ENTRYWISE
+from fedprune.local.train import Trained, fit, unload
 from fedprune.pruning.companions import is_companion
 from fedprune.pruning.mask import full
 from fedprune.pruning.parts import Parts, matrices, parts, saved

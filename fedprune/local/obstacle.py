@@ -14,8 +14,9 @@ import torch
 from fedprune.local.compacted import KNOWN
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
+from fedprune.local.step import ENTRYWISE
 from fedprune.local.together import Share, fit_together
-from fedprune.local.train import ENTRYWISE, fit, is_batchnorm, unload
+from fedprune.local.train import fit, is_batchnorm, unload
 from fedprune.types import Params, Subnet
 
 

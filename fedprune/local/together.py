@@ -22,7 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedprune.local.fixed import held
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
-from fedprune.local.train import Trained, holes, number, pull, set_mode, slowed
+from fedprune.local.step import pull
+from fedprune.local.train import Trained, holes, number, set_mode, slowed
 from fedprune.types import Mask, Params, Subnet
 
 

@@ -18,6 +18,7 @@ from fedprune.local import control, optimizer_state
 from fedprune.local.fixed import held
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
+from fedprune.local.step import Step, step_of
 from fedprune.types import Mask, Params, Subnet
 
 
@@ -65,7 +66,8 @@ def fit(
         if kept:
             optimizer_state.resume(optimizer, kept)
         sums = {name: torch.zeros_like(module.net.get_parameter(name)) for name in summed}
-        losses, sizes = _steps(module, optimizer, batches, recipe, weights, masks, penalty, correction or {}, sums)
+        step = step_of(module.net, optimizer, recipe, (weights, masks), penalty, correction or {}, sums)
+        losses, sizes = _steps(module, optimizer, batches, step)
         reach = control.reach(module.net, optimizer, len(sizes)) if correction else {}
     total = float(torch.stack(losses) @ torch.tensor(sizes, dtype=losses[0].dtype, device=losses[0].device)) if losses else 0.0
     state = optimizer_state.of(optimizer, dict(zip(weights, masks, strict=True))) if recipe.keep_optimizer else {}
@@ -74,54 +76,24 @@ def fit(
 
 
 def _steps(
-    module: LocalModule,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterable[Batch],
-    recipe: Recipe,
-    weights: list[Tensor],
-    masks: list[Tensor],
-    penalty: Callable[[], Tensor] | None,
-    correction: Params,
-    sums: Params,
+    module: LocalModule, optimizer: torch.optim.Optimizer, batches: Iterable[Batch], step: Step
 ) -> tuple[list[Tensor], list[int]]:
-    """A step of the optimizer per batch, its gradients added to `sums`. Returns the batches' losses and sizes."""
-    parameters: list[Tensor] = [p for p in module.net.parameters() if p.requires_grad]
-    feedback = bool(masks) and recipe.error_feedback
-    mask_gradients = bool(masks) and not feedback and (recipe.clip_norm is not None or type(optimizer) not in ENTRYWISE)
-    sent = [p.detach().clone() for p in parameters] if recipe.proximal_mu else []
-    corrected = [(p, correction[n].to(p)) for n, p in module.net.named_parameters() if n in correction and p.requires_grad]
+    """A step of the optimizer per batch. Returns the batches' losses and sizes."""
     losses, sizes = [], []
-    for step, batch in enumerate(batches):
+    for number, batch in enumerate(batches):
         optimizer.zero_grad()
-        whole = _prune(weights, masks) if feedback else []
-        loss = _loss(module, batch, step)
-        (loss if penalty is None else loss + penalty()).backward()
-        _add_gradients(module, sums)
-        if sent:
-            pull(parameters, sent, recipe.proximal_mu)
-        if mask_gradients:
-            _mask_gradients(weights, masks)
-        if recipe.clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
-        for parameter, shift in corrected:
-            if parameter.grad is not None:
-                parameter.grad.add_(shift)
-        _restore(weights, whole)
+        whole = step.prune()
+        loss = _loss(module, batch, number)
+        (loss if step.penalty is None else loss + step.penalty()).backward()
+        step.after_backward()
+        step.restore(whole)
+        step.clip()
+        step.correct()
         optimizer.step()
-        if masks and not feedback:
-            with torch.no_grad():
-                torch._foreach_mul_(weights, masks)
+        step.keep_dead()
         losses.append(loss.detach())
         sizes.append(len(batch[0]))
     return losses, sizes
-
-
-ENTRYWISE = {
-    *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax),
-    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop, torch.optim.ASGD, torch.optim.Rprop),
-}
-"""Optimizers that treat each entry by itself: what the dead do cannot reach the living, so masking weights after the step is
-enough. For any other, and before clipping, gradients are masked first: neither state nor norm then knows of the dead."""
 
 
 def load(module: LocalModule, params: Params) -> None:
@@ -194,38 +166,3 @@ def number(alive: Tensor, like: Tensor) -> Tensor:
 def _loss(module: LocalModule, batch: Batch, step: int) -> Tensor:
     loss = module.training_step(batch, step)
     return loss["loss"] if isinstance(loss, Mapping) else loss
-
-
-def _mask_gradients(weights: list[Tensor], masks: list[Tensor]) -> None:
-    for weight, mask in zip(weights, masks, strict=True):
-        if weight.grad is not None:
-            weight.grad.mul_(mask)
-
-
-def _prune(weights: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
-    """Set the dead to zero, in place. Returns the weights as they were."""
-    with torch.no_grad():
-        whole = [weight.detach().clone() for weight in weights]
-        torch._foreach_mul_(weights, masks)
-    return whole
-
-
-def _restore(weights: list[Tensor], whole: list[Tensor]) -> None:
-    with torch.no_grad():
-        for weight, value in zip(weights, whole, strict=False):
-            weight.copy_(value)
-
-
-def _add_gradients(module: LocalModule, sums: Params) -> None:
-    for name, total in sums.items():
-        gradient = module.net.get_parameter(name).grad
-        if gradient is not None:
-            total.add_(gradient)
-
-
-def pull(parameters: list[Tensor], sent: list[Tensor], mu: float) -> None:
-    """Add the gradient of mu/2 |w - w_sent|^2."""
-    with torch.no_grad():
-        for parameter, start in zip(parameters, sent, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter - start, alpha=mu)

@@ -16,8 +16,9 @@ from fedprune.local import together
 from fedprune.local.module import Batch, LocalModule, SquaredError
 from fedprune.local.obstacle import obstacle
 from fedprune.local.recipe import Recipe
+from fedprune.local.step import ENTRYWISE
 from fedprune.local.together import Share, fit_together
-from fedprune.local.train import ENTRYWISE, Trained, fit
+from fedprune.local.train import Trained, fit
 from fedprune.models.char_lstm import char_lstm
 from fedprune.models.char_transformer import char_transformer
 from fedprune.models.lenet import lenet5, lenet_300_100

@@ -1,0 +1,140 @@
+"""What the recipe does to a step of training, beside the module and its optimizer. In this order:
+
+1. Under error feedback, dead weights are zero during the forward and the backward pass (`prune`, `restore`).
+2. After the backward pass of loss and penalty (`after_backward`): gradients are added up for whoever asks for them; the pull of
+   the proximal term is added; gradients of dead weights become zero, where anything but the weights themselves would see them.
+3. Before the optimizer's step: gradients are clipped (`clip`), and then corrected (`correct`: SCAFFOLD).
+4. After the optimizer's step, dead weights are zero again (`keep_dead`).
+
+hooked.py says where the hooks of a module are called between these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.local.recipe import Recipe
+from fedprune.types import Params
+
+ENTRYWISE = {
+    *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax),
+    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop, torch.optim.ASGD, torch.optim.Rprop),
+}
+"""Optimizers that treat each entry by itself: what the dead do cannot reach the living, so masking weights after the step is
+enough. For any other, and before clipping, gradients are masked first: neither state nor norm then knows of the dead."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is done at every step of one job; all tensors are those of the network, and are changed in place.
+
+    weights, masks: the parameters in which something is dead, and their masks as zeros and ones; empty under error feedback.
+    feedback: the same two under error feedback, else empty. masks_gradients: whether gradients of dead weights become zero.
+    parameters: what is trained. clip_norm: the gradient's greatest norm. mu: of the proximal pull to `sent`, the parameters as
+    they came (empty: no pull). corrected: (parameter, what is added to its gradient). sums: (parameter, the sum of its
+    gradients). penalty: what is added to the loss that is differentiated.
+    """
+
+    weights: list[Tensor]
+    masks: list[Tensor]
+    feedback: tuple[list[Tensor], list[Tensor]]
+    masks_gradients: bool
+    parameters: list[Tensor]
+    clip_norm: float | None
+    mu: float
+    sent: list[Tensor]
+    corrected: list[tuple[Tensor, Tensor]]
+    sums: list[tuple[Tensor, Tensor]]
+    penalty: Callable[[], Tensor] | None
+
+    def prune(self) -> list[Tensor]:
+        """Under error feedback, set dead weights to zero. Returns the weights as they were."""
+        weights, masks = self.feedback
+        if not weights:
+            return []
+        with torch.no_grad():
+            whole = [weight.detach().clone() for weight in weights]
+            torch._foreach_mul_(weights, masks)
+        return whole
+
+    def restore(self, whole: list[Tensor]) -> None:
+        """Undo `prune`."""
+        if whole:
+            with torch.no_grad():
+                torch._foreach_copy_(self.feedback[0], whole)
+
+    def after_backward(self) -> None:
+        """Add up gradients, add the proximal pull, and mask the gradients of dead weights if anything would see them."""
+        for parameter, total in self.sums:
+            if parameter.grad is not None:
+                total.add_(parameter.grad)
+        if self.sent:
+            pull(self.parameters, self.sent, self.mu)
+        if self.masks_gradients:
+            self.mask_gradients()
+
+    def mask_gradients(self) -> None:
+        """Set the gradients of dead weights to zero."""
+        for weight, mask in zip(self.weights, self.masks, strict=True):
+            if weight.grad is not None:
+                weight.grad.mul_(mask)
+
+    def clip(self) -> None:
+        """Scale the gradient down to the greatest norm."""
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+
+    def correct(self) -> None:
+        """Add SCAFFOLD's correction to the gradients."""
+        for parameter, shift in self.corrected:
+            if parameter.grad is not None:
+                parameter.grad.add_(shift)
+
+    def keep_dead(self) -> None:
+        """Set dead weights to zero."""
+        if self.masks:
+            with torch.no_grad():
+                torch._foreach_mul_(self.weights, self.masks)
+
+
+def step_of(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    dead: tuple[list[Tensor], list[Tensor]],
+    penalty: Callable[[], Tensor] | None,
+    correction: Params,
+    sums: Params,
+    watched: bool = False,
+) -> Step:
+    """Return what the recipe does to a step. dead: the parameters in which something is dead, and their masks as numbers.
+    watched: whether hooks of the module see gradients."""
+    named = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
+    parameters: list[Tensor] = [parameter for _, parameter in named]
+    weights, masks = ([], []) if recipe.error_feedback else dead
+    sees_whole_tensors = watched or recipe.clip_norm is not None or type(optimizer) not in ENTRYWISE
+    return Step(
+        weights=weights,
+        masks=masks,
+        feedback=dead if recipe.error_feedback else ([], []),
+        masks_gradients=bool(masks) and sees_whole_tensors,
+        parameters=parameters,
+        clip_norm=recipe.clip_norm,
+        mu=recipe.proximal_mu,
+        sent=[p.detach().clone() for p in parameters] if recipe.proximal_mu else [],
+        corrected=[(p, correction[name].to(p)) for name, p in named if name in correction],
+        sums=[(net.get_parameter(name), total) for name, total in sums.items()],
+        penalty=penalty,
+    )
+
+
+def pull(parameters: list[Tensor], sent: list[Tensor], mu: float) -> None:
+    """Add the gradient of mu/2 |w - w_sent|^2."""
+    with torch.no_grad():
+        for parameter, start in zip(parameters, sent, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - start, alpha=mu)
