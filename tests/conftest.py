@@ -7,7 +7,10 @@ import io
 import logging
 import os
 import random
+import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import zipfile
@@ -15,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -25,6 +29,8 @@ from fedprune import folders, schema, sweep
 from fedprune.__main__ import CONF, main
 from fedprune.build import build
 from fedprune.checkpoint import NUMBERS
+from fedprune.data.datasets import digits
+from fedprune.data.sources import FASHION_MNIST
 from fedprune.experiment import Experiment
 from fedprune.federated.executor import Executor
 from fedprune.types import Params, State
@@ -43,6 +49,7 @@ NESTED = (
 """Config groups inside another one."""
 
 torch.set_num_threads(1)  # as in every executor: what a test measures must not depend on the tests before it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would its children
 
 
 @dataclass(frozen=True)
@@ -208,11 +215,40 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What the tests read is not left among what the user reads."""
+def bare_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hide what this machine happens to have: home folder, caches, data sets and every network but the loopback."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("FEDPRUNE_DATA", str(tmp_path_factory.mktemp("no_data")))
+        patch.setattr(socket, "getaddrinfo", functools.partial(_local_only, socket.getaddrinfo))
         yield
+
+
+def _local_only(getaddrinfo: Callable[..., Any], host: Any, *args: Any, **kwargs: Any) -> Any:
+    """Resolve addresses and names of this machine; raise OSError for other names, as on a machine without a network."""
+    name = host.decode() if isinstance(host, bytes) else host
+    if name and name not in ("localhost", socket.gethostname()) and not re.fullmatch(r"[\d.]+|[0-9a-f:]+", name):
+        raise socket.gaierror(socket.EAI_NONAME, f"tests have no network: {name}")
+    return getaddrinfo(host, *args, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """fashion_mnist_root(number) -> a data.root whose data=fashion_mnist has `number` training and 80 test images of digits."""
+
+    @functools.cache
+    def root(number: int) -> Path:
+        folder, small = tmp_path_factory.mktemp("fashion_mnist"), digits()
+        images = torch.nn.functional.pad(small.x.repeat_interleave(3, -1).repeat_interleave(3, -2), (2, 2, 2, 2))[:, 0]
+        train, test = slice(0, number), slice(number, number + 80)
+        arrays = (images[train], small.y[train], images[test], small.y[test])
+        for file, array in zip(FASHION_MNIST.files, arrays, strict=True):
+            header = struct.pack(f">BBBB{array.dim()}I", 0, 0, 8, array.dim(), *array.shape)
+            (folder / file.unpacked).write_bytes(header + array.to(torch.uint8).numpy().tobytes())
+        return folder
+
+    return root
 
 
 def clean(patch: pytest.MonkeyPatch, folder: Path) -> None:

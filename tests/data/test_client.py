@@ -185,6 +185,6 @@ def test_what_is_no_saved_partition_is_refused_by_its_name(tmp_path):
 
 
 def test_a_large_population_is_divided_in_well_under_a_second():
-    data, started = labelled(60_000), time.perf_counter()
+    data, started = labelled(60_000), time.process_time()  # of this process alone, however busy the machine is
     federate(data, Dirichlet(1.0), clients=1000, seed=0)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0

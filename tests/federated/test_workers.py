@@ -241,10 +241,11 @@ def test_no_more_is_begun_ahead_than_so_many_tasks_per_worker(one, monkeypatch):
 def test_closing_now_does_not_wait_and_leaves_neither_process_nor_thread(workers):
     before, threads = set(multiprocessing.active_children()), threading.active_count()
     executor = Processes(Tasks, workers)  # type: ignore[arg-type]
-    results = executor.map([("count", ("short",)), *[("count", ("long", 60))] * 5], [1, 0, 0, 0, 0, 0])
+    lasts = 300  # seconds; what is compared with it may take long on a busy machine
+    results = executor.map([("count", ("short",)), *[("count", ("long", lasts))] * 5], [1, 0, 0, 0, 0, 0])
     assert next(results)[:2] == ("short", 1)
     started = time.monotonic()
     executor.close(now=True)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < lasts / 5
     assert set(multiprocessing.active_children()) == before
     assert threading.active_count() == threads

@@ -157,9 +157,11 @@ def test_whole_filters_are_shuffled_whole(made, tiny, play):
         ),
     ],
 )
-def test_a_ticket_for_another_network_is_refused_by_layer_with_what_to_choose(words, said, path, tiny):
+def test_a_ticket_for_another_network_is_refused_by_layer_with_what_to_choose(words, said, path, tiny, fashion_mnist_root):
     with pytest.raises(Incompatible) as caught:
-        tiny(f"ticket.path={path}", *words)
+        tiny(
+            f"ticket.path={path}", f"data.root={fashion_mnist_root(400)}" if "data=fashion_mnist" in words else "seed=0", *words
+        )
     for text in said:
         assert text in str(caught.value)
 
