@@ -45,6 +45,8 @@ def job(config: DictConfig) -> None:
         if alone:
             sys.exit(1)
     except Exception as error:
+        if config.dry_run:
+            raise  # what writes nothing leaves no reason in a folder either
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "error.log").write_text(traceback.format_exc())

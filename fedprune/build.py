@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fedprune import check
 from fedprune.data.client import Clients, federate
 from fedprune.data.population import sizes
+from fedprune.device import chosen
 from fedprune.errors import ConfigError
 from fedprune.experiment import Experiment, initial_net
 from fedprune.federated.batchnorm import own_names
@@ -62,7 +62,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     recipe = problems.attempt(_recipe, config)
     added = tuple(problems.attempt(make, config.local[group]) for group in ("penalty", "dropout"))
     ticket = problems.attempt(_ticket, config)
-    device = problems.attempt(_device, config.device)
+    device = problems.attempt(chosen, config.device)
     problems.attempt(make, {**config.executor, "_partial_": True})
     problems.add(check.executor(config.executor["_target_"], device or config.device))
     problems.stop_if_any()
@@ -200,17 +200,6 @@ def _recipe(config: DictConfig) -> Recipe:
 
 def _ticket(config: DictConfig) -> Begin:
     return Begin(**config.ticket)
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError([f"device={name}: {str(error).splitlines()[0]}; choose device=auto or device=cpu"]) from error
-    return str(device)
 
 
 def _optimizer(config: DictConfig, net: nn.Module) -> None:

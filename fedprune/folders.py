@@ -10,21 +10,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fedprune.identity import VOLATILE, identity
+
 GROUPS = (
     *("what", "criterion", "when", "how_often", "where", "whose", "rewind"),
     *("federated", "partition", "data", "model", "local", "executor", "wire", "logger"),
 )
 """The config groups, in the order in which they are asked; the first seven are the axes."""
 
-VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_every", "profile", "hydra")
-"""Keys that do not change a result: a run is the same run whatever they are."""
-
 METHOD = "experiment@_global_"
 """The key by which one experiment adds another to itself: conf/experiment/benchmark.yaml sweeps over methods with it."""
-
-NOTHING = {"_target_": "fedprune.local.regulariser.none"}
-"""What a penalty or dropout is where there is none."""
-
 
 QUOTES = "\"'"
 MOST = 200  # characters of a folder's name
@@ -36,15 +31,8 @@ def register() -> None:
 
 
 def folder_hash(config: DictConfig) -> str:
-    """Eight hexadecimal digits of the configuration, volatile keys left out."""
-    plain = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(plain, dict)
-    kept = {key: value for key, value in plain.items() if key not in VOLATILE}
-    if kept["ticket"]["path"] is None:
-        del kept["ticket"]  # a run without one is what it was before there were any
-    kept["local"] = {key: value for key, value in kept["local"].items() if value != NOTHING}  # likewise
-    kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
-    return digest_of(kept)
+    """Eight hexadecimal digits of a run's identity."""
+    return digest_of(identity(config))
 
 
 def digest_of(value: Any) -> str:

@@ -37,13 +37,26 @@ from fedprune.pruning.mask import density
 from fedprune.stored import beyond
 from fedprune.types import State
 
+SUMMARY, STATE = "summary.json", "state/state.safetensors"
+
+OF_FAILURE = ("failed.json", "error.log")
+"""What a run that has failed leaves, and one that goes on from there does not."""
+
+RESULTS = (
+    *(SUMMARY, STATE, "metrics.jsonl", "metrics.csv", "ticket.safetensors", "plan.txt", "partition.safetensors"),
+    *("profile.csv", "figures/profile.png", "figures/profile.svg"),
+)
+"""What a run leaves, and one that is done again with `force` must not take for its own."""
+
 
 def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> None:
     """Do what the configuration says, and leave the result in `folder`; nothing, if it is there already.
 
     names: the chosen option of each group. sweep: what the run is grouped by. Raises FedpruneError.
     """
-    if (folder / "summary.json").exists() and not (config.force or config.dry_run):
+    if not (config.force or config.dry_run):
+        _refuse_another(folder, config)
+    if (folder / SUMMARY).exists() and not (config.force or config.dry_run):
         console.print(f"already done: {folder} (force=true does it again)")
         return
     about = _about(config, folder, names, overrides, sweep)
@@ -61,8 +74,27 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequ
     _train(config, folder, experiment, about)
 
 
+def _refuse_another(folder: Path, config: DictConfig) -> None:
+    """Raise RunError if the folder holds results of another run, as one that is named by hand may."""
+    begun = any((folder / name).exists() for name in (SUMMARY, STATE))
+    if begun and _before(folder).get("id") not in (None, folder_hash(config)):
+        raise RunError(
+            f"{folder} holds another run, that of config.yaml there: type another hydra.run.dir, or none, or force=true to "
+            "put this one in its place"
+        )
+
+
+def _before(folder: Path) -> dict[str, Any]:
+    """What run.json says of the run that was begun here; nothing if there is none, or it is damaged."""
+    with suppress(OSError, ValueError):
+        return dict(json.loads((folder / "run.json").read_text()))
+    return {}
+
+
 def fail(folder: Path, error: Exception, reason: str) -> None:
-    """Leave the reason why there is no result."""
+    """Leave the reason why there is no result. A run that is done stays so, whatever is asked of its folder later."""
+    if (folder / SUMMARY).exists():
+        return
     status = "skipped" if isinstance(error, Incompatible) else "failed"
     with suppress(RunError):  # on a full disk the reason is on the screen all the same
         write_text(folder / "failed.json", _json({"status": status, "reason": reason}))
@@ -70,9 +102,9 @@ def fail(folder: Path, error: Exception, reason: str) -> None:
 
 def _begin(folder: Path, config: DictConfig, about: Mapping[str, Any]) -> None:
     """A folder that says what it is for, and holds nothing that a run with `force` would mistake for its own."""
-    stale = ["failed.json"] + (["summary.json", "metrics.jsonl", "state/state.safetensors"] if config.force else [])
-    for name in stale:
-        (folder / name).unlink(missing_ok=True)
+    for name in (*OF_FAILURE, *(RESULTS if config.force else ())):
+        if (folder / name).is_file():
+            (folder / name).unlink()
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     write_text(folder / "run.json", _json(about))
@@ -89,13 +121,13 @@ def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about
 
 def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapping[str, Any]) -> None:
     """The rounds that are left, each written down as it ends, with a checkpoint every so many seconds; then the results."""
-    path = folder / "state" / "state.safetensors"
+    path = folder / STATE
     before = _resume(path, experiment) if path.exists() else None
     done, rounds = before.round if before else 0, experiment.plan.rounds
     tracking.keep_until(folder, done)
     with (
         employed(experiment.executor()) as executor,
-        make(config.logger)(folder, about) as logger,
+        tracking.guarded(make(config.logger), f"logger={about['axes']['logger']}", folder, about) as logger,
         display.live(rounds, done) as live,
     ):
         loop = experiment.loop(executor)
@@ -113,12 +145,13 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
                     save_state(state, path)
                     saved = time.monotonic()
             save_state(state, path)
-            _finish(folder, state, about, logger)
+            summary = _finish(folder, state, about, logger)
             conclude(folder, loop, state)
         except BaseException:
             executor.close(now=True)  # before the logger, which may take its time
             save_state(written, path)  # interrupted or not, what is written down can be gone on from
             raise
+    write_text(folder / SUMMARY, _json({"status": "done", "metrics": summary}))  # nothing is left that could still fail
 
 
 def _kept_small(state: State, whose: Whose, folder: Path) -> State:
@@ -137,15 +170,15 @@ def _resume(path: Path, experiment: Experiment) -> State:
     return state
 
 
-def _finish(folder: Path, state: State, about: Mapping[str, Any], logger: tracking.Logger) -> None:
-    """The ticket, the logger's end, and the summary last of all."""
+def _finish(folder: Path, state: State, about: Mapping[str, Any], logger: tracking.Logger) -> dict[str, float]:
+    """Write the ticket, tell the logger of the end, and return the metrics that go into the summary."""
     rows = tracking.read_metrics(folder)
     seconds = sum(row["time/round_s"] for row in rows)
     metrics = rows[-1] | {"time/total_s": seconds}
     ticket = folder / "ticket.safetensors"
     save_ticket(plain(state.ticket), state.server.mask, _provenance(about), ticket)
-    logger.finish(metrics, [ticket, folder / "state" / "state.safetensors"])
-    write_text(folder / "summary.json", _json({"status": "done", "metrics": metrics}))
+    logger.finish(metrics, [ticket, folder / STATE])
+    return metrics
 
 
 def _provenance(about: Mapping[str, Any]) -> dict[str, str]:
@@ -157,10 +190,12 @@ def _provenance(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _about(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> dict[str, Any]:
-    """What a run is, as far as its configuration says."""
+    """What a run is, as far as its configuration says. attempt: how often it was begun anew with force=true."""
+    before = _before(folder)
     return {
         "name": config.name,
         "id": folder_hash(config),
+        "attempt": before.get("attempt", 0) + bool(before and config.force),
         "sweep": sweep,
         "axes": names,
         "seed": config.seed,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from fedprune.display import console
 from fedprune.folders import digest_of
+from fedprune.identity import resolved
 
 SWEEP = "FEDPRUNE_SWEEP"  # an environment variable, because a launcher may run the jobs in other processes
 
@@ -35,6 +39,8 @@ class Report(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         given = [config.hydra.overrides.task, config.hydra.sweeper.get("params")]
+        with suppress(OmegaConfBaseException):  # what refers to a key that only the cells have
+            given.append(resolved(config))
         os.environ[SWEEP] = f"{config.name}-{digest_of(given)}"  # the same command again is the same sweep
         _members(Path(config.hydra.sweep.dir).parent, os.environ[SWEEP]).unlink(missing_ok=True)
 
@@ -42,18 +48,40 @@ class Report(Callback):
         folder, sweep = Path(config.hydra.sweep.dir), os.environ.pop(SWEEP)
         if config.dry_run:  # which leaves nothing to summarise
             return
-        names = _members(folder.parent, sweep).read_text().splitlines()
+        members = _members(folder.parent, sweep)
+        names = members.read_text().splitlines() if members.exists() else []
         runs = [folder.parent / name for name in dict.fromkeys(names)]
-        if summarise(runs, folder):
+        reported = _reported(runs, folder)
+        if not reported or any(map(has_failed, runs)):
             sys.exit(1)
 
 
-def summarise(runs: list[Path], into: Path) -> int:
-    """Print the table of these runs, write it and the figures, and return how many have failed."""
+def _reported(runs: list[Path], into: Path) -> bool:
+    """Whether the sweep has a table now. Where it could not be made, the reason is said: the runs are done all the same."""
+    try:
+        summarise(runs, into)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        print(
+            f"the sweep has ended, and its table could not be made ({why}): once that is mended, "
+            f"`python -m fedprune.analysis {into}` makes one of all runs there",
+            file=sys.stderr,
+        )
+        return False
+    return True
+
+
+def has_failed(run: Path) -> bool:
+    """Whether a run has ended without a result, by a fault and not because its cell makes no sense."""
+    failed = run / "failed.json"
+    return failed.exists() and json.loads(failed.read_text())["status"] == "failed"
+
+
+def summarise(runs: list[Path], into: Path) -> None:
+    """Print the table of these runs, and write it and the figures."""
     from fedprune import analysis  # pandas and matplotlib: only now
 
     table = analysis.report(runs, into)
     console.print(analysis.show(table))
     written = [*sorted(path.name for path in into.iterdir() if path.suffix in (".csv", ".md")), "figures/*.png and *.svg"]
     console.print(f"results: {into}  ({', '.join(written)}; one folder per job)")
-    return sum((run / "failed.json").exists() and '"failed"' in (run / "failed.json").read_text() for run in runs)

@@ -1,15 +1,17 @@
 """Who is told. metrics.jsonl is the truth of a run and always written (run.py); a logger is a view of it, and cannot end a run.
 
-Every logger is (folder, about) -> a context manager that gives a Logger. `about` describes the run: what run.json holds.
+Every logger is (folder, about) -> a context manager that gives a Logger. `about` describes the run: what run.json holds. The
+rounds of a run that goes on are in metrics.jsonl when its logger is made.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,8 +57,7 @@ def csv(folder: Path, about: About) -> Iterator[Logger]:
         if (folder / "metrics.jsonl").exists():
             import pandas
 
-            with _reported("metrics.csv"):
-                pandas.DataFrame(read_metrics(folder)).to_csv(folder / "metrics.csv", index=False)
+            pandas.DataFrame(read_metrics(folder)).to_csv(folder / "metrics.csv", index=False)
 
 
 @contextmanager
@@ -64,18 +65,18 @@ def wandb(folder: Path, about: About, project: str = "fedprune", mode: str = "au
     """Weights & Biases: one run per job, the axes as config columns, every metric over the round.
 
     mode: online, offline, disabled, or auto: what WANDB_MODE says, else online if somebody is logged in, else offline.
-    Whatever goes wrong with it is reported once, and the run goes on without it.
+    A run that goes on is told again of the rounds that are done: the server replaces what it has of an id by what it is sent,
+    also by `wandb sync` of an offline run. One that is begun anew with force=true has an id of its own.
     """
-    run, status = None, 1
-    with _reported("Weights & Biases"):
-        run = _init(folder, about, project, _mode(mode), timeout)
+    run, status = _init(folder, about, project, _mode(mode), timeout), 1
     try:
-        yield Silent() if run is None else _Guard(_Board(run, about))
+        board = _Board(run, about)
+        for row in read_metrics(folder):
+            board.round(row)
+        yield board
         status = 0
     finally:
-        with _reported("Weights & Biases"):
-            if run is not None:
-                run.finish(exit_code=status)
+        run.finish(exit_code=status)
 
 
 class _Board:
@@ -103,34 +104,49 @@ class _Board:
 LAYER = "density/layer/"
 
 
+@contextmanager
+def guarded(factory: Callable[[Path, About], AbstractContextManager[Logger]], name: str, *args: Any) -> Iterator[Logger]:
+    """Make a logger that cannot end a run: whatever goes wrong with it, from its making to its end, is a warning, once.
+
+    name: what the user typed to have it. args: folder and about.
+    """
+    guard = _Guard(name)
+    with ExitStack() as stack:
+        guard.call(lambda: guard.use(stack.enter_context(factory(*args))))
+        ends = stack.pop_all()
+    try:
+        yield guard
+    except BaseException as error:
+        guard.call(functools.partial(ends.__exit__, type(error), error, error.__traceback__), unless=error)
+        raise
+    guard.call(ends.close)
+
+
 class _Guard:
     """Passes calls on until one fails; then says so once, and passes on no more."""
 
-    def __init__(self, logger: Logger):
-        self._logger: Logger = logger
+    def __init__(self, name: str):
+        self._name, self._told = name, False
+        self._logger: Logger = Silent()
+
+    def use(self, logger: Logger) -> None:
+        self._logger = logger
 
     def round(self, metrics: Metrics) -> None:
-        self._guard(lambda: self._logger.round(metrics))
+        self.call(lambda: self._logger.round(metrics))
 
     def finish(self, summary: Metrics, files: Sequence[Path]) -> None:
-        self._guard(lambda: self._logger.finish(summary, files))
+        self.call(lambda: self._logger.finish(summary, files))
 
-    def _guard(self, call: Callable[[], None]) -> None:
-        told = False
-        with _reported("Weights & Biases"):
-            call()
-            told = True
-        if not told:
+    def call(self, function: Callable[[], object], unless: BaseException | None = None) -> None:
+        """Call it; a failure is told, unless it is the one that is known."""
+        try:
+            function()
+        except Exception as error:
+            if error is not unless and not self._told:
+                log.warning("%s: %s; the run goes on without it (logger=none keeps it quiet)", self._name, error)
+                self._told = True
             self._logger = Silent()
-
-
-@contextmanager
-def _reported(what: str) -> Iterator[None]:
-    """A logger's failure is a warning: it must not end a run."""
-    try:
-        yield
-    except Exception as error:
-        log.warning("%s: %s; the run goes on without it (logger=none keeps it quiet)", what, error)
 
 
 def _mode(mode: str) -> str:
@@ -148,7 +164,7 @@ def _init(folder: Path, about: About, project: str, mode: str, timeout: float) -
         project=project,
         mode=mode,  # type: ignore[arg-type]
         dir=str(folder),
-        id=about["id"],
+        id=f"{about['id']}-{about['attempt']}" if about["attempt"] else about["id"],
         name=folder.name,
         group=about["sweep"],
         job_type=about["name"],

@@ -183,7 +183,7 @@ def outcomes(parts, compose) -> dict[Cell, Experiment | Incompatible]:
         patch.setattr(builder, "Network", once(builder.Network))
         for evidence, obstacle in OBSTACLES.items():
             patch.setitem(OBSTACLES, evidence, once(obstacle))
-        for name, answer in {"initial_net": whole.net, "_optimizer": None, "_recipe": whole.recipe, "_device": "cpu"}.items():
+        for name, answer in {"initial_net": whole.net, "_optimizer": None, "_recipe": whole.recipe, "chosen": "cpu"}.items():
             patch.setattr(builder, name, lambda *_, answer=answer: answer)
         patch.setattr(builder, "flops_per_example", lambda *_: whole.flops)
         for cell in CELLS:

@@ -129,6 +129,63 @@ def test_a_run_that_ends_well_says_so(logged):
     assert summary["test/accuracy"] == pytest.approx(read_metrics(of_seed(logged, 0)[0])[-1]["test/accuracy"])
 
 
+# --- a run that goes on ----------------------------------------------------------------------------------------------------
+
+
+def stopped_in(number: int, command, *arguments: str) -> None:
+    """Interrupt the run as its `number`-th round is written down."""
+    keep = tracking.append
+
+    def interrupt(where: Path, metrics: dict[str, float]) -> None:
+        if metrics["round"] == number:
+            raise KeyboardInterrupt
+        keep(where, metrics)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking, "append", interrupt)
+        assert command(*arguments).rc == 130
+
+
+def offline_runs(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(id, rows of rounds) of each offline run of a folder, in the order in which `wandb sync` takes them."""
+    found = []
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        kinds = [(record.WhichOneof("record_type"), record) for record in records(path)]
+        (name,) = (record.run.run_id for kind, record in kinds if kind == "run")
+        history = [fields(record.history.item) for kind, record in kinds if kind == "history"]
+        found.append((name, [row for row in history if "train/loss" in row]))
+    return found
+
+
+def test_a_run_that_goes_on_is_whole_in_its_last_wandb_run_and_one_that_is_forced_is_another(command, folder):
+    """wandb sync replaces what the server has of an id by what the file has (issues 3841 and 5865 of wandb/wandb): so each file
+    has to have all rounds until its end, each once, and the last one all of the run."""
+    stopped_in(2, command, *TINY, "logger=wandb", "checkpoint_every=0")
+    assert command(*TINY, "logger=wandb").rc == 0
+    (one, before), (same, after) = offline_runs(folder())
+    written = read_metrics(folder())
+    assert one == same == about(folder())["id"]
+    assert ([row["round"] for row in before], [row["round"] for row in after]) == ([0, 1], [0, 1, 2])
+    assert [row["_step"] for row in after] == [0, 1, 2]
+    for row, metrics in zip(after, written, strict=True):
+        assert {key: row[key] for key in metrics} == pytest.approx(metrics)
+
+    stopped_in(1, command, *TINY, "logger=wandb", "checkpoint_every=0", "force=true")
+    assert command(*TINY, "logger=wandb").rc == 0  # goes on with the forced one
+    forced = offline_runs(folder())[2:]
+    assert [name for name, _ in forced] == [f"{one}-1"] * 2
+    assert [[row["round"] for row in rows] for _, rows in forced] == [[0], [0, 1, 2]]
+
+
+def test_csv_of_a_run_that_goes_on_has_every_round_once_and_a_forced_one_has_nothing_of_before(command, folder):
+    stopped_in(2, command, *TINY, "logger=csv", "checkpoint_every=0")
+    assert command(*TINY, "logger=csv").rc == 0
+    table = folder() / "metrics.csv"
+    assert [int(row["round"]) for row in csv.DictReader(table.read_text().splitlines())] == [0, 1, 2]
+    stopped_in(0, command, *TINY, "logger=none", "force=true")
+    assert not table.exists()
+
+
 # --- W&B fails -------------------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +240,32 @@ def test_a_run_that_fails_is_closed_as_failed(command, monkeypatch):
     assert ended == [1]
 
 
+MINE = """
+import contextlib
+
+class Mine:
+    def round(self, metrics):
+        if where == "round": raise ValueError("mine is broken")
+    def finish(self, summary, files):
+        if where == "finish": raise ValueError("mine is broken")
+
+@contextlib.contextmanager
+def mine(folder, about):
+    if where == "start": raise ValueError("mine is broken")
+    yield Mine()
+    if where == "end": raise ValueError("mine is broken")
+"""
+
+
+@pytest.mark.parametrize("where", ["start", "round", "finish", "end"])
+def test_a_logger_of_ones_own_cannot_end_a_run_either(where, command, folder, monkeypatch, outputs):
+    (outputs.parent / f"mine_{where}.py").write_text(f"where = '{where}'\n{MINE}")
+    monkeypatch.syspath_prepend(outputs.parent)
+    result = command(*TINY, "logger=none", f"logger._target_=mine_{where}.mine")
+    assert (result.rc, result.err.count("mine is broken")) == (0, 1)
+    assert (folder() / "summary.json").exists() and not (folder() / "failed.json").exists()
+
+
 @pytest.mark.parametrize(
     ("asked", "environment", "logged_in", "mode"),
     [
@@ -209,7 +292,7 @@ def test_it_is_online_only_for_who_is_logged_in_and_did_not_say_otherwise(asked,
     if environment:
         monkeypatch.setenv("WANDB_MODE", environment)
     facts = dict.fromkeys(("id", "sweep", "name", "seed", "density", "parameters", "prunable", "clients", "config"), "x")
-    with tracking.wandb(Path("run"), {**facts, "axes": {"criterion": "c" * 100, "data": "d"}}, mode=asked):
+    with tracking.wandb(Path("run"), {**facts, "attempt": 0, "axes": {"criterion": "c" * 100, "data": "d"}}, mode=asked):
         pass
     assert asked_for["mode"] == mode
     assert max(map(len, asked_for["tags"])) == 64

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from fedprune.analysis.tables import TEST, TEST_SD
-from fedprune.folders import VOLATILE
+from fedprune.identity import VOLATILE
 
 NOT_IDENTIFYING = {"run", "status", "reason", "seed", "round"}
 

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import functools
 import json
+import marshal
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedprune import __version__
-from fedprune.data.sources import Source, obtain
+from fedprune.data.sources import Source, in_place_of, obtain
 from fedprune.folders import digest_of
 
 P = ParamSpec("P")
@@ -30,15 +31,19 @@ Loader = Callable[Concatenate[str, P], Kind]
 def cached(source: Source, kind: type[Kind]) -> Callable[[Loader[P, Kind]], Loader[P, Kind]]:
     """Makes a loader `(root, ...) -> kind` leave what it reads in the cache, and take it from there if its files are the same.
 
-    kind: a dataclass of tensors, and of what JSON holds. Files are the same as long as their paths, sizes and times are. Where
-    nothing can be written, or what is there is damaged, the loader reads as it would without.
+    kind: a dataclass of tensors, and of what JSON holds. Files are the same as long as their paths, sizes and times are.
+    What was read is this loader's alone, and only until the file that it is written in changes. Where nothing can be written,
+    or what is there is damaged, the loader reads as it would without.
     """
 
     def around(load: Loader[P, Kind]) -> Loader[P, Kind]:
+        code = _code(load)
+
         @functools.wraps(load)
         def loader(root: str, *args: P.args, **kwargs: P.kwargs) -> Kind:
             marks = [_mark(path) for file in obtain(source, root) for path in _all(file)]
-            path = home() / f"{source.name}-{digest_of([__version__, marks, args, kwargs])}.safetensors"
+            known = [__version__, code, kind.__qualname__, marks, args, kwargs]
+            path = home() / f"{source.name}-{digest_of(known)}.safetensors"
             with suppress(OSError, SafetensorError, KeyError, ValueError, TypeError):
                 return _read(path, kind)
             found = load(root, *args, **kwargs)
@@ -46,6 +51,7 @@ def cached(source: Source, kind: type[Kind]) -> Callable[[Loader[P, Kind]], Load
                 _write(found, path)
             return found
 
+        loader.depends_on = functools.partial(in_place_of, source)  # type: ignore[attr-defined]  # see identity.py
         return loader
 
     return around
@@ -54,6 +60,13 @@ def cached(source: Source, kind: type[Kind]) -> Callable[[Loader[P, Kind]], Load
 def home() -> Path:
     """Where what was read is kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedprune"
+
+
+def _code(load: Callable[..., object]) -> list[Any]:
+    """Which loader it is, and the mark of the file that it is written in; of one that is in none (a notebook), its bytecode."""
+    file = Path(load.__code__.co_filename)  # type: ignore[attr-defined]
+    written = _mark(file) if file.exists() else marshal.dumps(load.__code__).hex()  # type: ignore[attr-defined]
+    return [load.__module__, load.__qualname__, written]
 
 
 def _all(path: Path) -> Iterable[Path]:
@@ -74,7 +87,8 @@ def _read(path: Path, kind: type[Kind]) -> Kind:
 
 def _write(found: object, path: Path) -> None:
     values = {field.name: getattr(found, field.name) for field in fields(found)}  # type: ignore[arg-type]
-    tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)}
+    # Of their own memory, which safetensors asks for: a loader's may be views of one tensor.
+    tensors = {name: value.contiguous().clone() for name, value in values.items() if isinstance(value, Tensor)}
     plain = {name: value for name, value in values.items() if name not in tensors}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")

@@ -7,6 +7,8 @@ a package manager hands out is for the user to fetch, with one command. Files th
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,20 +113,60 @@ def obtain(source: Source, root: str) -> list[Path]:
 
     Raises DataError when a file is neither found nor can be downloaded.
     """
+    found = [_find(file, _places(source, root)) for file in source.files]
+    if None in found:
+        found = _installed(source) or found
     home = Path(root).expanduser()
-    ours = [home / source.name, home, *(home / folder for folder in source.folders)]
-    found = [_find(file, ours) for file in source.files]
-    if None in found and source.system is not None:
-        installed = [_find(file, [Path(source.system)]) for file in source.files]
-        found = found if None in installed else installed
     missing = tuple(file for file, path in zip(source.files, found, strict=True) if path is None)
     downloaded = iter(_download(source, missing, home / source.name))
     return [path or next(downloaded) for path in found]
 
 
+def in_place_of(source: Source, root: str) -> str | None:
+    """What stands for `root` in a run's identity: the root, unless the set's files are the official ones wherever it is.
+
+    They are if each is the official copy by its md5, or will be downloaded (and checked), or if they lie where the system's
+    packages put them. Files that the user unpacked or packed again may hold anything.
+    """
+    places = _places(source, root)
+    mine = list(filter(None, (_find(file, places) for file in source.files)))
+    if len(mine) < len(source.files) and _installed(source) is not None:
+        return None
+    official = all(any(_is_official(file, path) for file in source.files) for path in mine)
+    return None if official else root
+
+
+def _is_official(file: File, path: Path) -> bool:
+    try:
+        return path.name == file.name and path.is_file() and _md5(path, path.stat().st_mtime_ns) == file.md5
+    except OSError:  # it cannot be read, as the loader will say
+        return False
+
+
+@functools.lru_cache(maxsize=32)
+def _md5(path: Path, changed: int) -> str:
+    """The md5 of a file; changed: when it was, so that another one is read again."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
 def to_type(source: Source, root: Path) -> str:
     """What the user does to get the set's file from a package manager, without a capital or a full stop."""
     return f"type `{source.command}` in the folder {root.absolute()}"
+
+
+def _places(source: Source, root: str) -> list[Path]:
+    """The folders in which the user may have put the set's files."""
+    home = Path(root).expanduser()
+    return [home / source.name, home, *(home / folder for folder in source.folders)]
+
+
+def _installed(source: Source) -> list[Path | None] | None:
+    """The set's files where a package of the operating system put them; None unless all are there."""
+    if source.system is None:
+        return None
+    paths = [_find(file, [Path(source.system)]) for file in source.files]
+    return None if None in paths else paths
 
 
 def _find(file: File, folders: list[Path]) -> Path | None:

@@ -19,6 +19,7 @@ from fedprune.federated.client import Begun, ClientRound
 from fedprune.federated.clock import Clock
 from fedprune.federated.executor import Serial
 from fedprune.federated.worker import Factory, Task
+from fedprune.identity import AT_ONCE
 from fedprune.local import control
 from fedprune.local.compacted import silent
 from fedprune.local.obstacle import obstacle
@@ -28,7 +29,6 @@ from fedprune.types import Job
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 32
 TRIED = 3  # examples on which it is tried whether the network can be batched
 
 
@@ -39,6 +39,8 @@ class Batched(Serial):
     Networks are trained under their masks, whatever local.compact says. Why clients are trained one after the other, if they
     are, is logged once.
     """
+
+    batches_on = ("cpu", "cuda", "mps", "xpu")
 
     def __init__(self, factory: Factory, at_once: int | None = AT_ONCE):
         if at_once is not None and at_once < 1:
@@ -118,3 +120,6 @@ class Batched(Serial):
 def cuda(factory: Factory, at_once: int | None = AT_ONCE) -> Batched:
     """Batched on a GPU, and nowhere else: check/values.py refuses it where there is none."""
     return Batched(factory, at_once)
+
+
+cuda.batches_on = ("cuda",)  # type: ignore[attr-defined]

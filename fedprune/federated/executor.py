@@ -20,7 +20,11 @@ from fedprune.federated.worker import Factory, Task
 
 
 class Executor(Protocol):
-    """Runs tasks on clients."""
+    """Runs tasks on clients.
+
+    An option of one may declare `batches_on`: the kinds of device (cpu, cuda) on which it trains several clients as one model.
+    Its sums are then rounded in another way than Serial's, which makes it another run (see identity.py).
+    """
 
     def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
         """The results in the order of the tasks, Lost where there is none to be had. `sizes` tells which tasks are long, so
@@ -54,6 +58,9 @@ def auto(factory: Factory, cohort: int, workers: int | None = None) -> Executor:
     beside_others = multiprocessing.parent_process() is not None
     number = at_least_one(workers) or (1 if beside_others else available_cores())
     return Processes(factory, number) if min(number, cohort) > 1 else Serial(factory)
+
+
+auto.batches_on = ("cuda",)  # type: ignore[attr-defined]  # where Experiment.executor takes Batched for it
 
 
 @contextmanager
