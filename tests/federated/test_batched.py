@@ -202,15 +202,17 @@ def test_what_an_option_is_on_a_gpu(option, made, tiny, assemble, monkeypatch):
     assert type(replace(tiny(), config=config, device="cuda:0").executor()) is made
 
 
-def test_on_the_command_line_it_is_the_same_run(command, folder):
-    """The same plan, bytes and folder, and metrics that only rounding tells apart."""
+def test_on_the_command_line_it_is_a_run_that_only_rounding_tells_apart(command, outputs):
+    """The same plan and bytes, and metrics up to rounding; in a folder of its own, since its last bits are others."""
     words = ("rounds=6", "federated.clients=20", "federated.cohort=5", "density=0.2", "how_often=gradual", "how_often.every=1")
     found = []
     for option in ("serial", "batched"):
-        result = command(*words, "eval_every=1", "logger=none", "device=cpu", "force=true", f"executor={option}")
+        before = set(outputs.glob("*/*/run.json"))
+        result = command(*words, "eval_every=1", "logger=none", "device=cpu", f"executor={option}")
         assert result.rc == 0, result.text
-        rows = [json.loads(line) for line in (folder() / "metrics.jsonl").read_text().splitlines()]
-        found.append((rows, (folder() / "plan.txt").read_text(), load_state(folder() / "state" / "state.safetensors")))
+        (folder,) = (path.parent for path in {*outputs.glob("*/*/run.json")} - before)
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        found.append((rows, (folder / "plan.txt").read_text(), load_state(folder / "state" / "state.safetensors")))
     (rows, plan, state), (others, other_plan, other) = found
     assert plan == other_plan
     assert len(rows) == len(others) == 6
