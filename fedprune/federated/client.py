@@ -29,7 +29,7 @@ from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, in_use, regularised
 from fedprune.local.train import Trained, fit, load, set_mode, unload
 from fedprune.pruning.cycle import Measure
-from fedprune.pruning.evidence import FROM_DATA, FROM_TRAINING, OF_REMOVAL, at_hand, needs
+from fedprune.pruning.evidence import FROM_DATA, FROM_TRAINING, OF_LIVING, OF_REMOVAL, at_hand, needs
 from fedprune.pruning.mask import apply, ones
 from fedprune.pruning.network import Network
 from fedprune.pruning.rank import keep_best, nearest
@@ -233,7 +233,8 @@ class ClientRound:
         used = in_use(job.subnet.params, names, self.regularisers)
         params = as_laid_out(used, self.module.net)
         cover = about(answered_under(job), job.about)
-        removal = ({name: alive.to(self.module.device) for name, alive in cover.items()},)
+        removal = (on_device(cover, self.module.device),)
+        alive = on_device(job.subnet.mask, self.module.device)
         set_mode(self.module, self.recipe)
         evidence = {}
         for name in job.measure:
@@ -244,7 +245,7 @@ class ClientRound:
             with seeded(torch_seed(job.seed, f"evidence {name}", job.round, job.client), self.module.device):
                 more = removal if name in OF_REMOVAL else ()
                 batches = Again(lambda: self.batches.of(indices, self.recipe.batch_size))
-                found = FROM_DATA[name](self.module, params, names, batches, *more)
+                found = FROM_DATA[name](self.module, params, alive if name in OF_LIVING else names, batches, *more)
             evidence[name] = apply({n: e.cpu() for n, e in found.items()}, cover)
         return evidence
 
@@ -264,6 +265,11 @@ class ClientRound:
     def _outcome(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         losses, correct = self.module.outcome(batch)
         return losses.float().cpu().numpy(), correct.cpu().numpy()
+
+
+def on_device(mask: Mask, device: torch.device) -> Mask:
+    """Return the mask on a device."""
+    return {name: alive.to(device) for name, alive in mask.items()}
 
 
 def largest(values: Params, mask: Mask, fraction: float) -> Params:

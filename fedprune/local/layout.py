@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fedprune.pruning.network import tensors_in
 from fedprune.types import Params
 
 
@@ -23,12 +24,19 @@ def channels_last(net: nn.Module, shape: tuple[int, ...]) -> bool:
     inputs, before = torch.linspace(-1, 1, 2 * torch.Size(shape).numel()).view(2, *shape), torch.contiguous_format
     expected = _outputs(net, inputs, before)
     found = _outputs(net, inputs, torch.channels_last)
-    same = expected is not None and found is not None and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+    same = expected is not None and found is not None and len(found) == len(expected)
+    same = same and all(_alike(one, other) for one, other in zip(found or [], expected or [], strict=True))
     if not same:
         net.to(memory_format=before)  # type: ignore[call-overload]
     for layer, mode in training.items():
         layer.training = mode
     return same
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    if not expected.is_floating_point():
+        return torch.equal(found, expected)
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def as_laid_out(params: Params, net: nn.Module) -> Params:
@@ -37,10 +45,10 @@ def as_laid_out(params: Params, net: nn.Module) -> Params:
     return {name: torch.empty_like(state[name], dtype=value.dtype).copy_(value) for name, value in params.items()}
 
 
-def _outputs(net: nn.Module, inputs: Tensor, layout: torch.memory_format) -> Tensor | None:
-    """In evaluation, laid out so; None if the network cannot be."""
+def _outputs(net: nn.Module, inputs: Tensor, layout: torch.memory_format) -> list[Tensor] | None:
+    """In evaluation, laid out so, each tensor that the network puts out; None if the network cannot be."""
     net.eval().to(memory_format=layout)  # type: ignore[call-overload]
     try:
-        return net(inputs)
+        return tensors_in(net(inputs))
     except RuntimeError:
         return None

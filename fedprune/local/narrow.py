@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedprune.local.regulariser import Forward, Regulariser, require, run
+from fedprune.pruning.plain import is_plain
 from fedprune.pruning.width import CUT, output_layer, sliced, width
 from fedprune.types import Mask
 
@@ -147,7 +148,7 @@ def _obstacle(net: nn.Module) -> str | None:
         f"{name} ({type(layer).__name__})"
         for name, layer in net.named_modules()
         if any(True for _ in layer.parameters(recurse=False))
-        and not (isinstance(layer, CUT) and getattr(layer, "groups", 1) == 1)
+        and not (is_plain(layer, CUT) and getattr(layer, "groups", 1) == 1)
     ]
     if not others:
         return None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from fedprune.pruning.network import followers, normalisations, spread
+from fedprune.pruning.network import dim_of_units, followers, normalisations, spread
 from fedprune.pruning.probe import Batch, calls, evaluated, gathered, over_examples, owners
 from fedprune.types import Params
 
@@ -39,16 +39,11 @@ def _mean_over_units(
             torch.func.functional_call(net, params, (batch[0],))
         last = {name: name for name in names} | followers(seen, names, tuple(norms))
         outputs = {name: [of(call.output) for call in seen[last[name]]] for name in names}
-        return {name: len(batch[0]) * _by_unit(outputs[name], _units(layers[name]), like[name]) for name in names}
+        return {name: len(batch[0]) * _by_unit(outputs[name], dim_of_units(layers[name]), like[name]) for name in names}
 
     with evaluated(module):
         means = over_examples(summed, gathered(batches), like)
     return {name: spread(means[name], params[name]) for name in names}
-
-
-def _units(layer: nn.Module) -> int:
-    """The dimension of a layer's outputs in which its units are."""
-    return -1 if isinstance(layer, nn.Linear) else 1
 
 
 def _by_unit(outputs: list[Tensor], units: int, like: Tensor) -> Tensor:

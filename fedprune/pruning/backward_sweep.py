@@ -6,12 +6,14 @@ of a backward pass. At each step slopes g and curvatures h (second derivatives, 
     ReLU, maximum, flatten   h_x = h_y where the entry passes
     average over n           h_x = h_y / n^2
 
-The network must be a chain of these; torch.fx reads it from the module's own forward.
+The network must be a chain of these, each called once and of exactly that class; torch.fx reads it from the module's own
+forward.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fedprune.pruning.network import Network, some
+from fedprune.pruning.plain import changed
 from fedprune.pruning.probe import Batch, gathered, loss_hessian, loss_of_outputs, over_examples, reads_characters, split
 from fedprune.types import Params
 
@@ -66,13 +69,17 @@ def chain(net: nn.Module) -> list[Step]:
 
 def unswept(net: nn.Module) -> list[str]:
     """The parts of the network through which no sweep goes, by name; all of it if its forward cannot be read."""
+    if changed(net):
+        return [f"{name or type(net).__name__}, which has a hook or a forward of its own" for name in changed(net)]
     try:
         nodes = [node for node in fx.symbolic_trace(net).graph.nodes if node.op != "output"]
     except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError) as error:
         return [f"the whole {type(net).__name__}, whose forward torch.fx cannot read ({str(error).splitlines()[0]})"]
     modules = dict(net.named_modules())
     known = {*PASSES, *CURVES, *AVERAGES, *WEIGHTED}
-    return [
+    times = Counter(node.target for node in nodes if node.op == "call_module")
+    again = [node for node in nodes if times[node.target] > 1 and _kind(node, modules) in WEIGHTED]
+    return [f"{target}, which is called more than once" for target in dict.fromkeys(node.target for node in again)] + [
         _called(node, modules)
         for before, node in itertools.pairwise(nodes)
         if not _acts(node) or node.args[:1] != (before,) or len(node.all_input_nodes) > 1 or _kind(node, modules) not in known

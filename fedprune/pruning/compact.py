@@ -20,6 +20,7 @@ from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.couplings import Group, Unit, couplings
 from fedprune.pruning.fold import OUTPUT, Work, choose, closed, remove, verdict
 from fedprune.pruning.mask import apply
+from fedprune.pruning.plain import is_plain
 from fedprune.pruning.resize import LAYERS, NORMS, Kept, resize, resize_mask
 from fedprune.types import Mask
 
@@ -86,7 +87,7 @@ def _masked(net: nn.Module, mask: Mask) -> nn.Module:
 
 def _work(masked: nn.Module, mask: Mask, example: Tensor) -> Work:
     net = copy.deepcopy(masked).double().eval()
-    weights = {name: layer.weight for name, layer in net.named_modules() if type(layer) in LAYERS}
+    weights = {name: layer.weight for name, layer in net.named_modules() if is_plain(layer, LAYERS)}
     alive = {name: mask.get(f"{name}.weight", torch.ones_like(weight, dtype=torch.bool)) for name, weight in weights.items()}  # type: ignore[arg-type]
     return Work(net, {name: entries.clone() for name, entries in alive.items()}, example.double())
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.errors import ConfigError, Incompatible
+from fedprune.pruning.plain import is_plain
 from fedprune.pruning.resize import LAYERS, NORMS
 
 Places = dict[str, list[int]]
@@ -85,9 +86,9 @@ def _group(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> Group:
 def _note(unit: Unit, module: nn.Module, name: str | None, place: int, into: bool) -> None:
     if isinstance(module, nn.Parameter):
         unit.unknown.add("a parameter of its own")
-    elif type(module) in NORMS and name is not None:
+    elif is_plain(module, NORMS) and name is not None:
         unit.norms.setdefault(name, []).append(place)
-    elif type(module) in LAYERS and name is not None and getattr(module, "groups", 1) == 1:
+    elif is_plain(module, LAYERS) and name is not None and getattr(module, "groups", 1) == 1:
         (unit.reads if into else unit.makes).setdefault(name, []).append(place)
     elif name is not None and any(True for _ in module.parameters()):
         unit.unknown.add(f"{name} ({type(module).__name__})")

@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from fedprune.errors import Incompatible
 from fedprune.pruning.network import Network
 from fedprune.pruning.probe import (
     Batch,
+    MoreThanOutputs,
+    blank,
     differentiable,
     evaluated,
     gathered,
@@ -24,7 +27,7 @@ from fedprune.pruning.probe import (
     reads_characters,
     split,
 )
-from fedprune.pruning.squares import squares
+from fedprune.pruning.squares import per_example_losses, squares, summed
 from fedprune.pruning.what import prunable
 from fedprune.types import Params
 
@@ -33,12 +36,21 @@ EXACT = 20_000  # weights: beyond, the exact Hessian takes minutes
 
 
 def sq_grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
-    """The mean of the examples' squared gradients: the diagonal of the *empirical* Fisher matrix, at the labels given."""
+    """The mean of the examples' squared gradients: the diagonal of the *empirical* Fisher matrix, at the labels given.
 
-    def cotangents(outputs: Tensor, batch: Batch) -> Tensor:
-        return loss_slopes(module, outputs, batch)
+    Where the loss is no function of one tensor of outputs, each example's gradient is that of its own training step.
+    """
+    wanted, others = split(params, names)
+    net: nn.Module = module.net  # type: ignore[assignment]
 
-    return _mean_squares(module, params, names, batches, cotangents)
+    def of_batch(batch: Batch) -> Params:
+        try:
+            return squares(net, wanted, others, batch[0], lambda outputs: loss_slopes(module, outputs, batch))
+        except MoreThanOutputs:
+            return summed(per_example_losses(module, wanted, others, batch))
+
+    with evaluated(module):
+        return over_examples(of_batch, gathered(batches), wanted)
 
 
 def sq_grads_sampled(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
@@ -48,6 +60,7 @@ def sq_grads_sampled(module: nn.Module, params: Params, names: tuple[str, ...], 
 
     def cotangents(outputs: Tensor, batch: Batch) -> Tensor:
         inputs, labels = batch
+        _check_classes(outputs, labels)
         by_place = outputs.softmax(1).cpu().movedim(1, -1).flatten(0, -2)
         drawn = torch.multinomial(by_place, 1).view(labels.shape)
         return loss_slopes(module, outputs, (inputs, drawn.to(labels)))
@@ -65,7 +78,7 @@ def gauss_newton_diag(module: nn.Module, params: Params, names: tuple[str, ...],
     def cotangents(outputs: Tensor, batch: Batch) -> Tensor:
         values, vectors = torch.linalg.eigh(loss_hessian(module, outputs, batch))
         signs = torch.randint(2, values.shape).to(values) * 2 - 1
-        return (vectors @ (values.clamp_min(0).sqrt() * signs).unsqueeze(-1)).squeeze(-1)
+        return (vectors @ (values.clamp_min(0).sqrt() * signs).unsqueeze(-1)).squeeze(-1).view(outputs.shape)
 
     return _mean_squares(module, params, names, batches, cotangents)
 
@@ -86,12 +99,16 @@ def hessian_diag(module: nn.Module, params: Params, names: tuple[str, ...], batc
 
 def by_place(network: Network, names: tuple[str, ...]) -> str | None:
     """Why `gauss_newton_diag` is not to be had of this network, or None."""
-    if not reads_characters(network.net, network.shape):
-        return None
-    return (
-        "the Gauss-Newton matrix has a block of its own for each place of a sequence: choose criterion=fisher_true, "
-        "which is the same on average"
-    )
+    if reads_characters(network.net, network.shape):
+        return (
+            "the Gauss-Newton matrix has a block of its own for each place of a sequence: choose criterion=fisher_true, "
+            "which is the same on average"
+        )
+    with torch.no_grad():
+        outputs = network.run(dict(network.net.state_dict()), blank(network.net, network.shape))
+    if isinstance(outputs, Tensor) and outputs.dim() > 2:
+        return "the Gauss-Newton matrix has a block of its own for each place of an image: choose criterion=fisher_empirical"
+    return None
 
 
 def too_large(network: Network, names: tuple[str, ...]) -> str | None:
@@ -119,11 +136,21 @@ def _mean_squares(
     wanted, others = split(params, names)
     net: nn.Module = module.net  # type: ignore[assignment]
 
-    def summed(batch: Batch) -> Params:
+    def of_batch(batch: Batch) -> Params:
         return squares(net, wanted, others, batch[0], lambda outputs: cotangents(outputs, batch))
 
     with evaluated(module):
-        return over_examples(summed, gathered(batches), wanted)
+        return over_examples(of_batch, gathered(batches), wanted)
+
+
+def _check_classes(outputs: Tensor, labels: Tensor) -> None:
+    """Raise Incompatible unless the labels are classes, one for each place of the outputs [B, classes, ...]."""
+    fits = outputs.dim() > 1 and outputs.shape[:1] + outputs.shape[2:] == labels.shape
+    if not fits or labels.is_floating_point():
+        raise Incompatible(
+            f"labels are drawn from a classifier's softmax, and here outputs {[*outputs.shape[1:]]} have labels "
+            f"{[*labels.shape[1:]]} of {str(labels.dtype).removeprefix('torch.')}: choose criterion=fisher_empirical"
+        )
 
 
 def _diagonal(slopes: Callable[[Params], Params], wanted: Params, name: str) -> Tensor:

@@ -62,6 +62,9 @@ FROM_TRAINING = ("sq_grads_accumulated",)
 
 FROM_CLIENTS = (*FROM_DATA, *FROM_TRAINING)
 
+OF_LIVING = ("hessian_grads", "movement", "fisher_inverse_diag", "fisher_compensation")
+"""Evidence from data that takes the mask of the tensors that it is about, where the rest takes their names."""
+
 OF_REMOVAL = ("fisher_compensation",)
 """Evidence from data that also takes the mask that a removal leaves: for compensation.py; scores come before any removal."""
 

@@ -1,8 +1,8 @@
 """Evidence from the empirical Fisher matrix F, which relates weights to each other: DAMPING on the diagonal plus the mean over
 the examples of g g', g the gradient of one example's own loss; in blocks of BLOCK entries that follow each other in a tensor.
 
-Entries that are zero, as the dead are, relate to none. As in curvature.py, the network is in evaluation mode. Every function is
-(module, params, names, batches) -> one tensor per name; one about a removal also takes the mask that is left after it.
+The dead relate to none. As in curvature.py, the network is in evaluation mode. Every function is (module, params, alive,
+batches) -> one tensor per name, `alive` the mask of these; one about a removal also takes the mask that is left after it.
 
 Of several clients the results are averaged, and neither the mean of inverses nor the mean of solutions is that of the pooled
 matrix: an approximation, the closer the more alike the clients are.
@@ -15,8 +15,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from fedprune.pruning.probe import Batch, evaluated, gathered, loss_slopes, over_examples, split
-from fedprune.pruning.squares import per_example, total
+from fedprune.pruning.probe import Batch, MoreThanOutputs, evaluated, gathered, loss_slopes, over_examples, split
+from fedprune.pruning.squares import per_example, per_example_losses, total
 from fedprune.types import Mask, Params
 
 BLOCK = 32
@@ -24,15 +24,13 @@ DAMPING = 1e-4
 AT_ONCE = 1024  # blocks: how many are solved in double precision at a time
 
 
-def fisher_inverse_diag(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
+def fisher_inverse_diag(module: nn.Module, params: Params, alive: Mask, batches: Iterable[Batch]) -> Params:
     """The diagonal of F^-1."""
-    blocks = _blocks(module, params, names, batches)
+    blocks = _blocks(module, params, alive, batches)
     return {name: _inverse_diagonal(block, params[name]) for name, block in blocks.items()}
 
 
-def fisher_compensation(
-    module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch], surviving: Mask
-) -> Params:
+def fisher_compensation(module: nn.Module, params: Params, alive: Mask, batches: Iterable[Batch], surviving: Mask) -> Params:
     """What to add to the weights that survive a removal, so that they make up for the removed: F_SS^-1 F_SQ w_Q in each block,
     S the entries of `surviving` and Q the others. Zero at all others.
 
@@ -42,18 +40,23 @@ def fisher_compensation(
     each as if its q were the only one to go: the same if it is the only one of its block; else that sum does not make
     d_Q = -w_Q, and cutting the rest off may cost more than not to move at all.
     """
-    blocks = _blocks(module, params, names, batches)
+    blocks = _blocks(module, params, alive, batches)
     return {name: _step(block, params[name], surviving[name]) for name, block in blocks.items()}
 
 
-def _blocks(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
+def _blocks(module: nn.Module, params: Params, alive: Mask, batches: Iterable[Batch]) -> Params:
     """F without its damping, [blocks, BLOCK, BLOCK] per name; the last block of a tensor is padded with zeros."""
-    wanted, others = split(params, names)
+    wanted, others = split(params, alive)
     net: nn.Module = module.net  # type: ignore[assignment]
 
     def outer(batch: Batch) -> Params:
-        parts = per_example(net, wanted, others, batch[0], lambda outputs: loss_slopes(module, outputs, batch))
-        return total({name: _outer(torch.where(wanted[name] != 0, g, 0)) for name, g in some.items()} for some in parts)
+        try:
+            return products(per_example(net, wanted, others, batch[0], lambda outputs: loss_slopes(module, outputs, batch)))
+        except MoreThanOutputs:
+            return products(per_example_losses(module, wanted, others, batch))
+
+    def products(parts: Iterable[Params]) -> Params:
+        return total({name: _outer(torch.where(alive[name], g, 0)) for name, g in some.items()} for some in parts)
 
     like = {name: w.new_zeros(-(-w.numel() // BLOCK), BLOCK, BLOCK) for name, w in wanted.items()}
     with evaluated(module):

@@ -1,7 +1,8 @@
 """Evidence from first derivatives: how gradients, their curvature along themselves, and the way of weights are measured.
 
 Every function is (module, params, names, batches) -> one tensor per name, a mean over the examples of `batches`: the module's
-loss at `params` (all of module.net), about the named tensors. `batches` is gone through once or more.
+loss at `params` (all of module.net), about the named tensors. `batches` is gone through once or more. Those to which it matters
+what is dead take the mask of the named tensors in the place of their names: a value of zero may be alive.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from fedprune.pruning.probe import Batch, TrainingLoss, differentiable, loss_at, over_examples, split
-from fedprune.types import Params
+from fedprune.types import Mask, Params
 
 
 def grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
@@ -37,16 +38,16 @@ def abs_grads(module: nn.Module, params: Params, names: tuple[str, ...], batches
     return {name: g.abs() for name, g in grads(module, params, names, batches).items()}
 
 
-def hessian_grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
+def hessian_grads(module: nn.Module, params: Params, alive: Mask, batches: Iterable[Batch]) -> Params:
     """H g: the Hessian of the mean loss times its gradient, over the living of the named tensors. What GraSP asks for.
 
-    Both passes see the same batches (and the same dropout), in the mode that the module is in. g of an entry that is zero,
-    as the dead are, is no part of it: it will not be trained. Of several clients this is the mean of each one's H g, which
-    is not H g of the pooled data: a product of means is not the mean of products.
+    Both passes see the same batches (and the same dropout), in the mode that the module is in. g of the dead is no part of it:
+    they will not be trained. Of several clients this is the mean of each one's H g, which is not H g of the pooled data: a
+    product of means is not the mean of products.
     """
-    along = grads(module, params, names, batches)
-    along = {name: torch.where(params[name] != 0, g, 0) for name, g in along.items()}
-    wanted, others = split(params, names)
+    along = grads(module, params, tuple(alive), batches)
+    along = {name: torch.where(alive[name], g, 0) for name, g in along.items()}
+    wanted, others = split(params, alive)
     tensors = [w.requires_grad_() for w in wanted.values()]
 
     def product(batch: Batch) -> Params:
@@ -60,27 +61,26 @@ def hessian_grads(module: nn.Module, params: Params, names: tuple[str, ...], bat
     return over_examples(product, batches, wanted)
 
 
-def movement(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
+def movement(module: nn.Module, params: Params, alive: Mask, batches: Iterable[Batch]) -> Params:
     """-sum_t w_t g_t over the steps of one pass over `batches`, trained with the module's optimizer and then forgotten.
 
-    A replay: a copy of the module is trained from `params`, which stay as they are. Entries that are zero, as the dead are,
-    stay zero. g_t is a batch's gradient; the learning rate is the optimizer's, before any decay by round.
+    A replay: a copy of the module is trained from `params`, which stay as they are. The dead stay zero. g_t is a batch's
+    gradient; the learning rate is the optimizer's, before any decay by round.
     """
     replica = copy.deepcopy(module)
     weights = dict(replica.net.named_parameters())  # type: ignore[union-attr, operator]
     replica.net.load_state_dict(params)  # type: ignore[union-attr, operator]
     optimizer, loss = replica.configure_optimizers(), TrainingLoss(replica)  # type: ignore[operator]
-    alive = {name: weights[name].detach() != 0 for name in names}
-    moved = {name: torch.zeros_like(params[name]) for name in names}
+    moved = {name: torch.zeros_like(params[name]) for name in alive}
     with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
         for batch in batches:
             optimizer.zero_grad()
             loss(batch).backward()
             with torch.no_grad():
-                for name in names:
+                for name in alive:
                     gradient = weights[name].grad
                     moved[name] -= 0 if gradient is None else weights[name] * gradient
                 optimizer.step()
-                for name in names:
+                for name in alive:
                     weights[name] *= alive[name]
     return moved

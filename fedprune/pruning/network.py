@@ -7,15 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from fedprune.pruning.plain import is_plain
 from fedprune.pruning.probe import Call, blank, calls, evaluated, owners, reads_characters
 from fedprune.pruning.what import others
 from fedprune.types import Params
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
+
+SCALED = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+"""Normalisations that multiply by their weight; what a subclass does with it (1 + weight, for one) is not known."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +34,20 @@ class Network:
     net: nn.Module
     shape: tuple[int, ...]
 
-    def run(self, params: Params, inputs: Tensor) -> Tensor:
-        """Its outputs at other parameters and buffers, in evaluation mode."""
+    def run(self, params: Params, inputs: Tensor) -> Any:
+        """Its outputs at other parameters and buffers, in evaluation mode: a tensor, or whatever its forward returns."""
         with evaluated(self.net):
             return torch.func.functional_call(self.net, params, (inputs,))
 
 
 def flow_grads(network: Network, params: Params, names: tuple[str, ...]) -> Params:
-    """dR / d|w|, R the sum of the outputs for an input of ones, with every weight, bias and buffer replaced by its absolute
-    value. In float64, since flows grow with every layer; BatchNorm normalises with its running statistics."""
+    """dR / d|w|, R the sum of the outputs (all of them, if there are several) for an input of ones, with every weight, bias and
+    buffer replaced by its absolute value. In float64, since flows grow with every layer; BatchNorm normalises with its running
+    statistics."""
     state = {name: value.abs().double() if value.is_floating_point() else value for name, value in params.items()}
     wanted = [state[name].requires_grad_() for name in names]
-    flow = network.run(state, torch.ones(1, *network.shape, dtype=torch.float64)).sum()
+    outputs = tensors_in(network.run(state, torch.ones(1, *network.shape, dtype=torch.float64)))
+    flow = torch.stack([output.sum() for output in outputs if output.is_floating_point()]).sum()
     return dict(zip(names, torch.autograd.grad(flow, wanted, materialize_grads=True), strict=True))
 
 
@@ -96,13 +107,36 @@ def puts_out(network: Network, names: tuple[str, ...]) -> str | None:
         told = some([f"{name} ({type(layer).__name__})" for name, layer in rowless.items()])
         return f"rows of {told} put out no activation of their own: choose what.layers=[conv,linear], or criterion=taylor"
     with torch.no_grad(), calls(owners(network.net, names)) as seen:
-        outputs = network.run(dict(network.net.state_dict()), blank(network.net, network.shape))
-    memory = outputs.untyped_storage().data_ptr()  # outputs may be a view, as those of sequences are
-    makes = {name: [call.passed.untyped_storage().data_ptr() for call in seen[name]] for name in names}
-    last = [name.removesuffix(".weight") for name in names if memory in makes[name]]
+        outputs = tensors_in(network.run(dict(network.net.state_dict()), blank(network.net, network.shape)))
+    memory = {output.untyped_storage().data_ptr() for output in outputs}  # outputs may be a view, as those of sequences are
+    makes = {name: {call.passed.untyped_storage().data_ptr() for call in seen[name]} for name in names}
+    layers = owners(network.net, names)
+    hidden = [name for name in names if not _shows_units(layers[name], seen[name])]
+    if hidden:
+        uncalled = [f"{name.removesuffix('.weight')} ({type(layers[name]).__name__})" for name in hidden]
+        skip = ",".join(name.removesuffix(".weight") for name in hidden)
+        what = f"{some(uncalled)} is not called as a layer that puts out its units"
+        return f"{what}: choose what.skip=[{skip}], or criterion=taylor"
+    last = [name.removesuffix(".weight") for name in names if memory & makes[name]]
     if not last:
         return None
     return f"what {last[0]} puts out are the network's outputs, and none is idle: choose what.skip=[{last[0]}]"
+
+
+def _shows_units(layer: nn.Module, seen: list[Call]) -> bool:
+    """Return whether a layer was called, and each time put out one value, or image, for each row of its weight."""
+    rows: int = len(layer.weight)  # type: ignore[arg-type]
+    return bool(seen) and all(call.output.dim() > 1 and call.output.shape[dim_of_units(layer)] == rows for call in seen)
+
+
+def dim_of_units(layer: nn.Module) -> int:
+    """Return the dimension of a layer's outputs in which its units are."""
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
+def tensors_in(outputs: Any) -> list[Tensor]:
+    """Return the tensors in what a network puts out: one, or those of a dict, a tuple or the like."""
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def some(parts: list[str], number: int = 3) -> str:
@@ -112,7 +146,8 @@ def some(parts: list[str], number: int = 3) -> str:
 
 def normalised(network: Network, names: tuple[str, ...]) -> dict[str, str]:
     """The normalisation with a scale that takes in the outputs of the layer of each name; only the layers that have one."""
-    layers, norms = owners(network.net, names), normalisations(network.net)
+    layers = owners(network.net, names)
+    norms = {name: norm for name, norm in normalisations(network.net).items() if is_plain(norm, SCALED)}
     with torch.no_grad(), calls(layers | norms) as seen:
         network.run(dict(network.net.state_dict()), blank(network.net, network.shape))
     return followers(seen, names, tuple(norms))

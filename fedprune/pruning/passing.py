@@ -31,7 +31,7 @@ POOLS: dict[Any, int] = {
 def flattens(node: fx.Node, layer: nn.Module | None, dims: int) -> bool:
     """Whether all dimensions but the first become one. layer: which is called, if it is one."""
     if node.op == "call_module":
-        return isinstance(layer, nn.Flatten) and layer.start_dim == 1
+        return type(layer) is nn.Flatten and layer.start_dim == 1 and layer.end_dim in (-1, dims - 1)
     target = node.target
     if target in (torch.flatten, "flatten"):
         given: dict[str, Any] = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs

@@ -6,9 +6,10 @@ Nothing here leaves a trace: networks are called at copies of parameters and buf
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +32,38 @@ class TrainingLoss(nn.Module):
         return loss["loss"] if isinstance(loss, Mapping) else loss
 
 
+class MoreThanOutputs(AttributeError):
+    """The loss is no function of one tensor of outputs: the network puts out several, or the training step asks for more."""
+
+
+def one_tensor(outputs: Any) -> Tensor:
+    """Return the outputs of a network if they are one tensor. Raises MoreThanOutputs if not."""
+    if not isinstance(outputs, Tensor):
+        raise MoreThanOutputs(f"its network puts out a {type(outputs).__name__}")
+    return outputs
+
+
 class _Given(nn.Module):
-    """A network whose outputs are known."""
+    """A network whose outputs for these inputs are known, and nothing else. Raises MoreThanOutputs if it is asked more."""
 
-    def __init__(self, outputs: Tensor):
+    asked: bool
+
+    def __init__(self, outputs: Tensor, inputs: Tensor):
         super().__init__()
-        self.outputs = outputs
+        self.__dict__.update(outputs=outputs, inputs=inputs, asked=False)
 
-    def forward(self, *_: object) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self.asked or kwargs or len(args) != 1 or args[0] is not self.inputs:
+            raise MoreThanOutputs("its training step calls the network on something else than the batch's inputs, or twice")
+        self.asked = True
         return self.outputs
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: parameters and layers are found through this."""
+        raise MoreThanOutputs("its training step looks at the network's layers or parameters")
+
+    def __getattr__(self, name: str) -> Any:
+        raise MoreThanOutputs(f"its training step asks for the network's {name}")
 
 
 def loss_at(module: nn.Module, tensors: Params, batch: Batch) -> Tensor:
@@ -48,9 +72,12 @@ def loss_at(module: nn.Module, tensors: Params, batch: Batch) -> Tensor:
 
 
 def loss_of_outputs(module: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
-    """The training loss of a batch as a function of the network's outputs; the training step must ask its `net` once."""
+    """Return the training loss of a batch as a function of the network's outputs for it.
+
+    Raises MoreThanOutputs if the training step asks more of its `net` than that: then the loss is no function of them.
+    """
     head = copy.copy(module)
-    head.__dict__["_modules"] = {**module._modules, "net": _Given(outputs)}
+    head.__dict__["_modules"] = {**module._modules, "net": _Given(outputs, batch[0])}
     return TrainingLoss(head)(batch)
 
 
@@ -60,12 +87,31 @@ def loss_slopes(module: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
 
 
 def loss_hessian(module: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
-    """The second derivatives of each example's loss by its outputs, [B, C, C] for outputs [B, C]."""
+    """Return the second derivatives of each example's loss by its outputs: [B, K, K], K the number of outputs of an example."""
+    shape = outputs.shape[1:]
 
     def one(output: Tensor, *example: Tensor) -> Tensor:
-        return loss_of_outputs(module, output[None], tuple(part[None] for part in example))
+        return loss_of_outputs(module, output.view(1, *shape), tuple(part[None] for part in example))
 
-    return torch.func.vmap(torch.func.hessian(one))(outputs.detach(), *batch)
+    return each(torch.func.hessian(one), outputs.detach().reshape(len(outputs), -1), *batch)
+
+
+def each(function: Callable[..., Any], *parts: Tensor) -> Any:
+    """Return what a function makes of each example, stacked: a tensor, or a dict of them. parts: [B, ...] each.
+
+    All examples at once by vmap; one after the other if the network or the loss does what cannot be batched, as GRU does.
+    """
+    with differentiable(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")  # LSTM goes one example after the other
+        try:
+            return torch.func.vmap(function)(*parts)
+        except MoreThanOutputs:
+            raise
+        except Exception:  # vmap has no end of reasons; what is wrong with one example is raised again below
+            results = [function(*example) for example in zip(*parts, strict=True)]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results)
+    return {name: torch.stack([result[name] for result in results]) for name in results[0]}
 
 
 def split(params: Params, names: Iterable[str]) -> tuple[Params, Params]:
@@ -111,9 +157,10 @@ def evaluated(module: nn.Module) -> Iterator[None]:
 
 
 class Call(NamedTuple):
-    """One call of a layer: what went in, what came out, and the copy of it that was passed on (which may be written to)."""
+    """One call of a layer: what went in (the first of it), what came out, and the copy of that that was passed on (which may be
+    written to)."""
 
-    inputs: Tensor
+    inputs: Any
     output: Tensor
     passed: Tensor
 
@@ -123,14 +170,16 @@ def calls(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
     """Inside, every call of one of these layers is noted, by its name; of those that put out one tensor."""
     seen: dict[str, list[Call]] = {name: [] for name in layers}
 
-    def note(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def note(name: str, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
         if not isinstance(output, Tensor):  # recurrent layers and attention put out more
             return output
-        seen[name].append(Call(inputs[0], output, output.clone()))
+        seen[name].append(Call(next(iter([*args, *kwargs.values()]), None), output, output.clone()))
         return seen[name][-1].passed
 
     hooks = [
-        layer.register_forward_hook(lambda _, inputs, output, name=name: note(name, inputs, output))
+        layer.register_forward_hook(
+            lambda _, args, kwargs, output, name=name: note(name, args, kwargs, output), with_kwargs=True
+        )
         for name, layer in layers.items()
     ]
     try:

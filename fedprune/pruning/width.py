@@ -20,11 +20,12 @@ from fedprune.errors import Incompatible
 from fedprune.pruning.companions import is_companion
 from fedprune.pruning.network import Network, normalised
 from fedprune.pruning.paths import effective
+from fedprune.pruning.plain import is_plain
 from fedprune.pruning.what import CHANNELLED, LAYERS
 from fedprune.types import Mask
 
 CUT = tuple(kind for name in CHANNELLED for kind in LAYERS[name])
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm)
 INSTEAD = "choose whose.by=magnitude"
 
 
@@ -59,7 +60,7 @@ def output_layer(net: nn.Module) -> str:
 
 def sliced(net: nn.Module) -> dict[str, nn.Module]:
     """The layers that have units to cut, by the name of their weight, in the network's order."""
-    return {f"{name}.weight": layer for name, layer in net.named_modules() if isinstance(layer, CUT)}
+    return {f"{name}.weight": layer for name, layer in net.named_modules() if is_plain(layer, CUT)}
 
 
 def _weight_of(name: str) -> str:
@@ -106,7 +107,7 @@ def _norms(network: Network, rows: Mask) -> Mask:
     of = {norm: rows[name] for name, norm in normalised(network, tuple(rows)).items()}
     problems = []
     for name, layer in network.net.named_modules():
-        if not isinstance(layer, NORMS) or getattr(layer, "weight", None) is None:
+        if not is_plain(layer, NORMS) or getattr(layer, "weight", None) is None:
             continue
         if name not in of:
             problems.append(f"whose.by=width: {name} normalises what is no layer's own output: {INSTEAD}")
@@ -127,5 +128,5 @@ def _unknown(net: nn.Module) -> list[str]:
         f"{type(layer).__name__}: {INSTEAD}"
         for name, layer in net.named_modules()
         if any(True for _ in layer.parameters(recurse=False))
-        and not (isinstance(layer, (*CUT, *NORMS)) and getattr(layer, "groups", 1) == 1)
+        and not (is_plain(layer, (*CUT, *NORMS)) and getattr(layer, "groups", 1) == 1)
     ]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fedprune.pruning.passing import CURVES, NORMS, POOLS, RELU, asks_for_batch, averages, flattens
+from fedprune.pruning.plain import changed
 from fedprune.pruning.probe import blank
 from fedprune.pruning.resize import LAYERS
 
@@ -74,8 +75,7 @@ def wiring(net: nn.Module, shape: tuple[int, ...]) -> Wiring | None:
 def _entangled(net: nn.Module) -> bool:
     """Whether parts of a network are more than layers that are called."""
     shared = len(list(net.named_parameters(remove_duplicate=False))) != len(list(net.parameters()))
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return shared or any("forward" in part.__dict__ or any(getattr(part, hook) for hook in hooks) for part in net.modules())
+    return shared or bool(changed(net))
 
 
 def _graph(net: nn.Module) -> fx.Graph | None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedprune.local.module import LocalModule
-from fedprune.types import Params
+from fedprune.types import Mask, Params
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 
@@ -80,6 +80,11 @@ def hessian(module: LocalModule, params: Params, names: tuple[str, ...], batch) 
 
     flat = torch.cat([params[n].flatten() for n in names])
     return torch.func.hessian(flat_loss)(flat), torch.func.grad(flat_loss)(flat)
+
+
+def living(params: Params, names: tuple[str, ...]) -> Mask:
+    """The mask of networks in which only the dead are zero."""
+    return {name: params[name] != 0 for name in names}
 
 
 def flat(values: Params, names: tuple[str, ...]) -> torch.Tensor:

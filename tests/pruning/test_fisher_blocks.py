@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from measuring import SGD, Squares, assert_no_trace, batchnorm_dropout, cnn, data, elsewhere, losses, mlp, prunable
+from measuring import SGD, Squares, assert_no_trace, batchnorm_dropout, cnn, data, elsewhere, living, losses, mlp, prunable
 from torch import nn
 
 from fedprune.pruning import fisher_blocks
@@ -18,8 +18,17 @@ def test_the_inverse_fisher_by_hand():
     batches = [(torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0]]))]  # residual 1 + 2 - 2 = 1, so g = x
     damping = fisher_blocks.DAMPING
     expected = torch.tensor([[damping + 4, damping + 1]], dtype=torch.float64) / (damping * (damping + 5))
-    found = fisher_inverse_diag(module, params, ("weight",), batches)["weight"]
+    found = fisher_inverse_diag(module, params, living(params, ("weight",)), batches)["weight"]
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("alive", "expected"), [(True, 0.25), (False, 1e4)])
+def test_a_living_weight_of_zero_has_a_curvature_of_its_own(alive, expected):
+    # y = v h with h = 2, v = 0 and the target 1: g = (0 - 1) 2 = -2, F = 4 + 1e-4, F^-1 = .25. Dead, it is 1 / 1e-4.
+    module, params = Squares(nn.Linear(1, 1, bias=False), SGD), {"weight": torch.tensor([[0.0]])}
+    batches = [(torch.tensor([[2.0]]), torch.tensor([[1.0]]))]
+    found = fisher_inverse_diag(module, params, {"weight": torch.tensor([[alive]])}, batches)["weight"]
+    assert found.item() == pytest.approx(expected, rel=1e-4)
 
 
 def dense(monkeypatch, make_net, block: int = 4):
@@ -41,7 +50,7 @@ def dense(monkeypatch, make_net, block: int = 4):
 
 def test_the_inverse_fisher_is_the_inverse_of_each_damped_block(monkeypatch):
     module, params, names, (x, y), fisher = dense(monkeypatch, cnn)
-    found = fisher_inverse_diag(module, params, names, zip(x.split(6), y.split(6), strict=True))
+    found = fisher_inverse_diag(module, params, living(params, names), zip(x.split(6), y.split(6), strict=True))
     for name in names:
         expected = torch.cat([block.inverse().diagonal() for block in fisher[name]])
         torch.testing.assert_close(found[name].flatten().double(), expected, rtol=1e-4, atol=1e-5)
@@ -72,7 +81,7 @@ def one_example(monkeypatch) -> tuple[Squares, dict, list]:
 def test_compensation_by_hand(alive, expected, monkeypatch):
     surviving = {"weight": torch.tensor([alive], dtype=torch.bool)}
     module, params, batches = one_example(monkeypatch)
-    found = fisher_compensation(module, params, ("weight",), batches, surviving)["weight"]
+    found = fisher_compensation(module, params, living(params, ("weight",)), batches, surviving)["weight"]
     torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float32))
 
 
@@ -82,7 +91,7 @@ def test_compensation_is_the_joint_step_of_optimal_brain_surgeon_and_costs_what_
     module, params, names, batch, fisher = dense(monkeypatch, make_net)
     generator = torch.Generator().manual_seed(0)
     surviving = {n: (torch.rand(params[n].shape, generator=generator) < density) & (params[n] != 0) for n in names}
-    found = fisher_compensation(module, params, names, [batch], surviving)
+    found = fisher_compensation(module, params, living(params, names), [batch], surviving)
     moved = 0
     for name in names:
         parts = (tensor.flatten().split(4) for tensor in (found[name].double(), params[name].double(), surviving[name]))
@@ -102,11 +111,13 @@ def test_compensation_is_the_joint_step_of_optimal_brain_surgeon_and_costs_what_
 
 def test_after_the_removal_of_one_weight_the_quadratic_loss_has_risen_by_its_score(monkeypatch):
     module, params, (name, *_), batch, fisher = dense(monkeypatch, mlp)
-    scores = woodfisher({name: params[name]}, fisher_inverse_diag(module, params, (name,), [batch]))[name].flatten()
+    scores = woodfisher({name: params[name]}, fisher_inverse_diag(module, params, living(params, (name,)), [batch]))[
+        name
+    ].flatten()
     for q in (0, 5, 11, 29):
         surviving = torch.ones_like(params[name], dtype=torch.bool)
         surviving.view(-1)[q] = False
-        step = fisher_compensation(module, params, (name,), [batch], {name: surviving})[name].flatten().double()
+        step = fisher_compensation(module, params, living(params, (name,)), [batch], {name: surviving})[name].flatten().double()
         step[q] = -params[name].flatten()[q]
         assert float(torch.block_diag(*fisher[name]) @ step @ step / 2) == pytest.approx(float(scores[q]), rel=1e-4)
 
@@ -135,5 +146,5 @@ def test_measuring_leaves_no_trace(make_net):
     names = prunable(module.net)
     surviving = {name: params[name] > 0 for name in names}
     batches = [data(8), data(5, seed=1)]
-    assert_no_trace(module, params, lambda: fisher_inverse_diag(module, params, names, batches))
-    assert_no_trace(module, params, lambda: fisher_compensation(module, params, names, batches, surviving))
+    assert_no_trace(module, params, lambda: fisher_inverse_diag(module, params, living(params, names), batches))
+    assert_no_trace(module, params, lambda: fisher_compensation(module, params, living(params, names), batches, surviving))

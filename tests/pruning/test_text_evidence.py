@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from measuring import SGD, assert_no_trace, state
+from measuring import SGD, assert_no_trace, living, state
 from torch import nn
 
 from fedprune.errors import Incompatible
@@ -178,7 +178,7 @@ def test_hessian_times_gradient_is_a_difference_of_gradients(make):
     # H g = d/de grad(w + e g) at 0, by central differences in double precision, where recurrent layers run by another kernel.
     local, params = module(make)
     wanted = names(local.net)
-    found = hessian_grads(local, params, wanted, batches())
+    found = hessian_grads(local, params, living(params, wanted), batches())
     x, y = (torch.cat(part) for part in zip(*batches(), strict=True))
     double = {name: value.double() if value.is_floating_point() else value for name, value in params.items()}
 
@@ -215,7 +215,7 @@ def test_a_label_is_drawn_for_each_place_by_hand():
 def test_the_inverse_of_the_fisher_blocks_is_that_of_each_sequences_gradients(make):
     local, params = module(make)
     (name, *_) = names(local.net)[2:]
-    found = fisher_inverse_diag(local, params, (name,), batches())[name]
+    found = fisher_inverse_diag(local, params, living(params, (name,)), batches())[name]
     rows = []
     for x, y in batches():
         for one in range(len(x)):
@@ -247,7 +247,7 @@ def test_the_exact_hessian_goes_through_attention():
 @TEXT
 def test_measuring_leaves_no_trace(measure, make):
     local, params = module(make)
-    assert_no_trace(local, params, lambda: measure(local, params, names(local.net), batches()))
+    assert_no_trace(local, params, lambda: measure(local, params, living(params, names(local.net)), batches()))
 
 
 def test_units_of_linear_layers_on_sequences_are_in_the_last_dimension_however_long_they_are():
