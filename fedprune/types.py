@@ -152,7 +152,8 @@ class Job:
 class Update:
     """All that a client sends back: a trained subnet, or evidence about entries of the one it was sent.
 
-    `examples` weighs it in every mean; `pruned` says whether the job's event took place; `carried` is as in a Job, under the
+    `examples` weighs it in every mean; `logged` is what the module logged: by name, how values are reduced over the cohort, and
+    this one; `pruned` says whether the job's event took place; `carried` is as in a Job, under the
     mask of the job; `kept` stays with the client, never
     on the wire.
     """
@@ -163,6 +164,7 @@ class Update:
     evidence: Mapping[str, Params] = field(default_factory=dict)
     about: str = "alive"
     metrics: Mapping[str, float] = field(default_factory=dict)
+    logged: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     pruned: bool = False
     carried: Mapping[str, Params] = field(default_factory=dict)
     kept: Params = field(default_factory=dict)

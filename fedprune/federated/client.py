@@ -23,6 +23,8 @@ from fedprune.federated.upload import Upload, everything
 from fedprune.local import accumulated, control, optimizer_state
 from fedprune.local.compacted import Compacted, Compactor, compactor, silent
 from fedprune.local.control import Controls
+from fedprune.local.hooks import transferred
+from fedprune.local.job_trainer import Planned
 from fedprune.local.layout import as_laid_out
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
@@ -143,7 +145,8 @@ class ClientRound:
         kept |= accumulated.added(job.kept, trained.gradients)
         examples, done = len(self.clients.train[job.client]), begun.pruned or at_end is not None
         travels = self.upload.pack(sent.params, result)
-        return Update(job.client, travels, examples, metrics=metrics, pruned=done, carried=carried, kept=kept)
+        update = Update(job.client, travels, examples, metrics=metrics, pruned=done, carried=carried, kept=kept)
+        return replace(update, logged=trained.logged) if trained.logged else update
 
     def _fit(self, job: Job, subnet: Subnet, momenta: Params, correction: Params, first: list[Params]) -> Trained:
         """Train; where there are several epochs, the network after the first of them is put into `first` if an event asks."""
@@ -153,14 +156,21 @@ class ClientRound:
         with seeded(torch_seed(job.seed, "training", job.clock, job.client), self.module.device):
             batches, decay = self.shuffled(job), recipe.lr_decay**job.clock
             if self.looks_back(job):
-                epoch = math.ceil(len(self.clients.train[job.client]) / recipe.batch_size)
+                epoch = self._planned(job).a_pass
                 batches = interrupted(batches, epoch, lambda: first.append(unloaded()))
             if small:
                 return small.fit(subnet, batches, recipe, decay, momenta, correction)
             prunable = {name: subnet.mask[name] for name in self.wire.layout.masked or subnet.mask}
             summed = tuple(prunable) if self.accumulates else ()
             with regularised(self.module.net, prunable, now, self.examples_of_all) as penalty:
-                return fit(self.module, subnet, batches, recipe, decay, penalty, momenta, correction, summed)
+                return fit(
+                    self.module, subnet, batches, recipe, decay, penalty, momenta, correction, summed, self._planned(job)
+                )
+
+    def _planned(self, job: Job) -> Planned:
+        """How long a job is."""
+        examples = len(self.clients.train[job.client])
+        return Planned(self.recipe.batches_of_a_pass(examples), self.recipe.batches(examples))
 
     def shuffled(self, job: Job) -> Iterator[Batch]:
         """What a job is trained on."""
@@ -244,10 +254,14 @@ class ClientRound:
                 continue
             with seeded(torch_seed(job.seed, f"evidence {name}", job.round, job.client), self.module.device):
                 more = removal if name in OF_REMOVAL else ()
-                batches = Again(lambda: self.batches.of(indices, self.recipe.batch_size))
+                batches = Again(lambda: self._transferred(self.batches.of(indices, self.recipe.batch_size)))
                 found = FROM_DATA[name](self.module, params, alive if name in OF_LIVING else names, batches, *more)
             evidence[name] = apply({n: e.cpu() for n, e in found.items()}, cover)
         return evidence
+
+    def _transferred(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches as the module's transfer hooks leave them."""
+        return (transferred(self.module, batch) for batch in batches)
 
     def evaluate(self, block: Piece, kept: Arrays, held: bytes, where: Slice) -> tuple[np.ndarray, np.ndarray]:
         """(loss, correct) of every example of a slice, for the network of a wire block under a client's own mask."""
@@ -263,7 +277,7 @@ class ClientRound:
 
     @torch.no_grad()
     def _outcome(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        losses, correct = self.module.outcome(batch)
+        losses, correct = self.module.outcome(transferred(self.module, batch))
         return losses.float().cpu().numpy(), correct.cpu().numpy()
 
 

@@ -149,7 +149,8 @@ class SamplingRound(ClientRound):
         scores = {name: trained.params[name] for name in self.wire.layout.shapes}
         sample = drawn(scores, lambda name: torch_stream(job.seed, f"sampled mask {name}", job.round, job.client))
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
-        return Update(job.client, Subnet(sample, {}), len(self.clients.train[job.client]), metrics=metrics)
+        examples = len(self.clients.train[job.client])
+        return Update(job.client, Subnet(sample, {}), examples, metrics=metrics, logged=trained.logged)
 
     def evaluate(self, block: Piece, kept: Arrays, held: bytes, where: Slice) -> tuple[np.ndarray, np.ndarray]:
         """(loss, correct) of every example of a slice, each the mean over the same few samples.

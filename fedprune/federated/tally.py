@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from fedprune.federated.availability import Fate
 from fedprune.federated.clock import Clock
+from fedprune.local.logged import OverCohort
 from fedprune.types import Job, Update
 
 
@@ -23,6 +24,7 @@ class Tally:
     silent: int = 0
     late: int = 0
     unanswered: int = 0  # questions for evidence that got no answer
+    logged: dict[str, OverCohort] = field(default_factory=dict)  # what modules logged, by name
     clock: Clock = field(default_factory=Clock)
 
     def add(self, update: Update) -> None:
@@ -31,6 +33,8 @@ class Tally:
         self.seen += seen
         self.steps += int(update.metrics.get("steps", 0))
         self.loss += update.metrics.get("loss", 0.0) * seen
+        for name, (reduction, value) in update.logged.items():
+            self.logged.setdefault(name, OverCohort(reduction)).add(value, seen)
 
     def miss(self, job: Job, fate: Fate) -> None:
         """Take up that a job was sent for nothing."""
@@ -43,11 +47,12 @@ class Tally:
 
         `clients/silent` and `clients/late` are those of the cohort whose training was waited for in vain; `clients/dropped` are
         broken or lost answers, and `clients/dropped/<client>` those of one client. `evidence/unanswered`, what was asked in
-        vain when evidence was measured, is absent if it is 0.
+        vain when evidence was measured, is absent if it is 0. What modules logged has the names that they gave it.
         """
         metrics: dict[str, float] = {"wire/up_bytes": self.up_bytes, "wire/down_bytes": self.down_bytes}
         metrics |= {"train/examples": self.seen, "train/steps": self.steps, "clients/dropped": len(self.dropped)}
         metrics |= {f"clients/dropped/{client}": number for client, number in Counter(self.dropped).items()}
         metrics |= {"clients/silent": self.silent, "clients/late": self.late}
         metrics |= {"evidence/unanswered": self.unanswered} if self.unanswered else {}
+        metrics |= {name: values.reduced() for name, values in self.logged.items()}
         return metrics | ({"train/loss": self.loss / self.seen} if self.seen else {})

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from fedprune.local import optimizer_state
 from fedprune.local.block import Block
-from fedprune.local.module import Batch, LocalModule, SquaredError
+from fedprune.local.hooks import KNOWN, patched
+from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser
 from fedprune.local.smaller import Smaller
@@ -35,9 +36,6 @@ PER_STEP, PER_JOB = 2e6, 6e7
 the whole network's forward that take as long."""
 
 REMEMBERED = 4  # masks of which a worker has the smaller network at hand
-
-KNOWN = (LocalModule, SquaredError)
-"""Modules whose training step asks nothing of the network but its outputs; of other classes that is not known."""
 
 Compactor = Callable[[Mask, int], "Compacted | None"]
 """(mask, number of batches) -> how to train under it in a smaller network, or None: it would not be the same, or not pay."""
@@ -129,7 +127,7 @@ def compactor(module: LocalModule, shape: tuple[int, ...], recipe: Recipe) -> Co
     Under the mask are trained: modules and optimizers that do more than is known here; with error feedback, which trains the
     dead; networks some of whose layers are held, or that cannot be read (see wiring.py); and what leaves too little to gain.
     """
-    known = type(module) in KNOWN and not any(is_companion(name) for name in module.net.state_dict())
+    known = type(module) in KNOWN and not patched(module) and not any(is_companion(name) for name in module.net.state_dict())
     drifts = _drifts(module) if recipe.compact == "auto" and known and not recipe.error_feedback and not recipe.fixed else None
     if drifts is None:
         return lambda mask, batches: None

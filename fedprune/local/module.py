@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedprune.local.job_trainer import JobTrainer, Outside
+from fedprune.local.schedules import configured
+
 Batch = tuple[Tensor, ...]
 
 
@@ -63,9 +66,28 @@ class LocalModule(pl.LightningModule):
         return self.optimizer(self.net.parameters())
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """As Lightning's; outside a Trainer there is nobody to log to, and nothing is spent on it."""
-        if self._trainer is not None:
+        """As Lightning's. In the federated loop, what is logged during training is a metric of the round (see logged.py).
+
+        Outside of training there is nobody to log to, and nothing is spent on it.
+        """
+        trainer = self._trainer
+        if isinstance(trainer, JobTrainer):
+            trainer.log(name, value, *args, **kwargs)
+        elif trainer is not None:
             super().log(name, value, *args, **kwargs)
+
+    @property
+    def trainer(self) -> Any:
+        """The pl.Trainer; in the federated loop, what there is of one (see job_trainer.py)."""
+        return Outside(self) if self._trainer is None and self._fabric is None else super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Any) -> None:
+        pl.LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
+
+    def one_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer that configure_optimizers gives, in whatever form, without its schedules."""
+        return configured(self)[0]
 
 
 class SquaredError(LocalModule):

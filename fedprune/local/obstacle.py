@@ -11,7 +11,7 @@ import warnings
 
 import torch
 
-from fedprune.local.compacted import KNOWN
+from fedprune.local.hooks import KNOWN, patched
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.step import ENTRYWISE
@@ -22,7 +22,7 @@ from fedprune.types import Params, Subnet
 
 def obstacle(module: LocalModule, recipe: Recipe, batch: Batch) -> str | None:
     """Why `fit_together` would not give what `fit` gives, or None. batch: two examples or more, to try both on."""
-    if type(module) not in KNOWN:
+    if type(module) not in KNOWN or patched(module):
         return f"what {type(module).__name__} does in a step is not known"
     optimizer = type(module.optimizer([*module.net.parameters()]))
     rules = {

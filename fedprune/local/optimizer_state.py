@@ -31,7 +31,9 @@ def of(optimizer: torch.optim.Optimizer, masks: Mapping[Tensor, Tensor]) -> Para
 
 
 def resume(optimizer: torch.optim.Optimizer, kept: Params) -> None:
-    """Give a fresh optimizer the state that `of` took from one like it."""
+    """Give a fresh optimizer the state that `of` took from one like it, if there is any."""
+    if not kept:
+        return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
         number: {key: _copied(tensor, parameters[number]) for key, tensor in values.items()}

@@ -63,4 +63,8 @@ class Recipe:
 
     def batches(self, examples: int) -> int:
         """On how many batches a client with so many training examples trains in a round."""
-        return self.steps if self.steps is not None else (self.epochs or 0) * math.ceil(examples / self.batch_size)
+        return self.steps if self.steps is not None else (self.epochs or 0) * self.batches_of_a_pass(examples)
+
+    def batches_of_a_pass(self, examples: int) -> int:
+        """How many batches so many examples are."""
+        return math.ceil(examples / self.batch_size)

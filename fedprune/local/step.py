@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fedprune.local.logged import Logged
 from fedprune.local.recipe import Recipe
 from fedprune.types import Params
 
@@ -26,6 +29,27 @@ ENTRYWISE = {
 }
 """Optimizers that treat each entry by itself: what the dead do cannot reach the living, so masking weights after the step is
 enough. For any other, and before clipping, gradients are masked first: neither state nor norm then knows of the dead."""
+
+
+class Rules(NamedTuple):
+    """What a step of one job goes by. dead: the parameters in which something is dead, and their masks as zeros and ones.
+    penalty: what is added to the loss that is differentiated. correction: what is added to gradients, by parameter. sums: the
+    tensors to which gradients are added up, by parameter."""
+
+    recipe: Recipe
+    dead: tuple[list[Tensor], list[Tensor]]
+    penalty: Callable[[], Tensor] | None
+    correction: Params
+    sums: Params
+
+
+class Seen(NamedTuple):
+    """What a job has trained on: the losses and sizes of its batches, the optimizer's steps, and what the module logged."""
+
+    losses: list[Tensor]
+    sizes: list[int]
+    steps: int
+    logged: Logged = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -102,18 +126,12 @@ class Step:
 
 
 def step_of(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    dead: tuple[list[Tensor], list[Tensor]],
-    penalty: Callable[[], Tensor] | None,
-    correction: Params,
-    sums: Params,
-    watched: bool = False,
+    net: nn.Module, optimizer: torch.optim.Optimizer, rules: Rules, hooked: bool = False, watched: bool = False
 ) -> Step:
-    """Return what the recipe does to a step. dead: the parameters in which something is dead, and their masks as numbers.
-    watched: whether hooks of the module see gradients."""
-    named = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
+    """Return what is done at a step with this optimizer. hooked: whether the module has hooks, which may begin to train what is
+    not trained yet. watched: whether they see gradients."""
+    recipe, dead, penalty, correction, sums = rules
+    named = [(name, parameter) for name, parameter in net.named_parameters() if hooked or parameter.requires_grad]
     parameters: list[Tensor] = [parameter for _, parameter in named]
     weights, masks = ([], []) if recipe.error_feedback else dead
     sees_whole_tensors = watched or recipe.clip_norm is not None or type(optimizer) not in ENTRYWISE

@@ -13,12 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedprune.errors import ConfigError
-from fedprune.local import control, optimizer_state
+from fedprune.local import control, hooked, optimizer_state
 from fedprune.local.fixed import held
+from fedprune.local.hooks import plain
+from fedprune.local.job_trainer import Planned
+from fedprune.local.logged import Logged
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
-from fedprune.local.step import Step, step_of
+from fedprune.local.schedules import configured, needs_closure
+from fedprune.local.step import Rules, Seen, Step, step_of
 from fedprune.types import Mask, Params, Subnet
 
 
@@ -27,7 +30,7 @@ class Trained(NamedTuple):
 
     loss: the mean over the examples seen. steps: of the optimizer. examples: seen, passes counted. optimizer: its state, if the
     recipe keeps it. reach: how far a gradient of one at every step would have moved each parameter, if training was corrected.
-    gradients: of the tensors that were asked for, the sum over the steps, dead entries too.
+    gradients: of the tensors that were asked for, the sum over the steps, dead entries too. logged: what the module logged.
     """
 
     params: Params
@@ -37,6 +40,7 @@ class Trained(NamedTuple):
     optimizer: Params
     reach: Mapping[str, float] = MappingProxyType({})
     gradients: Mapping[str, Tensor] = MappingProxyType({})
+    logged: Logged = MappingProxyType({})
 
 
 def fit(
@@ -49,6 +53,7 @@ def fit(
     kept: Params | None = None,
     correction: Params | None = None,
     summed: tuple[str, ...] = (),
+    planned: Planned | None = None,
 ) -> Trained:
     """Train `subnet` on `batches`. Dead entries are zero after every step, whatever the optimizer does to them; except under
     error feedback, where they are zero in every forward and backward pass, and what they come to is returned.
@@ -56,34 +61,50 @@ def fit(
     `decay` multiplies the learning rate. `penalty`, a function of the module's parameters as they are, is added to each batch's
     loss, but is no part of the loss that is told. `kept` is the state that the optimizer goes on from. `correction`, by
     parameter, is added to the gradient of every batch, after clipping. `summed`: the tensors whose gradients (of loss and
-    penalty, before all that is done to them) are added up. `subnet` is not changed.
+    penalty, before all that is done to them) are added up. `planned`: how many batches there are (None: all are one pass), for
+    modules with hooks or schedules. `subnet` is not changed.
     """
     load(module, subnet.params)
     set_mode(module, recipe)
     weights, masks = _masked(module, subnet)
+    decay *= recipe.retrain_lr if masks else 1.0
     with held(module.net, recipe.fixed if masks else ()):
-        optimizer = slowed(_optimizer(module), decay * (recipe.retrain_lr if masks else 1.0))
-        if kept:
-            optimizer_state.resume(optimizer, kept)
         sums = {name: torch.zeros_like(module.net.get_parameter(name)) for name in summed}
-        step = step_of(module.net, optimizer, recipe, (weights, masks), penalty, correction or {}, sums)
-        losses, sizes = _steps(module, optimizer, batches, step)
-        reach = control.reach(module.net, optimizer, len(sizes)) if correction else {}
-    total = float(torch.stack(losses) @ torch.tensor(sizes, dtype=losses[0].dtype, device=losses[0].device)) if losses else 0.0
+        rules = Rules(recipe, (weights, masks), penalty, correction or {}, sums)
+        optimizer = _alone(module)
+        if optimizer is None:
+            optimizer, seen = hooked.train(module, batches, planned, rules, decay, kept or {})
+        else:
+            optimizer_state.resume(slowed(optimizer, decay), kept or {})
+            seen = _steps(module, optimizer, batches, step_of(module.net, optimizer, rules))
+        reach = control.reach(module.net, optimizer, seen.steps) if correction else {}
+    losses, sizes = seen.losses, seen.sizes
+    total = (
+        float(torch.stack(losses).flatten() @ torch.tensor(sizes, dtype=losses[0].dtype, device=losses[0].device))
+        if losses
+        else 0.0
+    )
     state = optimizer_state.of(optimizer, dict(zip(weights, masks, strict=True))) if recipe.keep_optimizer else {}
     gradients = {name: g.detach().to("cpu", copy=True) for name, g in sums.items()}
-    return Trained(unload(module), total / max(sum(sizes), 1), len(sizes), sum(sizes), state, reach, gradients)
+    mean = total / max(sum(sizes), 1)
+    return Trained(unload(module), mean, seen.steps, sum(sizes), state, reach, gradients, seen.logged)
 
 
-def _steps(
-    module: LocalModule, optimizer: torch.optim.Optimizer, batches: Iterable[Batch], step: Step
-) -> tuple[list[Tensor], list[int]]:
-    """A step of the optimizer per batch. Returns the batches' losses and sizes."""
+def _alone(module: LocalModule) -> torch.optim.Optimizer | None:
+    """Return the optimizer of a module that needs nothing but its steps; None if there are hooks, schedules or closures."""
+    if not plain(module):
+        return None
+    optimizer, schedules = configured(module)
+    return None if schedules or needs_closure(optimizer) else optimizer
+
+
+def _steps(module: LocalModule, optimizer: torch.optim.Optimizer, batches: Iterable[Batch], step: Step) -> Seen:
+    """A step of the optimizer per batch, for modules that override nothing (others: hooked.py)."""
     losses, sizes = [], []
     for number, batch in enumerate(batches):
         optimizer.zero_grad()
         whole = step.prune()
-        loss = _loss(module, batch, number)
+        loss = module.training_step(batch, number)
         (loss if step.penalty is None else loss + step.penalty()).backward()
         step.after_backward()
         step.restore(whole)
@@ -93,7 +114,7 @@ def _steps(
         step.keep_dead()
         losses.append(loss.detach())
         sizes.append(len(batch[0]))
-    return losses, sizes
+    return Seen(losses, sizes, len(sizes))
 
 
 def load(module: LocalModule, params: Params) -> None:
@@ -120,15 +141,6 @@ def set_mode(module: LocalModule, recipe: Recipe) -> None:
         for layer in module.net.modules():
             if is_batchnorm(layer):
                 layer.eval()
-
-
-def _optimizer(module: LocalModule) -> torch.optim.Optimizer:
-    optimizer = module.configure_optimizers()
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ConfigError(
-            [f"{type(module).__name__}.configure_optimizers returned {type(optimizer).__name__}: return one torch optimizer"]
-        )
-    return optimizer
 
 
 def slowed(optimizer: torch.optim.Optimizer, decay: float) -> torch.optim.Optimizer:
@@ -161,8 +173,3 @@ def _number_as(alive: Tensor, dtype: torch.dtype, device: torch.device) -> Tenso
 def number(alive: Tensor, like: Tensor) -> Tensor:
     """A mask as zeros and ones of the parameter's type, remembered from job to job."""
     return _number_as(alive, like.dtype, like.device)
-
-
-def _loss(module: LocalModule, batch: Batch, step: int) -> Tensor:
-    loss = module.training_step(batch, step)
-    return loss["loss"] if isinstance(loss, Mapping) else loss

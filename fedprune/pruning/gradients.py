@@ -70,7 +70,7 @@ def movement(module: nn.Module, params: Params, alive: Mask, batches: Iterable[B
     replica = copy.deepcopy(module)
     weights = dict(replica.net.named_parameters())  # type: ignore[union-attr, operator]
     replica.net.load_state_dict(params)  # type: ignore[union-attr, operator]
-    optimizer, loss = replica.configure_optimizers(), TrainingLoss(replica)  # type: ignore[operator]
+    optimizer, loss = replica.one_optimizer(), TrainingLoss(replica)  # type: ignore[operator]
     moved = {name: torch.zeros_like(params[name]) for name in alive}
     with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
         for batch in batches:

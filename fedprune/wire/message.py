@@ -83,6 +83,8 @@ class Wire:
         """An update as bytes. `known` is the mask that it is answered under; evidence covers the living or the dead of it."""
         header = {"client": update.client, "examples": update.examples, "metrics": dict(update.metrics)}
         header |= {"evidence": list(update.evidence), "about": update.about}
+        if update.logged:
+            header |= {"logged": dict(update.logged)}
         if update.pruned:
             header |= {"pruned": True}
         blocks = [] if update.subnet is None else [self._answer().subnet_block(update.subnet, known)]
@@ -106,6 +108,7 @@ class Wire:
             layout = Layout(
                 {name: alive.shape for name, alive in cover.items()}, dict.fromkeys(cover, torch.float32), tuple(cover)
             )
+            header["logged"] = {name: (how, float(value)) for name, (how, value) in header.get("logged", {}).items()}
             evidence = {name: decode(block, layout, cover)[0] for name, block in zip(names, blocks, strict=True)}
             return Update(subnet=subnet, evidence=evidence, **header)
 

@@ -384,15 +384,40 @@ def test_frozen_batchnorm_normalises_with_the_statistics_that_it_was_sent():
 
 
 @pytest.mark.parametrize(
-    "answer", [lambda p: None, lambda p: {"optimizer": SGD(p)}, lambda p: [SGD(p)], lambda p: ([SGD(p)], [])]
+    ("answer", "message"),
+    [
+        (lambda p: None, "returned None: return a torch optimizer"),
+        (lambda p: [SGD(p), SGD(p)], "returned 2 optimizers: return one"),
+        (lambda p: 3, "Unknown configuration"),
+        (lambda p: {"lr_scheduler": None}, "optimizer"),
+        (
+            lambda p: {
+                "optimizer": (o := SGD(p)),
+                "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(o), "monitor": "train/loss"},
+            },
+            "ReduceLROnPlateau compares epochs",
+        ),
+    ],
 )
-def test_anything_but_one_optimizer_is_refused(answer):
+def test_anything_but_one_optimizer_is_refused(answer, message):
     class Mine(LocalModule):
         def configure_optimizers(self):
-            return answer(self.net.parameters())
+            return answer([*self.net.parameters()])
 
-    with pytest.raises(ConfigError, match=r"Mine\.configure_optimizers returned .*: return one torch optimizer"):
+    with pytest.raises(ConfigError, match=rf"Mine\.configure_optimizers.*{message}"):
         fit(module(kind=Mine), subnet(), data(), Recipe())
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda o: o, lambda o: {"optimizer": o}, lambda o: [o], lambda o: ([o], []), lambda o: ({"optimizer": o},)]
+)
+def test_one_optimizer_may_come_in_any_form_that_lightning_takes(answer):
+    class Mine(LocalModule):
+        def configure_optimizers(self):
+            return answer(SGD(self.net.parameters()))
+
+    sent, batches = subnet(), data()
+    torch.testing.assert_close(fit(module(kind=Mine), sent, batches, Recipe()).params, plain_torch(sent, batches))
 
 
 @pytest.mark.parametrize(
