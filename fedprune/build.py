@@ -36,7 +36,9 @@ from fedprune.make import make
 from fedprune.pruning.adjust import layer_times
 from fedprune.pruning.criterion import Adjusted, Criterion
 from fedprune.pruning.cycle import Axes
+from fedprune.pruning.layer_order import traced
 from fedprune.pruning.network import Network
+from fedprune.pruning.what import prunable
 from fedprune.randomness import torch_stream
 from fedprune.ticket import Begin
 from fedprune.types import Plan
@@ -70,13 +72,15 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.stop_if_any()
 
     criterion, where, work = (options[group] for group in ("criterion", "where", "client"))
-    regularisers = (*added, *work.regularisers)
     net = problems.attempt(initial_net, config, dataset, 0)
     window = problems.attempt(options["when"], config.rounds)
     problems.stop_if_any()
 
     plan = problems.attempt(options["how_often"], window, config.density)
-    what = problems.attempt(options["what"].bind, net)
+    order = traced(net, prunable(net), dataset.normalise(dataset.x[:1]))
+    if order.problem:
+        log.warning("which layers are first and last: %s", order.problem)
+    what = problems.attempt(options["what"].bind, net, order)
     own = problems.attempt(own_names, net, config.federated.batchnorm)
     proxy = getattr(where, "proxy", 0)
     federation = (config.federated.clients, config.seed, proxy, config.federated.evaluated)
@@ -87,7 +91,8 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     if what is not None:
         problems.attempt(together, *added, net, what.names)
         if isinstance(criterion, Adjusted):
-            problems.attempt(layer_times, criterion.times, what.names)
+            problems.attempt(layer_times, criterion.times, what.names, what.ends)
+    regularisers = tuple(one.told(order) for one in (*added, *work.regularisers))
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
     options["fates"] = options["availability"](config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])
@@ -100,7 +105,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
         problems.add_incompatible(check.whole_units(begin.mask, what, plan, names))
 
     axes = Axes(what, criterion, config.federated.regrown)
-    network, plan_to = Network(net, dataset.shape), functools.partial(options["how_often"], window)
+    network, plan_to = Network(net, dataset.shape, order), functools.partial(options["how_often"], window)
     whose = problems.attempt(_parted, config, options, clients, network, axes, own, plan_to, names)
     options["whose"] = whose or options["whose"]
     problems.add_incompatible(_among_clients(config, plan, criterion, options, own, sum(sizes(clients.val)), names))

@@ -120,7 +120,7 @@ class Experiment:
             seed=config.seed,
             plan=self.plan,
             axes=self.axes,
-            network=Network(self.net, self.dataset.shape),
+            network=Network(self.net, self.dataset.shape, self.axes.what.order),
             **{name: self.options[name] for name in ("where", "whose", "rewind", "aggregate", "server_step")},
             weighting=federated.weighting,
             clients=federated.clients,

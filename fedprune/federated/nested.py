@@ -21,7 +21,7 @@ from fedprune.pruning.mask import pack, shrink
 from fedprune.pruning.network import Network
 from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.what import What
-from fedprune.pruning.width import leading, output_layer
+from fedprune.pruning.width import leading, output_layers
 from fedprune.types import Mask, Params, Plan, PruneEvent, State
 
 Labels = tuple[int, ...]
@@ -97,6 +97,13 @@ class Nested:
             if isinstance(what.scope, OwnDensity):
                 raise Incompatible("whose.by=magnitude: `what` has a density of its own: choose what=weights_per_layer")
             return
+        last = output_layers(network.net, network.order)
+        if self.labels == "own" and len(last) > 1:
+            several = ", ".join(name.removesuffix(".weight") for name in last)
+            raise Incompatible(
+                f"whose.labels=own needs one layer with an output per label, and the outputs are those of {several}: "
+                "choose whose.labels=all"
+            )
         slices = [leading(network, capacity) for capacity in sorted({part.capacity for part in self.parts})]
         skipped = [name.removesuffix(".weight") for name in slices[0] if _is_weight(network, name) and name not in what.names]
         if skipped:
@@ -147,11 +154,11 @@ class Nested:
 @functools.lru_cache(maxsize=256)
 def _slice(network: Network, part: Part, own: tuple[str, ...]) -> Mask:
     """The leading units, and of the output layer those of the part's labels; of all tensors but a client's `own`."""
-    last = output_layer(network.net).removesuffix(".weight")
+    last = [name.removesuffix(".weight") for name in output_layers(network.net, network.order)]
     cut = {name: alive for name, alive in leading(network, part.capacity).items() if name not in own}
     if part.labels is None:
         return cut
-    return {name: _rows(alive, part.labels) if name.rpartition(".")[0] == last else alive for name, alive in cut.items()}
+    return {name: _rows(alive, part.labels) if name.rpartition(".")[0] in last else alive for name, alive in cut.items()}
 
 
 def _rows(alive: Tensor, labels: Labels) -> Tensor:

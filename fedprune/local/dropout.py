@@ -7,8 +7,8 @@ round, and anew for each batch. Without training there is none.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fedprune.local.regulariser import Forward, Regulariser, require, run
 from fedprune.pruning.companions import Companion, companion
+from fedprune.pruning.layer_order import LayerOrder, by_definition
 from fedprune.pruning.mask import density
 from fedprune.pruning.rank import nearest
 from fedprune.pruning.what import CHANNELLED, prunable
@@ -29,22 +30,29 @@ def adjusted(rate: float) -> Regulariser:
     """Dropout of hidden units, less of it the more of their connections is pruned. Han et al. 2015, section 3.2.
 
     What goes into a linear layer is dropped with probability rate sqrt(C_r / C_o), C the living (C_r) and all (C_o) connections
-    of the layer before, which makes those units. The network's inputs are never dropped.
+    of the layer that runs before and makes those units; of several side by side, of all of them. What no layer runs before, as
+    the network's inputs, is never dropped.
     """
     require({f"local.dropout.rate={rate} is a probability: at least 0, less than 1": 0 <= rate < 1})
-    return Regulariser(layers=functools.partial(_adjusted, rate=rate))
+    return Regulariser(layers=functools.partial(_adjusted, rate=rate), ordered=True)
 
 
-def adjusted_rates(net: nn.Module, mask: Mask, rate: float) -> dict[str, float]:
-    """With which probability the inputs of each linear layer are dropped; layers that may not be pruned count as dense."""
-    layers = [(name, net.get_submodule(name)) for name in prunable(net, CHANNELLED)]
-    alive = {name: density({name: mask[f"{name}.weight"]}) if f"{name}.weight" in mask else 1.0 for name, _ in layers}
-    pairs = itertools.pairwise(layers)
-    return {name: rate * math.sqrt(alive[before]) for (before, _), (name, layer) in pairs if isinstance(layer, nn.Linear)}
+def adjusted_rates(net: nn.Module, mask: Mask, rate: float, order: LayerOrder | None = None) -> dict[str, float]:
+    """Return with which probability the inputs of each linear layer are dropped; layers that may not be pruned count as dense.
+    order: None: layers run as they are defined."""
+    layers, order = prunable(net, CHANNELLED), order or by_definition(prunable(net))
+    before = {name: order.before(name, layers) for name in layers if isinstance(net.get_submodule(name), nn.Linear)}
+    return {name: rate * math.sqrt(_density(net, mask, makers)) for name, makers in before.items() if makers}
 
 
-def _adjusted(net: nn.Module, mask: Mask, rate: float) -> dict[str, Forward]:
-    return {name: functools.partial(_dropped, p=p) for name, p in adjusted_rates(net, mask, rate).items()}
+def _density(net: nn.Module, mask: Mask, layers: Sequence[str]) -> float:
+    """Return the fraction of the weights of these layers that is alive."""
+    weights = {f"{name}.weight": net.get_parameter(f"{name}.weight") for name in layers}
+    return density({name: mask.get(name, torch.ones_like(weight, dtype=torch.bool)) for name, weight in weights.items()})
+
+
+def _adjusted(net: nn.Module, mask: Mask, rate: float, order: LayerOrder | None = None) -> dict[str, Forward]:
+    return {name: functools.partial(_dropped, p=p) for name, p in adjusted_rates(net, mask, rate, order).items()}
 
 
 def _dropped(layer: nn.Module, inputs: Tensor, p: float) -> Tensor:

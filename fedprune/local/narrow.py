@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedprune.local.regulariser import Forward, Regulariser, require, run
+from fedprune.pruning.layer_order import LayerOrder
 from fedprune.pruning.plain import is_plain
-from fedprune.pruning.width import CUT, output_layer, sliced, width
+from fedprune.pruning.width import CUT, output_layers, sliced, width
 from fedprune.types import Mask
 
 Widths = dict[str, int]
@@ -29,11 +30,12 @@ def scaled() -> Regulariser:
     As with dropout, those who read it then see activations of the same size as in the whole network. (The paper divides by the
     nominal rate; where ceil(rate x units) rounds up, this is the rate that there is.)
     """
-    return Regulariser(layers=_scaled)
+    return Regulariser(layers=_scaled, ordered=True)
 
 
-def _scaled(net: nn.Module, mask: Mask) -> dict[str, Forward]:
-    rates = {name: units / len(net.get_parameter(f"{name}.weight")) for name, units in living_units(net, mask).items()}
+def _scaled(net: nn.Module, mask: Mask, order: LayerOrder | None = None) -> dict[str, Forward]:
+    living = living_units(net, mask, order)
+    rates = {name: units / len(net.get_parameter(f"{name}.weight")) for name, units in living.items()}
     return {name: functools.partial(_divided, rate=rate) for name, rate in rates.items() if 0 < rate < 1}
 
 
@@ -41,9 +43,10 @@ def _divided(layer: nn.Module, inputs: Tensor, rate: float) -> Tensor:
     return type(layer).forward(layer, inputs) / rate
 
 
-def living_units(net: nn.Module, mask: Mask) -> Widths:
-    """The number of living units of each hidden layer; layers outside the mask have all of theirs."""
-    hidden = [name for name in sliced(net) if name != output_layer(net)]
+def living_units(net: nn.Module, mask: Mask, order: LayerOrder | None = None) -> Widths:
+    """Return the number of living units of each hidden layer; layers outside the mask have all of theirs."""
+    outputs = output_layers(net, order)
+    hidden = [name for name in sliced(net) if name not in outputs]
     whole = {name: len(net.get_parameter(name)) for name in hidden}
     alive = {name: int(mask[name].flatten(1).any(1).sum()) if name in mask else whole[name] for name in hidden}
     return {name.removesuffix(".weight"): units for name, units in alive.items()}
@@ -56,7 +59,7 @@ def ordered(levels: Sequence[float]) -> Regulariser:
     So units are ordered by importance, and every leading part of the network is one that works.
     """
     _check(levels)
-    return Regulariser(layers=functools.partial(_ordered, levels=levels), obstacle=_obstacle)
+    return Regulariser(layers=functools.partial(_ordered, levels=levels), ordered=True, obstacle=_obstacle)
 
 
 def ordered_distilled(levels: Sequence[float]) -> Regulariser:
@@ -67,7 +70,7 @@ def ordered_distilled(levels: Sequence[float]) -> Regulariser:
     a constant. The loss that is told is the first.
     """
     _check(levels)
-    return Regulariser(paired=functools.partial(_distilled, levels=levels), obstacle=_obstacle)
+    return Regulariser(paired=functools.partial(_distilled, levels=levels), ordered=True, obstacle=_obstacle)
 
 
 def _check(levels: Sequence[float]) -> None:
@@ -79,9 +82,9 @@ def _check(levels: Sequence[float]) -> None:
     )
 
 
-def choices(net: nn.Module, mask: Mask, levels: Sequence[float]) -> list[Widths]:
+def choices(net: nn.Module, mask: Mask, levels: Sequence[float], order: LayerOrder | None = None) -> list[Widths]:
     """The widths that a batch may run: those of the levels that are less than the client has, and last what it has."""
-    own = living_units(net, mask)
+    own = living_units(net, mask, order)
     units = {name: len(net.get_parameter(f"{name}.weight")) for name in own}
     found = [{name: width(number, level) for name, number in units.items()} for level in sorted(set(levels))]
     return [one for one in found if one != own and all(one[name] <= own[name] for name in own)] + [own]
@@ -116,13 +119,15 @@ class _Running:
         return type(net).forward(net, inputs)
 
 
-def _ordered(net: nn.Module, mask: Mask, levels: Sequence[float]) -> dict[str, Forward]:
-    running = _Running(choices(net, mask, levels))
+def _ordered(net: nn.Module, mask: Mask, levels: Sequence[float], order: LayerOrder | None = None) -> dict[str, Forward]:
+    running = _Running(choices(net, mask, levels, order))
     return {"": lambda net, inputs: running.at(running.draw(), net, inputs)} | running.layers()
 
 
-def _distilled(net: nn.Module, mask: Mask, levels: Sequence[float]) -> tuple[dict[str, Forward], Callable[[], Tensor]]:
-    running = _Running(choices(net, mask, levels))
+def _distilled(
+    net: nn.Module, mask: Mask, levels: Sequence[float], order: LayerOrder | None = None
+) -> tuple[dict[str, Forward], Callable[[], Tensor]]:
+    running = _Running(choices(net, mask, levels, order))
 
     def teach(net: nn.Module, inputs: Tensor) -> Tensor:
         drawn = running.draw()

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.companions import CHOOSE, Companion, add, companion, fold
 from fedprune.pruning.evidence import needs
+from fedprune.pruning.layer_order import LayerOrder
 from fedprune.pruning.what import others
 from fedprune.types import Mask, Params
 
@@ -35,19 +36,29 @@ class Regulariser:
     layers: (net, mask) -> how the layers of these names ("": the network) run in training; all others run as always.
     companion: what each prunable weight gets beside it. used: (parameters, names of the prunable) -> those of the network that
     is in use; None: as they are. paired: as `layers`, with a term of the loss that goes by what has run. obstacle: why a
-    network cannot be trained so, or None. steps, rounds: the strength rises in `steps` equal steps over so many rounds, from 0;
+    network cannot be trained so, or None. ordered: whether `layers` and `paired` have an argument `order`, the order in
+    which the network runs its layers. steps, rounds: the strength rises in `steps` equal steps over so many rounds, from 0;
     with steps = 0 it stays.
     """
 
     formula: Formula | None = None
     strength: float = 0.0
-    layers: Callable[[nn.Module, Mask], dict[str, Forward]] | None = None
+    layers: Callable[..., dict[str, Forward]] | None = None
     companion: Companion | None = None
     used: Callable[[Params, Iterable[str]], Params] | None = None
-    paired: Callable[[nn.Module, Mask], tuple[dict[str, Forward], Callable[[], Tensor]]] | None = None
+    paired: Callable[..., tuple[dict[str, Forward], Callable[[], Tensor]]] | None = None
     obstacle: Callable[[nn.Module], str | None] | None = None
+    ordered: bool = False
     steps: int = 0
     rounds: int = 1
+
+    def told(self, order: LayerOrder) -> Regulariser:
+        """Return this one for a network that runs its layers in this order."""
+        if not self.ordered:
+            return self
+        layers = functools.partial(self.layers, order=order) if self.layers else None
+        paired = functools.partial(self.paired, order=order) if self.paired else None
+        return replace(self, layers=layers, paired=paired)
 
     def at(self, clock: int) -> Regulariser:
         """This one in the round that follows `clock`: with the strength that it has then."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedprune.errors import ConfigError
 from fedprune.pruning.rank import nearest
-from fedprune.pruning.scope import by_layer, layerwise
+from fedprune.pruning.scope import Ends, by_layer, layerwise
 from fedprune.types import Mask, Scores
 
 
@@ -53,9 +53,9 @@ def _worthwhile(gain: Tensor, time: Tensor, brought: float, spent: float) -> int
     return int(refused[0]) if len(refused) else len(gain)
 
 
-def layer_times(times: Mapping[str, float], names: tuple[str, ...]) -> dict[str, float]:
+def layer_times(times: Mapping[str, float], names: tuple[str, ...], ends: Ends | None = None) -> dict[str, float]:
     """The time of one weight of each layer: 1, but for layers ("first", "last" or a name) that `times` names. ConfigError."""
     wrong = {layer: time for layer, time in times.items() if not time > 0}
     if wrong:
         raise ConfigError([f"criterion.times={wrong}: the time of a weight is more than 0"])
-    return dict.fromkeys(names, 1.0) | by_layer(times, names)
+    return dict.fromkeys(names, 1.0) | by_layer(times, names, ends)

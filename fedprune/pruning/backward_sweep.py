@@ -56,7 +56,9 @@ def hessian_sweep(module: nn.Module, params: Params, names: tuple[str, ...], bat
             values.append(step.run(values[-1], tensors))
         slopes = len(batch[0]) * torch.func.grad(lambda z: loss_of_outputs(module, z, batch))(values[-1])
         curvatures = loss_hessian(module, values[-1], batch).diagonal(dim1=1, dim2=2)
-        found = dict(_backward(steps, values, slopes, curvatures, tensors))
+        found: Params = {}
+        for name, at_weights in _backward(steps, values, slopes, curvatures, tensors):  # two of a layer that runs twice
+            found[name] = found[name] + at_weights if name in found else at_weights
         return {name: found[name] for name in names if name in found}
 
     return over_examples(swept, gathered(batches), wanted)
@@ -72,9 +74,11 @@ def unswept(net: nn.Module) -> list[str]:
     if changed(net):
         return [f"{name or type(net).__name__}, which has a hook or a forward of its own" for name in changed(net)]
     try:
-        nodes = [node for node in fx.symbolic_trace(net).graph.nodes if node.op != "output"]
+        *nodes, output = fx.symbolic_trace(net).graph.nodes
     except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError) as error:
         return [f"the whole {type(net).__name__}, whose forward torch.fx cannot read ({str(error).splitlines()[0]})"]
+    if output.args[0] is not nodes[-1]:
+        return [f"the outputs of {type(net).__name__}, which are not what its last operation gives"]
     modules = dict(net.named_modules())
     known = {*PASSES, *CURVES, *AVERAGES, *WEIGHTED}
     times = Counter(node.target for node in nodes if node.op == "call_module")

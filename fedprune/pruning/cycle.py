@@ -62,20 +62,21 @@ def _adjusted(subnet: Subnet, event: PruneEvent, what: What, criterion: Adjusted
     stays = kept(subnet.mask, _score(criterion.drop, measure, subnet, "alive"), event.swap)
     gains = _score(criterion.grow, measure, subnet, "all")
     most = nearest(event.density * size(subnet.mask))
-    return adjusted(stays, gains, layer_times(criterion.times, what.names), criterion.base, most)
+    return adjusted(stays, gains, layer_times(criterion.times, what.names, what.ends), criterion.base, most)
 
 
 def dropped(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure) -> Mask:
     """What the event leaves alive before it grows anything."""
     scores = _score(axes.criterion.drop, measure, subnet, "alive")
     if event.block is not None:  # the others are full as they are, so that nothing grows there either
-        taking_part = block(axes.what.names, *event.block)
+        taking_part = block(axes.what.in_order, *event.block)
         scores = {name: s if name in taking_part else torch.full_like(s, math.inf) for name, s in scores.items()}
     return shrink(subnet.mask, scores, event.density * (1 - event.swap), axes.what)
 
 
 def block(names: tuple[str, ...], number: int, blocks: int) -> tuple[str, ...]:
-    """The `number`-th of so many blocks of consecutive layers, counted from the output; the first ones may have one more."""
+    """Return the `number`-th of so many blocks of consecutive layers, counted from the output. names: in the order in which
+    they run. The first blocks may have one more."""
     each, more = divmod(len(names), blocks)
     first = number * each + min(number, more)
     return names[::-1][first : first + each + (number < more)]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from fedprune.pruning.layer_order import LayerOrder
 from fedprune.pruning.plain import is_plain
 from fedprune.pruning.probe import Call, blank, calls, evaluated, owners, reads_characters
 from fedprune.pruning.what import others
@@ -29,10 +30,12 @@ SCALED = (
 
 @dataclass(frozen=True)
 class Network:
-    """The network as the server has it. shape: of one input, (C, H, W) of images or (T,) of sequences."""
+    """The network as the server has it. shape: of one input, (C, H, W) of images or (T,) of sequences. order: that in which it
+    runs its layers; None: as they are defined."""
 
     net: nn.Module
     shape: tuple[int, ...]
+    order: LayerOrder | None = None
 
     def run(self, params: Params, inputs: Tensor) -> Any:
         """Its outputs at other parameters and buffers, in evaluation mode: a tensor, or whatever its forward returns."""

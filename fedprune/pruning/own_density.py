@@ -19,7 +19,7 @@ from torch import Tensor
 from fedprune.checkpoint import read
 from fedprune.errors import ConfigError, Incompatible, RunError
 from fedprune.pruning.rank import CHUNK, how_many, keep_best_of_each, nearest
-from fedprune.pruning.scope import Shapes, by_layer, layerwise
+from fedprune.pruning.scope import Ends, Shapes, by_layer, layerwise
 from fedprune.types import Mask, Plan, Scores
 
 
@@ -96,8 +96,8 @@ class Threshold:
             if not 0 <= quality < math.inf:
                 raise ConfigError([f"what.scope.{key}={quality} is a multiple of the standard deviation: 0 or more"])
 
-    def __call__(self, units: Scores, density: float, shapes: Shapes) -> Mask:
-        quality = dict.fromkeys(units, self.quality) | by_layer(self.layers, tuple(units))
+    def __call__(self, units: Scores, density: float, shapes: Shapes, ends: Ends | None = None) -> Mask:
+        quality = dict.fromkeys(units, self.quality) | by_layer(self.layers, tuple(units), ends)
         return {name: (score >= quality[name] * _deviation(score)) & (score > -math.inf) for name, score in units.items()}
 
     def problems(self, plan: Plan, units: Mapping[str, int]) -> list[str]:

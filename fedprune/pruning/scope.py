@@ -1,7 +1,7 @@
 """Scopes: the pool in which units compete.
 
-scope: (unit scores by name, density, shapes of the tensors by name) -> which units to keep. Names come in the order of the
-       network's layers, so that "first" and "last" mean something; ties go by alphabetical name and flat index.
+scope: (unit scores by name, density, shapes of the tensors by name) -> which units to keep. Ties go by alphabetical name and
+       flat index. A scope that names layers has an argument `ends`, and is told which are first and last.
 Higher = keep, -inf = dead and never kept, +inf = protected and kept. Those that bring densities of their own are in
 own_density.py.
 """
@@ -19,7 +19,11 @@ from fedprune.pruning.rank import how_many, keep_best, nearest
 from fedprune.types import Mask, Scores
 
 Shapes = Mapping[str, torch.Size]
-Scope = Callable[[Scores, float, Shapes], Mask]
+Scope = Callable[..., Mask]
+Ends = Mapping[str, tuple[str, ...]]
+"""Tensors by the words for them. `first`: of layers that the input reaches before any other prunable layer. `last`: of those
+behind which no other prunable layer stands on the way to an output. By the forward pass, see layer_order.py. Of layers side by
+side, such as two heads, all are meant."""
 T = TypeVar("T")
 
 
@@ -29,7 +33,12 @@ def globally(units: Scores, density: float, shapes: Shapes) -> Mask:
 
 
 def per_layer(
-    units: Scores, density: float, shapes: Shapes, rates: Mapping[str, float] | None = None, step: float = 0.2
+    units: Scores,
+    density: float,
+    shapes: Shapes,
+    rates: Mapping[str, float] | None = None,
+    step: float = 0.2,
+    ends: Ends | None = None,
 ) -> Mask:
     """Units compete within their layer; every layer gets the same density, except where `rates` says otherwise.
 
@@ -37,7 +46,7 @@ def per_layer(
     of its survivors in each step of the fraction `step`, as the output layer does in the lottery ticket papers: where the
     others are at (1 - step)^k, it is at (1 - 0.5 step)^k. Frankle & Carbin 2019, section 2 and appendix G (step = 0.2).
     """
-    rate = dict.fromkeys(units, 1.0) | by_layer(rates or {}, tuple(units))
+    rate = dict.fromkeys(units, 1.0) | by_layer(rates or {}, tuple(units), ends)
     if not 0 < step < 1 or not all(0 <= r * step < 1 for r in rate.values()):
         raise ConfigError(
             [
@@ -79,13 +88,17 @@ def layerwise(units: Scores, counts: Mapping[str, int]) -> Mask:
     return {name: keep_best({name: units[name]}, counts[name])[name] for name in units}
 
 
-def by_layer(values: Mapping[str, T], names: tuple[str, ...]) -> dict[str, T]:
-    """ "first", "last" and layer names resolved to tensor names; a layer of several weights, or of layers, stands for all of
-    them. Raises ConfigError on a name that is not there."""
-    ends = {"first": names[:1], "last": names[-1:]}
-    found = {key: ends.get(key) or [name for name in names if f"{name}.".startswith(f"{key}.")] for key in values}
+def by_layer(values: Mapping[str, T], names: tuple[str, ...], ends: Ends | None = None) -> dict[str, T]:
+    """Return the values by tensor name. values: by layer, or by a word of `ends`; a layer of several weights, or of layers,
+    stands for all of them. ends: None: the first and the last of `names`. Raises ConfigError on a name that is not there."""
+    ends = {"first": names[:1], "last": names[-1:]} if ends is None else ends
+    found = {key: ends[key] if key in ends else _of_layer(key, names) for key in values}
     unknown = [key for key, tensors in found.items() if not tensors]
     if unknown:
         layers = ", ".join(name.removesuffix(".weight") for name in names)
-        raise ConfigError([f"what: no layer {', '.join(map(repr, unknown))}; the layers are first, last, {layers}"])
+        raise ConfigError([f"what: no layer {', '.join(map(repr, unknown))}; the layers are {', '.join(ends)}, {layers}"])
     return {name: values[key] for key, tensors in found.items() for name in tensors}
+
+
+def _of_layer(layer: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if f"{name}.".startswith(f"{layer}."))

@@ -69,6 +69,9 @@ CHANNELWISE: tuple[Unit, ...] = (filters, neurons, channels, kernels)
 A row of a recurrent layer is one gate of a unit, one of attention's is a coordinate of queries, keys or values, and a row of
 an embedding is an input."""
 
+OF_FILTERS: tuple[Unit, ...] = (filters, filters_or_weights)
+"""Units by which a convolution loses all that produces one of its outputs."""
+
 
 def blocks(scores: Tensor, h: int, w: int, reduce: str = "mean", of: str = "signed") -> Tensor:
     """Tiles of h rows x w columns of the matrix [O, I k k]. Grid [O/h, I k k/w].

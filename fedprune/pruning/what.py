@@ -8,6 +8,7 @@ Scores come by name, shaped as the tensors: higher = keep, -inf = never, +inf = 
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.errors import ConfigError, Incompatible, RunError
+from fedprune.pruning.layer_order import LayerOrder, by_definition
 from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import keep_best
 from fedprune.pruning.remembered import remembered
-from fedprune.pruning.scope import Scope, Shapes, by_layer
-from fedprune.pruning.unit import CHANNELWISE, Unit, spread
+from fedprune.pruning.scope import Ends, Scope, Shapes, by_layer
+from fedprune.pruning.unit import CHANNELWISE, OF_FILTERS, Unit, spread
 from fedprune.types import Mask, Params, Scores
 
 LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
@@ -38,7 +40,8 @@ CHANNELLED = ("conv", "linear")
 
 
 def prunable(net: nn.Module, kinds: Sequence[str] = tuple(LAYERS)) -> dict[str, tuple[str, ...]]:
-    """The weights of the layers of these kinds, by the layer's name, in the order of the network's layers."""
+    """Return the weights of the layers of these kinds, by the layer's name, in the order of definition: not that in which the
+    network runs them, see layer_order.py."""
     parts = {id(layer.out_proj) for layer in net.modules() if isinstance(layer, nn.MultiheadAttention)}
     return {
         name: tuple(f"{name}.{weight}".removeprefix(".") for weight in _weights(layer))
@@ -70,10 +73,11 @@ def _weights(layer: nn.Module) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class What:
-    """The axis. `names` are the prunable tensors, in the order of the network's layers, filled in by `bind`.
+    """The axis. layers: which kinds of layer are prunable. skip: layers that are not, by name or see `Ends`. min_per_layer: so
+    many units of every layer outlive any event, against layer collapse.
 
-    layers: which kinds of layer are prunable. skip: layers that are not ("first", "last", or names). min_per_layer: this many
-    units of every layer outlive any event, against layer collapse.
+    `bind` fills in the others. names: the prunable tensors, in the order of definition, as in every mask. order: that in which
+    the network runs its layers.
     """
 
     unit: Unit
@@ -82,18 +86,34 @@ class What:
     skip: Sequence[str] = ()
     min_per_layer: int = 0
     names: tuple[str, ...] = field(default=())
+    order: LayerOrder | None = field(default=None, repr=False)
 
-    def bind(self, net: nn.Module) -> What:
-        """This axis for one network. Raises Incompatible if nothing in it can be pruned so, ConfigError on an unknown layer."""
-        names = self._prunable(net)
-        skipped = by_layer(dict.fromkeys(self.skip, True), names)
+    def bind(self, net: nn.Module, order: LayerOrder | None = None) -> What:
+        """Return this axis for one network. order: of its layers; None: they run as they are defined.
+
+        Raises Incompatible if nothing in the network can be pruned so, ConfigError on an unknown layer.
+        """
+        names, order = self._prunable(net), order or by_definition(prunable(net))
+        skipped = by_layer(dict.fromkeys(self.skip, True), names, _ends(order, names))
         names = tuple(name for name in names if name not in skipped)
         if not names:
             raise Incompatible(f"what.skip={list(self.skip)} leaves nothing to prune: choose a shorter one, or another model")
-        bound = replace(self, names=names)
+        outputs = self._outputs(net, order)
+        names = tuple(name for name in names if name not in outputs)
+        if not names:
+            layers = ", ".join(name.removesuffix(".weight") for name in outputs)
+            raise Incompatible(f"the filters of {layers} are the network's outputs: choose what=weights_global")
+        bound = replace(self, names=names, order=order)
         bound._check_units(net)
         bound.select(net.state_dict(), 1.0)  # a rehearsal: what the scope does not like about its parameters is said now
         return bound
+
+    def _outputs(self, net: nn.Module, order: LayerOrder) -> tuple[str, ...]:
+        """The convolutions whose filters are the network's outputs, where filters are pruned: none of them is a unit that could
+        go. Of linear layers `skip` says so."""
+        unit = self.unit.func if isinstance(self.unit, functools.partial) else self.unit
+        outputs = order.last([weight for _, weights in order.weights for weight in weights]) if unit in OF_FILTERS else ()
+        return tuple(name for name in outputs if isinstance(net.get_submodule(name.rpartition(".")[0]), LAYERS["conv"]))
 
     def _prunable(self, net: nn.Module) -> tuple[str, ...]:
         unknown = [kind for kind in self.layers if kind not in LAYERS]
@@ -136,16 +156,36 @@ class What:
     def _kept(self, units: Scores, density: float, shapes: Shapes) -> Mask:
         """What the scope keeps, and of each layer the best `min_per_layer` (of the living: what is dead stays dead)."""
         if not self.min_per_layer:
-            return self.scope(units, density, shapes)
+            return self._scope(units, density, shapes)
         best = {name: keep_best({name: score}, self.min_per_layer)[name] for name, score in units.items()}
         if self.emerges:  # no count to be kept, and protected units would fall out of the layer's standard deviation
-            return {name: kept | best[name] for name, kept in self.scope(units, density, shapes).items()}
-        return self.scope({name: score.masked_fill(best[name], math.inf) for name, score in units.items()}, density, shapes)
+            return {name: kept | best[name] for name, kept in self._scope(units, density, shapes).items()}
+        return self._scope({name: score.masked_fill(best[name], math.inf) for name, score in units.items()}, density, shapes)
 
     @property
     def emerges(self) -> str:
         """What to say in the place of an event's density, if it is not what the mask is brought to; else nothing."""
         return self.scope.emerges if isinstance(self.scope, OwnDensity) else ""
+
+    @functools.cached_property
+    def ends(self) -> Ends:
+        """Where the network begins and ends, by the words that configurations use."""
+        return _ends(self._order, self.names)
+
+    @functools.cached_property
+    def in_order(self) -> tuple[str, ...]:
+        """The prunable tensors in the order in which the network runs them."""
+        return self._order.sorted(self.names)
+
+    @property
+    def _order(self) -> LayerOrder:
+        return self.order or by_definition({name: (name,) for name in self.names})
+
+    @functools.cached_property
+    def _scope(self) -> Scope:
+        """The scope, which is told the ends if it asks for them."""
+        asks = "ends" in inspect.signature(self.scope).parameters
+        return functools.partial(self.scope, ends=self.ends) if asks else self.scope
 
     def units(self, params: Params) -> dict[str, int]:
         """The number of units of each layer."""
@@ -155,6 +195,10 @@ class What:
         """(living units, all units). A unit is alive if its entries are."""
         layers = [_alive_units(mask[name], self.unit) for name in self.names]
         return sum(alive for alive, _ in layers), sum(units for _, units in layers)
+
+
+def _ends(order: LayerOrder, names: tuple[str, ...]) -> Ends:
+    return {"first": order.first(names), "last": order.last(names)}
 
 
 @remembered

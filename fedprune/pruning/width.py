@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from fedprune.errors import Incompatible
 from fedprune.pruning.companions import is_companion
+from fedprune.pruning.layer_order import LayerOrder, by_definition
 from fedprune.pruning.network import Network, normalised
 from fedprune.pruning.paths import effective
 from fedprune.pruning.plain import is_plain
-from fedprune.pruning.what import CHANNELLED, LAYERS
+from fedprune.pruning.what import CHANNELLED, LAYERS, prunable
 from fedprune.types import Mask
 
 CUT = tuple(kind for name in CHANNELLED for kind in LAYERS[name])
@@ -53,13 +54,15 @@ def width(units: int, capacity: float) -> int:
     return max(1, math.ceil(capacity * units - 1e-9))
 
 
-def output_layer(net: nn.Module) -> str:
-    """The weight of the layer whose units are the network's outputs: the last of its layers."""
-    return list(sliced(net))[-1]
+def output_layers(net: nn.Module, order: LayerOrder | None = None) -> tuple[str, ...]:
+    """Return the weights of the layers whose units are the network's outputs: the last to run on the way to each of them.
+    order: None: layers run as they are defined."""
+    layers = prunable(net)
+    return (order or by_definition(layers)).last([weight for weights in layers.values() for weight in weights])
 
 
 def sliced(net: nn.Module) -> dict[str, nn.Module]:
-    """The layers that have units to cut, by the name of their weight, in the network's order."""
+    """Return the layers that have units to cut, by the name of their weight, in the order of definition."""
     return {f"{name}.weight": layer for name, layer in net.named_modules() if is_plain(layer, CUT)}
 
 
@@ -70,11 +73,11 @@ def _weight_of(name: str) -> str:
 
 def _weights(network: Network, capacity: float) -> Mask:
     """The weights of all layers: living units x living inputs."""
-    layers, last = sliced(network.net), output_layer(network.net)
+    layers, last = sliced(network.net), output_layers(network.net, network.order)
     wide = {}
     for name, layer in layers.items():
         weight: Tensor = layer.weight  # type: ignore[assignment]
-        alive = torch.arange(len(weight)) < (len(weight) if name == last else width(len(weight), capacity))
+        alive = torch.arange(len(weight)) < (len(weight) if name in last else width(len(weight), capacity))
         wide[name] = alive.view(-1, *[1] * (weight.dim() - 1)).expand(weight.shape)
     reached = effective(network.net, wide, network.shape)
     cut = {name: _box(alive) for name, alive in reached.items()}

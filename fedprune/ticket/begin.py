@@ -17,6 +17,7 @@ from torch import nn
 
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.companions import is_companion
+from fedprune.pruning.layer_order import LayerOrder, by_definition
 from fedprune.pruning.mask import apply, ones
 from fedprune.pruning.what import CHANNELLED, What, prunable
 from fedprune.randomness import torch_stream
@@ -67,8 +68,9 @@ class Begin:
             return None
         ticket, fresh = load_ticket(self.path), net.state_dict()
         companions = tuple(name for name in fresh if is_companion(name))  # a ticket is without: they begin anew
-        left_out = companions + (head_names(net) if self.head == "fresh" else ())
-        _check(misfits(ticket, fresh, left_out, head_names(net), names))
+        head = head_names(net, what.order)
+        left_out = companions + (head if self.head == "fresh" else ())
+        _check(misfits(ticket, fresh, left_out, head, names))
         _check(unprunable(ticket, what, left_out, names))
         _warn_of_another(ticket, names["model"], model)
         mask = ones(fresh, what.names) | {
@@ -83,10 +85,12 @@ class Begin:
         return Subnet(apply({name: tensor.detach().clone() for name, tensor in fresh.items()}, mask), mask)
 
 
-def head_names(net: nn.Module) -> tuple[str, ...]:
-    """The tensors of the output layer: the last convolution or linear layer."""
-    layers = [*prunable(net, CHANNELLED)]
-    return tuple(name for name in net.state_dict() if layers and name.rpartition(".")[0] == layers[-1])
+def head_names(net: nn.Module, order: LayerOrder | None = None) -> tuple[str, ...]:
+    """Return the tensors of the output layer: the last convolution or linear layer to run, or all that are last side by side.
+    order: None: layers run as they are defined."""
+    weights = [weight for weights in prunable(net, CHANNELLED).values() for weight in weights]
+    heads = {weight.rpartition(".")[0] for weight in (order or by_definition(prunable(net))).last(weights)}
+    return tuple(name for name in net.state_dict() if name.rpartition(".")[0] in heads)
 
 
 def within_layers(mask: Mask, what: What, seed: int) -> Mask:

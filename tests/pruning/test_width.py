@@ -16,7 +16,7 @@ from fedprune.models.resnet import resnet20
 from fedprune.models.vgg import vgg_small
 from fedprune.pruning.mask import apply, count
 from fedprune.pruning.network import Network
-from fedprune.pruning.width import leading, output_layer, width
+from fedprune.pruning.width import leading, output_layers, width
 
 LEVELS = (1.0, 0.5, 0.25, 0.125, 0.0625)
 
@@ -46,7 +46,7 @@ def test_a_convolutional_network_by_hand():
     mask = leading(Network(cnn_small((1, 28, 28), 10), (1, 28, 28)), 0.5)
     assert [count({name: alive}) for name, alive in mask.items()] == [125, 5, 1250, 10, 4000, 25, 250, 10]
     assert mask["conv2.weight"][:10, :5].all() and mask["fc1.weight"][:25, :160].all()
-    assert output_layer(cnn_small((1, 28, 28), 10)) == "fc2.weight"
+    assert output_layers(cnn_small((1, 28, 28), 10)) == ("fc2.weight",)
 
 
 NETWORKS = {
