@@ -32,7 +32,9 @@ from fedprune.local.fixed import held
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import add_companions, together
+from fedprune.local.schedules import configured
 from fedprune.make import make
+from fedprune.precision import FUSED, asks_for_fused
 from fedprune.pruning.adjust import layer_times
 from fedprune.pruning.criterion import Adjusted, Criterion
 from fedprune.pruning.cycle import Axes
@@ -213,9 +215,29 @@ def _optimizer(config: DictConfig, net: nn.Module) -> None:
         module = make(config.local.module, net, make(config.local.optimizer))
         if not isinstance(module, LocalModule):
             raise ConfigError([f"local.module is a {type(module).__name__}: subclass fedprune.local.module.LocalModule"])
-        module.configure_optimizers()
+        _check_fused(configured(module)[0], make(config.local.optimizer), net)
     except (ConfigError, TypeError, ValueError) as error:
         raise ConfigError([f"local.optimizer or local.module: {error}"]) from error
+
+
+def _check_fused(made: Any, asked: Callable[..., Any], net: nn.Module) -> None:
+    """Say that `fused` is off where parameters are of types that it was not compared on.
+
+    Raises ConfigError if a module's own optimizer has it on all the same. asked: local.optimizer.
+    """
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in net.parameters() if p.dtype not in FUSED})
+    if kinds and asks_for_fused(asked):
+        log.warning(
+            "local.optimizer.fused=true is for float32 and float64, and the network has %s: it is off", ", ".join(kinds)
+        )
+    fused = [p for group in made.param_groups if group.get("fused") for p in group["params"]]
+    if any(p.dtype not in FUSED for p in fused):
+        raise ConfigError(
+            [
+                "configure_optimizers of local.module makes an optimizer with fused=True, which is not to be trusted with "
+                f"{', '.join(kinds)}: leave fused out, or return self.optimizer(self.net.parameters())"
+            ]
+        )
 
 
 def _controlled(config: DictConfig, net: nn.Module, own: tuple[str, ...]) -> tuple[str, ...]:

@@ -103,8 +103,12 @@ def write(
     rows: more of them, by full name, that are not in the order: for readers who know where to look.
     """
     tensors = {f"{group}/{name}": tensor for group, params in groups.items() for name, tensor in params.items()}
-    order = json.dumps(list(tensors))
-    replace_by(path, tensor_file.pieces({**tensors, **rows}, {**metadata, "order": order}))
+    notes = {"order": json.dumps(list(tensors))}
+    pairs = [full for full, tensor in tensors.items() if tensor.is_complex() and tensor.dtype not in tensor_file.DTYPES]
+    if pairs:  # the format has no such types: they are written as their real and imaginary parts
+        tensors |= {full: torch.view_as_real(tensors[full]) for full in pairs}
+        notes["complex"] = json.dumps(pairs)
+    replace_by(path, tensor_file.pieces({**tensors, **rows}, {**metadata, **notes}))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -141,9 +145,11 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            pairs = set(json.loads(metadata.get("complex", "[]")))
             for full in json.loads(metadata.get("order", "[]")):
                 group, name = _split(full)
-                groups.setdefault(group, {})[name] = file.get_tensor(full)
+                tensor = file.get_tensor(full)
+                groups.setdefault(group, {})[name] = torch.view_as_complex(tensor) if full in pairs else tensor
     except (SafetensorError, OSError, ValueError) as error:
         raise RunError(f"{path} is damaged ({error}): remove it, or run with force=true to start anew") from error
     return groups, metadata

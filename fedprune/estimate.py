@@ -12,7 +12,7 @@ from fedprune.data.population import sizes
 from fedprune.display import amount
 from fedprune.experiment import Experiment
 from fedprune.federated.availability import Fate
-from fedprune.federated.controls import start
+from fedprune.federated.controls import carried as carried_controls
 from fedprune.federated.costs import training_flops
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.companions import is_companion
@@ -96,7 +96,7 @@ def _parts(experiment: Experiment, subnet: Subnet) -> list[tuple[float, Subnet, 
 def _message_bytes(experiment: Experiment, subnet: Subnet, known: Mask | None) -> tuple[int, int]:
     """(bytes of a job, bytes of its update) for training this subnet. known: the mask that its client holds, if any."""
     wire = experiment.wire
-    carried = start(experiment.controlled, subnet.params)
+    carried = carried_controls(experiment.controlled, State(subnet, {}, {}))
     job = wire.encode_job(Job(0, 0, 0, 0, subnet, carried=carried), wire.subnet_block(subnet, known))
     nothing = {name: torch.zeros_like(tensor) for name, tensor in subnet.params.items()}  # else no change is the greatest
     travels = experiment.options["upload"].pack(nothing, experiment.options["client"].answer(subnet))

@@ -25,10 +25,12 @@ from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.on_client import OnClient
 from fedprune.federated.upload import Upload
 from fedprune.federated.work import Work
-from fedprune.local.layout import channels_last
+from fedprune.local.layout import channels_last, in_own_memory
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, add_companions
+from fedprune.local.train import is_batchnorm
 from fedprune.make import make
+from fedprune.precision import is_number
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.evidence import FROM_TRAINING, needs
 from fedprune.pruning.network import Network
@@ -115,7 +117,7 @@ class Experiment:
         carries = functools.partial(controls.carried, self.controlled)
         exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken)
         exchange = replace(exchange, fates=self.options["fates"], carries=carries, upload=self.options["upload"])
-        exchange = replace(exchange, feedback=self.recipe.error_feedback)
+        exchange = replace(exchange, feedback=self.recipe.error_feedback, learnt=self._learnt)
         return self.options["round"].loop(
             seed=config.seed,
             plan=self.plan,
@@ -132,12 +134,20 @@ class Experiment:
                 *(self.options["whose"].held, self.options["whose"].common),
             ),
             fresh=self._fresh,
-            trained=tuple(name for name, _ in self.net.named_parameters()),
+            parameters=tuple(name for name, _ in self.net.named_parameters()),
+            trained=tuple(name for name, p in self.net.named_parameters() if p.requires_grad and is_number(p)),
             flops=self.flops,
             effective=self._effective,
             begin=self.begin,
             profile=bool(config.get("profile")),
         )
+
+    @property
+    def _learnt(self) -> tuple[str, ...]:
+        """The names of what training changes: parameters, and the statistics of BatchNorm."""
+        norms = [name for name, layer in self.net.named_modules() if is_batchnorm(layer)]
+        statistics = [f"{name}.{of}" for name in norms for of in ("running_mean", "running_var")]
+        return *(name for name, p in self.net.named_parameters() if p.requires_grad), *statistics
 
     @property
     def _own_sizes(self) -> tuple[list[int], list[int]]:
@@ -167,7 +177,7 @@ def client_round(
 ) -> ClientRound:
     """What a worker builds for itself, once: the module, around data that it shares with the others."""
     with torch.random.fork_rng(devices=[]):
-        net = make(config["model"], shape=dataset.shape, classes=dataset.classes)
+        net = in_own_memory(make(config["model"], shape=dataset.shape, classes=dataset.classes))
     add_companions(net, prunable, regularisers, torch.Generator())  # each job brings its own values
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
     channels_last(net, dataset.shape)
@@ -180,7 +190,7 @@ def initial_net(config: DictConfig, dataset: Dataset, number: int) -> nn.Module:
     """The network at its `number`-th independent initialisation."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(config.seed, "initialisation", number))
-        return make(config.model, shape=dataset.shape, classes=dataset.classes)
+        return in_own_memory(make(config.model, shape=dataset.shape, classes=dataset.classes))
 
 
 def _fresh(

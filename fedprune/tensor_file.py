@@ -18,6 +18,8 @@ Buffer = bytes | memoryview
 DTYPES = {
     **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
     **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"},
+    **{torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64", torch.complex64: "C64"},
+    **{torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"},
 }
 """The format's names of types."""
 
@@ -69,5 +71,5 @@ def _described(value: Tensor | Rows) -> tuple[str, list[int], int]:
 def _content(value: Tensor | Rows) -> Iterable[Buffer]:
     if isinstance(value, Rows):
         return (bytes(row) for row in value.rows)
-    flat = value.detach().cpu().contiguous().reshape(-1)
+    flat = value.detach().cpu().contiguous().as_strided((value.numel(),), (1,))
     return [flat.view(torch.uint8).numpy().data] if flat.numel() else []

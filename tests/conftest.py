@@ -211,7 +211,7 @@ def differences(equal) -> Callable[..., list[str]]:
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes of a tensor, so that -0.0 is not 0.0."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    return tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 @pytest.fixture(scope="session", autouse=True)

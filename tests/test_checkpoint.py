@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from odd_networks import odd_tensors
 from safetensors.torch import save_file
 
 from fedprune import checkpoint
@@ -234,3 +235,12 @@ def test_content_is_on_the_disk_before_it_replaces_the_old(tmp_path, monkeypatch
     monkeypatch.setattr(os, "replace", lambda *paths: (order.append("replace"), rename(*paths)))
     replace_file(tmp_path / "file", b"new")
     assert order[:2] == ["fsync", "replace"]
+
+
+def test_tensors_of_every_type_and_shape_come_back_bit_for_bit(path, equal):
+    tensors = odd_tensors()
+    save_state(State(Subnet(tensors, {}), init=tensors, ticket=tensors, momentum={"v": tensors}), path)
+    found = load_state(path)
+    for params in (found.server.params, found.init, found.ticket, found.momentum["v"]):
+        assert equal(params, tensors)
+        assert {name: value.shape for name, value in params.items()} == {name: value.shape for name, value in tensors.items()}

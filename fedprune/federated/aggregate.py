@@ -1,8 +1,9 @@
 """How the updates of a round become one network: means. What withstands clients that send anything is in robust.py.
 
 Every option is an `Aggregate`, and pure; a server optimizer (server_step.py) then makes a step of what it returns. Names that
-no mask has (biases, BatchNorm's scales and statistics, counters) are held by everybody, and go by the same rule. Whole numbers
-are rounded to the nearest. Without updates the server's network stays.
+no mask has (biases, BatchNorm's scales and statistics, counters) are held by everybody, and go by the same rule. Means of half
+precision are taken in float32 and rounded once, those of whole numbers in float64 and rounded to the nearest; what all clients
+have alike stays as it is, bit for bit (alike.py). Without updates the server's network stays.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ import torch
 from torch import Tensor
 
 from fedprune.errors import ConfigError
+from fedprune.federated.alike import Updates, keeps_alike
+from fedprune.precision import is_number, wide
 from fedprune.pruning.mask import pack, places
 from fedprune.types import Mask, Params, Subnet
-
-Updates = Iterable[tuple[Subnet, float]]
-"""What clients send back, each with its weight (federated.weighting: its number of examples, or 1)."""
 
 Aggregate = Callable[[Params, Updates], Params]
 """(server, updates) -> one network, of the server's names and types."""
@@ -39,6 +39,7 @@ class OverlapMean:
         return overlap_mean(server, updates, self.uncovered)
 
 
+@keeps_alike
 def overlap_mean(server: Params, updates: Updates, uncovered: str = "keep") -> Params:
     """Each entry is the weighted mean over the clients whose mask holds it, sum_k a_k m_k w_k / sum_k a_k m_k.
 
@@ -54,6 +55,7 @@ def overlap_mean(server: Params, updates: Updates, uncovered: str = "keep") -> P
     return settled(mean, cover, server, uncovered)
 
 
+@keeps_alike
 def mean_with_zeros(server: Params, updates: Updates) -> Params:
     """The mean over all clients, whoever holds an entry: sum_k a_k m_k w_k / sum_k a_k. A dead entry counts as a zero.
 
@@ -64,6 +66,7 @@ def mean_with_zeros(server: Params, updates: Updates) -> Params:
     return settled(mean, dict.fromkeys(mean, total), server)
 
 
+@keeps_alike
 def intersection(server: Params, updates: Updates) -> Params:
     """The weighted mean of the entries that every client holds; every other entry keeps the server's value.
 
@@ -115,7 +118,7 @@ def _running_mean(updates: Iterable[tuple[Subnet, float]]) -> tuple[Mask, Params
     mean, total, mask = Params(), 0.0, Mask()
     for subnet, weight in updates:
         total, mask = total + weight, subnet.mask
-        values = {name: value if value.is_floating_point() else value.double() for name, value in subnet.params.items()}
+        values = {name: wide(value) if is_number(value) else value.double() for name, value in subnet.params.items()}
         if not mean:
             mean = {name: value.clone() for name, value in values.items()}
             continue
@@ -139,4 +142,4 @@ def _share(weight: Tensor | float, both: Tensor | float) -> Tensor | float:
 
 def _where_held(mean: Tensor, cover: Tensor | float, server: Tensor) -> Tensor:
     held = torch.where(cover > 0, mean, server) if isinstance(cover, Tensor) else mean
-    return held.to(server.dtype) if server.is_floating_point() else held.round().to(server.dtype)
+    return held.to(server.dtype) if is_number(server) else held.round().to(server.dtype)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.federated.aggregate import Updates
+from fedprune.federated.alike import Updates
 from fedprune.types import Params
 
 

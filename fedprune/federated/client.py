@@ -17,6 +17,7 @@ from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
 from fedprune.data.population import sizes
 from fedprune.federated import own_values
+from fedprune.federated.arrays import Arrays, arrays_of, as_tensor
 from fedprune.federated.clock import Clock
 from fedprune.federated.on_client import Looks, OnClient, Pruned
 from fedprune.federated.upload import Upload, everything
@@ -39,9 +40,6 @@ from fedprune.randomness import seeded, torch_seed, torch_stream
 from fedprune.types import SERVER, Job, Mask, Params, Subnet, Update
 from fedprune.wire.frame import Message, Piece
 from fedprune.wire.message import Wire, about, answered_under
-
-Arrays = dict[str, np.ndarray]
-"""Tensors on their way between processes: as torch tensors they would become shared memory."""
 
 
 class Begun(NamedTuple):
@@ -111,7 +109,7 @@ class ClientRound:
         """What `run` comes back with. clock: of the time that the update took."""
         with clock.phase("encode"):
             answer = self.wire.encode_update(update, answered_under(job))
-        return answer, {name: t.numpy() for name, t in update.kept.items()}, clock.seconds()
+        return answer, arrays_of(update.kept), clock.seconds()
 
     def train(self, job: Job) -> Update:
         """Train the subnet that was sent on the client's training part, and carry out the job's event, if it has one."""
@@ -250,13 +248,13 @@ class ClientRound:
         for name in job.measure:
             if name in FROM_TRAINING:
                 sums = accumulated.sums(job.kept, {n: params[n].cpu() for n in names})
-                evidence[name] = apply(sums, cover)
+                evidence[name] = apply({n: total.float() for n, total in sums.items()}, cover)
                 continue
             with seeded(torch_seed(job.seed, f"evidence {name}", job.round, job.client), self.module.device):
                 more = removal if name in OF_REMOVAL else ()
                 batches = Again(lambda: self._transferred(self.batches.of(indices, self.recipe.batch_size)))
                 found = FROM_DATA[name](self.module, params, alive if name in OF_LIVING else names, batches, *more)
-            evidence[name] = apply({n: e.cpu() for n, e in found.items()}, cover)
+            evidence[name] = apply({n: e.cpu().float() for n, e in found.items()}, cover)  # as it travels
         return evidence
 
     def _transferred(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -300,7 +298,7 @@ def _of_network(kept: Params) -> Params:
 
 def _tensors(arrays: Arrays) -> Params:
     # Copies: they may lie in memory that is shared, or in the server's state.
-    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    return {name: as_tensor(array.copy()) for name, array in arrays.items()}
 
 
 def _stream(job: Job, which: str, layer: str) -> torch.Generator:

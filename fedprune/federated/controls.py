@@ -11,26 +11,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
-
 from fedprune.federated.server_step import Momentum, masked
 from fedprune.local.control import KEY, PREFIX
+from fedprune.precision import wide, wide_zeros
 from fedprune.types import Mask, Params, State, Update
 
 
 def start(names: tuple[str, ...], params: Params) -> Mapping[str, Params]:
     """c before anybody has trained: zero. Nothing where nothing is controlled."""
-    return {KEY: {name: torch.zeros_like(params[name]) for name in names}} if names else {}
+    return {KEY: {name: wide_zeros(params[name]) for name in names}} if names else {}
 
 
 def carried(names: tuple[str, ...], state: State) -> Mapping[str, Params]:
-    """What goes to clients that train: c of these parameters."""
-    return {KEY: state.momentum[KEY]} if names and KEY in state.momentum else start(names, state.server.params)
+    """What goes to clients that train: c of these parameters, in the parameters' own types."""
+    c = (state.momentum if KEY in state.momentum else start(names, state.server.params)).get(KEY, {})
+    return {KEY: {name: value.to(state.server.params[name].dtype) for name, value in c.items()}} if names else {}
 
 
 def summed(changes: Params, update: Update) -> Params:
     """The changes of c_k so far, and those that this update carries."""
-    return {name: change + changes.get(name, 0.0) for name, change in update.carried.get(KEY, {}).items()}
+    return {name: wide(change) + changes.get(name, 0.0) for name, change in update.carried.get(KEY, {}).items()}
 
 
 def stepped(momentum: Momentum, changes: Params, clients: int) -> Momentum:

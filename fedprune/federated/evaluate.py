@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedprune.data.batches import Slice
+from fedprune.federated.arrays import arrays_of
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.executor import Task, certain
 from fedprune.federated.own_values import joined, trained
@@ -73,7 +74,7 @@ class Evaluation:
             kept = {name: kept[name] for name in self.exchange.own}  # an optimizer that is kept too has no part in it
             if shared is not None:
                 own = joined(state.server.params, trained(state, client), shared)
-                kept |= {name: value.numpy() for name, value in own.items()}
+                kept |= arrays_of(own)
             held = self.held(state, client)
             pieces = _cut(part, ends[alike[0]], ends[alike[-1] + 1])
             yield from (("evaluate", (block, kept, held, piece)) for piece in pieces)

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
-
 from fedprune.errors import RunError
+from fedprune.federated.arrays import Arrays, arrays_of, tensors_of
 from fedprune.federated.availability import Fate, Fates, everybody
 from fedprune.federated.executor import Executor, Lost, Task
 from fedprune.federated.tally import Tally
 from fedprune.federated.upload import Upload, everything
+from fedprune.precision import finite
 from fedprune.pruning.mask import apply
 from fedprune.types import SERVER, Job, Mask, Params, State, Subnet, Update
 from fedprune.wire.frame import Message, length
@@ -66,6 +65,7 @@ class Exchange:
     lost with its worker is dropped in any case, for the client may do better in its next round; if all are, `stop` stops.
     fates: who answers in which round. carries: what of a state travels beside the network to clients that train. upload: what
     they send back of it. feedback: whether clients may let live at an event what was dead in the network that they were sent.
+    learnt: names of the tensors that training changes, which have to stay finite (None: all of them).
     """
 
     wire: Wire
@@ -78,6 +78,7 @@ class Exchange:
     carries: Callable[[State], Mapping[str, Params]] = nothing
     upload: Upload = field(default_factory=everything)
     feedback: bool = False
+    learnt: tuple[str, ...] | None = None
 
     def train(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
         """What clients send back after training what these jobs give them, in the order of the jobs."""
@@ -99,12 +100,12 @@ class Exchange:
         answers = self._run([replace(asked, client=client) for client in clients], state, tally)
         return (update for _, update in answers)
 
-    def kept_by(self, state: State, client: int) -> dict[str, np.ndarray]:
+    def kept_by(self, state: State, client: int) -> Arrays:
         """What this client kept from its last round; the initial values if it has not trained yet. Of SERVER, the server's copy
         of what clients keep to themselves."""
         source = state.server.params if client == SERVER else state.init
         kept = state.kept.get(client) or {name: source[name] for name in self.own}
-        return {name: tensor.numpy() for name, tensor in kept.items()}
+        return arrays_of(kept)
 
     def _run(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
         with tally.clock.phase("broadcast"):
@@ -162,19 +163,32 @@ class Exchange:
         if update is None:
             return None
         subnet = update.subnet and self.upload.unpack(job.subnet, update.subnet)
-        return replace(update, subnet=subnet, kept={name: torch.from_numpy(array) for name, array in kept.items()})
+        return replace(update, subnet=subnet, kept=tensors_of(kept))
 
     def _receive(self, answer: Message, job: Job) -> Update | None:
         """The update if it can be read and passes its checks; else it is reported, and ends the run unless told otherwise."""
         try:
             update = self.wire.decode_update(answer, answered_under(job))
-            problem = _problem(update, job, self.feedback)
+            problem = self._problem(update, job)
         except ValueError as error:
             problem = f"its update cannot be read: {error}"
         if problem is None:
             return update
         _leave_out(job, problem, stop=self.broken == "stop")
         return None
+
+    def _problem(self, update: Update, job: Job) -> str | None:
+        """Why an update must not be merged, or None. Buffers that nobody learns may be infinite, as causal masks are."""
+        loss = update.metrics.get("loss", 0.0)
+        tensors = [*update.evidence.values(), *update.carried.values()]
+        tensors += [_of(update.subnet.params, self.learnt)] if update.subnet else []
+        if not math.isfinite(loss) or not all(finite(tensor) for params in tensors for tensor in params.values()):
+            return (
+                f"the training has diverged (loss {loss:.3g}; not all numbers are finite). "
+                "Lower local.optimizer.lr or set local.clip_norm=1"
+            )
+        grows = job.event is not None and (job.event.swap > 0 or self.feedback)
+        return None if update.subnet is None else _stray(update.subnet, job.subnet.mask, grows)
 
 
 def _leave_out(job: Job, problem: str, stop: bool = False) -> None:
@@ -185,22 +199,9 @@ def _leave_out(job: Job, problem: str, stop: bool = False) -> None:
     log.warning("%s; left out of the round", report)
 
 
-def _problem(update: Update, job: Job, feedback: bool) -> str | None:
-    """Why an update must not be merged, or None."""
-    loss = update.metrics.get("loss", 0.0)
-    tensors = [*update.evidence.values(), *update.carried.values(), update.subnet.params if update.subnet else {}]
-    if not math.isfinite(loss) or not all(_finite(params) for params in tensors):
-        return (
-            f"the training has diverged (loss {loss:.3g}; not all numbers are finite). "
-            "Lower local.optimizer.lr or set local.clip_norm=1"
-        )
-    grows = job.event is not None and (job.event.swap > 0 or feedback)
-    return None if update.subnet is None else _stray(update.subnet, job.subnet.mask, grows)
-
-
-def _finite(params: Params) -> bool:
-    # A sum is finite if its terms are (weights of 1e37 aside), and ten times as fast as asking each of them.
-    return all(math.isfinite(float(tensor.sum())) for tensor in params.values())
+def _of(params: Params, names: tuple[str, ...] | None) -> Params:
+    """Those of the tensors that have one of these names; all of them if it is None."""
+    return params if names is None else {name: params[name] for name in names if name in params}
 
 
 def _stray(subnet: Subnet, sent: Mask, grows: bool) -> str | None:

@@ -42,8 +42,9 @@ class FederatedLoop:
     """What a run does, fixed from its first round to its last; what changes is in the State.
 
     network: as the server has it, for evidence that takes no data. fresh: the n-th independent initialisation (0 is the one the
-    run starts from). trained: the names of the parameters, which a server optimizer moves (buffers are only aggregated). flops:
-    of training on one example, by layer of the dense network.
+    run starts from). parameters: the names of all parameters. trained: of those that are trained, which a server optimizer
+    moves (buffers, frozen layers and whole numbers are only aggregated). flops: of training on one example, by layer of the
+    dense network.
     effective: the fraction of the prunable entries that lie on a path from input to output, of a mask (None: not to be had).
     begin: the ticket that the run starts from, whose weights are then its initialisation. profile: whether the metrics tell
     where the time went (clock.py).
@@ -65,6 +66,7 @@ class FederatedLoop:
     exchange: Exchange
     evaluation: Evaluation
     fresh: Callable[[int], Params]
+    parameters: tuple[str, ...]
     trained: tuple[str, ...]
     flops: Mapping[str, float]
     effective: Callable[[Mask], float] | None
@@ -220,7 +222,7 @@ class FederatedLoop:
     def _densities(self, jobs: list[Job]) -> dict[str, float]:
         """Of what the clients of this round are sent: means over them."""
         subnets = {id(job.subnet): job.subnet for job in jobs}
-        found = {key: densities(subnet, self.axes.what, self.trained) for key, subnet in subnets.items()}
+        found = {key: densities(subnet, self.axes.what, self.parameters) for key, subnet in subnets.items()}
         if len(found) == 1:
             return next(iter(found.values()))
         return {name: statistics.fmean(found[id(job.subnet)][name] for job in jobs) for name in next(iter(found.values()))}

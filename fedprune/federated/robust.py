@@ -2,7 +2,8 @@
 
 Every option is an `Aggregate` (aggregate.py). An entry counts where its client's mask holds it. The weights of the clients are
 ignored: who claims many examples must not have more of a say. Names that no mask has, BatchNorm's statistics and counters
-too, go by the same rule over all clients; whole numbers are then rounded to the nearest. Memory: all updates of the round at
+too, go by the same rule over all clients; whole numbers are then rounded to the nearest, and complex ones are ranked by their
+real and their imaginary parts. What all clients have alike stays as it is. Memory: all updates of the round at
 once, and CHUNK x clients numbers of 8 bytes. The order of the clients does not matter to a bit.
 
 What is ranked are weights, where the paper ranks gradients: clients start from the same network, so the middle of what they
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 
 from fedprune.errors import ConfigError
-from fedprune.federated.aggregate import Updates, check_uncovered, settled
+from fedprune.federated.aggregate import check_uncovered, settled
+from fedprune.federated.alike import Updates, keeps_alike
 from fedprune.types import Params, Subnet
 
 CHUNK = 2**16  # entries of a tensor that are ranked at once
@@ -86,6 +88,7 @@ def trimmed_mean(ranked: np.ndarray, holders: np.ndarray, trim: float) -> np.nda
     return np.where(inside, ranked, 0).sum(1) / np.maximum(holders - 2 * cut, 1)
 
 
+@keeps_alike
 def _by_rank(server: Params, updates: Updates, middle: Middle, uncovered: str) -> Params:
     subnets = [subnet for subnet, _ in updates]
     if not subnets:
@@ -97,15 +100,25 @@ def _by_rank(server: Params, updates: Updates, middle: Middle, uncovered: str) -
 
 
 def _tensor(subnets: Sequence[Subnet], name: str, middle: Middle) -> Tensor:
-    """The middle of one tensor's entries, piece by piece; in double precision, where single ones cannot overflow."""
-    values = [subnet.params[name].reshape(-1) for subnet in subnets]
+    """The middle of one tensor's entries; in double precision, where single ones cannot overflow."""
+    values = [subnet.params[name] for subnet in subnets]
     masks = [subnet.mask[name].reshape(-1) if name in subnet.mask else None for subnet in subnets]
+    if values[0].is_complex():
+        return torch.complex(*(_middle([getattr(v, part) for v in values], masks, middle) for part in ("real", "imag")))
+    return _middle(values, masks, middle)
+
+
+def _middle(tensors: Sequence[Tensor], masks: Sequence[Tensor | None], middle: Middle) -> Tensor:
+    """The middle of the entries of one real tensor, piece by piece; where the clients agree, what they agree on."""
+    values = [tensor.reshape(-1) for tensor in tensors]
     found = torch.empty(values[0].numel(), dtype=torch.float64)
     for start in range(0, len(found), CHUNK):
         part = slice(start, start + CHUNK)
         ranked, holders = _ranked([value[part] for value in values], [None if mask is None else mask[part] for mask in masks])
-        found[part] = torch.from_numpy(middle(ranked, holders))
-    return found.view(subnets[0].params[name].shape)
+        least, most = ranked[:, 0], np.take_along_axis(ranked, np.maximum(holders - 1, 0)[:, None], axis=1)[:, 0]
+        with np.errstate(invalid="ignore"):  # of infinite numbers that are not alike; zeros have two signs
+            found[part] = torch.from_numpy(np.where((least == most) & (least != 0), least, middle(ranked, holders)))
+    return found.view(tensors[0].shape)
 
 
 def _ranked(values: Sequence[Tensor], masks: Sequence[Tensor | None]) -> tuple[np.ndarray, np.ndarray]:

@@ -17,8 +17,9 @@ from torch import nn
 
 from fedprune.data.batches import Slice
 from fedprune.errors import ConfigError, Incompatible
+from fedprune.federated.arrays import Arrays
 from fedprune.federated.beta_mode import BetaMode
-from fedprune.federated.client import Arrays, ClientRound
+from fedprune.federated.client import ClientRound
 from fedprune.federated.server_step import Average
 from fedprune.federated.upload import everything
 from fedprune.federated.whose import Shared

@@ -9,13 +9,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fedprune.errors import ConfigError
+from fedprune.precision import wide
 from fedprune.types import Mask, Params
 
 Momentum = Mapping[str, Params]
 ServerStep = Callable[[Params, Params, Momentum, tuple[str, ...]], tuple[Params, Momentum]]
-"""(server, aggregate, momentum, names of the parameters) -> (new server, new momentum). Buffers take the aggregate."""
+"""(server, aggregate, momentum, names of the parameters that are trained) -> (new server, new momentum).
+
+What is not trained (buffers, frozen layers, whole numbers) takes the aggregate. Steps of half precision parameters are worked
+out in float32, in which their momentum stays, and rounded once.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,9 +43,9 @@ class FedAvgM:
         _check_lr(self.lr)
 
     def __call__(self, server: Params, mean: Params, momentum: Momentum, trained: tuple[str, ...]) -> tuple[Params, Momentum]:
-        old = momentum.get("v", {})
-        v = {name: self.beta * old.get(name, 0.0) + (server[name] - mean[name]) for name in trained}
-        return mean | {name: server[name] - self.lr * v[name] for name in trained}, {"v": v}
+        old, now = momentum.get("v", {}), {name: wide(server[name]) for name in trained}
+        v = {name: self.beta * old.get(name, 0.0) + (now[name] - wide(mean[name])) for name in trained}
+        return mean | {name: (now[name] - self.lr * v[name]).to(server[name].dtype) for name in trained}, {"v": v}
 
 
 @dataclass(frozen=True)
@@ -59,18 +65,36 @@ class FedAdam:
 
     def __call__(self, server: Params, mean: Params, momentum: Momentum, trained: tuple[str, ...]) -> tuple[Params, Momentum]:
         first, second = momentum.get("m", {}), momentum.get("v", {})
-        delta = {name: mean[name] - server[name] for name in trained}
+        now = {name: wide(server[name]) for name in trained}
+        delta = {name: _reals(wide(mean[name]) - now[name]) for name in trained}
         m = {name: self.beta1 * first.get(name, 0.0) + (1 - self.beta1) * delta[name] for name in trained}
         # Zero is no value that v can reach: it is an entry that was dead, and starts afresh.
         old = {name: torch.where(second[name] == 0, self.tau**2, second[name]) for name in second}
         v = {name: self.beta2 * old.get(name, self.tau**2) + (1 - self.beta2) * delta[name].square() for name in trained}
         step = {name: self.lr * m[name] / (v[name].sqrt() + self.tau) for name in trained}
-        return mean | {name: server[name] + step[name] for name in trained}, {"m": m, "v": v}
+        return mean | {name: _moved(now[name], step[name]).to(server[name].dtype) for name in trained}, {"m": m, "v": v}
+
+
+def _reals(tensor: Tensor) -> Tensor:
+    """Return a complex tensor [...] as its real and imaginary parts [..., 2], as torch's Adam takes it; others themselves."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _moved(tensor: Tensor, step: Tensor) -> Tensor:
+    """Return tensor + step, the step being as `_reals` gives it."""
+    return tensor + (torch.view_as_complex(step) if tensor.is_complex() else step)
 
 
 def masked(momentum: Momentum, mask: Mask) -> Momentum:
     """Momentum of dead entries is forgotten: a weight that is grown again starts afresh."""
-    return {key: {name: t * mask[name] if name in mask else t for name, t in part.items()} for key, part in momentum.items()}
+    return {
+        key: {name: _under(mask[name], t) if name in mask else t for name, t in part.items()} for key, part in momentum.items()
+    }
+
+
+def _under(alive: Tensor, momentum: Tensor) -> Tensor:
+    """Return the momentum of living entries, zero elsewhere; that of a complex tensor has a dimension more."""
+    return momentum * (alive if momentum.dim() == alive.dim() else alive[..., None])
 
 
 def _check_lr(lr: float) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
+from fedprune.precision import wide_zeros
 from fedprune.types import Params
 
 PREFIX = "accumulated:"  # no tensor of a network has a colon in its name
@@ -23,7 +23,7 @@ def added(kept: Params, gradients: Mapping[str, Tensor]) -> Params:
 
 def sums(kept: Params, like: Params) -> Params:
     """The sums by the tensors' own names; zeros if there are none yet."""
-    return {name: kept.get(f"{PREFIX}{name}", torch.zeros_like(value)) for name, value in like.items()}
+    return {name: kept.get(f"{PREFIX}{name}", wide_zeros(value)) for name, value in like.items()}
 
 
 def part(kept: Params) -> Params:

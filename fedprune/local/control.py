@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from fedprune.errors import Incompatible
+from fedprune.precision import wide
 from fedprune.pruning.mask import apply
 from fedprune.types import Job, Params
 
@@ -58,7 +59,9 @@ def received(job: Job) -> Controls:
 def renewed(everybodys: Params, own: Params, sent: Params, trained: Params, reach: Mapping[str, float]) -> Params:
     """c_k - c + (w - y_k) / reach; c_k where nothing was trained."""
     moved = {
-        name: own[name] - everybodys[name] + (sent[name] - trained[name]) / r for name, r in reach.items() if r and name in own
+        name: (wide(own[name]) - wide(everybodys[name]) + (wide(sent[name]) - wide(trained[name])) / r).to(own[name].dtype)
+        for name, r in reach.items()
+        if r and name in own
     }
     return {**own, **moved}
 

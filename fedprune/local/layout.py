@@ -1,4 +1,4 @@
-"""How images lie in memory while a network is trained and evaluated."""
+"""How a network's tensors, and the images that it sees, lie in memory while it is trained and evaluated."""
 
 from __future__ import annotations
 
@@ -7,6 +7,28 @@ from torch import Tensor, nn
 
 from fedprune.pruning.network import tensors_in
 from fedprune.types import Params
+
+
+@torch.no_grad()
+def in_own_memory(net: nn.Module) -> nn.Module:
+    """Give every entry of the parameters and buffers memory of its own, in place, and return the network.
+
+    Entries of an expanded tensor (stride 0) share theirs, and torch refuses to write to them.
+    """
+    for layer in net.modules():
+        for name, buffer in layer._buffers.items():
+            if buffer is not None and _shares_memory(buffer):
+                layer._buffers[name] = buffer.contiguous().clone()
+        for parameter in layer.parameters(recurse=False):
+            if _shares_memory(parameter):
+                parameter.data = parameter.data.contiguous().clone()
+    return net
+
+
+def _shares_memory(tensor: Tensor) -> bool:
+    """Return whether some entries of a tensor are one and the same number in memory."""
+    strided = tensor.layout is torch.strided
+    return strided and any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fedprune.local.job_trainer import JobTrainer, Outside
 from fedprune.local.schedules import configured
+from fedprune.precision import unfused
 
 Batch = tuple[Tensor, ...]
 
@@ -26,13 +27,14 @@ class LocalModule(pl.LightningModule):
     and accuracy are the means over its places; so those of a batch are per place (per character), too.
 
     net: the network that is pruned and federated; names in masks and plots are those of `net`.
-    optimizer: parameters -> torch optimizer, made anew for every job of every client.
+    optimizer: parameters -> torch optimizer, made anew for every job of every client; without `fused` unless all parameters
+    are float32 or float64 (see precision.py).
     """
 
     def __init__(self, net: nn.Module, optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]):
         super().__init__()
         self.net = net
-        self.optimizer = optimizer
+        self.optimizer = unfused(optimizer, net.parameters())
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.net(inputs)

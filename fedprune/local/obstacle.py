@@ -17,6 +17,7 @@ from fedprune.local.recipe import Recipe
 from fedprune.local.step import ENTRYWISE
 from fedprune.local.together import Share, fit_together
 from fedprune.local.train import fit, is_batchnorm, unload
+from fedprune.precision import is_number
 from fedprune.types import Params, Subnet
 
 
@@ -40,7 +41,7 @@ def _tried(module: LocalModule, recipe: Recipe, batch: Batch) -> str | None:
     """Two clients, one of whom has an example less, take a step: it is the gradient, however the module makes its own."""
     plain = type(module)(module.net, functools.partial(torch.optim.SGD, lr=1.0)).to(module.device)
     sent = unload(module)
-    other = {name: 0.9 * tensor if tensor.is_floating_point() else tensor for name, tensor in sent.items()}
+    other = {name: 0.9 * tensor if is_number(tensor) else tensor for name, tensor in sent.items()}
     fewer = tuple(part[:-1] for part in batch)
     shares = [Share(Subnet(sent, {}), [batch], 1), Share(Subnet(other, {}), [fewer], 1)]
     try:
@@ -57,6 +58,7 @@ def _tried(module: LocalModule, recipe: Recipe, batch: Batch) -> str | None:
 def _alike(made: Params, wanted: Params, sent: Params) -> bool:
     """Whether each tensor was moved in the same way, to a hundredth of the way or a trifle of the tensor."""
     return all(
-        bool((made[name] - value).float().norm() <= 0.01 * (value - sent[name]).float().norm() + 1e-5 * value.float().norm())
+        torch.equal(made[name], value)  # what does not move may be infinite, or no number
+        or bool((made[name] - value).float().norm() <= 0.01 * (value - sent[name]).float().norm() + 1e-5 * value.float().norm())
         for name, value in wanted.items()
     )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedprune.errors import ConfigError, Incompatible
+from fedprune.precision import WIDER, wide
 from fedprune.pruning.companions import CHOOSE, Companion, add, companion, fold
 from fedprune.pruning.evidence import needs
 from fedprune.pruning.layer_order import LayerOrder
@@ -155,8 +156,20 @@ def _terms(
     for one in regularisers:
         assert one.formula is not None, "regularisers without a formula have no term"
         pieces = {name: PIECES[name](net, mask, examples) for name in needs(one.formula)}
-        terms.append((one.strength, functools.partial(one.formula, **pieces)))
+        term = functools.partial(one.formula, **pieces)
+        if any(tensor.dtype in WIDER for piece in pieces.values() if isinstance(piece, dict) for tensor in piece.values()):
+            term = functools.partial(_wide_term, one.formula, pieces)
+        terms.append((one.strength, term))
     return terms
+
+
+def _wide_term(formula: Formula, pieces: dict[str, Any]) -> Tensor:
+    """Return the formula of half precision tensors as they are now, worked out in float32."""
+    widened = {
+        name: {key: wide(tensor) for key, tensor in piece.items()} if isinstance(piece, dict) else piece
+        for name, piece in pieces.items()
+    }
+    return formula(**widened)
 
 
 def run(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

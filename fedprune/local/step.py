@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fedprune.local.logged import Logged
 from fedprune.local.recipe import Recipe
+from fedprune.precision import WIDER, wide
 from fedprune.types import Params
 
 ENTRYWISE = {
@@ -52,15 +53,19 @@ class Seen(NamedTuple):
     logged: Logged = MappingProxyType({})
 
 
+Clip = Callable[[list[Tensor], float], Tensor]
+"""(parameters, the greatest norm) -> the norm of their gradients, which are scaled down to it in place."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What is done at every step of one job; all tensors are those of the network, and are changed in place.
 
     weights, masks: the parameters in which something is dead, and their masks as zeros and ones; empty under error feedback.
     feedback: the same two under error feedback, else empty. masks_gradients: whether gradients of dead weights become zero.
-    parameters: what is trained. clip_norm: the gradient's greatest norm. mu: of the proximal pull to `sent`, the parameters as
-    they came (empty: no pull). corrected: (parameter, what is added to its gradient). sums: (parameter, the sum of its
-    gradients). penalty: what is added to the loss that is differentiated.
+    parameters: what is trained. clip_norm: the gradient's greatest norm. clips: how gradients are scaled down to it. mu: of the
+    proximal pull to `sent`, the parameters as they came (empty: no pull). corrected: (parameter, what is added to its
+    gradient). sums: (parameter, the sum of its gradients). penalty: what is added to the loss that is differentiated.
     """
 
     weights: list[Tensor]
@@ -69,6 +74,7 @@ class Step:
     masks_gradients: bool
     parameters: list[Tensor]
     clip_norm: float | None
+    clips: Clip
     mu: float
     sent: list[Tensor]
     corrected: list[tuple[Tensor, Tensor]]
@@ -110,7 +116,7 @@ class Step:
     def clip(self) -> None:
         """Scale the gradient down to the greatest norm."""
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+            self.clips(self.parameters, self.clip_norm)
 
     def correct(self) -> None:
         """Add SCAFFOLD's correction to the gradients."""
@@ -142,6 +148,7 @@ def step_of(
         masks_gradients=bool(masks) and sees_whole_tensors,
         parameters=parameters,
         clip_norm=recipe.clip_norm,
+        clips=clip_wide if any(p.dtype in WIDER for p in parameters) else nn.utils.clip_grad_norm_,
         mu=recipe.proximal_mu,
         sent=[p.detach().clone() for p in parameters] if recipe.proximal_mu else [],
         corrected=[(p, correction[name].to(p)) for name, p in named if name in correction],
@@ -156,3 +163,17 @@ def pull(parameters: list[Tensor], sent: list[Tensor], mu: float) -> None:
         for parameter, start in zip(parameters, sent, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - start, alpha=mu)
+
+
+def clip_wide(parameters: list[Tensor], most: float) -> Tensor:
+    """Multiply all gradients by min(1, most / norm), in place, and return their L2 norm; both are worked out in float32.
+
+    A float16 norm of more than 65504 would be infinite, and all gradients zero.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = [torch.linalg.vector_norm(wide(gradient)) for gradient in gradients]
+    norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    factor = (most / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor)
+    return norm

@@ -22,6 +22,7 @@ from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.schedules import configured, needs_closure
 from fedprune.local.step import Rules, Seen, Step, step_of
+from fedprune.precision import wide, wide_zeros
 from fedprune.types import Mask, Params, Subnet
 
 
@@ -69,7 +70,7 @@ def fit(
     weights, masks = _masked(module, subnet)
     decay *= recipe.retrain_lr if masks else 1.0
     with held(module.net, recipe.fixed if masks else ()):
-        sums = {name: torch.zeros_like(module.net.get_parameter(name)) for name in summed}
+        sums = {name: wide_zeros(module.net.get_parameter(name).detach()) for name in summed}
         rules = Rules(recipe, (weights, masks), penalty, correction or {}, sums)
         optimizer = _alone(module)
         if optimizer is None:
@@ -79,15 +80,17 @@ def fit(
             seen = _steps(module, optimizer, batches, step_of(module.net, optimizer, rules))
         reach = control.reach(module.net, optimizer, seen.steps) if correction else {}
     losses, sizes = seen.losses, seen.sizes
-    total = (
-        float(torch.stack(losses).flatten() @ torch.tensor(sizes, dtype=losses[0].dtype, device=losses[0].device))
-        if losses
-        else 0.0
-    )
+    total = _weighted_sum(losses, sizes) if losses else 0.0
     state = optimizer_state.of(optimizer, dict(zip(weights, masks, strict=True))) if recipe.keep_optimizer else {}
     gradients = {name: g.detach().to("cpu", copy=True) for name, g in sums.items()}
     mean = total / max(sum(sizes), 1)
     return Trained(unload(module), mean, seen.steps, sum(sizes), state, reach, gradients, seen.logged)
+
+
+def _weighted_sum(losses: list[Tensor], sizes: list[int]) -> float:
+    """Return sum_b size_b loss_b, taken in float32 where the losses are of half precision."""
+    stacked = wide(torch.stack(losses).flatten())
+    return float(stacked @ torch.tensor(sizes, dtype=stacked.dtype, device=stacked.device))
 
 
 def _alone(module: LocalModule) -> torch.optim.Optimizer | None:

@@ -57,8 +57,9 @@ def add(net: nn.Module, names: Iterable[str], kind: Companion, generator: torch.
     """Give the named tensors companions of a kind, each entry drawn for itself."""
     for name in names:
         layer, _, own = name.rpartition(".")
-        values = kind.mean + kind.deviation * torch.randn(net.get_parameter(name).shape, generator=generator)
-        net.get_submodule(layer).register_parameter(companion(own, kind.kind), nn.Parameter(values))
+        weight = net.get_parameter(name)
+        values = kind.mean + kind.deviation * torch.randn(weight.shape, generator=generator)
+        net.get_submodule(layer).register_parameter(companion(own, kind.kind), nn.Parameter(values.to(weight.dtype)))
 
 
 def fold(params: Params) -> Params:

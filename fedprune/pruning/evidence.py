@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from fedprune.precision import wide
 from fedprune.pruning.activity import activations, activity
 from fedprune.pruning.backward_sweep import hessian_sweep, no_sweep
 from fedprune.pruning.companions import fold, gated, log_alpha, log_sigma2, no_gates, no_variance
@@ -94,8 +95,8 @@ def at_hand(
 ) -> dict:
     """Of this evidence, what takes no data: the server has it, and so has a client that knows how the run began (`init`)."""
     params, start = fold(subnet.params), fold(init)
-    found: dict = {"params": {name: params[name] for name in subnet.mask}, "mask": subnet.mask, "generator": generator}
-    found["init_params"] = {name: start[name] for name in subnet.mask}
+    now, begun = ({name: wide(tensors[name]) for name in subnet.mask} for tensors in (params, start))
+    found: dict = {"params": now, "init_params": begun, "mask": subnet.mask, "generator": generator}
     for name in FROM_NETWORK.keys() & {*names}:
         found[name] = FROM_NETWORK[name](network, params, tuple(subnet.mask))
     return found

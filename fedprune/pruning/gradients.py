@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from fedprune.precision import wide, wide_zeros
 from fedprune.pruning.probe import Batch, TrainingLoss, differentiable, loss_at, over_examples, split
 from fedprune.types import Mask, Params
 
@@ -27,8 +28,9 @@ def grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: It
 
     def gradient(batch: Batch) -> Params:
         found = torch.autograd.grad(loss_at(module, wanted | others, batch), tensors, materialize_grads=True)
-        torch._foreach_mul_(found, len(batch[0]))
-        return dict(zip(wanted, found, strict=True))
+        widened = [wide(gradient) for gradient in found]
+        torch._foreach_mul_(widened, len(batch[0]))
+        return dict(zip(wanted, widened, strict=True))
 
     return over_examples(gradient, batches, wanted)
 
@@ -56,7 +58,7 @@ def hessian_grads(module: nn.Module, params: Params, alive: Mask, batches: Itera
             first = torch.autograd.grad(loss, tensors, create_graph=True, materialize_grads=True)
             slope = sum((g * along[name]).sum() for name, g in zip(wanted, first, strict=True))
             second = torch.autograd.grad(slope, tensors, materialize_grads=True)  # type: ignore[arg-type]
-        return {name: len(batch[0]) * hg for name, hg in zip(wanted, second, strict=True)}
+        return {name: len(batch[0]) * wide(hg) for name, hg in zip(wanted, second, strict=True)}
 
     return over_examples(product, batches, wanted)
 
@@ -71,7 +73,7 @@ def movement(module: nn.Module, params: Params, alive: Mask, batches: Iterable[B
     weights = dict(replica.net.named_parameters())  # type: ignore[union-attr, operator]
     replica.net.load_state_dict(params)  # type: ignore[union-attr, operator]
     optimizer, loss = replica.one_optimizer(), TrainingLoss(replica)  # type: ignore[operator]
-    moved = {name: torch.zeros_like(params[name]) for name in alive}
+    moved = {name: wide_zeros(params[name]) for name in alive}
     with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
         for batch in batches:
             optimizer.zero_grad()
@@ -79,7 +81,7 @@ def movement(module: nn.Module, params: Params, alive: Mask, batches: Iterable[B
             with torch.no_grad():
                 for name in alive:
                     gradient = weights[name].grad
-                    moved[name] -= 0 if gradient is None else weights[name] * gradient
+                    moved[name] -= 0 if gradient is None else wide(weights[name]) * gradient
                 optimizer.step()
                 for name in alive:
                     weights[name] *= alive[name]

@@ -43,15 +43,20 @@ def effective(net: nn.Module, mask: Mask, shape: tuple[int, ...]) -> Mask:
     """The entries of `mask` that lie on some path. The network, its parameters, buffers and mode are left as they are."""
     wires = {name: alive.float().requires_grad_() for name, alive in mask.items()}
     others = {
-        name: torch.zeros_like(value) if name.rpartition(".")[2] == "bias" else torch.ones_like(value)
+        name: torch.zeros_like(_single(value)) if name.rpartition(".")[2] == "bias" else torch.ones_like(_single(value))
         for name, value in net.named_parameters()
         if name not in wires
     }
-    buffers = {name: value.clone() for name, value in net.named_buffers()}  # BatchNorm counts its calls
+    buffers = {name: _single(value.clone()) for name, value in net.named_buffers()}  # BatchNorm counts its calls
     with torch.enable_grad(), _Wires():
         reached = torch.func.functional_call(net, buffers | others | wires, (torch.ones(1, *shape),)).sum()
     gradients = torch.autograd.grad(reached, list(wires.values()), materialize_grads=True, allow_unused=True)
     return {name: alive & (g > 0) for (name, alive), g in zip(mask.items(), gradients, strict=True)}
+
+
+def _single(value: Tensor) -> Tensor:
+    """Return a floating tensor in float32, as wires are, and any other as it is."""
+    return value.float() if value.is_floating_point() else value
 
 
 def followed(net: nn.Module) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fedprune.precision import wide_zeros
 from fedprune.types import Params
 
 Batch = tuple[Tensor, ...]
@@ -122,7 +123,7 @@ def split(params: Params, names: Iterable[str]) -> tuple[Params, Params]:
 
 def over_examples(measure: Callable[[Batch], Params], batches: Iterable[Batch], like: Params) -> Params:
     """The mean over all examples. measure: a batch -> the sum over its examples."""
-    total, examples = {name: torch.zeros_like(value) for name, value in like.items()}, 0
+    total, examples = {name: wide_zeros(value) for name, value in like.items()}, 0
     with torch.random.fork_rng(devices=[]):  # dropout, and whatever a measurement draws, come from the global state
         for batch in batches:
             for name, value in measure(batch).items():

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedprune.precision import wide
 from fedprune.types import Mask, Scores
 
 SAMPLE = 1 << 16  # values that are sorted to guess where the cut lies
@@ -29,7 +30,7 @@ def keep_best(scores: Scores, number: int) -> Mask:
 
     Ties go to the lower flat index of the alphabetically first name. O(n), without a copy of the scores.
     """
-    flat = {name: scores[name].reshape(-1) for name in sorted(scores)}
+    flat = {name: wide(scores[name]).reshape(-1) for name in sorted(scores)}
     if len({score.dtype for score in flat.values()}) > 1:  # a cut between two floats of one layer may be a float of another
         flat = {name: score.double() for name, score in flat.items()}
     cut = _highest(list(flat.values()), number)

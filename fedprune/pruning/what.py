@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.errors import ConfigError, Incompatible, RunError
+from fedprune.precision import wide
 from fedprune.pruning.layer_order import LayerOrder, by_definition
 from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import keep_best
@@ -105,7 +106,8 @@ class What:
             raise Incompatible(f"the filters of {layers} are the network's outputs: choose what=weights_global")
         bound = replace(self, names=names, order=order)
         bound._check_units(net)
-        bound.select(net.state_dict(), 1.0)  # a rehearsal: what the scope does not like about its parameters is said now
+        sizes = {name: net.get_parameter(name).detach().abs() for name in names}
+        bound.select(sizes, 1.0)  # a rehearsal: what the scope does not like about its parameters is said now
         return bound
 
     def _outputs(self, net: nn.Module, order: LayerOrder) -> tuple[str, ...]:
@@ -149,7 +151,7 @@ class What:
         for name in self.names:
             if torch.isnan(scores[name]).any():
                 raise RunError(f"the criterion gave NaN for layer {name}: the training has diverged; lower local.optimizer.lr")
-        units = {name: self.unit(scores[name]) for name in self.names}
+        units = {name: self.unit(wide(scores[name])) for name in self.names}
         kept = self._kept(units, density, {name: scores[name].shape for name in self.names})
         return {name: spread(kept[name], scores[name].shape) for name in self.names}
 

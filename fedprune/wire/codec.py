@@ -147,13 +147,14 @@ def _joined(head: bytes, values: Iterable[Any]) -> bytes:
     return b"".join((head, *values))
 
 
-WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+WORDS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.dtype("V16")}
 """Values travel as words of their size, so that every type of number does, and no bit is touched."""
 
 
 def _raw(tensor: torch.Tensor) -> np.ndarray:
     """The tensor's values as a flat array of words, without a copy where it lies contiguous."""
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    # Not reshape(-1): it leaves tensors of no entry or one with whatever stride they have.
+    flat = tensor.detach().contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
     return flat.view(WORDS[tensor.dtype.itemsize])
 
 
@@ -171,7 +172,8 @@ def _values(view: memoryview, layout: Layout, mask: Mask) -> Params:
         words = there.copy() if isinstance(where, slice) else np.zeros(shape.numel(), there.dtype)
         if not isinstance(where, slice):
             words[where] = there
-        tensors[name] = torch.from_numpy(words).view(dtype).view(shape)
+        known = words.view(np.uint64) if dtype.itemsize > 8 else words  # torch has no words of 16 bytes
+        tensors[name] = torch.from_numpy(known).view(dtype).view(shape)
         place = end
     if place != len(view):
         raise ValueError(f"{len(view) - place} bytes too many after the last tensor")

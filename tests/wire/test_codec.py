@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from odd_networks import odd_tensors
 from omegaconf import OmegaConf
 
 from fedprune.make import make
@@ -285,3 +286,32 @@ def test_bits_that_are_too_few_or_too_many_are_no_encoding():
     for damaged in (encoded[:-1], encoded + b"0"):
         with pytest.raises(ValueError, match="a mask of 16 entries takes 2 bytes"):
             decode(damaged, layout)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_every_type_and_shape_crosses_bit_for_bit(codec):
+    tensors = odd_tensors()
+    found, mask = decode(codec(tensors, {}), Layout.of(tensors, ()))
+    assert mask == {}
+    assert equal_bits(found, tensors)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.complex128])
+def test_every_type_crosses_under_a_mask(dtype, codec):
+    alive = {"w": torch.tensor([[True, False], [False, True]])}
+    tensors = {"w": torch.tensor([[1.5, 0.0], [0.0, -2.5]]).to(dtype)}
+    found, mask = decode(codec(tensors, alive), Layout.of(tensors, ("w",)))
+    assert torch.equal(mask["w"], alive["w"])
+    assert equal_bits(found, tensors)
+
+
+def equal_bits(a: Params, b: Params) -> bool:
+    """As `same_bits`, of types that numpy does not have, too."""
+    return list(a) == list(b) and all(
+        a[n].dtype == b[n].dtype and a[n].shape == b[n].shape and torch.equal(words(a[n]), words(b[n])) for n in a
+    )
+
+
+def words(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
