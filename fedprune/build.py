@@ -16,7 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fedprune import check
+from fedprune.data.batches import Batches
 from fedprune.data.client import Clients, federate
+from fedprune.data.datasets import Dataset
 from fedprune.data.population import sizes
 from fedprune.device import chosen
 from fedprune.errors import ConfigError
@@ -29,6 +31,7 @@ from fedprune.federated.whose import PersonalMask, Whose
 from fedprune.federated.work import Composition
 from fedprune.local.control import refuse
 from fedprune.local.fixed import held
+from fedprune.local.job_trainer import Planned
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import add_companions, together
@@ -97,6 +100,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     regularisers = tuple(one.told(order) for one in (*added, *work.regularisers))
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
+    problems.attempt(_tried, config, dataset, clients, recipe)
     options["fates"] = options["availability"](config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])
     problems.add(check.outcomes(plan, options["whose"], names))
 
@@ -216,8 +220,20 @@ def _optimizer(config: DictConfig, net: nn.Module) -> None:
         if not isinstance(module, LocalModule):
             raise ConfigError([f"local.module is a {type(module).__name__}: subclass fedprune.local.module.LocalModule"])
         _check_fused(configured(module)[0], make(config.local.optimizer), net)
-    except (ConfigError, TypeError, ValueError) as error:
+    except (ConfigError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError([f"local.optimizer or local.module: {error}"]) from error
+    check.module.overrides(module)
+
+
+def _tried(config: DictConfig, dataset: Dataset, clients: Clients, recipe: Recipe) -> None:
+    """Try a step of a module of one's own, on a network of its own and the first batch of a client."""
+    module = make(config.local.module, initial_net(config, dataset, 0), make(config.local.optimizer))
+    if not check.module.needs_trying(module):
+        return
+    client, examples = next((pair for pair in enumerate(sizes(clients.train)) if pair[1]), (0, 0))
+    planned = Planned(recipe.batches_of_a_pass(examples), recipe.batches(examples))
+    batches = Batches(dataset, clients, module.device).of(clients.train[client], recipe.batch_size)
+    check.module.first_step(module, recipe, next(batches), planned, client)
 
 
 def _check_fused(made: Any, asked: Callable[..., Any], net: nn.Module) -> None:
@@ -245,7 +261,8 @@ def _controlled(config: DictConfig, net: nn.Module, own: tuple[str, ...]) -> tup
     if config.federated.control == "none":
         return ()
     module = make(config.local.module, net, make(config.local.optimizer))
-    refuse(module.configure_optimizers(), config.federated.optimizer_state == "kept")
+    check.module.one_rate(module)
+    refuse(module.one_optimizer(), config.federated.optimizer_state == "kept")
     return tuple(name for name, _ in net.named_parameters() if name not in own)
 
 

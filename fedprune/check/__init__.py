@@ -1,5 +1,6 @@
 """What is wrong with a configuration: everything at once, before the first batch, each with what to type instead."""
 
+from fedprune.check import module
 from fedprune.check.axes import blocks, composition, min_per_layer, obstacles, of_single_weights, scope, whole_units
 from fedprune.check.clients import (
     aggregate,
@@ -28,6 +29,7 @@ __all__ = [
     "feedback",
     "kept_back",
     "min_per_layer",
+    "module",
     "obstacles",
     "of_one_mask",
     "of_single_weights",

@@ -135,7 +135,7 @@ class Outside(JobTrainer):
     """`self.trainer` outside of training: where a network is evaluated, or evidence measured."""
 
     def __init__(self, module: LocalModule):
-        super().__init__(module, Planned(1, 1))
+        super().__init__(module, Planned(1_000, 1_000))  # schedules divide by it, though they take no step here
         self.training = module.training
         self.validating = self.evaluating = not module.training
 

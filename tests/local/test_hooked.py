@@ -10,13 +10,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
 
 from fedprune.local import hooks
 from fedprune.local.job_trainer import Planned
 from fedprune.local.module import LocalModule, SquaredError
 from fedprune.local.recipe import Recipe
 from fedprune.local.train import Trained, fit
-from fedprune.types import Params, Subnet
+from fedprune.pruning.mask import apply
+from fedprune.types import Mask, Params, Subnet
 
 SGD = partial(torch.optim.SGD, lr=0.2, momentum=0.5, weight_decay=0.01)
 PASSES, BATCHES = 3, 4
@@ -319,3 +321,192 @@ def test_known_modules_go_the_lean_way(monkeypatch):
     monkeypatch.setattr("fedprune.local.hooked.train", None)
     for kind in (LocalModule, SquaredError):
         federated(kind(net(), SGD))
+
+
+# --- what the recipe does, beside hooks --------------------------------------------------------------------------------------
+
+
+class Quiet(LocalModule):
+    """Hooks that change nothing: it goes the way of hooks, and comes to what the lean loop comes to."""
+
+    def on_after_backward(self):
+        pass
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        pass
+
+
+def mask(density: float = 0.4) -> Mask:
+    torch.manual_seed(3)
+    return {name: torch.rand(value.shape) < density for name, value in sent().items() if name in ("0.weight", "3.weight")}
+
+
+def masked(module: LocalModule, recipe: Recipe, alive: Mask, **more: Any) -> Trained:
+    planned = Planned(BATCHES, PASSES * BATCHES)
+    return fit(module, Subnet(apply(sent(), alive), alive), data() * PASSES, recipe, planned=planned, **more)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        Recipe(clip_norm=0.1),
+        Recipe(proximal_mu=0.5),
+        Recipe(error_feedback=True, proximal_mu=0.5),
+        Recipe(freeze_batchnorm=True, retrain_lr=0.5, fixed=["0"], keep_optimizer=True),
+    ],
+    ids=["plain", "clip", "proximal", "feedback", "the rest"],
+)
+@pytest.mark.parametrize("optimizer", [SGD, partial(torch.optim.Adam, lr=0.01)], ids=["sgd", "adam"])
+def test_hooks_that_change_nothing_change_nothing(recipe, optimizer):
+    shift = {name: 0.01 * torch.ones_like(value) for name, value in net().named_parameters()}
+    controlled = {"correction": shift} if optimizer is SGD and not recipe.error_feedback else {}
+    more = {"penalty": lambda: torch.tensor(0.0), "summed": ("0.weight",), "decay": 0.7, **controlled}
+    lean, ours = (masked(kind(net(), optimizer), recipe, mask(), **more) for kind in (LocalModule, Quiet))
+    for field in ("params", "optimizer", "gradients"):
+        found, expected = getattr(ours, field), getattr(lean, field)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert (ours.loss, ours.steps, ours.examples, ours.reach) == (lean.loss, lean.steps, lean.examples, lean.reach)
+
+
+class Waking(LocalModule):
+    """Does to weights and gradients whatever may wake the dead, and looks."""
+
+    mask: Mask
+
+    def wake(self):
+        with torch.no_grad():
+            for parameter in self.net.parameters():
+                parameter.add_(0.1)
+
+    def on_train_epoch_start(self):
+        self.wake()
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.wake()
+
+    def on_fit_end(self):
+        self.wake()
+
+    def training_step(self, batch, batch_idx):
+        weights = self.net.state_dict()
+        assert not any(weights[name][~alive].any() for name, alive in self.mask.items())
+        return super().training_step(batch, batch_idx)
+
+    def on_after_backward(self):
+        for name, alive in self.mask.items():
+            assert not self.net.get_parameter(name).grad[~alive].any()  # what a norm of gradients would count
+            self.net.get_parameter(name).grad.add_(1)
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val, gradient_clip_algorithm):
+        assert not any(self.net.get_parameter(name).grad[~alive].any() for name, alive in self.mask.items())
+
+
+def test_the_dead_stay_dead_whatever_hooks_do():
+    module = Waking(net(), SGD)
+    module.mask = mask()
+    trained = masked(module, Recipe(), module.mask)
+    assert not any(trained.params[name][~alive].any() for name, alive in module.mask.items())
+    assert trained.steps == PASSES * BATCHES
+
+
+def test_decay_multiplies_the_rate_that_a_schedule_gives_whatever_the_schedule():
+    """Of one pass of 4 steps, one-cycle's own rates times 0.5; what the step sees is what moves the weights."""
+
+    class Watched(OneCycle):
+        def on_before_optimizer_step(self, optimizer):
+            self.seen = [*getattr(self, "seen", []), optimizer.param_groups[0]["lr"]]
+
+    plain, slowed = Watched(net(), SGD), Watched(net(), SGD)
+    federated(plain, passes=1)
+    federated(slowed, passes=1, decay=0.5)
+    assert len({*plain.seen}) == BATCHES
+    assert slowed.seen == [0.5 * rate for rate in plain.seen]
+    assert slowed.rates == plain.rates  # the schedule itself is not disturbed
+
+
+def test_a_schedule_begins_anew_in_every_job_though_the_optimizer_goes_on():
+    """Plain momentum of 0.5 that is kept moves the weights in the second job, at the first rate of the schedule."""
+
+    class Watched(Scheduled):
+        def on_train_start(self):
+            self.seen = [*getattr(self, "seen", []), self.optimizers().param_groups[0]["lr"]]
+
+    module, recipe = Watched(net(), SGD), Recipe(keep_optimizer=True)
+    kept = federated(module, recipe).optimizer
+    assert kept
+    again = federated(module, recipe, kept=kept)
+    assert module.seen == [0.2 * 0.1] * 2
+    assert not torch.equal(again.params["0.weight"], federated(module, recipe).params["0.weight"])
+
+
+def test_what_a_hook_freezes_is_trained_again_in_the_next_job():
+    class Freezing(LocalModule):
+        def on_train_start(self):
+            self.freeze()
+            self.train()
+            self.net[3].requires_grad_(True)
+
+    module = Freezing(net(), SGD)
+    trained = federated(module).params
+    assert torch.equal(trained["0.weight"], sent()["0.weight"])
+    assert not torch.equal(trained["3.weight"], sent()["3.weight"])
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+# --- what a module asks for ------------------------------------------------------------------------------------------------
+
+
+def test_a_module_finds_its_trainer_in_a_job_and_outside():
+    class Asking(LocalModule):
+        def __init__(self, *args, width=3):
+            super().__init__(*args)
+            self.save_hyperparameters("width")
+
+        def training_step(self, batch, batch_idx):
+            trainer = self.trainer
+            assert (trainer.training, trainer.validating, trainer.max_epochs) == (True, False, PASSES)
+            assert (trainer.num_training_batches, trainer.estimated_stepping_batches) == (BATCHES, PASSES * BATCHES)
+            assert (self.current_epoch, self.global_step % BATCHES) == divmod(self.global_step, BATCHES)
+            assert self.current_epoch == trainer.current_epoch and self.device.type == "cpu" and self.hparams.width == 3
+            assert isinstance(self.optimizers(), torch.optim.SGD)
+            assert self.optimizers(use_pl_optimizer=False) is trainer.optimizers[0]
+            assert self.lr_schedulers() is None and not self.logger and self.global_rank == 0
+            assert torch.equal(self.all_gather(batch[0]), batch[0])
+            self.print("a batch")
+            with self.toggled_optimizer(self.optimizers()):
+                return super().training_step(batch, batch_idx)
+
+    module = Asking(net(), SGD)
+    expected = federated(LocalModule(net(), SGD)).params
+    assert all(torch.equal(federated(module).params[name], value) for name, value in expected.items())
+    module.eval()
+    assert (module.trainer.training, module.trainer.validating, module.current_epoch) == (False, True, 0)
+    assert not hasattr(module.trainer, "fit_loop")
+    with pytest.raises(AttributeError, match=r"self.trainer.fit_loop: there is no pl.Trainer in the federated loop"):
+        _ = module.trainer.fit_loop
+
+
+def test_forward_hooks_of_a_network_are_called_and_gradients_hooks_too():
+    module, seen = LocalModule(net(), SGD), []
+    module.net[0].register_forward_hook(lambda *_: seen.append("forward"))
+    module.net[0].weight.register_hook(lambda _: seen.append("gradient"))
+    federated(module, passes=1)
+    assert seen == ["forward", "gradient"] * BATCHES
+
+
+def test_a_metric_forgets_the_client_before():
+    class Counting(LocalModule):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.mean = MeanMetric()
+
+        def training_step(self, batch, batch_idx):
+            self.mean(batch_idx)
+            self.log("mean", self.mean)
+            return super().training_step(batch, batch_idx)
+
+    module = Counting(net(), SGD)
+    for _ in range(2):
+        assert federated(module, passes=1).logged == {"mean": ("mean", 1.5)}  # of 0, 1, 2 and 3
