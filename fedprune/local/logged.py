@@ -62,7 +62,7 @@ class Recorder:
         """Remember whether what was logged as train/loss may be something else than the loss of the batch."""
         if self._loss is not None:
             if loss is not None and self._loss is not loss:
-                self._unlike = (self._loss, loss.detach())
+                self._unlike = (_number(LOSS, self._loss), loss.detach())
             self._loss = None
 
     def logged(self) -> Logged:
