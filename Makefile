@@ -23,7 +23,7 @@ run: $(STAMP)  ## the main job: the lottery ticket grid inside FedAvg, on data t
 	$(BIN)/python -m fedprune $(ARGS)
 
 test: $(STAMP)  ## all tests, one process per core
-	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import io
 import logging
 import os
@@ -48,6 +49,7 @@ NESTED = (
 )
 """Config groups inside another one."""
 
+gc.set_threshold(100_000, 20, 20)  # looking for garbage as often as by default takes a tenth of the time of all tests
 torch.set_num_threads(1)  # as in every executor: what a test measures must not depend on the tests before it
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would its children
 
@@ -88,6 +90,15 @@ def compose() -> Callable[..., tuple[DictConfig, dict[str, str]]]:
     return composed
 
 
+@functools.cache
+def _option(group: str, option: str) -> DictConfig:
+    """One option's own node, composed without all the other groups, a third of the time; with them where it has a schema."""
+    if group in ("federated", "local"):
+        return _composed(f"{group}={option}")[0][group]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.select(hydra.compose(None, overrides=[f"+{group}={option}"]), group.replace("/", "."))
+
+
 def assemble(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
     """What `compose` gives, put together from options that were composed once: a tenth of the time."""
     composed, names = _composed()
@@ -95,8 +106,7 @@ def assemble(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
     pairs = [override.partition("=") for override in overrides]
     groups = {key: value for key, _, value in pairs if key in {*folders.GROUPS, *NESTED}}
     for group, option in sorted(groups.items()):
-        node = group.replace("/", ".")
-        OmegaConf.update(config, node, OmegaConf.select(_composed(f"{group}={option}")[0], node), merge=False)
+        OmegaConf.update(config, group.replace("/", "."), _option(group, option), merge=False)
         names[group] = option
     for key, _, value in pairs:
         if key not in groups:

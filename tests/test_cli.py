@@ -390,10 +390,10 @@ def test_cells_that_run_side_by_side_train_in_their_own_process(fedprune, output
     assert names and all(name.startswith("LokyProcess") for name in names)
 
 
-def test_a_scheduler_that_takes_one_job_after_the_other_gets_each_cell_and_a_table_comes_out(fedprune, outputs):
+def test_a_scheduler_that_takes_one_job_after_the_other_gets_each_cell_and_a_table_comes_out(fedprune, command, outputs):
     """The launcher of Slurm, with processes of this machine in the place of a cluster."""
     words = (*TINY, "seed=0,1", "density=0.5", "how_often=one_shot", "when=before_training")
-    alone = fedprune(*words, "name=alone", "-m")
+    alone = command(*words, "name=alone", "-m")
     result = fedprune(*words, "name=sent", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "-m")
     assert (alone.rc, result.rc) == (0, 0), result.text
     assert (outputs / "sent" / "table.csv").exists()

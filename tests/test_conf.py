@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,12 +48,12 @@ def option(path: Path) -> tuple[str, str]:
     return group, choice
 
 
-def chosen(compose, path: Path) -> DictConfig:
-    """The node that the option stands for, in a whole configuration."""
+def chosen(made: Callable[..., tuple[DictConfig, dict[str, str]]], path: Path) -> DictConfig:
+    """The node that the option stands for, in a whole configuration that `compose` or `assemble` made."""
     group, choice = option(path)
     if (group, choice) == ("executor", "ray"):
         pytest.importorskip("ray")
-    config, _ = compose(f"{group}={choice}")
+    config, _ = made(f"{group}={choice}")
     return OmegaConf.select(config, group.replace("/", "."))
 
 
@@ -107,10 +108,10 @@ def test_every_option_composes_and_makes_its_object(path, compose):
 
 
 @pytest.mark.parametrize("path", [path for path in OPTIONS if option(path)[0] == "data"], ids=name)
-def test_every_data_set_is_there_or_says_what_is_missing(path, compose, tmp_path, monkeypatch):
+def test_every_data_set_is_there_or_says_what_is_missing(path, assemble, tmp_path, monkeypatch):
     for scheme in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(scheme, "http://127.0.0.1:9")  # nobody listens there: no network
-    config = chosen(compose, path)
+    config = chosen(assemble, path)
     config.root = str(tmp_path)
     try:
         classes, missing = make(config).classes, ""
@@ -120,8 +121,8 @@ def test_every_data_set_is_there_or_says_what_is_missing(path, compose, tmp_path
 
 
 @pytest.mark.parametrize("path", OPTIONS, ids=name)
-def test_no_option_has_a_key_that_does_nothing(path, compose):
-    for node in nodes(chosen(compose, path)):
+def test_no_option_has_a_key_that_does_nothing(path, assemble):
+    for node in nodes(chosen(assemble, path)):
         accepted = parameters(node._target_)
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
             continue
@@ -129,9 +130,9 @@ def test_no_option_has_a_key_that_does_nothing(path, compose):
 
 
 @pytest.mark.parametrize("path", OPTIONS, ids=name)
-def test_every_parameter_that_a_user_may_set_is_in_its_yaml(path, compose):
+def test_every_parameter_that_a_user_may_set_is_in_its_yaml(path, assemble):
     # Hydra's struct mode refuses a key that the yaml does not have: what is not there cannot be typed.
-    for node in nodes(chosen(compose, path)):
+    for node in nodes(chosen(assemble, path)):
         if node._target_.startswith("torch."):
             continue
         hidden = {key for key, parameter in parameters(node._target_).items() if parameter.default is not parameter.empty}
@@ -155,7 +156,7 @@ def test_the_schema_is_in_no_group(compose):
     assert "schema.yaml" in store.list("")
 
 
-def test_experiments_are_added_and_not_chosen_by_default():
+def test_experiments_are_added_and_not_values_by_default():
     defaults = OmegaConf.load(CONF / "config.yaml").defaults
     assert not any("experiment" in entry for entry in defaults if isinstance(entry, DictConfig))
     assert EXPERIMENTS
@@ -174,9 +175,12 @@ def test_every_axis_of_an_experiments_grid_is_a_text_of_values_that_compose(path
     for key, values in swept.items():
         assert isinstance(values, str), f"{key}: Hydra wants its values as one text"
         assert "," in values or f"+{folders.METHOD}" in swept, f"{key}: an axis of one value is none, but in a protocol"
-        for value in values.split(","):
-            _, names = compose(f"+experiment={path.stem}", f"{key}={value.strip()}")
-            assert key not in folders.GROUPS or names[key] == value.strip()
+        group, values_ = key.lstrip("+").partition("@")[0], [value.strip() for value in values.split(",")]
+        if (CONF / group).is_dir():  # whose options are composed above, and with this experiment where it is run
+            assert all((CONF / group / f"{value}.yaml").is_file() for value in values_)
+            continue
+        for value in values_:
+            compose(f"+experiment={path.stem}", f"{key}={value}")
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
 from fedprune.types import Mask, Personal, PruneEvent, State
 
+pytestmark = pytest.mark.xdist_group("product")  # all cells are built once, in one process
+
 AXES = ("what", "criterion", "when", "how_often", "where", "whose", "rewind")
 OPTIONS = {axis: sorted(path.stem for path in (CONF / axis).glob("*.yaml")) for axis in AXES}
 Cell = tuple[str, ...]
@@ -133,13 +135,13 @@ class Plain(dict):
 
 
 @pytest.fixture(scope="module")
-def parts(compose, tmp_path_factory) -> dict[tuple[str, ...], DictConfig]:
+def parts(compose, assemble, tmp_path_factory) -> dict[tuple[str, ...], DictConfig]:
     """Each option's own configuration, composed once."""
     found = {}
     path = half_a_ticket(compose, tmp_path_factory.mktemp("ticket"))
     for axis, options in OPTIONS.items():
         for option in options:
-            node = compose(f"{axis}={option}")[0][axis]
+            node = assemble(f"{axis}={option}")[0][axis]
             with open_dict(node):
                 node.merge_with(TWEAKS.get((axis, option), {}))
             if option == "weights_like":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 
 from fedprune import tracking
 from fedprune.checkpoint import load_state, read
@@ -199,17 +200,18 @@ module, which takes its time as the environment says."""
 
 
 @contextlib.contextmanager
-def started(*arguments: str, **environment: str) -> Iterator[subprocess.Popen]:
-    """The command in a process group of its own; nothing of the group outlives the block."""
-    Path("slow.py").write_text(SLOW)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedprune", *arguments, "logger._target_=slow.slow"],
-        env=os.environ | environment | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def started(*arguments: str, new: bool = False, **environment: str) -> Iterator[subprocess.Popen | Forked]:
+    """The command in a process group of its own, if `new` from the interpreter's start; nothing of it outlives the block."""
+    here = Path.cwd()
+    (here / "slow.py").write_text(SLOW)
+    arguments = (*arguments, "logger._target_=slow.slow")
+    if new:
+        path = os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])
+        words, pipe = [sys.executable, "-m", "fedprune", *arguments], subprocess.PIPE
+        environ = os.environ | environment | {"PYTHONPATH": path}
+        process = subprocess.Popen(words, env=environ, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    else:
+        process = Forked(here, *arguments, **environment)
     try:
         yield process
     finally:
@@ -279,7 +281,7 @@ def test_an_interrupted_run_says_so_leaves_no_worker_and_goes_on_bit_for_bit(
     how, reference, outputs, command, folder, differences
 ):
     send, stop = STOPS[how]
-    with started(*LONG, *WORKERS) as process:
+    with started(*LONG, *WORKERS, new=how == "ctrl-c") as process:
         assert wait_for(lambda: metrics_written(outputs) >= 3)
         send(process.pid, stop)
         out, err = process.communicate(timeout=60)
