@@ -14,7 +14,7 @@ from fedprune.__main__ import main
 
 
 class Forked:
-    """What of `subprocess.Popen` the tests ask for. The process has a group of its own, and `folder` as its first import path."""
+    """What tests ask of `subprocess.Popen`, of a process with a group of its own and `folder` as its first import path."""
 
     def __init__(self, folder: Path, *arguments: str, **environment: str):
         self.returncode: int | None = None
@@ -27,7 +27,7 @@ class Forked:
         os.setsid()
         for descriptor, path in enumerate(self._said, start=1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
-        sys.stdout, sys.stderr = (open(number, "w", closefd=False, buffering=1) for number in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
         os.environ.update(environment)
         os.chdir(folder)
         sys.path.insert(0, str(folder))

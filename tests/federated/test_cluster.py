@@ -1,4 +1,4 @@
-"""Actors of Ray's do what processes do. One cluster for all tests here, of this process alone, with room for three workers."""
+"""Actors of Ray's do what processes do. One cluster for all tests here, of this process alone, with room for two workers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def connected() -> Iterator[None]:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.CRITICAL}
         with warnings.catch_warnings(action="ignore"):
-            ray.init("local", num_cpus=3, object_store_memory=100_000_000, **quiet)
+            ray.init("local", num_cpus=2, object_store_memory=100_000_000, **quiet)
     yield
     ray.shutdown()
 
@@ -50,7 +50,7 @@ def workers_of(executor: Executor) -> set[int]:
 @pytest.mark.parametrize("workers", [None, 5])
 def test_workers_are_as_many_as_the_cluster_has_cpus_and_those_without_hold_up_nobody(workers):
     with employed(cluster.Ray(Tasks, workers)) as executor:
-        assert wait_for(lambda: len(workers_of(executor)) == 3)
+        assert wait_for(lambda: len(workers_of(executor)) == 2)
         seen = workers_of(executor)
     assert wait_for(lambda: all(gone(worker) for worker in seen))
     assert ray.is_initialized()  # it was there before
@@ -58,8 +58,8 @@ def test_workers_are_as_many_as_the_cluster_has_cpus_and_those_without_hold_up_n
 
 def test_where_no_cpu_is_free_that_is_said_and_workers_begin_when_one_is(monkeypatch, caplog):
     monkeypatch.setattr(cluster, "PATIENCE", 0.1)
-    with employed(cluster.Ray(Tasks, 3)) as first:
-        assert wait_for(lambda: len(workers_of(first)) == 3)
+    with employed(cluster.Ray(Tasks, 2)) as first:
+        assert wait_for(lambda: len(workers_of(first)) == 2)
         caplog.clear()
         second = cluster.Ray(Tasks, 1)
         assert "no CPU of the Ray cluster is free" in caplog.text
