@@ -34,8 +34,9 @@ from fedprune.local.fixed import held
 from fedprune.local.job_trainer import Planned
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
-from fedprune.local.regulariser import add_companions, together
+from fedprune.local.regulariser import Regulariser, add_companions, in_use, together
 from fedprune.local.schedules import configured
+from fedprune.local.train import set_mode
 from fedprune.make import make
 from fedprune.precision import FUSED, asks_for_fused
 from fedprune.pruning.adjust import layer_times
@@ -120,12 +121,38 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     for option in (work, options["round"]):
         problems.add_incompatible(problems.attempt(option.problems, composition) or [])
     problems.stop_if_any()
+    prunes = bool(plan.events) or begin is not None or isinstance(options["whose"], Nested)
+    problems.add_incompatible(check.masked(network, what, prunes))
+    problems.add_incompatible(_rehearsal(config, plan, axes, dataset, net, recipe, regularisers, names))
+    problems.stop_if_any()
     wire = work.wire(options["wire"], {n: t for n, t in net.state_dict().items() if n not in own}, what.names)
     wire = replace(wire, own=getattr(options["whose"], "covers", ()))
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
     return Experiment(
         *(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin, regularisers, controlled)
     )
+
+
+def _rehearsal(
+    config: DictConfig,
+    plan: Plan,
+    axes: Axes,
+    dataset: Dataset,
+    net: nn.Module,
+    recipe: Recipe,
+    regularisers: tuple[Regulariser, ...],
+    names: dict[str, str],
+) -> list[str]:
+    """What goes wrong when the evidence that is asked for is measured, on two examples."""
+    module = make(config.local.module, net, make(config.local.optimizer))
+    batch = (dataset.normalise(dataset.x[:2]), dataset.y[:2])
+    params = in_use(net.state_dict(), axes.what.names, regularisers)
+    modes = {part: part.training for part in net.modules()}
+    set_mode(module, recipe)
+    found = check.rehearsal(plan, axes.criterion, module, params, axes.what, batch, names)
+    for part, training in modes.items():
+        part.training = training
+    return found
 
 
 def _combination(

@@ -14,6 +14,7 @@ from fedprune.check.clients import (
     regrown,
     validation,
 )
+from fedprune.check.network import masked, rehearsal
 from fedprune.check.problems import Problems
 from fedprune.check.values import evidence, executor, outcomes, ranges
 
@@ -28,6 +29,7 @@ __all__ = [
     "executor",
     "feedback",
     "kept_back",
+    "masked",
     "min_per_layer",
     "module",
     "obstacles",
@@ -38,6 +40,7 @@ __all__ = [
     "outcomes_of_clients",
     "ranges",
     "regrown",
+    "rehearsal",
     "scope",
     "validation",
     "whole_units",

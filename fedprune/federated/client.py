@@ -16,6 +16,7 @@ from fedprune.data.batches import Again, Batches, Slice, interrupted
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
 from fedprune.data.population import sizes
+from fedprune.errors import RunError
 from fedprune.federated import own_values
 from fedprune.federated.arrays import Arrays, arrays_of, as_tensor
 from fedprune.federated.clock import Clock
@@ -33,6 +34,7 @@ from fedprune.local.regulariser import Regulariser, in_use, regularised
 from fedprune.local.train import Trained, fit, load, set_mode, unload
 from fedprune.pruning.cycle import Measure
 from fedprune.pruning.evidence import FROM_DATA, FROM_TRAINING, OF_LIVING, OF_REMOVAL, at_hand, needs
+from fedprune.pruning.finite import unmeasured
 from fedprune.pruning.mask import apply, ones
 from fedprune.pruning.network import Network
 from fedprune.pruning.rank import keep_best, nearest
@@ -205,7 +207,10 @@ class ClientRound:
             found = at_hand(names, network, subnet, event.start, functools.partial(streams, about))
             wanted = tuple(name for name in names if name in FROM_DATA)
             if wanted:
-                found |= self._evidence(replace(job, subnet=subnet, measure=wanted, about=about, surviving=surviving))
+                measured = self._evidence(replace(job, subnet=subnet, measure=wanted, about=about, surviving=surviving))
+                if problem := unmeasured(measured):
+                    raise RunError(f"client {job.client} in round {job.round}: {problem}")
+                found |= measured
             return {name: found[name] for name in names}
 
         return measure

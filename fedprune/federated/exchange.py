@@ -18,6 +18,7 @@ from fedprune.federated.executor import Executor, Lost, Task
 from fedprune.federated.tally import Tally
 from fedprune.federated.upload import Upload, everything
 from fedprune.precision import finite
+from fedprune.pruning.finite import DIVERGED, unmeasured
 from fedprune.pruning.mask import apply
 from fedprune.types import SERVER, Job, Mask, Params, State, Subnet, Update
 from fedprune.wire.frame import Message, length
@@ -180,13 +181,12 @@ class Exchange:
     def _problem(self, update: Update, job: Job) -> str | None:
         """Why an update must not be merged, or None. Buffers that nobody learns may be infinite, as causal masks are."""
         loss = update.metrics.get("loss", 0.0)
-        tensors = [*update.evidence.values(), *update.carried.values()]
+        tensors = [*update.carried.values()]
         tensors += [_of(update.subnet.params, self.learnt)] if update.subnet else []
         if not math.isfinite(loss) or not all(finite(tensor) for params in tensors for tensor in params.values()):
-            return (
-                f"the training has diverged (loss {loss:.3g}; not all numbers are finite). "
-                "Lower local.optimizer.lr or set local.clip_norm=1"
-            )
+            return f"the training has diverged (loss {loss:.3g}; not all numbers are finite). {DIVERGED}"
+        if problem := unmeasured(update.evidence):
+            return problem
         grows = job.event is not None and (job.event.swap > 0 or self.feedback)
         return None if update.subnet is None else _stray(update.subnet, job.subnet.mask, grows)
 

@@ -24,7 +24,7 @@ from fedprune.federated.server_step import Average
 from fedprune.federated.upload import everything
 from fedprune.federated.whose import Shared
 from fedprune.federated.work import Composition, broken
-from fedprune.local.regulariser import Regulariser, others
+from fedprune.local.regulariser import Regulariser, others, unruly
 from fedprune.local.sampled import GRADIENTS, sampled
 from fedprune.local.train import is_batchnorm
 from fedprune.pruning.companions import companion, companion_of
@@ -71,6 +71,12 @@ class SampledMasks:
         if others(net, names):
             told = ", ".join(f"{name} ({type(layer).__name__})" for name, layer in others(net, names).items())
             raise Incompatible(f"{CHOSEN} samples conv and linear layers, and not {told}: choose what.layers=[conv,linear]")
+        unknown = unruly(net, names, self.regularisers[0])
+        if unknown:
+            raise Incompatible(
+                f"{CHOSEN} runs layers by the formula of their class, and {', '.join(unknown)} has a forward or a hook of its "
+                f"own: choose what.skip=[{','.join(unknown)}], or federated/client=trained_weights"
+            )
         for name in names:
             layer = net.get_submodule(name.rpartition(".")[0])
             weight, bias = net.get_parameter(name), layer.bias

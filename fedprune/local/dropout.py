@@ -34,7 +34,7 @@ def adjusted(rate: float) -> Regulariser:
     the network's inputs, is never dropped.
     """
     require({f"local.dropout.rate={rate} is a probability: at least 0, less than 1": 0 <= rate < 1})
-    return Regulariser(layers=functools.partial(_adjusted, rate=rate), ordered=True)
+    return Regulariser(layers=functools.partial(_adjusted, rate=rate), ordered=True, of_any_layer=True)
 
 
 def adjusted_rates(net: nn.Module, mask: Mask, rate: float, order: LayerOrder | None = None) -> dict[str, float]:

@@ -30,7 +30,7 @@ def scaled() -> Regulariser:
     As with dropout, those who read it then see activations of the same size as in the whole network. (The paper divides by the
     nominal rate; where ceil(rate x units) rounds up, this is the rate that there is.)
     """
-    return Regulariser(layers=_scaled, ordered=True)
+    return Regulariser(layers=_scaled, ordered=True, of_any_layer=True)
 
 
 def _scaled(net: nn.Module, mask: Mask, order: LayerOrder | None = None) -> dict[str, Forward]:

@@ -23,7 +23,8 @@ from fedprune.precision import WIDER, wide
 from fedprune.pruning.companions import CHOOSE, Companion, add, companion, fold
 from fedprune.pruning.evidence import needs
 from fedprune.pruning.layer_order import LayerOrder
-from fedprune.pruning.what import others
+from fedprune.pruning.plain import is_plain
+from fedprune.pruning.what import CHANNELLED, LAYERS, kind_of, others
 from fedprune.types import Mask, Params
 
 Formula = Callable[..., Tensor]
@@ -39,7 +40,8 @@ class Regulariser:
     is in use; None: as they are. paired: as `layers`, with a term of the loss that goes by what has run. obstacle: why a
     network cannot be trained so, or None. ordered: whether `layers` and `paired` have an argument `order`, the order in
     which the network runs its layers. steps, rounds: the strength rises in `steps` equal steps over so many rounds, from 0;
-    with steps = 0 it stays.
+    with steps = 0 it stays. of_any_layer: whether `layers` only changes what goes into a layer or comes out of it, and so is
+    right whatever the forward of the layer's class is.
     """
 
     formula: Formula | None = None
@@ -52,6 +54,7 @@ class Regulariser:
     ordered: bool = False
     steps: int = 0
     rounds: int = 1
+    of_any_layer: bool = False
 
     def told(self, order: LayerOrder) -> Regulariser:
         """Return this one for a network that runs its layers in this order."""
@@ -137,6 +140,7 @@ def regularised(
     pairs = [one.paired(net, mask) for one in regularisers if one.paired]
     changed = [one.layers(net, mask) for one in regularisers if one.layers] + [forwards for forwards, _ in pairs]
     layers = {net.get_submodule(name): forward for forwards in changed for name, forward in forwards.items()}
+    own = {layer: layer.__dict__["forward"] for layer in layers if "forward" in layer.__dict__}
     for layer, forward in layers.items():
         layer.forward = functools.partial(forward, layer)
     try:
@@ -146,6 +150,8 @@ def regularised(
     finally:
         for layer in layers:
             del layer.forward
+        for layer, forward in own.items():
+            layer.forward = forward
 
 
 def _terms(
@@ -189,6 +195,13 @@ def together(penalty: Regulariser, dropout: Regulariser, net: nn.Module, names: 
             f"{' and '.join(rerun)} brings noise into conv and linear layers, and {told} may be pruned without: "
             "choose what.layers=[conv,linear], or local/penalty=l1 and local/dropout=none"
         )
+    for key, one in (("local.penalty", penalty), ("local.dropout", dropout)):
+        astray = unruly(net, names, one)
+        if astray:
+            problems.append(
+                f"{key} runs layers by the formula of their class, and {', '.join(astray)} has a forward or a hook of its own: "
+                f"choose what.skip=[{','.join(astray)}], or {key.replace('.', '/')}=none"
+            )
     if penalty.layers and (dropout.layers or dropout.paired):
         problems.append(
             "local.penalty samples gates, and local.dropout is another noise on the same weights: "
@@ -201,6 +214,17 @@ def together(penalty: Regulariser, dropout: Regulariser, net: nn.Module, names: 
         )
     if problems:
         raise Incompatible(*problems)
+
+
+def unruly(net: nn.Module, names: Sequence[str], regulariser: Regulariser) -> list[str]:
+    """Return the layers of these weights that a regulariser would run in another way than they are written, by name."""
+    if not regulariser.layers:
+        return []
+    layers = {name.removesuffix(".weight"): net.get_submodule(name.rpartition(".")[0]) for name in names}
+    if regulariser.of_any_layer:  # by the forward of their class, which an object may have replaced
+        return [name for name, layer in layers.items() if "forward" in layer.__dict__]
+    known = [kind for group in CHANNELLED for kind in LAYERS[group]]
+    return [name for name, layer in layers.items() if kind_of(layer) in CHANNELLED and not is_plain(layer, known)]
 
 
 def require(rules: dict[str, bool]) -> None:

@@ -12,6 +12,7 @@ import torch
 from fedprune.pruning.adjust import adjusted, kept, layer_times
 from fedprune.pruning.criterion import Adjusted, Compensated, Criterion, Formula
 from fedprune.pruning.evidence import needs
+from fedprune.pruning.finite import explained
 from fedprune.pruning.mask import apply, regrow, shrink, size
 from fedprune.pruning.rank import nearest
 from fedprune.pruning.regrown import started
@@ -48,7 +49,9 @@ def prune(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure, last:
     if not event.swap:
         return smaller
     assert grow is not None, "build refuses an exchange without a grow formula"
-    mask = regrow(mask, _score(grow, measure, smaller, "dead"), event.density, axes.what)
+    evidence = measure(needs(grow), smaller, "dead")
+    with explained(evidence):
+        mask = regrow(mask, grow(**evidence), event.density, axes.what)
     return Subnet(started(smaller, _grown(mask, smaller), last or {}), mask)
 
 
@@ -67,11 +70,13 @@ def _adjusted(subnet: Subnet, event: PruneEvent, what: What, criterion: Adjusted
 
 def dropped(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure) -> Mask:
     """What the event leaves alive before it grows anything."""
-    scores = _score(axes.criterion.drop, measure, subnet, "alive")
+    evidence = measure(needs(axes.criterion.drop), subnet, "alive")
+    scores = axes.criterion.drop(**evidence)
     if event.block is not None:  # the others are full as they are, so that nothing grows there either
         taking_part = block(axes.what.in_order, *event.block)
         scores = {name: s if name in taking_part else torch.full_like(s, math.inf) for name, s in scores.items()}
-    return shrink(subnet.mask, scores, event.density * (1 - event.swap), axes.what)
+    with explained(evidence):
+        return shrink(subnet.mask, scores, event.density * (1 - event.swap), axes.what)
 
 
 def block(names: tuple[str, ...], number: int, blocks: int) -> tuple[str, ...]:

@@ -84,7 +84,8 @@ def loss_of_outputs(module: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
 
 def loss_slopes(module: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
     """The derivatives of each example's own loss by its outputs, shaped as they are: [B, C], of sequences [B, C, T]."""
-    return torch.func.grad(lambda z: len(z) * loss_of_outputs(module, z, batch))(outputs)
+    outputs = outputs.detach().requires_grad_()
+    return torch.autograd.grad(len(outputs) * loss_of_outputs(module, outputs, batch), outputs)[0]
 
 
 def loss_hessian(module: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
@@ -97,10 +98,11 @@ def loss_hessian(module: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
     return each(torch.func.hessian(one), outputs.detach().reshape(len(outputs), -1), *batch)
 
 
-def each(function: Callable[..., Any], *parts: Tensor) -> Any:
+def each(function: Callable[..., Any], *parts: Tensor, singly: Callable[..., Any] | None = None) -> Any:
     """Return what a function makes of each example, stacked: a tensor, or a dict of them. parts: [B, ...] each.
 
     All examples at once by vmap; one after the other if the network or the loss does what cannot be batched, as GRU does.
+    singly: the same function without torch.func, which not every network can do, either.
     """
     with differentiable(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There is a performance drop")  # LSTM goes one example after the other
@@ -109,7 +111,7 @@ def each(function: Callable[..., Any], *parts: Tensor) -> Any:
         except MoreThanOutputs:
             raise
         except Exception:  # vmap has no end of reasons; what is wrong with one example is raised again below
-            results = [function(*example) for example in zip(*parts, strict=True)]
+            results = [(singly or function)(*example) for example in zip(*parts, strict=True)]
     if isinstance(results[0], Tensor):
         return torch.stack(results)
     return {name: torch.stack([result[name] for result in results]) for name in results[0]}

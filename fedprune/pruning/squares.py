@@ -55,21 +55,30 @@ def per_example(net: nn.Module, wanted: Params, others: Params, inputs: Tensor, 
         pull = torch.func.vjp(lambda w: torch.func.functional_call(net, w | others, (example[None],))[0], wanted)[1]
         return pull(c)[0]
 
+    def singly(example: Tensor, c: Tensor) -> Params:
+        return _slopes(lambda w: torch.func.functional_call(net, w | others, (example[None],))[0], wanted, c)
+
     outputs = one_tensor(torch.func.functional_call(net, wanted | others, (inputs,)))
     slopes, number = cotangents(outputs.detach()), _at_once(wanted)
     for some, c in zip(inputs.split(number), slopes.split(number), strict=True):
-        yield each(one, some, c)
+        yield each(one, some, c, singly=singly)
 
 
 def per_example_losses(module: nn.Module, wanted: Params, others: Params, batch: Batch) -> Iterator[Params]:
     """Yield every example's gradient of its own training loss, [B, ...] per name: whatever the network puts out, and whatever
     the training step makes of the network."""
 
+    def loss(w: Params, example: tuple[Tensor, ...]) -> Tensor:
+        return loss_at(module, w | others, tuple(part[None] for part in example))
+
     def one(*example: Tensor) -> Params:
-        return torch.func.grad(lambda w: loss_at(module, w | others, tuple(part[None] for part in example)))(wanted)
+        return torch.func.grad(loss)(wanted, example)
+
+    def singly(*example: Tensor) -> Params:
+        return _slopes(lambda w: loss(w, example), wanted, None)
 
     for parts in zip(*(part.split(_at_once(wanted)) for part in batch), strict=True):
-        yield each(one, *parts)
+        yield each(one, *parts, singly=singly)
 
 
 def summed(parts: Iterable[Params]) -> Params:
@@ -80,6 +89,13 @@ def summed(parts: Iterable[Params]) -> Params:
 def total(parts: Iterable[Params]) -> Params:
     """The sum of dicts with the same names."""
     return functools.reduce(lambda a, b: {name: value + b[name] for name, value in a.items()}, parts)
+
+
+def _slopes(function: Callable[[Params], Tensor], wanted: Params, cotangent: Tensor | None) -> Params:
+    """Return the derivatives of one output, or of several along `cotangent`, by autograd."""
+    leaves = {name: value.detach().requires_grad_() for name, value in wanted.items()}
+    slopes = torch.autograd.grad(function(leaves), [*leaves.values()], cotangent, materialize_grads=True)
+    return dict(zip(wanted, slopes, strict=True))
 
 
 def _at_once(wanted: Params) -> int:

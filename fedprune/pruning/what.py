@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from fedprune.errors import ConfigError, Incompatible, RunError
+from fedprune.errors import ConfigError, Incompatible
 from fedprune.precision import wide
+from fedprune.pruning.finite import NotANumber
 from fedprune.pruning.layer_order import LayerOrder, by_definition
 from fedprune.pruning.own_density import OwnDensity
 from fedprune.pruning.rank import keep_best
@@ -147,10 +148,10 @@ class What:
             raise Incompatible(*problems)
 
     def select(self, scores: Scores, density: float) -> Mask:
-        """Entries of the units to keep; higher scores first. Raises RunError, naming the layer, if a score is NaN."""
+        """Entries of the units to keep; higher scores first. Raises NotANumber, naming the layer, if a score is NaN."""
         for name in self.names:
             if torch.isnan(scores[name]).any():
-                raise RunError(f"the criterion gave NaN for layer {name}: the training has diverged; lower local.optimizer.lr")
+                raise NotANumber(name)
         units = {name: self.unit(wide(scores[name])) for name in self.names}
         kept = self._kept(units, density, {name: scores[name].shape for name in self.names})
         return {name: spread(kept[name], scores[name].shape) for name in self.names}

@@ -63,7 +63,7 @@ def output_layers(net: nn.Module, order: LayerOrder | None = None) -> tuple[str,
 
 def sliced(net: nn.Module) -> dict[str, nn.Module]:
     """Return the layers that have units to cut, by the name of their weight, in the order of definition."""
-    return {f"{name}.weight": layer for name, layer in net.named_modules() if is_plain(layer, CUT)}
+    return {f"{name}.weight": layer for name, layer in net.named_modules() if isinstance(layer, CUT)}
 
 
 def _weight_of(name: str) -> str:

@@ -1,0 +1,71 @@
+"""What to say of numbers that are none: whether training has diverged, or a piece of evidence, or a formula, has no value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from fedprune.errors import RunError
+from fedprune.precision import finite
+from fedprune.types import Params
+
+DIVERGED = "Lower local.optimizer.lr or set local.clip_norm=1"
+INSTEAD = "choose criterion=magnitude (criterion=set where units are exchanged)"
+
+
+class NotANumber(RunError):
+    """A score is NaN. layer: in which tensor."""
+
+    def __init__(self, layer: str):
+        self.layer = layer
+        super().__init__(f"the criterion gave NaN for layer {layer.removesuffix('.weight')}")
+
+
+def unmeasured(evidence: Mapping[str, Params]) -> str | None:
+    """Return what to say of the first piece of evidence that is not finite, at weights that are; None if all are."""
+    for name, values in evidence.items():
+        astray = [layer for layer, tensor in values.items() if not finite(tensor)]
+        if astray:
+            return (
+                f"the evidence {name} of {_told(astray)} is not finite, and the weights are: what the network or the loss does "
+                f"there has no derivative (a root, norm or logarithm of 0) or overflows; {_instead(astray, values)}"
+            )
+    return None
+
+
+@contextmanager
+def explained(evidence: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, a NaN among the scores of a formula is explained by the evidence that it was given. Raises RunError."""
+    try:
+        yield
+    except NotANumber as error:
+        raise RunError(f"{error}: {_reason(error.layer, evidence)}") from error
+
+
+def _reason(layer: str, evidence: Mapping[str, Any]) -> str:
+    pieces = {name: values for name, values in evidence.items() if _is_measured(values)}
+    weights = [tensor for name in ("params", "init_params") for tensor in pieces.get(name, {}).values()]
+    if not all(map(finite, weights)):
+        return f"the training has diverged. {DIVERGED}"
+    problem = unmeasured(pieces)
+    if problem is not None:
+        return problem
+    return f"its formula has no value there (0 / 0, for one), though all of its evidence is finite: mend it, or {INSTEAD}"
+
+
+def _is_measured(values: Any) -> bool:
+    return isinstance(values, Mapping) and all(isinstance(value, Tensor) for value in values.values())
+
+
+def _instead(astray: list[str], values: Params) -> str:
+    if len(astray) == len(values):
+        return INSTEAD
+    return f"leave it out with what.skip=[{','.join(layer.removesuffix('.weight') for layer in astray)}], or {INSTEAD}"
+
+
+def _told(names: Iterable[str]) -> str:
+    listed = [name.removesuffix(".weight") for name in names]
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more layers" if len(listed) > 3 else "")
