@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?= +experiment=lth_fedavg -m
-BENCHMARKS := rounds overhead sparse sweep scale shrink codecs personal evidence batched start_up memory
+BENCHMARKS := rounds overhead hooks sparse sweep scale shrink codecs personal evidence batched start_up memory
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test lint taxonomy taxonomy_grid benchmark benchmark_tuning peers bench performance notebooks clean

@@ -67,6 +67,11 @@ class Recorder:
 
     def logged(self) -> Logged:
         """Return the client's values. Raises RunError if train/loss was logged with another value than the loss."""
+        if self._loss is not None:
+            raise RunError(
+                f"self.log({LOSS!r}) outside of a batch: it is the name of the loss that training_step returns, which is "
+                "reported anyway; log another value under another name: 'train/my_loss'"
+            )
         if self._unlike is not None:
             theirs, ours = float(self._unlike[0]), float(self._unlike[1])
             if abs(theirs - ours) > 1e-4 * abs(ours) + 1e-8:
@@ -94,11 +99,18 @@ class _Values:
         last = self.values[-1]
         if isinstance(last, Metric):
             return float(last.compute())
-        values = torch.stack([torch.as_tensor(value, device="cpu").double() for value in self.values])
+        values = _stacked(self.values)
         if self.reduction == "mean":
             weights = torch.tensor(self.weights, dtype=torch.float64)
             return float(values @ weights / weights.sum())
         return float(OF_TENSORS[self.reduction](values))
+
+
+def _stacked(values: list[Any]) -> Tensor:
+    """Return these numbers as a tensor of float64 on the CPU."""
+    if all(isinstance(value, Tensor) and value.dtype == values[0].dtype for value in values):
+        return torch.stack(values).cpu().double()
+    return torch.tensor([float(value) for value in values], dtype=torch.float64)
 
 
 OF_TENSORS: dict[str, Callable[[Tensor], Tensor]] = {"sum": torch.sum, "min": torch.min, "max": torch.max}
@@ -126,7 +138,8 @@ def _reduction(name: str, reduce_fx: Any) -> str:
 def _number(name: str, value: Any) -> Any:
     """Return a copy of the number, outside of any graph; or the torchmetrics object. Raises RunError for anything else."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
-        return value.detach().clone().reshape(())
+        copied = value.detach().clone()
+        return copied if copied.dim() == 0 else copied.reshape(())
     if isinstance(value, numbers.Real):  # bool, int, float, and numpy's numbers
         return float(value)
     if isinstance(value, Metric):

@@ -127,3 +127,10 @@ def test_the_loss_may_be_logged_as_the_loss_and_nothing_else():
     recorder.batch_ends(loss)
     with pytest.raises(RunError, match="'train/loss' is the name of the loss that training_step returns"):
         recorder.logged()
+
+
+def test_the_loss_is_not_logged_by_the_pass():
+    recorder = Recorder()
+    recorder.log("train/loss", 0.5)
+    with pytest.raises(RunError, match="outside of a batch"):
+        recorder.logged()
