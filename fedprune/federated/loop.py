@@ -23,7 +23,7 @@ from fedprune.federated.costs import client_densities, densities, training_flops
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.sampling import cohort
-from fedprune.federated.server_step import ServerStep
+from fedprune.federated.server_step import ServerStep, starts_from
 from fedprune.federated.tally import Tally
 from fedprune.federated.where import Where, measuring
 from fedprune.federated.whose import Receipt, Terms, Whose, carry_out
@@ -153,7 +153,8 @@ class FederatedLoop:
     def _terms(self, state: State) -> Terms:
         """What an event of this round goes by: another initialisation, and other streams, at every event."""
         streams = functools.partial(_rewind_stream, self.seed, state.events)
-        return Terms(self.plan, self.axes, self.rewind, Draws(lambda: self.fresh(state.events + 1), streams))
+        draws = Draws(lambda: self.fresh(state.events + 1), streams, self.begin.mask if self.begin else {})
+        return Terms(self.plan, self.axes, self.rewind, draws, starts_from(self.server_step))
 
     def _cohort(self, state: State) -> tuple[int, ...]:
         return cohort(self.seed, state.clock, self.clients, self.cohort)

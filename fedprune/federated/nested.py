@@ -143,7 +143,7 @@ class Nested:
         return None
 
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
-        return under(state.server.mask, state, params)
+        return under(state.server.mask, state, params, terms.fresh)
 
     def slice(self, part: Part) -> Mask:
         """What a client may have of the network by its width and its labels, whatever else of it is pruned."""

@@ -87,5 +87,7 @@ class OnClient:
     def _draws(self, job: Job) -> Draws:
         """Another initialisation at every event, the same for all clients; other streams for each of them."""
         return Draws(
-            lambda: self.fresh(job.events + 1), lambda name: torch_stream(job.seed, f"rewind {name}", job.events, job.client)
+            lambda: self.fresh(job.events + 1),
+            lambda name: torch_stream(job.seed, f"rewind {name}", job.events, job.client),
+            self.begin.mask if self.begin else {},
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -20,8 +21,12 @@ ServerStep = Callable[[Params, Params, Momentum, tuple[str, ...]], tuple[Params,
 """(server, aggregate, momentum, names of the parameters that are trained) -> (new server, new momentum).
 
 What is not trained (buffers, frozen layers, whole numbers) takes the aggregate. Steps of half precision parameters are worked
-out in float32, in which their momentum stays, and rounded once.
+out in float32, in which their momentum stays, and rounded once. Momentum that starts from other values than 0 is named in an
+attribute `fresh` of the step, see `starts_from`.
 """
+
+Fresh = Mapping[str, float]
+"""What momentum starts from, by its kind; 0 for a kind that is not named."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +68,23 @@ class FedAdam:
     def __post_init__(self) -> None:
         _check_lr(self.lr)
 
+    @property
+    def fresh(self) -> Fresh:
+        return {"v": self.tau**2}
+
     def __call__(self, server: Params, mean: Params, momentum: Momentum, trained: tuple[str, ...]) -> tuple[Params, Momentum]:
         first, second = momentum.get("m", {}), momentum.get("v", {})
         now = {name: wide(server[name]) for name in trained}
         delta = {name: _reals(wide(mean[name]) - now[name]) for name in trained}
         m = {name: self.beta1 * first.get(name, 0.0) + (1 - self.beta1) * delta[name] for name in trained}
-        # Zero is no value that v can reach: it is an entry that was dead, and starts afresh.
-        old = {name: torch.where(second[name] == 0, self.tau**2, second[name]) for name in second}
-        v = {name: self.beta2 * old.get(name, self.tau**2) + (1 - self.beta2) * delta[name].square() for name in trained}
+        v = {name: self.beta2 * second.get(name, self.tau**2) + (1 - self.beta2) * delta[name].square() for name in trained}
         step = {name: self.lr * m[name] / (v[name].sqrt() + self.tau) for name in trained}
         return mean | {name: _moved(now[name], step[name]).to(server[name].dtype) for name in trained}, {"m": m, "v": v}
+
+
+def starts_from(step: ServerStep) -> Fresh:
+    """Return what the momentum of a step starts from."""
+    return getattr(step, "fresh", {})  # a step of a user's own may be a mere function
 
 
 def _reals(tensor: Tensor) -> Tensor:
@@ -85,16 +97,18 @@ def _moved(tensor: Tensor, step: Tensor) -> Tensor:
     return tensor + (torch.view_as_complex(step) if tensor.is_complex() else step)
 
 
-def masked(momentum: Momentum, mask: Mask) -> Momentum:
-    """Momentum of dead entries is forgotten: a weight that is grown again starts afresh."""
+def masked(momentum: Momentum, mask: Mask, fresh: Fresh = MappingProxyType({})) -> Momentum:
+    """Return momentum that has forgotten dead entries: a weight that is grown again starts from what is `fresh`."""
     return {
-        key: {name: _under(mask[name], t) if name in mask else t for name, t in part.items()} for key, part in momentum.items()
+        key: {name: _under(mask[name], t, fresh.get(key, 0.0)) if name in mask else t for name, t in part.items()}
+        for key, part in momentum.items()
     }
 
 
-def _under(alive: Tensor, momentum: Tensor) -> Tensor:
-    """Return the momentum of living entries, zero elsewhere; that of a complex tensor has a dimension more."""
-    return momentum * (alive if momentum.dim() == alive.dim() else alive[..., None])
+def _under(alive: Tensor, momentum: Tensor, fresh: float) -> Tensor:
+    """Return the momentum of living entries, `fresh` elsewhere; that of a complex tensor has a dimension more."""
+    there = alive if momentum.dim() == alive.dim() else alive[..., None]
+    return torch.where(there, momentum, fresh) if fresh else momentum * there
 
 
 def _check_lr(lr: float) -> None:

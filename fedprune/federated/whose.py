@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from fedprune.errors import ConfigError
@@ -22,7 +23,7 @@ from fedprune.federated import own_values
 from fedprune.federated.asking import due
 from fedprune.federated.ballot import Ballot, votes
 from fedprune.federated.on_client import MOMENTS
-from fedprune.federated.server_step import masked
+from fedprune.federated.server_step import Fresh, masked
 from fedprune.local import accumulated
 from fedprune.pruning import cycle
 from fedprune.pruning.cycle import Axes, Measure
@@ -44,12 +45,14 @@ class Receipt(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What a run has agreed on. draws: what an event of this round may draw at random."""
+    """What a run has agreed on. draws: what an event of this round may draw at random. fresh: what the server optimizer's
+    momentum starts from."""
 
     plan: Plan
     axes: Axes
     rewind: Rewind
     draws: Draws
+    fresh: Fresh = MappingProxyType({})
 
 
 class Whose(Protocol):
@@ -93,7 +96,7 @@ def _after(state: State, pruned: Subnet, events: int, terms: Terms, last: Params
         ticket=server.params,
         events=events,
         clock=state.clock if clock is None else clock,
-        momentum=masked(state.momentum, pruned.mask) if clock is None else {},
+        momentum=masked(state.momentum, pruned.mask, terms.fresh) if clock is None else {},
         kept=accumulated.forgotten(state.kept) if weights is None else {},
         stale=of_the_dead(last, pruned.mask) if weights is None else {},
         pruned=state.round,
@@ -131,7 +134,7 @@ class Shared(OneMask):
 
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
         """The mask stays: only the server changes it."""
-        return under(state.server.mask, state, params)
+        return under(state.server.mask, state, params, terms.fresh)
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ class Voted(OneMask):
         """Under the mask that those who carried out the event make together; as it was if nobody did."""
         proposals = [receipt for receipt in receipts if receipt.pruned]
         if not proposals:
-            return under(state.server.mask, state, params)
+            return under(state.server.mask, state, params, terms.fresh)
         job, held = proposals[0].job, votes((receipt.mask, receipt.weight) for receipt in proposals)
         assert job.event is not None
         if not job.event.swap:
@@ -222,9 +225,9 @@ class PersonalMask:
         return replace(state, server=Subnet(params, ones(params, names)), personal=personal)
 
 
-def under(mask: Mask, state: State, params: Params) -> State:
-    """The state with these parameters for the server, under this mask."""
-    return replace(state, server=Subnet(apply(params, mask), mask), momentum=masked(state.momentum, mask))
+def under(mask: Mask, state: State, params: Params, fresh: Fresh) -> State:
+    """The state with these parameters for the server, under this mask. fresh: what dead entries' momentum goes back to."""
+    return replace(state, server=Subnet(apply(params, mask), mask), momentum=masked(state.momentum, mask, fresh))
 
 
 def _check(at: str) -> None:

@@ -9,7 +9,7 @@ the clock whose parameters it needs remembered.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
@@ -23,10 +23,14 @@ Anchors = Mapping[int, Params]
 
 @dataclass(frozen=True)
 class Draws:
-    """What a rewind may draw at random: a whole new initialisation, and a seeded generator by the name of a tensor."""
+    """What a rewind may draw at random: a whole new initialisation, and a seeded generator by the name of a tensor.
+
+    began: the mask of the ticket that the run started from; what has no name in it was alive at the start.
+    """
 
     fresh: Callable[[], Params]
     generator: Callable[[str], torch.Generator]
+    began: Mask = field(default_factory=dict)
 
 
 class Rewound(NamedTuple):
@@ -102,8 +106,9 @@ class RandomReinit:
         return Rewound(draws.fresh(), 0)
 
 
-Values = Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor]
-"""(initial values, which of them live, those of a new initialisation, generator) -> other values, all of a tensor's shape."""
+Values = Callable[[Tensor, Tensor, Tensor, torch.Generator, Tensor], Tensor]
+"""(initial values, which of them live now, those of a new initialisation, generator, which of them lived at the start) -> other
+values, all of a tensor's shape."""
 
 
 @dataclass(frozen=True)
@@ -120,18 +125,25 @@ class Replaced:
 
     def __call__(self, mask: Mask, anchors: Anchors, draws: Draws) -> Rewound:
         start, fresh = anchors[self.anchor], draws.fresh()
-        others = {name: self.values(start[name], alive, fresh[name], draws.generator(name)) for name, alive in mask.items()}
+        others = {
+            name: self.values(start[name], alive, fresh[name], draws.generator(name), draws.began.get(name, EVERYTHING))
+            for name, alive in mask.items()
+        }
         if self.keep_signs:
             others = {name: value.abs().copysign(start[name]) for name, value in others.items()}
         return Rewound(start | others, 0)
 
 
-def reinit(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Generator) -> Tensor:
+EVERYTHING = torch.tensor(True)
+"""A mask, of any shape, of which nothing is dead."""
+
+
+def reinit(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Generator, began: Tensor = EVERYTHING) -> Tensor:
     """New ones from the distribution of the initialisation."""
     return fresh
 
 
-def shuffle(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Generator) -> Tensor:
+def shuffle(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Generator, began: Tensor = EVERYTHING) -> Tensor:
     """The survivors' initial values in another order, within the layer."""
     survivors = initial[alive]
     shuffled = initial.clone()
@@ -139,12 +151,12 @@ def shuffle(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Gene
     return shuffled
 
 
-def constant(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Generator) -> Tensor:
-    """One number with random signs: the standard deviation (divided by n) of the layer's initial values, dead or alive.
+def constant(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Generator, began: Tensor = EVERYTHING) -> Tensor:
+    """One number with random signs: the standard deviation (divided by n) of the layer's initial values, dead or alive by now.
 
-    Exact zeros are left out of it: they are what was dead in a ticket that the run started from.
+    Those that were dead in a ticket that the run started from are left out of it.
     """
-    values = initial[initial != 0]
+    values = initial[began.expand(initial.shape)]
     deviation = (values - values.mean()).square().mean().sqrt().nan_to_num()
     signs = torch.randint(2, initial.shape, generator=generator) * 2 - 1
     return deviation * signs.to(initial)

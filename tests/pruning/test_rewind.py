@@ -1,6 +1,7 @@
 """What the survivors restart from, to the bit, and by which clock."""
 
 import functools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,14 @@ ANCHORS = {0: START, 2: LATER}
 MASK = {"w": torch.tensor([True, False, True])}
 
 
-def draws(fresh: Params | None = None, seed: int = 0) -> Draws:
+def draws(fresh: Params | None = None, seed: int = 0, began: Mask | None = None) -> Draws:
     """Streams by name and seed; without `fresh`, nothing new may be drawn."""
 
     def drawn() -> Params:
         assert fresh is not None, "nothing new may be drawn"
         return fresh
 
-    return Draws(drawn, lambda name: torch.Generator().manual_seed(seed + sum(map(ord, name))))
+    return Draws(drawn, lambda name: torch.Generator().manual_seed(seed + sum(map(ord, name))), began or {})
 
 
 def test_no_rewind_trains_on_from_where_it_is():
@@ -83,8 +84,10 @@ OTHER = {
 ALIVE = {"a": torch.tensor([[1, 1, 0], [1, 0, 1]]).bool(), "b": torch.tensor([0, 1, 1, 1, 1, 0]).bool()}
 
 
-def replaced(values, keep_signs: bool, init: Params = INIT, mask: Mask = ALIVE, seed: int = 0) -> Params:
-    params, clock = Replaced(values, keep_signs)(mask, {0: init}, draws(OTHER, seed))
+def replaced(
+    values, keep_signs: bool, init: Params = INIT, mask: Mask = ALIVE, seed: int = 0, began: Mask | None = None
+) -> Params:
+    params, clock = Replaced(values, keep_signs)(mask, {0: init}, draws(OTHER, seed, began))
     assert clock == 0
     return apply(params, mask)
 
@@ -158,7 +161,12 @@ def test_constants_are_the_standard_deviation_of_the_layers_initial_values():
 def test_what_was_dead_in_a_ticket_is_no_part_of_the_standard_deviation():
     init = INIT | {"b": torch.tensor([0.0, -1.0, 3.0, 0.0, 0.0, 0.0])}  # of -1 and 3: mean 1, squares 4 and 4, so 2
     mask = ALIVE | {"b": torch.tensor([0, 1, 1, 0, 0, 0]).bool()}
-    assert replaced(constant, True, init, mask)["b"].tolist() == [0.0, -2.0, 2.0, 0.0, 0.0, 0.0]
+    assert replaced(constant, True, init, mask, began=mask)["b"].tolist() == [0.0, -2.0, 2.0, 0.0, 0.0, 0.0]
+    # A living 0 counts: of 0, -1 and 4 the mean is 1 and the squares are 1, 4 and 9, so sqrt(14 / 3).
+    init |= {"b": torch.tensor([0.0, -1.0, 4.0, 0.0, 0.0, 0.0])}
+    lived = {"b": torch.tensor([1, 1, 1, 0, 0, 0]).bool()}
+    spread = replaced(constant, True, init, mask, began=lived)["b"].tolist()
+    assert spread == pytest.approx([0, -math.sqrt(14 / 3), math.sqrt(14 / 3), 0, 0, 0])
     empty = INIT | {"b": torch.zeros(6)}
     assert replaced(constant, True, empty, ALIVE | {"b": torch.zeros(6).bool()})["b"].tolist() == [0.0] * 6
 
