@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fedprune import check
-from fedprune.data.batches import Batches
+from fedprune.data.batches import Batches, first_examples
 from fedprune.data.client import Clients, federate
 from fedprune.data.datasets import Dataset
 from fedprune.data.population import sizes
@@ -33,6 +33,7 @@ from fedprune.local.control import refuse
 from fedprune.local.fixed import held
 from fedprune.local.job_trainer import Planned
 from fedprune.local.module import LocalModule
+from fedprune.local.outcomes import TaskMetrics
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, add_companions, in_use, together
 from fedprune.local.schedules import configured
@@ -91,9 +92,10 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     proxy = getattr(where, "proxy", 0)
     federation = (config.federated.clients, config.seed, proxy, config.federated.evaluated)
     clients = problems.attempt(federate, dataset, options["partition"], *federation)
-    problems.attempt(_optimizer, config, net)
+    module = problems.attempt(_optimizer, config, net)
     problems.attempt(_fixed, net, recipe)
     controlled = problems.attempt(_controlled, config, net, own)
+    task = problems.attempt(check.task, module, dataset, names) if module is not None else TaskMetrics()
     if what is not None:
         problems.attempt(together, *added, net, what.names)
         if isinstance(criterion, Adjusted):
@@ -104,6 +106,9 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.attempt(_tried, config, dataset, clients, recipe)
     options["fates"] = options["availability"](config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])
     problems.add(check.outcomes(plan, options["whose"], names))
+    problems.add(check.gate(plan, task, names) + check.bounds(plan, task, names))
+    problems.add_incompatible(check.of_classes(task, plan, criterion, options["whose"], config.local.dropout, names))
+    problems.stop_if_any()
 
     problems.attempt(work.begin, net, what.names)
     add_companions(net, what.names, regularisers, torch_stream(config.seed, "companions"))
@@ -128,9 +133,8 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     wire = work.wire(options["wire"], {n: t for n, t in net.state_dict().items() if n not in own}, what.names)
     wire = replace(wire, own=getattr(options["whose"], "covers", ()))
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
-    return Experiment(
-        *(config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device, begin, regularisers, controlled)
-    )
+    made = (config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device)
+    return Experiment(*made, begin, regularisers, controlled, task)
 
 
 def _rehearsal(
@@ -145,7 +149,7 @@ def _rehearsal(
 ) -> list[str]:
     """What goes wrong when the evidence that is asked for is measured, on two examples."""
     module = make(config.local.module, net, make(config.local.optimizer))
-    batch = (dataset.normalise(dataset.x[:2]), dataset.y[:2])
+    batch = first_examples(dataset, 2)
     params = in_use(net.state_dict(), axes.what.names, regularisers)
     modes = {part: part.training for part in net.modules()}
     set_mode(module, recipe)
@@ -218,7 +222,7 @@ def _parted(
     whose, labels = options["whose"], options["data"].y
     capacities = of_all(options["capacity"], config.federated.clients, config.seed)
     if isinstance(whose, Nested):
-        owned = [tuple(labels[part].unique().tolist()) for part in clients.train]
+        owned = [tuple(labels[part].unique().tolist()) for part in clients.train] if whose.labels == "own" else []
         return whose.bind(capacities, owned, network, axes.what, own)
     if isinstance(whose, PersonalMask):
         return personal(whose, capacities, plan_to, config.density)
@@ -240,8 +244,9 @@ def _ticket(config: DictConfig) -> Begin:
     return Begin(**config.ticket)
 
 
-def _optimizer(config: DictConfig, net: nn.Module) -> None:
-    """Try the client's optimizer once: to find its mistakes, and to have torch's slow first import over before workers fork."""
+def _optimizer(config: DictConfig, net: nn.Module) -> LocalModule:
+    """Return the client's module; its optimizer is tried once: to find its mistakes, and to have torch's slow first import over
+    before workers fork."""
     try:
         module = make(config.local.module, net, make(config.local.optimizer))
         if not isinstance(module, LocalModule):
@@ -250,6 +255,7 @@ def _optimizer(config: DictConfig, net: nn.Module) -> None:
     except (ConfigError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError([f"local.optimizer or local.module: {error}"]) from error
     check.module.overrides(module)
+    return module
 
 
 def _tried(config: DictConfig, dataset: Dataset, clients: Clients, recipe: Recipe) -> None:

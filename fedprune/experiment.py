@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from fedprune.federated.on_client import OnClient
 from fedprune.federated.upload import Upload
 from fedprune.federated.work import Work
 from fedprune.local.layout import channels_last, in_own_memory
+from fedprune.local.outcomes import TaskMetrics
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, add_companions
 from fedprune.local.train import is_batchnorm
@@ -54,7 +55,7 @@ class Experiment:
     server's step, and the fates of all answers. net: the network at its initialisation. own: the tensors that clients keep to
     themselves. flops: of training on one example, by layer of the dense network. begin: the ticket that the run starts from
     (None: dense, from `net`). regularisers: what clients add to their training. controlled: the parameters whose training is
-    corrected by controls.
+    corrected by controls. task: what the module measures.
     """
 
     config: DictConfig
@@ -72,6 +73,7 @@ class Experiment:
     begin: Subnet | None = None
     regularisers: tuple[Regulariser, ...] = ()
     controlled: tuple[str, ...] = ()
+    task: TaskMetrics = field(default_factory=TaskMetrics)
 
     def executor(self) -> Executor:
         """Start the workers."""
@@ -79,7 +81,7 @@ class Experiment:
             client_round,
             *(_container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device),
             *(self.axes.what.names, self.regularisers, self._on_client(), self.options["upload"]),
-            *(self._accumulates, self.options["client"], self._fresh),
+            *(self._accumulates, self.options["client"], self._fresh, self.task),
         )
         option = self.config.executor["_target_"].rpartition(".")[2]
         if self.device == "cpu" or option not in (auto.__name__, *ON_CPUS):
@@ -131,7 +133,7 @@ class Experiment:
             exchange=exchange,
             evaluation=Evaluation(
                 *(exchange, len(self.dataset.test_y), clients.seen, *self._own_sizes),
-                *(self.options["whose"].held, self.options["whose"].common),
+                *(self.options["whose"].held, self.options["whose"].common, self.task),
             ),
             fresh=self._fresh,
             parameters=tuple(name for name, _ in self.net.named_parameters()),
@@ -174,6 +176,7 @@ def client_round(
     accumulates: bool,
     work: Work,
     fresh: Callable[[int], Params],
+    task: TaskMetrics,
 ) -> ClientRound:
     """What a worker builds for itself, once: the module, around data that it shares with the others."""
     with torch.random.fork_rng(devices=[]):
@@ -182,7 +185,7 @@ def client_round(
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
     channels_last(net, dataset.shape)
     examples, top = (config["where"].get(key) for key in ("examples", "top"))
-    worker = ClientRound(module, dataset, clients, recipe, wire, examples, regularisers, event, upload, accumulates, top)
+    worker = ClientRound(module, dataset, clients, recipe, wire, examples, regularisers, event, upload, accumulates, top, task)
     return work.client_round(worker, functools.partial(fresh, 0), config["seed"])
 
 

@@ -246,7 +246,7 @@ def test_a_gate_that_asks_for_what_no_round_comes_out_with_is_reported_with_what
     def lucky(val_accuracy, moon_phase): ...
 
     assert outcomes(gated(lucky), Shared(), NAMES) == [
-        "when=then: the gate asks for unknown outcomes moon_phase; known: val_accuracy, mask_shift"
+        "when=then: the gate asks for unknown outcomes moon_phase; known: val_accuracy, mask_shift, val_metric"
     ]
     for plan in (gated(Accurate(0.5)), gated(Settled(0.1)), ONCE):
         assert outcomes(plan, Shared(), NAMES) == []
@@ -349,7 +349,7 @@ def test_a_gate_that_only_clients_can_answer_is_refused_where_the_server_asks():
     def lucky(moon_phase): ...
 
     (problem,) = outcomes(gated(lucky), PersonalMask(), OWN)
-    assert "unknown outcomes moon_phase; known: val_accuracy, mask_shift, pruned_accuracy" in problem
+    assert "unknown outcomes moon_phase; known: val_accuracy, mask_shift, val_metric, pruned_accuracy" in problem
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from fedprune.check.clients import (
 )
 from fedprune.check.network import masked, rehearsal
 from fedprune.check.problems import Problems
+from fedprune.check.task import bounds, gate, of_classes, task
 from fedprune.check.values import evidence, executor, outcomes, ranges
 
 __all__ = [
@@ -23,16 +24,19 @@ __all__ = [
     "aggregate",
     "answers",
     "blocks",
+    "bounds",
     "carried",
     "composition",
     "evidence",
     "executor",
     "feedback",
+    "gate",
     "kept_back",
     "masked",
     "min_per_layer",
     "module",
     "obstacles",
+    "of_classes",
     "of_one_mask",
     "of_single_weights",
     "on_clients",
@@ -42,6 +46,7 @@ __all__ = [
     "regrown",
     "rehearsal",
     "scope",
+    "task",
     "validation",
     "whole_units",
 ]

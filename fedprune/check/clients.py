@@ -116,7 +116,7 @@ def of_one_mask(federated: Any, whose: Whose, plan: Plan, names: dict[str, str])
 
 def validation(plan: Plan, examples: int, names: dict[str, str]) -> list[str]:
     """Whether a gate looks at validation data that nobody has. examples: how many of them there are."""
-    if examples or plan.gate is None or "val_accuracy" not in needs(plan.gate.opens):
+    if examples or plan.gate is None or not {"val_accuracy", "val_metric"} & {*needs(plan.gate.opens)}:
         return []
     return [
         f"when={names['when']} looks at the clients' validation data, and partition.val=0 leaves none: set partition.val=0.1, "

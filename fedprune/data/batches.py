@@ -72,6 +72,15 @@ class Batches:
             return self._gathered(self.dataset.test_x, self.dataset.test_y, places, self.evaluated)
         return self.of(self._end_to_end[where.part][where.start : where.stop], self.evaluated)
 
+    def by_client(self, where: Slice) -> list[tuple[int, Slice]]:
+        """Cut a stretch of evaluation data where a client's examples end. Returns (place of the client among those that are
+        looked at, its part of the stretch); the global test set is nobody's (-1)."""
+        if where.part == "global":
+            return [(-1, where)]
+        ends = [0, *itertools.accumulate(len(getattr(self.clients, where.part)[client]) for client in self.clients.seen)]
+        cut = ((max(a, where.start), min(b, where.stop)) for a, b in itertools.pairwise(ends))
+        return [(place, Slice(where.part, start, stop)) for place, (start, stop) in enumerate(cut) if start < stop]
+
     @functools.cached_property
     def _end_to_end(self) -> dict[str, Tensor]:
         """The parts of the clients that are looked at, one after the other: made once, for each may be evaluated by itself."""
@@ -81,16 +90,30 @@ class Batches:
     @property
     def evaluated(self) -> int:
         """How many examples are evaluated at once."""
-        if self.dataset.y.dim() > 1:
-            return max(PLACES // self.dataset.y[0].numel(), 1)
+        x, y = self.dataset.x, self.dataset.y
+        if y.dim() > 1 and y.shape == x.shape:  # a label for every place of a sequence
+            return max(PLACES // y[0].numel(), 1)
         return CACHED if self.device.type == "cpu" else CHUNK
 
     def _gathered(self, x: Tensor, y: Tensor, indices: Tensor, size: int) -> Iterator[Batch]:
-        """Gathered and normalised chunk by chunk, so that a batch is a view. Labels of sequences are bytes until here."""
+        """Gather and normalise chunk by chunk, so that a batch is a view. Labels that are whole numbers (of sequences: bytes)
+        become int64 here, which losses of classes take; real numbers keep their type."""
+        dtype = label_dtype(y)
         for chunk in indices.split(max(CHUNK // size, 1) * size):
             inputs = self.dataset.normalise(x.index_select(0, chunk).to(self.device))  # x[chunk] takes ten times as long
-            labels = y.index_select(0, chunk).to(self.device, torch.int64)
+            labels = y.index_select(0, chunk).to(self.device, dtype)
             yield from zip(inputs.split(size), labels.split(size), strict=True)
+
+
+def label_dtype(y: Tensor) -> torch.dtype:
+    """Return the type of labels in a batch: whole numbers as int64, real ones as they are."""
+    return y.dtype if y.is_floating_point() or y.is_complex() else torch.int64
+
+
+def first_examples(dataset: Dataset, number: int) -> Batch:
+    """Return the first examples of the training pool as a batch, to try things on."""
+    y = dataset.y[:number]
+    return dataset.normalise(dataset.x[:number]), y.to(label_dtype(y))
 
 
 def interrupted(batches: Iterable[T], after: int, do: Callable[[], None]) -> Iterator[T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,32 +78,52 @@ def _evaluated(clients: int, number: int | None, seed: int) -> tuple[int, ...] |
 
 
 def _strata(dataset: Dataset) -> np.ndarray:
-    """What a draw of examples should have its share of: classes; of sequences, which have a label at each place, groups."""
-    one_label = dataset.y.dim() == 1 or dataset.groups is None
-    return (dataset.y.view(len(dataset.y), -1)[:, 0] if one_label else dataset.groups).numpy()  # type: ignore[union-attr]
+    """Return what a draw of examples should have its share of: classes; where examples have none, groups; else nothing."""
+    if _no_classes(dataset.y) is None:
+        return dataset.y.numpy()
+    return _zeros(dataset) if dataset.groups is None else dataset.groups.numpy()
+
+
+def _no_classes(labels: Tensor) -> str | None:
+    """Return why labels do not sort examples into classes, or None if they do."""
+    if labels.is_floating_point() or labels.is_complex():
+        return f"its labels are real numbers ({str(labels.dtype).removeprefix('torch.')}), not classes"
+    if labels.dim() != 1:
+        return f"it has {math.prod(labels.shape[1:])} labels for each example"
+    return None
+
+
+def _zeros(dataset: Dataset) -> np.ndarray:
+    return np.zeros(len(dataset.y), np.int64)
 
 
 def _goes_by(dataset: Dataset, how: Holdings) -> np.ndarray:
-    """One number per training example: what the partition is called with. Raises ConfigError if the data set has no such."""
+    """Return what the partition is called with: a row per training example. Raises ConfigError if the data set has no such."""
+    obstacle = _no_classes(dataset.y)
     if how.by == "groups":
         if dataset.groups is None:
-            raise ConfigError([f"data={dataset.name} has no natural clients: choose partition=dirichlet, or data=shakespeare"])
+            others = "partition=iid" if obstacle else "partition=dirichlet"
+            raise ConfigError([f"data={dataset.name} has no natural clients: choose {others}, or data=shakespeare"])
         return dataset.groups.numpy()
-    if how.by == "labels" and dataset.y.dim() > 1:
+    if how.by == "labels" and obstacle is not None:
+        natural = "partition=natural, " * (dataset.groups is not None)
         raise ConfigError(
             [
-                f"data={dataset.name} has no label for a whole example, which {how} goes by: "
-                "choose partition=natural, or partition=iid"
+                f"data={dataset.name} has no class for each example ({obstacle}), which {how} goes by: "
+                f"choose {natural}partition=iid, or partition=quantity_skew"
             ]
         )
-    return dataset.y.numpy() if how.by == "labels" else np.zeros(len(dataset.y), np.int64)
+    return dataset.y.numpy() if how.by in ("labels", "targets") else _zeros(dataset)
 
 
 def label_histogram(clients: Clients, labels: Tensor, classes: int) -> np.ndarray:
     """int64 [clients, classes]: how many examples of each class a client has (train, val and test together).
 
-    labels: those of the whole training pool, [N]; of sequences [N, T], and then every character counts.
+    labels: those of the whole training pool, [N]; of sequences [N, T], and then every character counts. Raises DataError if
+    they are real numbers.
     """
+    if labels.is_floating_point():
+        raise DataError("there is no histogram of labels that are real numbers: draw one of classes")
     parts = zip(clients.train, clients.val, clients.test, strict=True)
     return np.stack([torch.bincount(labels[torch.cat(part)].flatten(), minlength=classes).numpy() for part in parts])
 

@@ -18,11 +18,14 @@ from fedprune.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A labelled set of images. Of text: see text.py.
+    """A labelled set of examples: images (uint8 [N, C, H, W]), or tensors [N, ...] of any type. Of text: see text.py.
 
-    x, y: the training pool, uint8 [N, C, H, W] and int64 [N]; it is what the clients and the server's proxy set are cut
-    from. test_x, test_y: the server's global test set, likewise. mean, std: per channel, over the training pool, in the
-    units of x (0..255; digits 0..16). groups: int64 [N], whose each training example is by nature, for partition=natural.
+    x, y: the training pool; it is what the clients and the server's proxy set are cut from. test_x, test_y: the server's global
+    test set, likewise. Labels have the type and shape that the task takes: whole numbers [N] for classes, or a class at every
+    place [N, H, W]; real numbers [N] or [N, K] for a regression. classes: the number of the network's outputs (of classes, of
+    labels that an example may have at once, of targets of a regression). mean, std: per channel (or one for all; or none), over
+    the training pool, in the units of x (0..255; digits 0..16). groups: int64 [N], whose each training example is by nature,
+    for partition=natural.
     """
 
     name: str
@@ -31,8 +34,8 @@ class Dataset:
     test_x: Tensor
     test_y: Tensor
     classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     groups: Tensor | None = None
 
     @property
@@ -41,10 +44,19 @@ class Dataset:
         return tuple(self.x.shape[1:])
 
     def normalise(self, x: Tensor) -> Tensor:
-        """uint8 [..., C, H, W] -> float32 of the same shape, (x - mean) / std for each channel; on the device of x."""
-        mean = torch.tensor(self.mean, device=x.device)[:, None, None]
-        std = torch.tensor(self.std, device=x.device)[:, None, None]
-        return x.float().sub_(mean).div_(std)  # in place on the copy: half the passes over memory
+        """x [..., C, H, W] -> float32 of the same shape, (x - mean) / std for each channel; on the device of x.
+
+        Without mean and std nothing is subtracted: numbers and bytes become float32, and wider whole numbers, which count as
+        tokens, int64. For inputs of another type (float64, say, for a network of that type) override this method.
+        """
+        if not self.mean:
+            tokens = x.dtype in (torch.int16, torch.int32, torch.int64)
+            return x.long() if tokens else x.float()
+        per_channel = (-1, *[1] * (len(self.shape) - 1))
+        mean = torch.tensor(self.mean, device=x.device).view(per_channel)
+        std = torch.tensor(self.std, device=x.device).view(per_channel)
+        # In place on a copy: half the passes over memory.
+        return x.to(torch.float32, copy=True).sub_(mean).div_(std)
 
 
 def digits(root: str = "") -> Dataset:
@@ -61,6 +73,28 @@ def digits(root: str = "") -> Dataset:
 
 
 digits.depends_on = lambda root: None  # type: ignore[attr-defined]  # the same wherever root is: see identity.py
+
+
+def diabetes(root: str = "") -> Dataset:
+    """442 patients, 10x1x1: ten measurements, and how far their diabetes is a year later (Efron et al. 2004).
+
+    They come with scikit-learn. A regression, y float32 [N] in standard deviations from the mean of the training pool: always
+    to predict the mean has a squared error of 1. There is no official split: every fifth patient (88) is in the test set.
+    `root` is not used.
+    """
+    from sklearn.datasets import load_diabetes
+
+    bunch = load_diabetes(scaled=False)
+    x, y = (torch.from_numpy(values).float() for values in (bunch.data, bunch.target))
+    test = torch.arange(len(y)) % 5 == 4
+    mean, std = x[~test].mean(0), x[~test].std(0, correction=0)
+    y = (y - y[~test].mean()) / y[~test].std(correction=0)
+    x = x[:, :, None, None]  # ten channels of one pixel, which networks for images take
+    parts = (x[~test], y[~test], x[test], y[test])
+    return Dataset("diabetes", *parts, classes=1, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+
+diabetes.depends_on = lambda root: None  # type: ignore[attr-defined]
 
 
 @cached(MNIST, Dataset)

@@ -3,7 +3,9 @@
     (labels: np.ndarray [N] of int, clients: int, rng: np.random.Generator) -> list of `clients` index arrays into labels
 
 and the arrays are disjoint and hold every index once (natural: those of the groups that were drawn). `labels` are what the
-partition goes by, see `by`. Its parameters are its fields, and the keys of its yaml.
+partition goes by, see `by`: `labels` are the classes of the examples, and data that has none is refused; `targets` the labels
+as they are, of any type and shape; `groups` the data set's own; `nothing` zeros. Its parameters are its fields, and the keys of
+its yaml.
 
 Adding one: a frozen dataclass with `__call__` here or anywhere, and a yaml in conf/partition.
 """
@@ -33,7 +35,7 @@ class Holdings:
     test: float = 0.1
 
     remedy: ClassVar[str] = ""  # what to change so that the clients' sizes differ less, in the words of the command line
-    by: ClassVar[str] = "labels"  # what it is called with: labels, the data set's own groups, or (nothing) zeros
+    by: ClassVar[str] = "labels"  # what it is called with; targets: labels of any type and shape
 
     @property
     def needed(self) -> int:

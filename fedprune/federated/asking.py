@@ -6,7 +6,7 @@ The answer holds for the start of the next round, at which the network is the sa
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from fedprune.federated.costs import client_densities
@@ -32,14 +32,17 @@ def waiting(plan: Plan, state: State) -> PruneEvent | None:
 
 
 def ask(
-    gate: Gate, event: PruneEvent, state: State, axes: Axes, measure: Measure, val_accuracy: Callable[[], float]
+    gate: Gate, event: PruneEvent, state: State, axes: Axes, measure: Measure, validation: Callable[[], Mapping[str, float]]
 ) -> tuple[State, dict[str, float]]:
-    """The state that knows whether the event may happen, and the outcomes as metrics gate/*. Only what it needs is measured."""
+    """The state that knows whether the event may happen, and the outcomes as metrics gate/*. Only what it needs is measured.
+
+    validation: () -> outcomes on validation data: val_accuracy, if the task measures it, and val_metric, the task's own.
+    """
     wanted = needs(gate.opens)
     candidate = dropped(state.server, event, axes, measure) if "mask_shift" in wanted else Mask()
     outcomes: dict[str, float] = {}
-    if "val_accuracy" in wanted:
-        outcomes["val_accuracy"] = val_accuracy()
+    if {"val_accuracy", "val_metric"} & {*wanted}:
+        outcomes |= {name: value for name, value in validation().items() if name in wanted}
     if candidate and state.candidate:
         outcomes["mask_shift"] = shift(state.candidate, candidate, state.server.mask)
     opened = set(wanted) <= set(outcomes) and gate.opens(**outcomes)

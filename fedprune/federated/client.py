@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from fedprune.local.hooks import transferred
 from fedprune.local.job_trainer import Planned
 from fedprune.local.layout import as_laid_out
 from fedprune.local.module import Batch, LocalModule
+from fedprune.local.outcomes import EVERYBODY, Outcomes, TaskMetrics, concatenated, measured
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, in_use, regularised
 from fedprune.local.train import Trained, fit, load, set_mode, unload
@@ -65,7 +65,7 @@ class ClientRound:
     training so that weights get ready to be pruned; evidence and evaluation are of the network without noise. event: how it
     carries out prune events itself (None: the server does). upload: what it sends back of what it trained. accumulates: whether
     it adds up squared gradients for an event. top: of evidence about the dead it sends only the largest, as many of each layer
-    as this fraction of its living (None: all).
+    as this fraction of its living (None: all). task: what the module measures.
     """
 
     module: LocalModule
@@ -79,6 +79,7 @@ class ClientRound:
     upload: Upload = field(default_factory=everything)
     accumulates: bool = False
     top: float | None = None
+    task: TaskMetrics = field(default_factory=TaskMetrics)
 
     @functools.cached_property
     def batches(self) -> Batches:
@@ -196,7 +197,7 @@ class ClientRound:
     def _carry_out(self, job: Job, moment: str, subnet: Subnet, first: Params | None = None) -> Pruned | None:
         if job.event is None or self.event is None or self.event.at != moment:
             return None
-        looks = Looks(self._measuring(job, self.event), functools.partial(self._accuracy, job.client), first)
+        looks = Looks(self._measuring(job, self.event), functools.partial(self._validation, job.client), first)
         return self.event(job, subnet, looks)
 
     def _measuring(self, job: Job, event: OnClient) -> Measure:
@@ -215,12 +216,16 @@ class ClientRound:
 
         return measure
 
-    def _accuracy(self, client: int, params: Params) -> float:
-        """The fraction of this client's own validation examples that a network has right (0.0 if it has none)."""
+    def _validation(self, client: int, params: Params) -> dict[str, float]:
+        """Return what gates may ask for of a network on this client's own validation examples. If it has none, its accuracy is
+        0.0, and the task's metric not a number, which opens no gate."""
+        indices = self.clients.val[client]
+        if not len(indices):
+            return {"val_accuracy": 0.0, "val_metric": math.nan}
         load(self.module, in_use(params, self.wire.layout.masked, self.regularisers))
         self.module.eval()
-        correct = [self._outcome(batch)[1] for batch in self.batches.of(self.clients.val[client], self.batches.evaluated)]
-        return float(np.concatenate(correct).mean()) if correct else 0.0
+        outcomes = measured(self.module, self._transferred(self.batches.of(indices, self.batches.evaluated)))
+        return self.task.validated(self.task.means(outcomes))
 
     def measure(self, job: Job) -> Update:
         """Measure the evidence that was asked for, at the subnet that was sent; train nothing."""
@@ -266,22 +271,22 @@ class ClientRound:
         """The batches as the module's transfer hooks leave them."""
         return (transferred(self.module, batch) for batch in batches)
 
-    def evaluate(self, block: Piece, kept: Arrays, held: bytes, where: Slice) -> tuple[np.ndarray, np.ndarray]:
-        """(loss, correct) of every example of a slice, for the network of a wire block under a client's own mask."""
+    def evaluate(self, block: Piece, kept: Arrays, held: bytes, where: Slice) -> Outcomes:
+        """Return what the module measures on a slice, for the network of a wire block under a client's own mask."""
         params = self.wire.read_subnet(block).params | _tensors(kept)
         params = apply(params, self.wire.mask_of(held) or {})
         return self._outcomes(in_use(params, self.wire.layout.masked, self.regularisers), where)
 
-    def _outcomes(self, params: Params, where: Slice) -> tuple[np.ndarray, np.ndarray]:
+    def _outcomes(self, params: Params, where: Slice) -> Outcomes:
         load(self.module, params)
         self.module.eval()
-        losses, correct = zip(*(self._outcome(batch) for batch in self.batches.evaluation(where)), strict=True)
-        return np.concatenate(losses), np.concatenate(correct)
+        if not self.task.templates:
+            return self._measured(where)
+        parts = self.batches.by_client(where)  # what torchmetrics objects add up is wanted of every client
+        return concatenated([self._measured(part, place) for place, part in parts])
 
-    @torch.no_grad()
-    def _outcome(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        losses, correct = self.module.outcome(transferred(self.module, batch))
-        return losses.float().cpu().numpy(), correct.cpu().numpy()
+    def _measured(self, where: Slice, place: int = EVERYBODY) -> Outcomes:
+        return measured(self.module, self._transferred(self.batches.evaluation(where)), place)
 
 
 def on_device(mask: Mask, device: torch.device) -> Mask:

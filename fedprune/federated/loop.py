@@ -142,7 +142,7 @@ class FederatedLoop:
             return state, {}
         measure = self._measure(state, tally)
         try:
-            return ask(self.plan.gate, event, state, self.axes, measure, lambda: self.evaluation.val_accuracy(state))
+            return ask(self.plan.gate, event, state, self.axes, measure, lambda: self.evaluation.outcomes(state))
         except Unheard:  # there is nothing to compare, now or in the next round
             return replace(state, opened=False, candidate={}), {}
 

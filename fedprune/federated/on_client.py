@@ -8,7 +8,7 @@ it rewinds to follow from the seed (or the ticket that the run starts from), so 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,11 +32,12 @@ class Pruned(NamedTuple):
 
 
 class Looks(NamedTuple):
-    """What a client can look at: its evidence, and the accuracy of parameters on its own validation examples. first: the
-    network after the first epoch of this round, or as it came if there is only one (None: there was no training yet)."""
+    """What a client can look at: its evidence, and what parameters come to on its own validation examples (val_accuracy and
+    val_metric). first: the network after the first epoch of this round, or as it came if there is only one (None: there was no
+    training yet)."""
 
     measure: Measure
-    accuracy: Callable[[Params], float]
+    validation: Callable[[Params], Mapping[str, float]]
     first: Params | None = None
 
 
@@ -60,8 +61,10 @@ class OnClient:
         event = job.event
         pruned = functools.cache(lambda: cycle.prune(subnet, event, self.axes, looks.measure))
         outcomes: dict[str, Callable[[], float]] = {
-            "val_accuracy": lambda: looks.accuracy(subnet.params),
-            "pruned_accuracy": lambda: looks.accuracy(pruned().params),
+            "val_accuracy": lambda: looks.validation(subnet.params)["val_accuracy"],
+            "val_metric": lambda: looks.validation(subnet.params)["val_metric"],
+            "pruned_accuracy": lambda: looks.validation(pruned().params)["val_accuracy"],
+            "pruned_metric": lambda: looks.validation(pruned().params)["val_metric"],
             "mask_shift": lambda: self._shift(event, subnet, looks),
         }
         if self.gate is not None and not self.gate(**{name: outcomes[name]() for name in needs(self.gate)}):

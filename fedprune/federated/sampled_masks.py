@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -24,6 +23,7 @@ from fedprune.federated.server_step import Average
 from fedprune.federated.upload import everything
 from fedprune.federated.whose import Shared
 from fedprune.federated.work import Composition, broken
+from fedprune.local.outcomes import Outcomes, averaged
 from fedprune.local.regulariser import Regulariser, others, unruly
 from fedprune.local.sampled import GRADIENTS, sampled
 from fedprune.local.train import is_batchnorm
@@ -159,15 +159,13 @@ class SamplingRound(ClientRound):
         examples = len(self.clients.train[job.client])
         return Update(job.client, Subnet(sample, {}), examples, metrics=metrics, logged=trained.logged)
 
-    def evaluate(self, block: Piece, kept: Arrays, held: bytes, where: Slice) -> tuple[np.ndarray, np.ndarray]:
-        """(loss, correct) of every example of a slice, each the mean over the same few samples.
+    def evaluate(self, block: Piece, kept: Arrays, held: bytes, where: Slice) -> Outcomes:
+        """Return what the module measures on a slice, the mean over the same few samples.
 
         They come from the same uniform draws in every round, so that evaluations differ by the probabilities alone.
         """
         scores = self.wire.read_subnet(block).params
-        outcomes = [self._outcomes(self._sample(scores, number), where) for number in range(self.masks)]
-        losses, correct = (np.stack(parts).mean(0) for parts in zip(*outcomes, strict=True))
-        return losses, correct
+        return averaged([self._outcomes(self._sample(scores, number), where) for number in range(self.masks)])
 
     def _sample(self, scores: Params, number: int) -> Params:
         """The number-th sampled network."""

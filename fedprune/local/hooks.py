@@ -12,8 +12,9 @@ from types import SimpleNamespace
 
 from fedprune.data.batches import Batch
 from fedprune.local.module import LocalModule, SquaredError
+from fedprune.local.tasks import MultiLabel, Regression
 
-KNOWN = (LocalModule, SquaredError)
+KNOWN = (LocalModule, SquaredError, Regression, MultiLabel)
 """Modules that override no hook, and whose training step asks nothing of the network but its outputs."""
 
 TRANSFERS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedprune.local.job_trainer import JobTrainer, Outside
+from fedprune.local.outcomes import Outcome, by_name
 from fedprune.local.schedules import configured
 from fedprune.precision import unfused
 
@@ -29,7 +30,12 @@ class LocalModule(pl.LightningModule):
     net: the network that is pruned and federated; names in masks and plots are those of `net`.
     optimizer: parameters -> torch optimizer, made anew for every job of every client; without `fused` unless all parameters
     are float32 or float64 (see precision.py).
+    metric: of what `outcome` gives, by name, what the task is judged by; larger_is_better: which way. Gates, tables and figures
+    go by it. Another task names its own.
     """
+
+    metric: str = "accuracy"
+    larger_is_better: bool = True
 
     def __init__(self, net: nn.Module, optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]):
         super().__init__()
@@ -46,8 +52,12 @@ class LocalModule(pl.LightningModule):
         self.log("train/loss", loss)
         return loss
 
-    def outcome(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Per example: (loss [B] float32, correct [B]: bool, or of sequences the fraction). What evaluations are made of."""
+    def outcome(self, batch: Batch) -> Outcome | tuple[Tensor, Tensor]:
+        """Return what evaluations are made of: (loss [B], correct [B]: bool, or of sequences the fraction), of each example.
+
+        Another task returns a mapping of what it measures, by name: tensors [B], `loss` among them, which are averaged; and
+        torchmetrics objects of the module's own (`self.f1`), updated with this batch, for what is no mean over examples.
+        """
         inputs, labels = batch
         logits = self.net(inputs)
         correct = logits.argmax(1) == labels
@@ -59,10 +69,10 @@ class LocalModule(pl.LightningModule):
         return over_places(losses) if losses.dim() > 1 else losses
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Logs val/loss and val/accuracy (under a Trainer)."""
-        losses, correct = self.outcome(batch)
-        self.log("val/loss", losses.mean(), batch_size=len(losses))
-        self.log("val/accuracy", correct.float().mean(), batch_size=len(losses))
+        """Log the outcome as val/<name> (under a Trainer)."""
+        for name, value in by_name(self.outcome(batch)).items():
+            logged = value.float().mean() if isinstance(value, Tensor) else value  # Lightning computes torchmetrics objects
+            self.log(f"val/{name}", logged, batch_size=len(batch[0]))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer(self.net.parameters())

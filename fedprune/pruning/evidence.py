@@ -19,6 +19,7 @@ For gates only, numbers that a round came out with (gate.py):
     mask_shift              how much the mask that the criterion would choose differs from the one of a round before; on a
                             client, from the one after the first epoch of its round
     pruned_accuracy         as val_accuracy, of what the event would leave of a client's network (of clients only)
+    val_metric, pruned_metric                            as these, of the metric that the task is judged by (LocalModule.metric)
 
 Measure where the data is, average the evidence, score once: with gradients averaged by example count, federated SNIP is SNIP on
 the pooled data. Everything is named and shaped as the mask is: what belongs to a whole unit stands at each of its entries.
@@ -84,8 +85,11 @@ OBSTACLES: dict[str, Callable[[Network, tuple[str, ...]], str | None]] = {
 }
 """(network, names of the prunable tensors) -> why this evidence is not to be had there and what to choose instead, or None."""
 
-OUTCOMES = ("val_accuracy", "mask_shift")
-OUTCOMES_OF_CLIENTS = (*OUTCOMES, "pruned_accuracy")
+OF_CLASSES = ("sq_grads_sampled",)
+"""Evidence that takes labels which are classes."""
+
+OUTCOMES = ("val_accuracy", "mask_shift", "val_metric")
+OUTCOMES_OF_CLIENTS = (*OUTCOMES, "pruned_accuracy", "pruned_metric")
 
 KNOWN = (*FROM_SERVER, *FROM_NETWORK, *FROM_CLIENTS)
 

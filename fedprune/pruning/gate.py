@@ -37,6 +37,52 @@ class Accurate:
 
 
 @dataclass(frozen=True)
+class Bound:
+    """What the task's own metric (LocalModule.metric) is to reach: `at_least` this where larger is better, else `at_most`."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ConfigError(
+                [
+                    f"when.at_least={_typed(self.at_least)} and when.at_most={_typed(self.at_most)}: set one of them, to a "
+                    "value of the task's own metric, such as when.at_least=0.5 (larger is better) or when.at_most=0.5"
+                ]
+            )
+
+    @property
+    def larger_is_better(self) -> bool:
+        return self.at_least is not None
+
+    @property
+    def value(self) -> float:
+        return self.at_least if self.at_least is not None else self.at_most  # type: ignore[return-value]
+
+    def __call__(self, metric: float) -> bool:
+        return metric >= self.value if self.larger_is_better else metric <= self.value
+
+    def __str__(self) -> str:
+        return f"{'>=' if self.larger_is_better else '<='} {self.value:g}"
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Once the task's own metric on validation data is as good as `bound`: Accurate, of any task."""
+
+    bound: Bound
+    asks: ClassVar[int] = 1
+    looser: ClassVar[str] = "a lower when.at_least or a higher when.at_most"
+
+    def __call__(self, val_metric: float) -> bool:
+        return self.bound(val_metric)
+
+    def __str__(self) -> str:
+        return f"val metric {self.bound}"
+
+
+@dataclass(frozen=True)
 class Settled:
     """Once the criterion would choose almost the mask that it would have chosen a round before. You et al. 2020.
 
@@ -82,6 +128,29 @@ class Moving:
 
     def __str__(self) -> str:
         return f"mask shift > {self.shift:g} and val accuracy when pruned >= {self.accuracy:g}"
+
+
+@dataclass(frozen=True)
+class MovingReached:
+    """As Moving, of any task: only if its own metric of the pruned network is as good as `bound`."""
+
+    shift: float
+    bound: Bound
+    asks: ClassVar[int] = 1
+    looser: ClassVar[str] = "a lower when.shift, a lower when.at_least or a higher when.at_most"
+
+    def __post_init__(self) -> None:
+        Settled(self.shift)
+
+    def __call__(self, mask_shift: float, pruned_metric: float) -> bool:
+        return mask_shift > self.shift and self.bound(pruned_metric)
+
+    def __str__(self) -> str:
+        return f"mask shift > {self.shift:g} and val metric when pruned {self.bound}"
+
+
+def _typed(value: float | None) -> str:
+    return "null" if value is None else f"{value:g}"
 
 
 def shift(before: Mask, after: Mask, living: Mask) -> float:

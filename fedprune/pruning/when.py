@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.pruning.gate import Accurate, Moving, Settled
+from fedprune.pruning.gate import Accurate, Bound, Moving, MovingReached, Reached, Settled
 from fedprune.pruning.rank import nearest
 from fedprune.types import Condition, Gate, Plan, PruneEvent
 
@@ -122,18 +122,27 @@ class AfterTraining:
 
 @dataclass(frozen=True)
 class OnceAccurate:
-    """In a window of the run, and not before the server's network has this `accuracy` on the clients' validation data."""
+    """In a window of the run, and not before the server's network has this `accuracy` on the clients' validation data.
 
-    accuracy: float = 0.5
+    accuracy: a fraction; or None, and then the task's own metric is to be `at_least` or `at_most` a value.
+    """
+
+    accuracy: float | None = 0.5
     start: float = 0.0
     stop: float = 0.9
+    at_least: float | None = None
+    at_most: float | None = None
 
     def __post_init__(self) -> None:
         _check_fractions(self.start, self.stop)
-        Accurate(self.accuracy)
+        self._gate()
 
     def __call__(self, rounds: int) -> Window:
-        return _gated(Accurate(self.accuracy), self.start, self.stop, rounds)
+        return _gated(self._gate(), self.start, self.stop, rounds)
+
+    def _gate(self) -> Condition:
+        bound = _bound(self.accuracy, self.at_least, self.at_most)
+        return Accurate(self.accuracy) if self.accuracy is not None else Reached(bound)
 
 
 @dataclass(frozen=True)
@@ -154,19 +163,37 @@ class OnceSettled:
 
 @dataclass(frozen=True)
 class OnceMoving:
-    """In a window of the run, and only while a client's own mask still moves within its round; see gate.Moving."""
+    """In a window of the run, and only while a client's own mask still moves within its round; see gate.Moving.
+
+    accuracy: of the pruned network; or None, and then the task's own metric is to be `at_least` or `at_most` a value.
+    """
 
     shift: float = 1e-4
-    accuracy: float = 0.5
+    accuracy: float | None = 0.5
     start: float = 0.0
     stop: float = 1.0
+    at_least: float | None = None
+    at_most: float | None = None
 
     def __post_init__(self) -> None:
         _check_fractions(self.start, self.stop)
-        Moving(self.shift, self.accuracy)
+        self._gate()
 
     def __call__(self, rounds: int) -> Window:
-        return _gated(Moving(self.shift, self.accuracy), self.start, self.stop, rounds)
+        return _gated(self._gate(), self.start, self.stop, rounds)
+
+    def _gate(self) -> Condition:
+        bound = _bound(self.accuracy, self.at_least, self.at_most)
+        return Moving(self.shift, self.accuracy) if self.accuracy is not None else MovingReached(self.shift, bound)
+
+
+def _bound(accuracy: float | None, at_least: float | None, at_most: float | None) -> Bound:
+    """Return the bound of the task's own metric, which has no part if there is one of the accuracy."""
+    if accuracy is None:
+        return Bound(at_least, at_most)
+    if at_least is not None or at_most is not None:
+        raise ConfigError([f"when.accuracy={accuracy:g} and a bound of the task's own metric: set when.accuracy=null"])
+    return Bound(at_least=accuracy)
 
 
 def _gated(gate: Condition, start: float, stop: float, rounds: int) -> Window:

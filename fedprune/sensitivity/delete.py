@@ -24,6 +24,7 @@ from fedprune.federated.exchange import Exchange
 from fedprune.federated.executor import certain, employed
 from fedprune.federated.tally import Tally
 from fedprune.federated.where import measuring
+from fedprune.local.outcomes import concatenated
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.evidence import OBSTACLES, needs
 from fedprune.pruning.mask import apply, count, shrink
@@ -75,7 +76,7 @@ def _shapes(params: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 def curves(
     run: Trained, criteria: Mapping[str, Criterion], densities: Sequence[float], by_layer: bool
 ) -> Iterator[dict[str, Any]]:
-    """A row per criterion, layer (or "all") and density, nothing deleted first: loss and accuracy on the training and
+    """A row per criterion, layer (or "all") and density, nothing deleted first: the task's metrics on the training and
     validation parts, `increase` of the training loss, and `predicted` where the criterion predicts it.
 
     Densities are fractions of what lives at the end of the run. Raises Incompatible for a criterion whose evidence this network
@@ -127,7 +128,7 @@ def _lost(scores: Scores, before: Mask, after: Mask) -> float:
 
 
 def _outcome(run: Trained, exchange: Exchange, mask: Mask) -> dict[str, float]:
-    """Mean loss and accuracy of the network under a mask, on the training and validation parts of clients."""
+    """Return the task's metrics of the network under a mask, on the training and validation parts of clients."""
     subnet = Subnet(apply(run.state.server.params, mask), mask)
     block = exchange.wire.subnet_block(subnet)
     shared = {name: subnet.params[name].numpy() for name in exchange.own}
@@ -138,8 +139,9 @@ def _outcome(run: Trained, exchange: Exchange, mask: Mask) -> dict[str, float]:
         tasks = [("evaluate", (block, shared, b"", piece)) for piece in pieces]
         outcomes = list(certain(exchange.executor.map(tasks, [0] * len(tasks))))
         if outcomes:
-            losses, correct = (np.concatenate(parts) for parts in zip(*outcomes, strict=True))
-            found |= {f"{part}/loss": float(losses.mean(dtype=np.float64)), f"{part}/accuracy": float(correct.mean())}
+            together = concatenated(outcomes)
+            means = run.experiment.task.means(together) | {"loss": float(together.values["loss"].mean(dtype=np.float64))}
+            found |= {f"{part}/{name}": value for name, value in means.items()}
     return found
 
 

@@ -150,7 +150,7 @@ def test_data_without_groups_has_no_natural_clients():
 
 @pytest.mark.parametrize("how", [Dirichlet(), Shards()])
 def test_text_has_no_label_to_sort_examples_by(data, how):
-    with pytest.raises(ConfigError, match=rf"data=shakespeare has no label .*{type(how).__name__}.*choose partition=natural"):
+    with pytest.raises(ConfigError, match=rf"data=shakespeare has no class .*{type(how).__name__}.*choose partition=natural"):
         federate(data, how, clients=3, seed=0)
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fedprune.pruning.evidence import OUTCOMES, needs
-from fedprune.pruning.gate import Accurate, Settled, shift
+from fedprune.pruning.evidence import OUTCOMES, OUTCOMES_OF_CLIENTS, needs
+from fedprune.pruning.gate import Accurate, Bound, MovingReached, Reached, Settled, shift
 from fedprune.types import Mask
 
 
@@ -18,7 +18,19 @@ def test_settled_opens_at_its_threshold_and_below():
 
 def test_conditions_say_what_they_wait_for_and_ask_for_known_outcomes():
     assert (str(Accurate(0.8)), str(Settled(0.05))) == ("val accuracy >= 0.8", "mask shift <= 0.05")
-    assert (needs(Accurate(0.8)), needs(Settled(0.1))) == (OUTCOMES[:1], OUTCOMES[1:])
+    assert (needs(Accurate(0.8)), needs(Settled(0.1))) == (OUTCOMES[:1], OUTCOMES[1:2])
+    gates = (Reached(Bound(at_most=0.2)), MovingReached(0.1, Bound(at_least=0.7)))
+    assert [str(gate) for gate in gates] == ["val metric <= 0.2", "mask shift > 0.1 and val metric when pruned >= 0.7"]
+    assert {name for gate in gates for name in needs(gate)} <= {*OUTCOMES_OF_CLIENTS}
+
+
+def test_a_gate_on_the_tasks_metric_opens_on_the_good_side_of_its_bound():
+    values = (0.1, 0.2, 0.3, float("nan"))  # not a number: a client without validation examples
+    assert [Reached(Bound(at_most=0.2))(val_metric=value) for value in values] == [True, True, False, False]
+    assert [Reached(Bound(at_least=0.2))(val_metric=value) for value in values] == [False, True, True, False]
+    moving = MovingReached(0.1, Bound(at_most=0.2))
+    assert [moving(mask_shift=shift, pruned_metric=0.2) for shift in (0.1, 0.11)] == [False, True]
+    assert not moving(mask_shift=0.5, pruned_metric=0.21)
 
 
 def mask(*bits: list[int]) -> Mask:
