@@ -76,6 +76,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.add(check.executor(config.executor["_target_"], device or config.device))
     problems.stop_if_any()
     dataset = options["data"] = problems.attempt(make, config.data)  # after what costs nothing: it may have to be fetched
+    problems.add(check.data(dataset) if dataset is not None else [])
     problems.stop_if_any()
 
     criterion, where, work = (options[group] for group in ("criterion", "where", "client"))

@@ -16,7 +16,7 @@ from fedprune.check.clients import (
 )
 from fedprune.check.network import masked, rehearsal
 from fedprune.check.problems import Problems
-from fedprune.check.task import bounds, gate, of_classes, task
+from fedprune.check.task import bounds, data, gate, of_classes, task
 from fedprune.check.values import evidence, executor, outcomes, ranges
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "bounds",
     "carried",
     "composition",
+    "data",
     "evidence",
     "executor",
     "feedback",
