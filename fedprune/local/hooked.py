@@ -26,7 +26,6 @@ on_fit_end and teardown, once per job or pass. Whatever a hook does to dead weig
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -39,6 +38,7 @@ from torchmetrics import Metric
 from fedprune.data.batches import Batch
 from fedprune.errors import RunError
 from fedprune.local import optimizer_state
+from fedprune.local.answer import read, takes_number
 from fedprune.local.hooks import CALLED, SEE_GRADIENTS, TRANSFERS, called, overridden, transferred
 from fedprune.local.job_trainer import JobTrainer, Planned, attached
 from fedprune.local.module import LocalModule
@@ -94,7 +94,7 @@ class _Job:
         self._takes_closure = takes_closure(self.optimizer)
         self._touches_weights = bool(step.masks) and not overridden(module).isdisjoint(CALLED)
         self._number, self._given = 0, tuple[Any, ...]()  # of the batch, and the arguments of training_step
-        self._takes_number = _takes_number(module.training_step)
+        self._takes_number = takes_number(module.training_step)
         self._result: tuple[Tensor | None, Mapping[str, Any]] | None = None
         trainer.strategy.step = self._take_step
 
@@ -198,7 +198,7 @@ class _Job:
         """The loss of the batch, and its gradients."""
         hooks, optimizer = self.hooks, self.optimizer
         whole = self.step.prune()
-        loss, _ = self._result = _read(self.module, self.module.training_step(*self._given))
+        loss, _ = self._result = read(self.module, self.module.training_step(*self._given))
         if hooks.on_before_zero_grad is not None:
             hooks.on_before_zero_grad(optimizer)
         if hooks.optimizer_zero_grad is None:
@@ -234,22 +234,3 @@ class _Job:
 def _call(hook: Callable[[], Any] | None) -> None:
     if hook is not None:
         hook()
-
-
-def _takes_number(training_step: Callable[..., Any]) -> bool:
-    """Return whether a training step takes the number of the batch as its second argument, as Lightning decides it."""
-    kinds = [parameter.kind for parameter in inspect.signature(training_step).parameters.values()]
-    return len(kinds) >= 2 or inspect.Parameter.VAR_POSITIONAL in kinds
-
-
-def _read(module: LocalModule, answer: Any) -> tuple[Tensor | None, Mapping[str, Any]]:
-    """Return (the loss, what else training_step returned). Raises RunError if that is not what a training step may return."""
-    more: Mapping[str, Any] = {}
-    if isinstance(answer, Mapping):
-        answer, more = answer.get("loss"), {key: value for key, value in answer.items() if key != "loss"}
-        if answer is None:
-            raise RunError(f"{type(module).__name__}.training_step returned a dictionary without a 'loss'")
-    if answer is None or (isinstance(answer, Tensor) and answer.numel() == 1):
-        return answer, more
-    kind = f"a tensor of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
-    raise RunError(f"{type(module).__name__}.training_step returned {kind}: return the mean loss of the batch, or None")

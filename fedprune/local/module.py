@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedprune.errors import RunError
+from fedprune.local.answer import read, takes_number
 from fedprune.local.job_trainer import JobTrainer, Outside
 from fedprune.local.outcomes import Outcome, by_name
 from fedprune.local.schedules import configured
@@ -96,6 +98,16 @@ class LocalModule(pl.LightningModule):
     @trainer.setter
     def trainer(self, trainer: Any) -> None:
         pl.LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
+
+    def step_loss(self, batch: Batch) -> Tensor:
+        """Return the loss that training_step gives of a batch: what evidence is measured by. Raises RunError if it has none."""
+        loss, _ = read(self, self.training_step(*((batch, 0) if takes_number(self.training_step) else (batch,))))
+        if loss is None:
+            raise RunError(
+                f"{type(self).__name__}.training_step left out a batch (it returned None) that evidence was to be measured on: "
+                "return a loss, or choose criterion=magnitude"
+            )
+        return loss
 
     def one_optimizer(self) -> torch.optim.Optimizer:
         """Return the optimizer that configure_optimizers gives, in whatever form, without its schedules."""

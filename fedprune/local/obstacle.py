@@ -18,6 +18,7 @@ from fedprune.local.step import ENTRYWISE
 from fedprune.local.together import Share, fit_together
 from fedprune.local.train import fit, is_batchnorm, unload
 from fedprune.precision import is_number
+from fedprune.pruning.plain import listens
 from fedprune.types import Params, Subnet
 
 
@@ -30,6 +31,7 @@ def obstacle(module: LocalModule, recipe: Recipe, batch: Batch) -> str | None:
         "local.clip_norm is of one client's gradient": recipe.clip_norm is None,
         "local.error_feedback trains what is dead": not recipe.error_feedback,
         "federated.optimizer_state=kept": not recipe.keep_optimizer,
+        "hooks wait for gradients of its network": not listens(module.net),
         f"{optimizer.__name__} may not treat each entry by itself": optimizer in ENTRYWISE,
         "BatchNorm looks at whole batches (federated.batchnorm=frozen does not)": recipe.freeze_batchnorm
         or not any(is_batchnorm(layer) for layer in module.net.modules()),

@@ -24,6 +24,11 @@ def is_changed(layer: nn.Module) -> bool:
     return "forward" in layer.__dict__ or any(getattr(layer, hooks) for hooks in HOOKS)
 
 
+def listens(net: nn.Module) -> bool:
+    """Return whether hooks wait for the gradient of a parameter: of this very tensor, and of no copy or part of it."""
+    return any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in net.parameters())
+
+
 def changed(net: nn.Module) -> list[str]:
     """Return the names of the parts of a network that are changed ("" is the network itself)."""
     return [name for name, part in net.named_modules() if is_changed(part)]

@@ -29,8 +29,7 @@ class TrainingLoss(nn.Module):
         self.module = module
 
     def forward(self, batch: Batch) -> Tensor:
-        loss = self.module.training_step(batch, 0)  # type: ignore[operator]
-        return loss["loss"] if isinstance(loss, Mapping) else loss
+        return self.module.step_loss(batch)  # type: ignore[operator]
 
 
 class MoreThanOutputs(AttributeError):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fedprune.pruning.passing import CURVES, NORMS, POOLS, RELU, asks_for_batch, averages, flattens
-from fedprune.pruning.plain import changed
+from fedprune.pruning.plain import changed, listens
 from fedprune.pruning.probe import blank
 from fedprune.pruning.resize import LAYERS
 
@@ -75,7 +75,7 @@ def wiring(net: nn.Module, shape: tuple[int, ...]) -> Wiring | None:
 def _entangled(net: nn.Module) -> bool:
     """Whether parts of a network are more than layers that are called."""
     shared = len(list(net.named_parameters(remove_duplicate=False))) != len(list(net.parameters()))
-    return shared or bool(changed(net))
+    return shared or bool(changed(net)) or listens(net)
 
 
 def _graph(net: nn.Module) -> fx.Graph | None:

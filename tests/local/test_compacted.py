@@ -476,6 +476,15 @@ def test_what_could_differ_is_trained_under_the_mask(recipe, change):
     assert compactor(module(net, **change), IMAGE, recipe)(sent(net, rows, 0).mask, 1) is None
 
 
+def test_so_are_hooks_of_one_object_and_of_a_parameters_gradient():
+    mask = sent(cnn_small(IMAGE, 10), rows, 0).mask
+    patched, listening = module(cnn_small(IMAGE, 10)), module(cnn_small(IMAGE, 10))
+    patched.on_after_backward = lambda: None
+    listening.net.conv1.weight.register_hook(lambda gradient: gradient)
+    assert compactor(patched, IMAGE, Recipe())(mask, 1) is None
+    assert compactor(listening, IMAGE, Recipe())(mask, 1) is None
+
+
 def test_so_are_networks_that_cannot_be_read_and_masks_that_leave_all_or_cut_the_network_in_two():
     net = cnn_small(IMAGE, 10)
     found, mask = compactor(module(net), IMAGE, Recipe()), sent(net, rows, 0).mask

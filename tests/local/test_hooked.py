@@ -12,11 +12,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
+from fedprune.errors import RunError
 from fedprune.local import hooks
 from fedprune.local.job_trainer import Planned
 from fedprune.local.module import LocalModule, SquaredError
 from fedprune.local.recipe import Recipe
 from fedprune.local.train import Trained, fit
+from fedprune.pruning.gradients import grads, movement
 from fedprune.pruning.mask import apply
 from fedprune.types import Mask, Params, Subnet
 
@@ -510,3 +512,33 @@ def test_a_metric_forgets_the_client_before():
     module = Counting(net(), SGD)
     for _ in range(2):
         assert federated(module, passes=1).logged == {"mean": ("mean", 1.5)}  # of 0, 1, 2 and 3
+
+
+# --- beside fit ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_modules_schedule_and_its_closure_are_served_too():
+    """They may come from local.optimizer, whatever the module."""
+
+    def halving(parameters):
+        optimizer = SGD(parameters)
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
+
+    for optimizer in (halving, partial(torch.optim.LBFGS, lr=0.5, max_iter=3)):
+        theirs, ours = LocalModule(net(), optimizer), LocalModule(net(), optimizer)
+        lightning(theirs)
+        assert_same(theirs, federated(ours))
+
+
+def test_evidence_is_measured_by_a_training_step_in_any_form():
+    batch, names = data()[0], ("0.weight",)
+    module, params = Steep(net(), SGD), sent()
+    module.training_step(batch)
+    for measure in (grads, movement):
+        about = names if measure is grads else {name: torch.ones_like(params[name], dtype=torch.bool) for name in names}
+        expected = measure(LocalModule(net(), SGD), params, about, [batch])
+        assert torch.equal(measure(module, params, about, [batch])["0.weight"], expected["0.weight"])
+    left_out = LocalModule(net(), SGD)
+    left_out.training_step = lambda batch, batch_idx: None
+    with pytest.raises(RunError, match="left out a batch .* that evidence was to be measured on: .*criterion=magnitude"):
+        grads(left_out, params, names, [batch])

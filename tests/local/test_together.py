@@ -321,3 +321,12 @@ def test_a_batched_model_that_is_wrong_is_found_out(monkeypatch):
 
     monkeypatch.setattr(obstacles, "fit_together", wrong)
     assert "something else" in (obstacle(LocalModule(mlp(), SGD), Recipe(), data("mlp", [3], 0)[0]) or "")
+
+
+def test_hooks_of_one_object_and_of_a_parameters_gradient_are_an_obstacle():
+    batch = data("mlp", [3], 0)[0]
+    patched, listening = LocalModule(mlp(), SGD), LocalModule(mlp(), SGD)
+    patched.on_after_backward = lambda: None
+    next(listening.net.parameters()).register_post_accumulate_grad_hook(lambda parameter: None)
+    assert "not known" in (obstacle(patched, Recipe(), batch) or "")
+    assert "hooks wait for gradients" in (obstacle(listening, Recipe(), batch) or "")
