@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from fedprune.pruning.curvature import instead_of_hessian
 from fedprune.pruning.network import Network, some
 from fedprune.pruning.plain import changed
-from fedprune.pruning.probe import Batch, gathered, loss_hessian, loss_of_outputs, over_examples, reads_characters, split
+from fedprune.pruning.probe import Batch, gathered, loss_hessian, loss_of_outputs, over_examples, split
 from fedprune.types import Params
 
 PASSES = (
@@ -95,8 +96,7 @@ def no_sweep(network: Network, names: tuple[str, ...]) -> str | None:
     parts = unswept(network.net)
     if not parts:
         return None
-    instead = "fisher_true" if reads_characters(network.net, network.shape) else "obd_gauss_newton"
-    return f"the backward sweep does not pass {some(parts)}: choose criterion={instead}"
+    return f"the backward sweep does not pass {some(parts)}: choose criterion={instead_of_hessian(network, names)}"
 
 
 def _acts(node: fx.Node) -> bool:

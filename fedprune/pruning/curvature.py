@@ -106,9 +106,18 @@ def by_place(network: Network, names: tuple[str, ...]) -> str | None:
         )
     with torch.no_grad():
         outputs = network.run(dict(network.net.state_dict()), blank(network.net, network.shape))
-    if isinstance(outputs, Tensor) and outputs.dim() > 2:
+    if not isinstance(outputs, Tensor):
+        return f"a {type(outputs).__name__} of outputs has no Gauss-Newton matrix: choose criterion=fisher_empirical"
+    if outputs.dim() > 2:
         return "the Gauss-Newton matrix has a block of its own for each place of an image: choose criterion=fisher_empirical"
     return None
+
+
+def instead_of_hessian(network: Network, names: tuple[str, ...]) -> str:
+    """Return the criterion that is nearest to the Hessian's diagonal and that this network can do."""
+    if reads_characters(network.net, network.shape):
+        return "fisher_true"
+    return "obd_gauss_newton" if by_place(network, names) is None else "fisher_empirical"
 
 
 def too_large(network: Network, names: tuple[str, ...]) -> str | None:
@@ -122,7 +131,7 @@ def too_large(network: Network, names: tuple[str, ...]) -> str | None:
         return None
     return (
         f"the exact Hessian takes a pass per weight, here {weights:,}, and is for at most {EXACT:,}: "
-        f"choose criterion={'obd_sweep or criterion=obd_gauss_newton' if by_place(network, names) is None else 'fisher_true'}"
+        f"choose criterion={instead_of_hessian(network, names)}"
     )
 
 

@@ -201,4 +201,4 @@ def test_small_and_large_batches_give_the_same():
 def test_the_exact_hessian_is_refused_for_large_networks():
     assert too_large(Network(mlp(), (6,)), ("0.weight", "2.weight")) is None
     message = too_large(Network(nn.Linear(300, 100), (300,)), ("weight",))
-    assert message is not None and "here 30,000" in message and "choose criterion=obd_sweep" in message
+    assert message is not None and "here 30,000" in message and "choose criterion=obd_gauss_newton" in message

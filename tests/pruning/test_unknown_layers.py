@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fedprune.local.module import LocalModule
 from fedprune.pruning.activity import activations
 from fedprune.pruning.backward_sweep import no_sweep
-from fedprune.pruning.curvature import gauss_newton_diag, hessian_diag, sq_grads, sq_grads_sampled
+from fedprune.pruning.curvature import by_place, gauss_newton_diag, hessian_diag, sq_grads, sq_grads_sampled
 from fedprune.pruning.fisher_blocks import DAMPING, fisher_inverse_diag
 from fedprune.pruning.gradients import grads, hessian_grads, movement
 from fedprune.pruning.network import Network, puts_out, unscaled
@@ -392,3 +392,12 @@ def test_hessian_of_a_cosine_layer_is_exact():
     whole = torch.func.hessian(lambda w: losses(module, params, ONE)({"weight": w}))(params["weight"])
     expected = torch.stack([whole[0, i, 0, i] for i in range(2)])
     torch.testing.assert_close(hessian_diag(module, params, ("weight",), [ONE])["weight"].flatten(), expected)
+
+
+@pytest.mark.parametrize("name", ["dict", "tuple"])
+def test_what_is_advised_in_the_place_of_a_hessian_is_what_the_network_can_do(name):
+    module, params, names, batches = made(name)
+    network = Network(module.net, (6,))
+    for refuse in (no_sweep, by_place):
+        assert str(refuse(network, names)).endswith("choose criterion=fisher_empirical")
+    assert sq_grads(module, params, names, batches).keys() == {*names}
