@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PYTEST := OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto --dist loadgroup
 ARGS   ?= +experiment=lth_fedavg -m
 BENCHMARKS := rounds overhead hooks sparse sweep scale shrink codecs personal evidence batched start_up memory
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint taxonomy taxonomy_grid benchmark benchmark_tuning peers bench performance notebooks clean
+.PHONY: help install run test test-fast lint taxonomy taxonomy_grid benchmark benchmark_tuning peers bench performance notebooks clean
 
 help:  ## what there is
-	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,8 +23,11 @@ install: $(STAMP)  ## the environment in .venv
 run: $(STAMP)  ## the main job: the lottery ticket grid inside FedAvg, on data that comes along (ARGS= changes it)
 	$(BIN)/python -m fedprune $(ARGS)
 
-test: $(STAMP)  ## all tests, one process per core
-	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto --dist loadgroup
+test: $(STAMP)  ## all tests, one process per core (5 minutes on 2 cores)
+	$(PYTEST)
+
+test-fast: $(STAMP)  ## those that take no whole runs and no other processes (under a minute)
+	$(PYTEST) -m "not slow"
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

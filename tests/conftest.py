@@ -54,6 +54,17 @@ torch.set_num_threads(1)  # as in every executor: what a test measures must not 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would its children
 
 
+SLOW = {"command", "fedprune", "perform"}
+"""Fixtures of whole runs through the command line."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs the command line as slow; modules that are slow for other reasons mark themselves."""
+    for item in items:
+        if SLOW.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
+
 @dataclass(frozen=True)
 class Result:
     """How a command ended, and what it said."""

@@ -22,6 +22,8 @@ from fedprune.local.module import LocalModule
 from fedprune.make import make
 from fedprune.types import State, Subnet
 
+pytestmark = pytest.mark.slow
+
 FILES = sorted(CONF.rglob("*.yaml"))
 OPTIONS = [path for path in FILES if path.parent != CONF and path.relative_to(CONF).parts[0] not in ("experiment", "hydra")]
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))

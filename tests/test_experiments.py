@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 
 from fedprune.__main__ import CONF
 
+pytestmark = pytest.mark.slow
+
 BENCHMARK = CONF / "experiment" / "benchmark.yaml"
 EXPERIMENTS = sorted(path for path in (CONF / "experiment").glob("*.yaml") if path != BENCHMARK)
 

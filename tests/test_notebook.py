@@ -13,6 +13,8 @@ from fedprune.data import datasets
 from fedprune.data.client import federate, save_partition
 from fedprune.data.partition import Dirichlet
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 AXES = {

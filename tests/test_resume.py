@@ -23,6 +23,8 @@ from fedprune.checkpoint import load_state, read
 from fedprune.run import run
 from fedprune.types import State
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 20
 LONG = (
     *("federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=4", "eval_every=7"),

@@ -14,6 +14,8 @@ from fedprune.errors import ConfigError, Incompatible
 from fedprune.ticket.export import export, load_network
 from fedprune.ticket.read import load_ticket
 
+pytestmark = pytest.mark.slow
+
 CRITERIA = sorted(path.stem for path in (CONF / "criterion").glob("*.yaml"))
 MODELS = {
     "char_lstm": ("model=char_lstm", "model.embedding=4", "model.hidden=6"),

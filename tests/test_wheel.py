@@ -17,7 +17,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = ("fedprune", "conf", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".gitignore")
 
-pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="not in a checkout")
+pytestmark = [
+    pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="not in a checkout"),
+    pytest.mark.xdist_group("wheel"),  # built once, in one process
+    pytest.mark.slow,
+]
 
 
 def call(*words: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

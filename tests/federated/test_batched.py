@@ -18,6 +18,8 @@ from fedprune.federated.batched import Batched
 from fedprune.federated.executor import Serial, Task
 from fedprune.types import Job, Subnet
 
+pytestmark = pytest.mark.slow
+
 ONCE = ("when=before_training", "how_often=one_shot")
 DURING = ("when.start=0.25", "when.stop=0.5", "how_often=gradual", "how_often.every=1", "rounds=4")
 EPOCHS = ("local.epochs=2", "local.steps=null", "partition=dirichlet", "federated.clients=20", "federated.cohort=5")

@@ -16,6 +16,8 @@ from contract import wait_for
 
 from fedprune.errors import ConfigError, RunError
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     *("rounds=100000", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=3"),
     *("local.batch_size=16", "logger=none", "eval_every=1000", "executor=ray", "executor.workers=2"),

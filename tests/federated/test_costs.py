@@ -88,14 +88,15 @@ def test_densities_of_weights_of_all_parameters_of_units_and_of_layers():
 def test_the_density_of_filters_is_not_that_of_weights():
     net = cnn()
     what = What(filters, globally, layers=("conv",)).bind(net)
-    mask = {"0.weight": torch.zeros(3, 2, 3, 3, dtype=torch.bool), "3.weight": torch.ones(4, 3, 2, 2, dtype=torch.bool)}
+    mask = {"0.weight": torch.zeros(3, 2, 3, 3, dtype=torch.bool)}
     mask["0.weight"][1] = True
     parameters = tuple(name for name, _ in net.named_parameters())
     found = densities(Subnet(dict(net.state_dict()), mask), what, parameters)
-    # Filters: (1 + 4) of (3 + 4). Weights: (18 + 48) of (54 + 48). With 3 + 4 biases and 3 + 3 of BatchNorm: (66 + 13) of 115;
-    # its running statistics are buffers and no parameters.
-    assert found["density/units"] == 5 / 7
-    assert found["density/weights"] == 66 / 102
+    # The filters of the second convolution are the network's outputs, and not prunable. Of the first: 1 of 3, 18 of 54 weights.
+    # With 48 weights of the second, 3 + 4 biases and 3 + 3 of BatchNorm: (18 + 48 + 13) of 115; its running statistics are
+    # buffers and no parameters.
+    assert found["density/units"] == 1 / 3
+    assert found["density/weights"] == 18 / 54
     assert found["density/params"] == 79 / 115
 
 

@@ -17,6 +17,8 @@ from fedprune.federated import executor, processes
 from fedprune.federated.client import Slice
 from fedprune.federated.executor import Processes, Serial, Task, auto, available_cores, employed
 
+pytestmark = pytest.mark.slow
+
 
 class Shuffled:
     """Does its tasks in another order than they are asked for, and answers in theirs."""

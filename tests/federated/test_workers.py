@@ -24,6 +24,8 @@ from fedprune.federated.availability import Fate
 from fedprune.federated.executor import Lost, Processes
 from fedprune.types import SERVER, Job
 
+pytestmark = pytest.mark.slow
+
 SNIP = ("how_often=one_shot", "when=before_training", "criterion=snip")
 WHOLE = (*SNIP, "federated.cohort=3", "rounds=2", "eval_every=1", "federated=fedavgm", "federated.optimizer_state=kept")
 """Evidence, training, evaluation, and state at both ends."""
