@@ -27,6 +27,7 @@ from fedprune.federated.batchnorm import own_names
 from fedprune.federated.capacity import nobodys, of_all, personal
 from fedprune.federated.costs import flops_per_example
 from fedprune.federated.nested import Nested
+from fedprune.federated.untrained import untrained_names
 from fedprune.federated.whose import PersonalMask, Whose
 from fedprune.federated.work import Composition
 from fedprune.local.control import refuse
@@ -132,10 +133,13 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.add_incompatible(_rehearsal(config, plan, axes, dataset, net, recipe, regularisers, names))
     problems.stop_if_any()
     wire = work.wire(options["wire"], {n: t for n, t in net.state_dict().items() if n not in own}, what.names)
-    wire = replace(wire, own=getattr(options["whose"], "covers", ()))
+    covers = getattr(options["whose"], "covers", ())
+    wire = replace(wire, own=covers).splitting(untrained_names(net, config.federated.batchnorm, {*own, *what.names, *covers}))
+    start = net.state_dict() if begin is None else begin.params
+    untrained = {name: start[name].detach().clone() for name in wire.untrained.shapes}
     flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
     made = (config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device)
-    return Experiment(*made, begin, regularisers, controlled, task)
+    return Experiment(*made, begin, regularisers, controlled, task, untrained)
 
 
 def _rehearsal(
@@ -297,10 +301,13 @@ def _controlled(config: DictConfig, net: nn.Module, own: tuple[str, ...]) -> tup
     module = make(config.local.module, net, make(config.local.optimizer))
     check.module.one_rate(module)
     refuse(module.one_optimizer(), config.federated.optimizer_state == "kept")
-    return tuple(name for name, _ in net.named_parameters() if name not in own)
+    return tuple(name for name, parameter in net.named_parameters() if name not in own and parameter.requires_grad)
 
 
 def _fixed(net: nn.Module, recipe: Recipe) -> None:
     with held(net, recipe.fixed):
-        if not any(parameter.requires_grad for parameter in net.parameters()):
-            raise ConfigError([f"local.fixed={list(recipe.fixed)} leaves nothing to train: choose a shorter one"])
+        if any(parameter.requires_grad for parameter in net.parameters()):
+            return
+    if recipe.fixed:
+        raise ConfigError([f"local.fixed={list(recipe.fixed)} leaves nothing to train: choose a shorter one"])
+    raise ConfigError(["the network has nothing to train: set requires_grad=True for some of its parameters"])

@@ -16,10 +16,11 @@ if TYPE_CHECKING:  # importing it takes torch's second, and --help needs none of
 console = Console(highlight=False, soft_wrap=True)
 
 
-def plan_text(plan: Plan, rewind: str, emerges: str = "", own: bool = False) -> str:
+def plan_text(plan: Plan, rewind: str, emerges: str = "", own: bool = False, untouched: Sequence[str] = ()) -> str:
     """The plan as lines: the rounds of training, and every prune event between them.
 
     emerges: what to say in the place of densities that only the events will show. own: whether clients have their own masks.
+    untouched: the weights that are not pruned because nobody trains them.
     """
     lines = [f"plan: {plan.rounds} rounds of training, {len(plan.events) or 'no'} prune event{'s' * (len(plan.events) != 1)}"]
     back = "" if rewind == "none" else f", rewind {rewind}"
@@ -30,12 +31,15 @@ def plan_text(plan: Plan, rewind: str, emerges: str = "", own: bool = False) -> 
         if event.block is not None:
             swap += f", in block {event.block[0] + 1} of {event.block[1]} from the output"
         lines.append(f"  {wait}after round {event.round:>5}: density {emerges or f'{event.density:.4g}'}{swap}{back}")
+    if untouched and plan.events:
+        layers = ", ".join(name.removesuffix(".weight") for name in untouched)
+        lines.append(f"  frozen (requires_grad=False), and so not pruned (what.frozen=true prunes them, too): {layers}")
     return "\n".join(lines)
 
 
-def brief(plan: Plan, rewind: str, emerges: str = "", own: bool = False, most: int = 12) -> str:
+def brief(plan: Plan, rewind: str, emerges: str = "", own: bool = False, untouched: Sequence[str] = (), most: int = 12) -> str:
     """The plan's lines, with the middle of a long one left out."""
-    lines = plan_text(plan, rewind, emerges, own).splitlines()
+    lines = plan_text(plan, rewind, emerges, own, untouched).splitlines()
     if len(lines) <= most:
         return "\n".join(lines)
     left_out = f"  ... {len(lines) - most + 1} more events (all of them: plan.txt) ..."

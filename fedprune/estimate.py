@@ -40,9 +40,12 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
             up += rounds * share * answering * received
             trained = rounds * share * answering * _examples(experiment, config)
             flops += trained * training_flops(experiment.flops, part.mask)
+    once = _newcomers(experiment, config) * _untrained_bytes(experiment)
+    down += once
     prunable = sum(net.state_dict()[name].numel() for name in experiment.axes.what.names)
     parameters = sum(p.numel() for name, p in net.named_parameters() if not is_companion(name))
     missing = [("answers", f"{100 * answering:.3g} % of those that are sent for training; of evidence, all are counted")]
+    kept = [("frozen", f"{amount(once)} of the bytes down: what nobody trains goes once to each client")] if once else []
     gate = [("gate", f"{plan.gate.opens}; the costs are those of events at their earliest")] if plan.gate else []
     return [
         ("parameters", f"{parameters:,} ({prunable:,} prunable)"),
@@ -54,9 +57,41 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
             "operations",
             f"{amount(flops, 'FLOP')} of training, {amount(sum(experiment.flops.values()), 'FLOP')} an example when dense",
         ),
+        *kept,
         *(missing if answering < 1 else []),
         *gate,
     ]
+
+
+def _untrained_bytes(experiment: Experiment) -> int:
+    """How many bytes longer a newcomer's job is."""
+    wire, params = experiment.wire, experiment.net.state_dict()
+    if not wire.untrained.shapes:
+        return 0
+    job, block = Job(0, 0, 0, 0, Subnet(params, {})), b""
+    return length(wire.encode_job(job, block, wire.untrained_block(params))) - length(wire.encode_job(job, block))
+
+
+def _newcomers(experiment: Experiment, config: Any) -> int:
+    """How many jobs go to clients that have not answered yet, in the rounds of the plan; none where all have everything."""
+    fed, fates, reached, number = config.federated, experiment.options["fates"], set[int](), 0
+    first = {event.round for event in experiment.plan.events}
+    for clock in range(experiment.plan.rounds if experiment.options["round"].welcomes else 0):
+        training = cohort(config.seed, clock, fed.clients, fed.cohort)
+        measuring = _measuring(experiment, config, training) if clock in first else ()
+        for asked in (measuring, training):
+            number += len([client for client in asked if client not in reached])
+            reached |= {client for client in asked if fates(client, clock) is Fate.ANSWERS}
+    return number
+
+
+def _measuring(experiment: Experiment, config: Any, training: tuple[int, ...]) -> tuple[int, ...]:
+    """The clients that measure evidence for the server's events."""
+    formulas = experiment.axes.criterion.formulas().values()
+    if experiment.options["whose"].at is not None or not any(name in FROM_CLIENTS for f in formulas for name in needs(f)):
+        return ()
+    asked = experiment.options["where"](training, config.federated.clients, config.seed)
+    return () if asked == (SERVER,) else asked
 
 
 def _masks(experiment: Experiment) -> list[Mask]:

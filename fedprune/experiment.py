@@ -55,7 +55,7 @@ class Experiment:
     server's step, and the fates of all answers. net: the network at its initialisation. own: the tensors that clients keep to
     themselves. flops: of training on one example, by layer of the dense network. begin: the ticket that the run starts from
     (None: dense, from `net`). regularisers: what clients add to their training. controlled: the parameters whose training is
-    corrected by controls. task: what the module measures.
+    corrected by controls. task: what the module measures. untrained: what is never trained, and travels once to each client.
     """
 
     config: DictConfig
@@ -74,6 +74,7 @@ class Experiment:
     regularisers: tuple[Regulariser, ...] = ()
     controlled: tuple[str, ...] = ()
     task: TaskMetrics = field(default_factory=TaskMetrics)
+    untrained: Params = field(default_factory=dict)
 
     def executor(self) -> Executor:
         """Start the workers."""
@@ -81,7 +82,8 @@ class Experiment:
             client_round,
             *(_container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device),
             *(self.axes.what.names, self.regularisers, self._on_client(), self.options["upload"]),
-            *(self._accumulates, self.options["client"], self._fresh, self.task),
+            *(self._accumulates, self.options["client"], self._fresh),
+            *(self.task, self.untrained),
         )
         option = self.config.executor["_target_"].rpartition(".")[2]
         if self.device == "cpu" or option not in (auto.__name__, *ON_CPUS):
@@ -110,8 +112,8 @@ class Experiment:
 
     @property
     def _fresh(self) -> Callable[[int], Params]:
-        work = self.options["client"]
-        return functools.partial(_fresh, self.config, self.dataset, self.axes.what.names, self.regularisers, work)
+        fixed = (self.config, self.dataset, self.axes.what.names, self.regularisers, self.options["client"], self.untrained)
+        return functools.partial(_fresh, *fixed)
 
     def loop(self, executor: Executor) -> FederatedLoop:
         """The federated loop over these workers."""
@@ -177,6 +179,7 @@ def client_round(
     work: Work,
     fresh: Callable[[int], Params],
     task: TaskMetrics,
+    untrained: Params,
 ) -> ClientRound:
     """What a worker builds for itself, once: the module, around data that it shares with the others."""
     with torch.random.fork_rng(devices=[]):
@@ -186,6 +189,7 @@ def client_round(
     channels_last(net, dataset.shape)
     examples, top = (config["where"].get(key) for key in ("examples", "top"))
     worker = ClientRound(module, dataset, clients, recipe, wire, examples, regularisers, event, upload, accumulates, top, task)
+    worker = replace(worker, untrained=untrained)
     return work.client_round(worker, functools.partial(fresh, 0), config["seed"])
 
 
@@ -202,12 +206,14 @@ def _fresh(
     prunable: tuple[str, ...],
     regularisers: tuple[Regulariser, ...],
     work: Work,
+    untrained: Params,
     number: int,
 ) -> Params:
+    """The parameters and buffers of the `number`-th initialisation; what nobody trains is as the run began."""
     net = initial_net(config, dataset, number)
     work.begin(net, prunable)
     add_companions(net, prunable, regularisers, torch_stream(config.seed, "companions", number))
-    return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+    return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()} | untrained
 
 
 def _container(config: DictConfig) -> dict[str, Any]:

@@ -65,8 +65,8 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequ
     experiment = build(config, names)
     about |= _facts(experiment, config)
     console.print(display.about_text(about))
-    own = not experiment.options["whose"].asks
-    console.print(display.brief(experiment.plan, names["rewind"], experiment.axes.what.emerges, own))
+    own, what = not experiment.options["whose"].asks, experiment.axes.what
+    console.print(display.brief(experiment.plan, names["rewind"], what.emerges, own, what.untouched))
     if config.dry_run:
         console.print(display.cost_text(estimate(experiment, config)))
         return
@@ -112,8 +112,8 @@ def _begin(folder: Path, config: DictConfig, about: Mapping[str, Any]) -> None:
 
 def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about: Mapping[str, Any]) -> None:
     write_text(folder / "run.json", _json(about))
-    own = not experiment.options["whose"].asks
-    plan = display.plan_text(experiment.plan, names["rewind"], experiment.axes.what.emerges, own)
+    own, what = not experiment.options["whose"].asks, experiment.axes.what
+    plan = display.plan_text(experiment.plan, names["rewind"], what.emerges, own, what.untouched)
     write_text(folder / "plan.txt", plan + "\n")
     if not isinstance(experiment.clients.train, Drawn):  # who share examples, and are a function of config.yaml
         save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors")

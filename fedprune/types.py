@@ -97,8 +97,8 @@ class State:
     event. momentum: the server optimizer's buffers. kept: what each client keeps to itself (never on the wire). sent: bytes
     so far, up and down. personal: of each client that has a mask of its own. pruned: rounds that were done at the last event.
     Under a gate, opened: whether it lets the next event through; candidate: the mask that this event would have chosen now
-    (empty if nobody asks). With federated.regrown=server, stale: what dead entries were when they died, of the prunable names
-    (else empty).
+    (empty if nobody asks). reached: the clients that have what is never trained, if anything is. With federated.regrown=server,
+    stale: what dead entries were when they died, of the prunable names (else empty).
     """
 
     server: Subnet
@@ -116,6 +116,7 @@ class State:
     pruned: int = 0
     opened: bool = False
     candidate: Mask = field(default_factory=dict)
+    reached: frozenset[int] = frozenset()
     stale: Params = field(default_factory=dict)
 
 
@@ -129,7 +130,8 @@ class Job:
     mask is dead. event: what the client is to do to its mask in this round, if anything; events: how many it did before.
     common: of a network that its client has a part of itself, the entries whose values are sent (None: all are).
     kept, held: what this client kept from its last round, and the mask that it holds before it is told, packed to bits (empty:
-    none); both stay with the client, never on the wire.
+    none); both stay with the client, never on the wire. newcomer: whether the client has not got yet what is never trained
+    (federated/untrained.py), which then comes with the job.
     """
 
     client: int
@@ -146,6 +148,7 @@ class Job:
     carried: Mapping[str, Params] = field(default_factory=dict)
     kept: Params = field(default_factory=dict)
     held: bytes = b""
+    newcomer: bool = False
 
 
 @dataclass(frozen=True)

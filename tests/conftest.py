@@ -223,7 +223,7 @@ def differences(equal) -> Callable[..., list[str]]:
                 and all(equal(value, getattr(b, name)[key]) for key, value in getattr(a, name).items())
                 for name in ("anchors", "momentum", "kept")
             },
-            **{name: getattr(a, name) == getattr(b, name) for name in (*NUMBERS, "personal")},
+            **{name: getattr(a, name) == getattr(b, name) for name in (*NUMBERS, "personal", "reached")},
         }
         return [name for name, same in parts.items() if not same and name not in ignore]
 

@@ -43,3 +43,14 @@ def odd_tensors() -> dict[str, Tensor]:
         "in_complex64": torch.tensor([1 + 2j], dtype=torch.complex64),
         "in_complex128": torch.tensor([1 + 2j], dtype=torch.complex128),
     }
+
+
+class Frozen(nn.Sequential):
+    """A convolution that nobody trains before a head that is trained. norm: whether BatchNorm comes between them."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int, width: int = 6, norm: bool = False):
+        super().__init__()
+        self.backbone = nn.Conv2d(shape[0], width, 3).requires_grad_(False)
+        self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
+        self.act, self.flat = nn.ReLU(), nn.Flatten()
+        self.head = nn.Linear(width * (shape[1] - 2) * (shape[2] - 2), classes)

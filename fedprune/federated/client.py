@@ -65,7 +65,8 @@ class ClientRound:
     training so that weights get ready to be pruned; evidence and evaluation are of the network without noise. event: how it
     carries out prune events itself (None: the server does). upload: what it sends back of what it trained. accumulates: whether
     it adds up squared gradients for an event. top: of evidence about the dead it sends only the largest, as many of each layer
-    as this fraction of its living (None: all). task: what the module measures.
+    as this fraction of its living (None: all). task: what the module measures. untrained: what is never trained, of which only
+    newcomers are sent.
     """
 
     module: LocalModule
@@ -80,6 +81,7 @@ class ClientRound:
     accumulates: bool = False
     top: float | None = None
     task: TaskMetrics = field(default_factory=TaskMetrics)
+    untrained: Params = field(default_factory=dict)
 
     @functools.cached_property
     def batches(self) -> Batches:
@@ -102,7 +104,9 @@ class ClientRound:
 
     def received(self, message: Message, kept: Arrays, held: bytes) -> Job:
         """The job that these bytes are."""
-        return replace(self.wire.decode_job(message, held), kept=_tensors(kept))
+        job = self.wire.decode_job(message, held)
+        subnet = Subnet(self.untrained | job.subnet.params, job.subnet.mask) if self.untrained else job.subnet
+        return replace(job, subnet=subnet, kept=_tensors(kept))
 
     def perform(self, job: Job) -> Update:
         """Whatever the job asks for."""
@@ -273,7 +277,7 @@ class ClientRound:
 
     def evaluate(self, block: Piece, kept: Arrays, held: bytes, where: Slice) -> Outcomes:
         """Return what the module measures on a slice, for the network of a wire block under a client's own mask."""
-        params = self.wire.read_subnet(block).params | _tensors(kept)
+        params = self.untrained | self.wire.read_subnet(block).params | _tensors(kept)
         params = apply(params, self.wire.mask_of(held) or {})
         return self._outcomes(in_use(params, self.wire.layout.masked, self.regularisers), where)
 

@@ -110,7 +110,8 @@ class Exchange:
 
     def _run(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
         with tally.clock.phase("broadcast"):
-            encode, heard = self._encoder(jobs), [self._answers(job, tally) for job in jobs]
+            jobs = [self._welcomed(job, state, tally) for job in jobs] if self.wire.untrained.shapes else jobs
+            encode, heard = self._encoder(jobs, state), [self._answers(job, tally) for job in jobs]
             # What nobody answers was sent all the same.
             tally.down_bytes += sum(length(encode(job)) for job, hears in zip(jobs, heard, strict=True) if not hears)
             tasks = Sent([job for job, hears in zip(jobs, heard, strict=True) if hears], encode, partial(self.kept_by, state))
@@ -127,15 +128,28 @@ class Exchange:
                 tally.dropped.append(job.client)
             else:
                 tally.add(update)
+                if job.newcomer:
+                    tally.reached.add(job.client)
                 yield job, update
         if lost and len(lost) == len(heard) and self.broken == "stop":
             raise RunError(f"nobody brought an answer: {lost[-1]}; to go on all the same: federated.broken=drop")
 
-    def _encoder(self, jobs: Sequence[Job]) -> Callable[[Job], Message]:
+    def _welcomed(self, job: Job, state: State, tally: Tally) -> Job:
+        """The job, which says whether its client has got what is never trained. It has once it has answered to that."""
+        known = job.client == SERVER or job.client in state.reached or job.client in tally.reached
+        return replace(job, newcomer=not known)
+
+    def _encoder(self, jobs: Sequence[Job], state: State) -> Callable[[Job], Message]:
         """How these jobs become bytes. A subnet that many are sent is encoded once, here and now."""
+        untrained = self.wire.untrained_block(state.server.params) if any(job.newcomer for job in jobs) else b""
         several = {key for key, number in Counter(map(_sent, jobs)).items() if number > 1}
         blocks = {key: self._block(job) for key, job in {_sent(job): job for job in jobs}.items() if key in several}
-        return lambda job: self.wire.encode_job(job, blocks[_sent(job)] if _sent(job) in blocks else self._block(job))
+
+        def encode(job: Job) -> Message:
+            block = blocks[_sent(job)] if _sent(job) in blocks else self._block(job)
+            return self.wire.encode_job(job, block, untrained if job.newcomer else b"")
+
+        return encode
 
     def _block(self, job: Job) -> bytes:
         """The subnet of a job, or what of it the client has not got itself: a mask that it holds already is not sent."""

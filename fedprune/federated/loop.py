@@ -100,6 +100,7 @@ class FederatedLoop:
             self._report_collapsed(before, after, receipts)
             after, asked = self._ask(after, tally)
         after = replace(after, up_bytes=state.up_bytes + tally.up_bytes, down_bytes=state.down_bytes + tally.down_bytes)
+        after = replace(after, reached=state.reached | tally.reached) if tally.reached else after
         metrics = {"round": state.round, "prune/events": state.events, **self._densities(jobs)}
         metrics |= {"prune/waiting": waits} if waits else {}
         if self.whose.asks and after.server.mask is not before.server.mask and self.effective:  # it stays until the next event

@@ -12,7 +12,7 @@ import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -44,6 +44,7 @@ class Neighbours:
     federated/round, see rounds.py. topology: who hears from whom."""
 
     topology: Topology
+    welcomes: ClassVar[bool] = False
 
     def loop(self, **parts: Any) -> FederatedLoop:
         return NeighbourLoop(**parts, topology=self.topology)
@@ -107,9 +108,16 @@ class NeighbourLoop(FederatedLoop):
         """The state before the first round: one initialisation, and of each client a random mask as its first event says."""
         state = super().start()
         firsts = {client: self._first(state, client) for client in range(self.clients)}
-        kept = {client: _kept(Subnet(apply(state.init, mask), mask)) for client, (mask, _) in firsts.items()}
+        init = {name: state.init[name] for name in self._travels}
+        kept = {client: _kept(Subnet(apply(init, mask), mask)) for client, (mask, _) in firsts.items()}
         personal = {client: Personal(pack(mask), events) for client, (mask, events) in firsts.items()}
-        return replace(state, kept=kept, personal=personal)
+        reached = frozenset(range(self.clients)) if self.exchange.wire.untrained.shapes else state.reached
+        return replace(state, kept=kept, personal=personal, reached=reached)
+
+    @property
+    def _travels(self) -> tuple[str, ...]:
+        """The names of all but what is never trained, which everybody has from the initialisation that all begin with."""
+        return tuple(self.exchange.wire.layout.shapes)
 
     def _first(self, state: State, client: int) -> tuple[Mask, int]:
         """(mask, events done) of a client that has not trained yet."""
@@ -163,7 +171,7 @@ class NeighbourLoop(FederatedLoop):
             mean = self.aggregate(own.params, [(networks[one], 1.0) for one in sorted((client, *others))])  # type: ignore[misc]
             event, events = self.whose.on_client(self.plan, state, client)
             mask = self._mask(state, held)
-            subnet = Subnet(apply(mean, mask), mask)
+            subnet = Subnet(apply(state.server.params | mean, mask), mask)
             jobs.append(Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, held=held))
         return jobs
 
@@ -185,7 +193,7 @@ class NeighbourLoop(FederatedLoop):
         test set."""
         everyone = ((self._network(state, client), 1.0) for client in state.kept)
         mean = overlap_mean(state.init, everyone, uncovered="zero")
-        whole = replace(self.exchange, own=tuple(mean))
+        whole = replace(self.exchange, own=self._travels)
         server = Subnet(mean, ones(mean, self.axes.what.names))
         evaluation = replace(self.evaluation, exchange=whole, held=_whole)
         return evaluation(replace(state, server=server))

@@ -106,10 +106,10 @@ class Nested:
             )
         slices = [leading(network, capacity) for capacity in sorted({part.capacity for part in self.parts})]
         skipped = [name.removesuffix(".weight") for name in slices[0] if _is_weight(network, name) and name not in what.names]
+        frozen = bool(what.untouched) and all(f"{layer}.weight" in what.untouched for layer in skipped)
         if skipped:
-            raise Incompatible(
-                f"whose.by=width cuts every layer, and what leaves out {', '.join(skipped)}: choose what.skip=[]"
-            )
+            choose = "set what.frozen=true" if frozen else "choose what.skip=[]"
+            raise Incompatible(f"whose.by=width cuts every layer, and what leaves out {', '.join(skipped)}: {choose}")
 
     @property
     def covers(self) -> tuple[str, ...]:

@@ -5,12 +5,13 @@ Every option of federated/round is a `Rounds`:
     traffic(wire, subnet, each, cohort) -> bytes (down, up) of a round that trains this subnet, lengths of real encodings; each:
                                   of one client that a server sends it to
     problems(composition)      -> what it cannot be combined with, each with what to choose instead
+    welcomes                   whether clients are sent what is never trained (untrained.py), or have it before they begin
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from fedprune.federated.evolving_mask import EvolvingMask
 from fedprune.federated.loop import FederatedLoop
@@ -22,6 +23,9 @@ from fedprune.wire.message import Wire
 class Rounds(Protocol):
     """What all options have in common; see above."""
 
+    @property
+    def welcomes(self) -> bool: ...
+
     def loop(self, **parts: Any) -> FederatedLoop: ...
 
     def traffic(self, wire: Wire, subnet: Subnet, each: tuple[int, int], cohort: int) -> tuple[int, int]: ...
@@ -32,6 +36,8 @@ class Rounds(Protocol):
 @dataclass(frozen=True)
 class Star:
     """A server sends its network to the clients of a round, and merges what they make of it."""
+
+    welcomes: ClassVar[bool] = True
 
     def loop(self, **parts: Any) -> FederatedLoop:
         return FederatedLoop(**parts)

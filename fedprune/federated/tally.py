@@ -25,6 +25,7 @@ class Tally:
     late: int = 0
     unanswered: int = 0  # questions for evidence that got no answer
     logged: dict[str, OverCohort] = field(default_factory=dict)  # what modules logged, by name
+    reached: set[int] = field(default_factory=set)  # who has got, in this round, what is never trained
     clock: Clock = field(default_factory=Clock)
 
     def add(self, update: Update) -> None:

@@ -76,10 +76,11 @@ def _weights(layer: nn.Module) -> Iterator[str]:
 @dataclass(frozen=True)
 class What:
     """The axis. layers: which kinds of layer are prunable. skip: layers that are not, by name or see `Ends`. min_per_layer: so
-    many units of every layer outlive any event, against layer collapse.
+    many units of every layer outlive any event, against layer collapse. frozen: whether weights with requires_grad=False, which
+    nobody trains, are prunable, too.
 
     `bind` fills in the others. names: the prunable tensors, in the order of definition, as in every mask. order: that in which
-    the network runs its layers.
+    the network runs its layers. untouched: the weights that would be prunable, but are frozen.
     """
 
     unit: Unit
@@ -87,8 +88,10 @@ class What:
     layers: Sequence[str] = ("conv", "linear", "recurrent", "attention")
     skip: Sequence[str] = ()
     min_per_layer: int = 0
+    frozen: bool = False
     names: tuple[str, ...] = field(default=())
     order: LayerOrder | None = field(default=None, repr=False)
+    untouched: tuple[str, ...] = field(default=(), repr=False)
 
     def bind(self, net: nn.Module, order: LayerOrder | None = None) -> What:
         """Return this axis for one network. order: of its layers; None: they run as they are defined.
@@ -105,7 +108,12 @@ class What:
         if not names:
             layers = ", ".join(name.removesuffix(".weight") for name in outputs)
             raise Incompatible(f"the filters of {layers} are the network's outputs: choose what=weights_global")
-        bound = replace(self, names=names, order=order)
+        untouched = () if self.frozen else tuple(name for name in names if not net.get_parameter(name).requires_grad)
+        names = tuple(name for name in names if name not in untouched)
+        if not names:
+            layers = ", ".join(name.removesuffix(".weight") for name in untouched)
+            raise Incompatible(f"nobody trains {layers} (requires_grad=False), nor prunes them: set what.frozen=true")
+        bound = replace(self, names=names, order=order, untouched=untouched)
         bound._check_units(net)
         sizes = {name: net.get_parameter(name).detach().abs() for name in names}
         bound.select(sizes, 1.0)  # a rehearsal: what the scope does not like about its parameters is said now

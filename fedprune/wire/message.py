@@ -1,16 +1,17 @@
 """Messages: Job and Update <-> bytes.
 
 A message is a frame (frame.py) around a header (who, when, what for) and blocks of tensors, each a codec's encoding. A job with
-`common` entries brings their values alone, under a mask of these. What is carried beside the subnet is a block for each of its
-names, under the mask that both ends hold; the header says which of the layout's tensors are in it, by their places. A job about
-a removal has one block more: a bit for each living entry, whether it survives. `kept` and `held`, what a client has for itself,
-are in no message. What is trained is what was decoded, and the bytes that are reported are the lengths of these messages.
+`common` entries brings their values alone, under a mask of these. One to a newcomer has a block more, of what is never trained.
+What is carried beside the subnet is a block for each of its names, under the mask that both ends hold; the header says which of
+the layout's tensors are in it, by their places. A job about a removal has one block more: a bit for each living entry, whether
+it survives. `kept` and `held`, what a client has for itself, are in no message. What is trained is what was decoded, and the
+bytes that are reported are the lengths of these messages.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 
@@ -22,19 +23,22 @@ from fedprune.types import Job, Mask, Params, PruneEvent, Subnet, Update
 from fedprune.wire.codec import Codec, Layout, decode
 from fedprune.wire.frame import Message, Piece, framed, unframed
 
+NOTHING = Layout({}, {}, ())
+
 
 @dataclass(frozen=True)
 class Wire:
     """Both ends of the wire: how tensors become bytes, and the layout of the network that is sent.
 
     own: the tensors that a client's own mask covers, if they are others than those of the layout. answers: how the tensors of
-    an update become bytes, if not as those of a job.
+    an update become bytes, if not as those of a job. untrained: the layout of what goes down once to each client, and never up.
     """
 
     codec: Codec
     layout: Layout
     own: tuple[str, ...] = ()
     answers: Codec | None = None
+    untrained: Layout = NOTHING
 
     def subnet_block(self, subnet: Subnet, known: Mask | None = None) -> bytes:
         """A subnet as a block: made once, sent to many. Names outside the layout (what clients keep) stay behind."""
@@ -44,8 +48,18 @@ class Wire:
         """The subnet of a block. Raises ValueError."""
         return Subnet(*decode(block, self.layout, known))
 
-    def encode_job(self, job: Job, block: Piece) -> Message:
-        """A job as bytes; `block` is its subnet, already encoded."""
+    def untrained_block(self, params: Params) -> bytes:
+        """Encode what is never trained: made once, sent to all newcomers."""
+        return self.codec({name: params[name] for name in self.untrained.shapes}, {}, None)
+
+    def splitting(self, untrained: Sequence[str]) -> Wire:
+        """Return the same wire, on which those of these tensors that travel go down once to each client."""
+        once = [name for name in untrained if name in self.layout.shapes]
+        always = [name for name in self.layout.shapes if name not in once]
+        return replace(self, layout=self.layout.only(always), untrained=self.layout.only(once)) if once else self
+
+    def encode_job(self, job: Job, block: Piece, untrained: Piece = b"") -> Message:
+        """A job as bytes; `block` is its subnet, already encoded. untrained: for newcomers, what is never trained, likewise."""
         header: dict[str, object] = {"client": job.client, "round": job.round, "clock": job.clock, "seed": job.seed}
         if job.measure:
             header |= {"measure": job.measure, "about": job.about}
@@ -53,7 +67,9 @@ class Wire:
             header |= {"event": astuple(job.event), "events": job.events}
         if job.common is not None:
             header |= {"common": True}
-        blocks = [block, *self._carried_blocks(job.carried, job.subnet.mask, header)]
+        if untrained:
+            header |= {"newcomer": True}
+        blocks = [block, *([untrained] if untrained else []), *self._carried_blocks(job.carried, job.subnet.mask, header)]
         return framed(header, blocks if job.surviving is None else [*blocks, _survivors(job.surviving, job.subnet.mask)])
 
     def decode_job(self, message: Message, held: bytes = b"") -> Job:
@@ -66,6 +82,8 @@ class Wire:
             subnet = self.read_subnet(blocks.pop(0), known)
             if "common" in header:
                 header["common"], subnet = subnet.mask, Subnet(subnet.params, known or self._whole())
+            if "newcomer" in header:
+                subnet = Subnet(subnet.params | decode(blocks.pop(0), self.untrained)[0], subnet.mask)
             header["carried"] = self._read_carried(header, blocks, subnet.mask)
             bits = blocks
             surviving = _read_survivors(subnet.mask, *bits) if bits else None
