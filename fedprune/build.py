@@ -105,7 +105,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     regularisers = tuple(one.told(order) for one in (*added, *work.regularisers))
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
-    problems.attempt(_tried, config, dataset, clients, recipe)
+    problems.attempt(_tried, config, dataset, clients, recipe, criterion)
     options["fates"] = options["availability"](config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])
     problems.add(check.outcomes(plan, options["whose"], names))
     problems.add(check.gate(plan, task, names) + check.bounds(plan, task, names))
@@ -263,7 +263,7 @@ def _optimizer(config: DictConfig, net: nn.Module) -> LocalModule:
     return module
 
 
-def _tried(config: DictConfig, dataset: Dataset, clients: Clients, recipe: Recipe) -> None:
+def _tried(config: DictConfig, dataset: Dataset, clients: Clients, recipe: Recipe, criterion: Criterion) -> None:
     """Try a step of a module of one's own, on a network of its own and the first batch of a client."""
     module = make(config.local.module, initial_net(config, dataset, 0), make(config.local.optimizer))
     if not check.module.needs_trying(module):
@@ -272,6 +272,7 @@ def _tried(config: DictConfig, dataset: Dataset, clients: Clients, recipe: Recip
     planned = Planned(recipe.batches_of_a_pass(examples), recipe.batches(examples))
     batches = Batches(dataset, clients, module.device).of(clients.train[client], recipe.batch_size)
     check.module.first_step(module, recipe, next(batches), planned, client)
+    check.module.replayed(module, criterion)
 
 
 def _check_fused(made: Any, asked: Callable[..., Any], net: nn.Module) -> None:

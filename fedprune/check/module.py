@@ -15,6 +15,8 @@ from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.schedules import configured, needs_closure
 from fedprune.local.train import fit, unload
+from fedprune.pruning.criterion import Criterion
+from fedprune.pruning.evidence import needs
 from fedprune.types import Subnet
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,16 @@ def first_step(module: LocalModule, recipe: Recipe, batch: Batch, planned: Plann
         place = traceback.extract_tb(error.__traceback__)[-1]
         told = f"{type(error).__name__}: {error} ({place.filename}:{place.lineno}, in {place.name})"
         raise ConfigError([f"{name}: its first step, on {len(batch[0])} examples of client {client}, fails: {told}"]) from error
+
+
+def replayed(module: LocalModule, criterion: Criterion) -> None:
+    """Raise Incompatible if a formula asks for steps of the optimizer, and these evaluate the loss themselves."""
+    optimizer = configured(module)[0]
+    if needs_closure(optimizer) and any("movement" in needs(formula) for formula in criterion.formulas().values()):
+        raise Incompatible(
+            f"movement is measured over single steps, and one of {type(optimizer).__name__} evaluates the loss several times: "
+            "choose criterion=magnitude, or an optimizer such as SGD"
+        )
 
 
 def one_rate(module: LocalModule) -> None:

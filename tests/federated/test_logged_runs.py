@@ -188,6 +188,18 @@ def test_scaffold_refuses_a_rate_that_changes_within_a_round(tiny):
         tiny(f"{HERE}Halving", "federated=scaffold")
 
 
+class Newton(LocalModule):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.net.parameters(), lr=0.5, max_iter=2)
+
+
+def test_movement_is_not_measured_over_steps_that_evaluate_the_loss_themselves(tiny):
+    words = ("how_often=one_shot", "when=before_training")
+    with pytest.raises(Incompatible, match="LBFGS evaluates the loss several times: choose criterion=magnitude"):
+        tiny(f"{HERE}Newton", "criterion=movement", *words)
+    assert rounds(tiny(f"{HERE}Newton", "criterion=magnitude", *words))[1]["train/steps"] == 6  # 2 clients, 3 batches
+
+
 class Augmenting(LocalModule):
     """Its networks see inputs 2 x, in training, evaluation and evidence."""
 
