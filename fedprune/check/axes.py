@@ -47,17 +47,17 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, wh
             bool(on_data) and getattr(where, "proxy", 1) == 0
         ),
         f"rewind.round={back_to} comes after the first prune event, which is after {first} rounds: "
-        "choose a smaller rewind.round, or rewind=init": plan.events != () and back_to > first,
+        f"choose rewind.round={first} or less, or rewind=init": plan.events != () and back_to > first,
         f"{chosen} compares with the weights at the start, and the first prune event is before any training: "
-        "choose when=after_training, or when=during_training with a later when.start": "init_params" in asked
+        "choose when=after_training, or when=during_training with when.start=0.5": "init_params" in asked
         and plan.events != ()
         and first == 0,
         f"{chosen} reads what training learns beside the weights, and the first prune event is before any training: "
-        "choose when=after_training, or when=during_training with a later when.start": bool({*CHOOSE} & asked)
+        "choose when=after_training, or when=during_training with when.start=0.5": bool({*CHOOSE} & asked)
         and plan.events != ()
         and first == 0,
         f"{chosen} asks for what clients add up while they train, and the first prune event is before any training: "
-        "choose when=after_training, or when=during_training with a later when.start": bool({*FROM_TRAINING} & dropping)
+        "choose when=after_training, or when=during_training with when.start=0.5": bool({*FROM_TRAINING} & dropping)
         and plan.events != ()
         and first == 0,
         f"{chosen} asks for what clients add up while they train, and where={names['where']} trains nothing: "
@@ -127,8 +127,10 @@ def min_per_layer(what: What, plan: Plan, units: dict[str, int]) -> list[str]:
     kept = nearest(lowest * sum(units.values()))
     if kept >= needed:
         return []
+    most = next(m for m in range(what.min_per_layer, -1, -1) if sum(min(m, number) for number in units.values()) <= kept)
     return [
-        f"what.min_per_layer={what.min_per_layer} keeps {needed} units, and a density of {lowest:.4g} only {kept}: lower one"
+        f"what.min_per_layer={what.min_per_layer} keeps {needed} units, and a density of {lowest:.4g} only {kept}: "
+        f"choose what.min_per_layer={most}, or a higher density"
     ]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from fedprune.federated.batched import cuda
 from fedprune.federated.whose import Whose
 from fedprune.pruning.criterion import Criterion
@@ -46,9 +48,10 @@ def executor(target: str, device: str) -> list[str]:
     """An executor for a GPU, without one. target: its function. device: where the run is."""
     if device.startswith("cuda") or target != f"{cuda.__module__}.{cuda.__name__}":
         return []
+    on_gpu = "device=auto or " if torch.cuda.is_available() else ""
     return [
-        f"executor=cuda trains on a GPU, and this run is on device={device}: choose executor=auto, or a GPU if there is one "
-        "(device=auto); executor=batched does the same on a CPU"
+        f"executor=cuda trains on a GPU, and this run is on device={device}: choose {on_gpu}executor=auto, or executor=batched, "
+        "which does the same on a CPU"
     ]
 
 

@@ -178,14 +178,14 @@ class Natural(Partition):
         if clients > len(eligible):
             raise DataError(
                 f"federated.clients={clients}: there are {len(eligible)} natural clients with at least {self.needed} examples: "
-                f"choose federated.clients={len(eligible)} or fewer{self._or_smaller(parts)}"
+                f"choose federated.clients={len(eligible)} or fewer{self._or_smaller(parts, clients)}"
             )
         return [eligible[number] for number in np.sort(rng.permutation(len(eligible))[:clients])]
 
-    def _or_smaller(self, parts: list[np.ndarray]) -> str:
+    def _or_smaller(self, parts: list[np.ndarray], clients: int) -> str:
         least = replace(self, min_examples=0).needed
         more = sum(len(part) >= least for part in parts)
-        return f", or partition.min_examples={least}, which {more} have" if least < self.needed else ""
+        return f", or partition.min_examples={least}, which {more} have" if more >= clients else ""
 
 
 def stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

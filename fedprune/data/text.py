@@ -53,7 +53,7 @@ def shakespeare(root: str, characters: int = 80) -> Text:
     Raises ConfigError if `characters` is no length, DataError for a missing or damaged file, with what to type.
     """
     if characters < 1:
-        raise ConfigError([f"data.characters={characters} is the length of a sequence: type a whole number from 1, e.g. 80"])
+        raise ConfigError([f"data.characters={characters} is the length of a sequence: type a whole number from 1"])
     (path,) = obtain(SHAKESPEARE, root)
     remedy = f"and {to_type(SHAKESPEARE, Path(root).expanduser())}"
     said = read_plays(path, PLAYS, remedy)

@@ -29,6 +29,7 @@ from fedprune.local.sampled import GRADIENTS, sampled
 from fedprune.local.train import is_batchnorm
 from fedprune.pruning.companions import companion, companion_of
 from fedprune.pruning.mask import ones
+from fedprune.pruning.network import offers
 from fedprune.pruning.unit import weights
 from fedprune.randomness import torch_stream
 from fedprune.types import Job, Params, Subnet, Update
@@ -124,13 +125,14 @@ class SampledMasks:
             ),
             f"federated.optimizer_state={federated.optimizer_state}: {CHOSEN} begins each round from other scores: "
             "set federated.optimizer_state=fresh": federated.optimizer_state == "fresh",
-            f"local/penalty and local/dropout act on weights, which {CHOSEN} does not train: choose none of both": all(
+            f"local/penalty and local/dropout act on weights, which {CHOSEN} does not train: set local/penalty=none and local/dropout=none": all(
                 local[group]["_target_"].endswith(".none") for group in ("penalty", "dropout")
             ),
             f"ticket.path={config.ticket.path}: {CHOSEN} begins from constants: set ticket.path=null": (
                 config.ticket.path is None
             ),
-            f"model={names['model']} has BatchNorm, which {CHOSEN} does not train: choose model.norm=group, or another model": (
+            f"model={names['model']} has BatchNorm, which {CHOSEN} does not train: "
+            f"choose {'model.norm=group' if offers(net, 'group') else 'model=lenet_300_100'}, or another model without it": (
                 not any(is_batchnorm(layer) for layer in net.modules())
             ),
         }

@@ -13,10 +13,13 @@ that asks the gate.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
 
 from fedprune.errors import ConfigError
 from fedprune.federated import own_values
@@ -30,7 +33,12 @@ from fedprune.pruning.cycle import Axes, Measure
 from fedprune.pruning.mask import apply, ones, pack
 from fedprune.pruning.regrown import last_values, of_the_dead
 from fedprune.pruning.rewind import Draws, Rewind
+from fedprune.pruning.scope import globally
+from fedprune.pruning.unit import weights
+from fedprune.pruning.what import What
 from fedprune.types import Job, Mask, Params, Personal, Plan, PruneEvent, State, Subnet
+
+log = logging.getLogger(__name__)
 
 
 class Receipt(NamedTuple):
@@ -148,6 +156,17 @@ class Voted(OneMask):
 
     def __post_init__(self) -> None:
         _check(self.at)
+        self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Count one vote. Raises ConfigError if the ballot says of its own keys what is wrong with them."""
+        vote, what = {"": torch.ones(1, 1)}, What(weights, globally, names=("",))
+        try:
+            self.ballot(vote, vote, PruneEvent(0, 1.0), what, lambda purpose: torch.Generator())
+        except ConfigError:
+            raise
+        except Exception as error:  # one of somebody's own that cannot count a vote on so little
+            log.debug("%s: %s", self.ballot, error)
 
     def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]:
         return tuple(event for event in due(plan, state) if event.round == 0)

@@ -91,7 +91,7 @@ def refuse(optimizer: torch.optim.Optimizer, kept: bool = False) -> None:
     for group in optimizer.param_groups:
         odd = [key for key in ("nesterov", "dampening", "maximize") if group[key]]
         if odd:
-            raise Incompatible(f"{plain}set local.optimizer.{odd[0]} to {'0' if odd[0] == 'dampening' else 'false'}")
+            raise Incompatible(f"{plain}set local.optimizer.{odd[0]}={'0' if odd[0] == 'dampening' else 'false'}")
         if not 0 <= group["momentum"] < 1:
             raise Incompatible(f"{plain}local.optimizer.momentum={group['momentum']} has to be at least 0 and less than 1")
         if kept and group["momentum"]:

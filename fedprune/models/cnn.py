@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedprune.errors import ConfigError
-from fedprune.models.layers import after_valid_convs, initialise, require_norm, require_size
+from fedprune.models.layers import after_valid_convs, initialise, offering, require_norm, require_size
 from fedprune.pruning.rank import nearest
+
+NORMS = ("none", "batch")
 
 WIDTHS = (10, 20, 50)
 """The channels of cnn_small's two convolutions, and its hidden units."""
@@ -38,8 +40,8 @@ def cnn_small(shape: tuple[int, int, int], classes: int, norm: str = "none") -> 
     dropout as in the latter, which prunes instead. Weights uniform within 1 / sqrt(fan_in), PyTorch's default that their
     code relies on; but zero biases. Raises ConfigError for images below 16x16 or another norm.
     """
-    require_norm("cnn_small", norm, ("none", "batch"))
-    return _cnn_small("cnn_small", shape, classes, WIDTHS, batchnorm=norm == "batch")
+    require_norm("cnn_small", norm, NORMS)
+    return offering(_cnn_small("cnn_small", shape, classes, WIDTHS, batchnorm=norm == "batch"), NORMS)
 
 
 def cnn_small_narrow(shape: tuple[int, int, int], classes: int, fraction: float = 1.0) -> nn.Module:

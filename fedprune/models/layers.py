@@ -39,6 +39,12 @@ def require_norm(model: str, norm: str, known: tuple[str, ...]) -> None:
         raise ConfigError([f"model.norm={norm} is not known to model={model}: type model.norm={' or model.norm='.join(known)}"])
 
 
+def offering(net: nn.Module, norms: tuple[str, ...]) -> nn.Module:
+    """Note on a network which values its model's key `norm` takes: messages that advise another one go by it."""
+    net.norms = norms
+    return net
+
+
 def require_size(model: str, shape: tuple[int, ...], smallest: int, instead: tuple[str, ...]) -> None:
     """Raise ConfigError, naming the models that would do, if images of `shape` (C, H, W) are below smallest x smallest, or if
     it is (T,), of sequences."""

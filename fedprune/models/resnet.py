@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedprune.errors import ConfigError
-from fedprune.models.layers import initialise, normalisation, require_norm, require_size
+from fedprune.models.layers import initialise, normalisation, offering, require_norm, require_size
+
+NORMS = ("group", "batch")
 
 
 def resnet20(shape: tuple[int, int, int], classes: int, norm: str = "group", width: int = 1) -> nn.Module:
@@ -20,9 +22,10 @@ def resnet20(shape: tuple[int, int, int], classes: int, norm: str = "group", wid
     """
     if width < 1:
         raise ConfigError([f"model.width={width} is no multiple of the channels: type a whole number from 1"])
-    require_norm("resnet20", norm, ("group", "batch"))
+    require_norm("resnet20", norm, NORMS)
     require_size("resnet20", shape, 4, ("lenet_300_100",))
-    return initialise(Resnet(shape[0], classes, norm, blocks=3, narrowest=16 * width), nn.init.kaiming_normal_)
+    net = Resnet(shape[0], classes, norm, blocks=3, narrowest=16 * width)
+    return offering(initialise(net, nn.init.kaiming_normal_), NORMS)
 
 
 class Resnet(nn.Module):

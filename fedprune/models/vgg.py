@@ -6,9 +6,11 @@ from collections import OrderedDict
 
 from torch import nn
 
-from fedprune.models.layers import initialise, normalisation, require_norm, require_size
+from fedprune.models.layers import initialise, normalisation, offering, require_norm, require_size
 
 Widths = tuple[tuple[int, ...], ...]
+
+NORMS = ("none", "batch", "group")
 
 _VGG11: Widths = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 _SMALL: Widths = ((8,), (16,), (32, 32))
@@ -22,7 +24,7 @@ def vgg11(shape: tuple[int, int, int], classes: int, norm: str = "none") -> nn.M
     of the convolutions' biases. norm: `none` as in the paper, `batch` or `group`. Gaussian weights of variance 2 / fan_in,
     zero biases (He et al. 2015). Raises ConfigError for images below 32x32 or another norm.
     """
-    require_norm("vgg11", norm, ("none", "batch", "group"))
+    require_norm("vgg11", norm, NORMS)
     require_size("vgg11", shape, 32, ("cnn_fedavg", "resnet20"))
     return _vgg(_VGG11, shape, classes, norm)
 
@@ -33,7 +35,7 @@ def vgg_small(shape: tuple[int, int, int], classes: int, norm: str = "batch") ->
     15,554 parameters on 1x28x28 with a norm: a VGG for minutes on a CPU; by its average all but the output layer is
     independent of the data set. norm: `batch`, `group` or `none`. Raises ConfigError for images below 8x8 or another norm.
     """
-    require_norm("vgg_small", norm, ("none", "batch", "group"))
+    require_norm("vgg_small", norm, NORMS)
     require_size("vgg_small", shape, 8, ("cnn_fedavg", "resnet20"))
     return _vgg(_SMALL, shape, classes, norm)
 
@@ -48,7 +50,7 @@ def _vgg(stages: Widths, shape: tuple[int, int, int], classes: int, norm: str) -
             channels = out
         layers[f"pool{stage}"] = nn.MaxPool2d(2)
     layers.update(average=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(channels, classes))
-    return initialise(nn.Sequential(layers), nn.init.kaiming_normal_)
+    return offering(initialise(nn.Sequential(layers), nn.init.kaiming_normal_), NORMS)
 
 
 def _conv(number: int, channels: int, out: int, norm: str) -> dict[str, nn.Module]:

@@ -118,7 +118,9 @@ class Gradual:
         if self.begin == 1:
             return window.plan(tuple(PruneEvent(r, curve((k + 1) / len(rounds), density)) for k, r in enumerate(rounds)))
         _check(
-            "begin", len(rounds) > 1, f"how_often.begin={self.begin} takes two events or more: set more rounds, or begin=1.0"
+            "begin",
+            len(rounds) > 1,
+            f"how_often.begin={self.begin} takes two events or more: set more rounds, or how_often.begin=1.0",
         )
         stages = (k / (len(rounds) - 1) for k in range(len(rounds)))
         densities = [self.begin * curve(t, density / self.begin) for t in stages]

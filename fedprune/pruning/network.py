@@ -85,7 +85,7 @@ def unscaled_filters(network: Network, names: tuple[str, ...]) -> str | None:
     without = [name.removesuffix(".weight") for name in names if name not in scaled and state[name].dim() > 2]
     if not without:
         return None
-    return f"no normalisation follows {some(without)}: choose model.norm=batch or model=resnet20, or criterion=magnitude"
+    return f"no normalisation follows {some(without)}: choose {batch_or(network.net)}model=resnet20, or criterion=magnitude"
 
 
 def no_flow(network: Network, names: tuple[str, ...]) -> str | None:
@@ -99,7 +99,7 @@ def no_flow(network: Network, names: tuple[str, ...]) -> str | None:
     ]
     if not stuck:
         return None
-    return f"{some(stuck)} would divide the flow by itself: choose model.norm=batch, or criterion=snip"
+    return f"{some(stuck)} would divide the flow by itself: choose {batch_or(network.net)}criterion=snip"
 
 
 def puts_out(network: Network, names: tuple[str, ...]) -> str | None:
@@ -108,7 +108,9 @@ def puts_out(network: Network, names: tuple[str, ...]) -> str | None:
     rowless = others(network.net, names)
     if rowless:
         told = some([f"{name} ({type(layer).__name__})" for name, layer in rowless.items()])
-        return f"rows of {told} put out no activation of their own: choose what.layers=[conv,linear], or criterion=taylor"
+        left = [name for name in names if name.rpartition(".")[0] not in rowless]
+        kinds = "what.layers=[conv,linear] or " if len(left) > 1 else ""  # the last one left puts out the network's outputs
+        return f"rows of {told} put out no activation of their own: choose {kinds}criterion=taylor"
     with torch.no_grad(), calls(owners(network.net, names)) as seen:
         outputs = tensors_in(network.run(dict(network.net.state_dict()), blank(network.net, network.shape)))
     memory = {output.untyped_storage().data_ptr() for output in outputs}  # outputs may be a view, as those of sequences are
@@ -123,7 +125,8 @@ def puts_out(network: Network, names: tuple[str, ...]) -> str | None:
     last = [name.removesuffix(".weight") for name in names if memory & makes[name]]
     if not last:
         return None
-    return f"what {last[0]} puts out are the network's outputs, and none is idle: choose what.skip=[{last[0]}]"
+    instead = f"what.skip=[{last[0]}]" if len(names) > len(last) else "criterion=taylor"
+    return f"what {last[0]} puts out are the network's outputs, and none is idle: choose {instead}"
 
 
 def _shows_units(layer: nn.Module, seen: list[Call]) -> bool:
@@ -140,6 +143,16 @@ def dim_of_units(layer: nn.Module) -> int:
 def tensors_in(outputs: Any) -> list[Tensor]:
     """Return the tensors in what a network puts out: one, or those of a dict, a tuple or the like."""
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def batch_or(net: nn.Module) -> str:
+    """Return the piece of advice `model.norm=batch or `, where the model has that key and that value of it."""
+    return "model.norm=batch or " if offers(net, "batch") else ""
+
+
+def offers(net: nn.Module, norm: str) -> bool:
+    """Whether the key `norm` of the network's model takes this value: models of ours note on their networks what it takes."""
+    return norm in getattr(net, "norms", ())
 
 
 def some(parts: list[str], number: int = 3) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
@@ -57,9 +57,14 @@ class NOfM:
             widths = ", ".join(f"{name} has {width}" for name, width in wrong.items())
             raise Incompatible(
                 f"{self.n} of {self.m} inputs: {widths}, which {self.m} does not divide: "
-                f"choose a what.scope.m that divides them, or add {', '.join(wrong)} to what.skip"
+                f"choose {self._divisor(wrong.values())}what.skip=[{','.join(wrong)}] (beside what is in it)"
             )
         return {name: self._kept(score) for name, score in units.items()}
+
+    def _divisor(self, widths: Iterable[int]) -> str:
+        """Return the advice to take fewer inputs together, where that divides the widths and still leaves something out."""
+        m = math.gcd(self.m, *widths)
+        return f"what.scope.m={m} or " if m > self.n else ""
 
     def _kept(self, score: Tensor) -> Tensor:
         return keep_best_of_each(score.movedim(1, -1), self.n, self.m).movedim(-1, 1)
@@ -151,10 +156,8 @@ class Like:
     def _check(self, shapes: Shapes) -> None:
         missing = [name.removesuffix(".weight") for name in shapes if name not in self._mask]
         if missing:
-            raise Incompatible(
-                f"the ticket {self.ticket} has no mask for {', '.join(missing)}: choose the model that it was made with, "
-                f"or what.skip=[{','.join(missing)}]"
-            )
+            instead = f"what.skip=[{','.join(missing)}]" if len(missing) < len(shapes) else "the model that it was made with"
+            raise Incompatible(f"the ticket {self.ticket} has no mask for {', '.join(missing)}: choose {instead}")
         for name, shape in shapes.items():
             if self._mask[name].shape != shape:
                 raise Incompatible(

@@ -93,6 +93,11 @@ class What:
     order: LayerOrder | None = field(default=None, repr=False)
     untouched: tuple[str, ...] = field(default=(), repr=False)
 
+    def __post_init__(self) -> None:
+        for key in ("layers", "skip"):
+            if isinstance(value := getattr(self, key), str):
+                raise ConfigError([f"what.{key}={value} is no list: type what.{key}=[{value}]"])
+
     def bind(self, net: nn.Module, order: LayerOrder | None = None) -> What:
         """Return this axis for one network. order: of its layers; None: they run as they are defined.
 
@@ -102,7 +107,7 @@ class What:
         skipped = by_layer(dict.fromkeys(self.skip, True), names, _ends(order, names))
         names = tuple(name for name in names if name not in skipped)
         if not names:
-            raise Incompatible(f"what.skip={list(self.skip)} leaves nothing to prune: choose a shorter one, or another model")
+            raise Incompatible(f"what.skip={list(self.skip)} leaves nothing to prune: choose what.skip=[] or a shorter list")
         outputs = self._outputs(net, order)
         names = tuple(name for name in names if name not in outputs)
         if not names:
@@ -129,12 +134,13 @@ class What:
     def _prunable(self, net: nn.Module) -> tuple[str, ...]:
         unknown = [kind for kind in self.layers if kind not in LAYERS]
         if unknown:
-            raise ConfigError([f"what.layers={unknown}: the kinds of layer are {', '.join(LAYERS)}"])
+            known = ", ".join(LAYERS)
+            raise ConfigError([f"what.layers={unknown}: the kinds of layer are {known}; type e.g. what.layers=[conv,linear]"])
         names = tuple(weight for weights in prunable(net, self.layers).values() for weight in weights)
         if not names:
-            raise Incompatible(
-                f"the network has no {' or '.join(self.layers)} layer to prune: choose another model, or what=weights_global"
-            )
+            there = [kind for kind in LAYERS if prunable(net, (kind,))]
+            instead = f", or what=weights_global with what.layers=[{','.join(there)}]" if there else ""
+            raise Incompatible(f"the network has no {' or '.join(self.layers)} layer to prune: choose another model{instead}")
         return names
 
     def _check_units(self, net: nn.Module) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedprune.errors import Incompatible
 from fedprune.pruning.companions import is_companion
 from fedprune.pruning.layer_order import LayerOrder, by_definition
-from fedprune.pruning.network import Network, normalised
+from fedprune.pruning.network import Network, batch_or, normalised
 from fedprune.pruning.paths import effective
 from fedprune.pruning.plain import is_plain
 from fedprune.pruning.what import CHANNELLED, LAYERS, prunable
@@ -117,7 +117,7 @@ def _norms(network: Network, rows: Mask) -> Mask:
         elif isinstance(layer, nn.GroupNorm) and int(of[name].sum()) % (layer.num_channels // layer.num_groups):
             problems.append(
                 f"whose.by=width: {int(of[name].sum())} channels are no whole number of the groups of {name}: "
-                "choose model.norm=batch, or levels of federated.capacity that keep groups whole"
+                f"choose {batch_or(network.net)}whose.by=magnitude"
             )
     if problems:
         raise Incompatible(*problems)

@@ -19,7 +19,7 @@ from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.companions import is_companion
 from fedprune.pruning.layer_order import LayerOrder, by_definition
 from fedprune.pruning.mask import apply, ones
-from fedprune.pruning.what import CHANNELLED, What, prunable
+from fedprune.pruning.what import CHANNELLED, LAYERS, What, prunable
 from fedprune.randomness import torch_stream
 from fedprune.ticket.model import changed, model_of
 from fedprune.ticket.read import Ticket, load_ticket
@@ -71,7 +71,7 @@ class Begin:
         head = head_names(net, what.order)
         left_out = companions + (head if self.head == "fresh" else ())
         _check(misfits(ticket, fresh, left_out, head, names))
-        _check(unprunable(ticket, what, left_out, names))
+        _check(unprunable(ticket, net, what, left_out, names))
         _warn_of_another(ticket, names["model"], model)
         mask = ones(fresh, what.names) | {
             name: alive for name, alive in ticket.mask.items() if name in what.names and name not in left_out
@@ -131,14 +131,25 @@ def misfits(
     return problems[:3] + ([f"... and {len(problems) - 3} more tensors"] if len(problems) > 3 else [])
 
 
-def unprunable(ticket: Ticket, what: What, left_out: tuple[str, ...], names: Mapping[str, str]) -> list[str]:
+def unprunable(ticket: Ticket, net: nn.Module, what: What, left_out: tuple[str, ...], names: Mapping[str, str]) -> list[str]:
     """Layers that are sparse in the ticket, and that this run would never prune."""
     sparse = [name for name, alive in ticket.mask.items() if name not in (*what.names, *left_out) and not alive.all()]
-    instead = ticket.axes.get("what", "weights_global")
+    instead = _pruning(sparse, ticket, net, what, names)
     return [
-        f"{ticket.path}: {name} is sparse in it, and what={names['what']} does not prune it: choose what={instead}"
+        f"{ticket.path}: {name} is sparse in it, and what={names['what']} does not prune it as it is set: choose {instead}"
         for name in sparse
     ]
+
+
+def _pruning(sparse: list[str], ticket: Ticket, net: nn.Module, what: What, names: Mapping[str, str]) -> str:
+    """Return what to type so that these are pruned too: the ticket's own option, or keys of the one that is the same."""
+    option = ticket.axes.get("what", "weights_global")
+    if option != names["what"]:
+        return f"what={option}"
+    theirs = [kind for kind in LAYERS if any(name in weights for weights in prunable(net, (kind,)).values() for name in sparse)]
+    kinds = list(dict.fromkeys([*what.layers, *theirs]))
+    keys = [f"what.layers=[{','.join(kinds)}]"] * (kinds != [*what.layers]) + ["what.skip=[]"] * bool(what.skip)
+    return " with ".join(keys) or UNKNOWN.removeprefix("choose ")
 
 
 def broken_units(mask: Mask, what: What, names: Mapping[str, str], why: str) -> list[str]:
