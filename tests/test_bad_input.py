@@ -169,7 +169,7 @@ def test_a_value_out_of_range_is_named_with_its_range(typed, words, refusal):
         (["federated.batchnorm=local"], ["the network has no BatchNorm", "choose federated.batchnorm=average"]),
         (
             ["what.min_per_layer=500", "how_often=one_shot", "density=0.01"],
-            ["what.min_per_layer=500", "choose what.min_per_layer="],
+            ["what.min_per_layer=500", "choose what.min_per"],
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

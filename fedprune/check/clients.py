@@ -146,7 +146,7 @@ def answers(
         return []
     return [
         f"where={names['where']}: under federated.availability nobody ever answers who is to measure evidence: "
-        "choose where=cohort, or another seed"
+        "choose where=cohort, or federated/availability=always"
     ]
 
 

@@ -50,8 +50,8 @@ def executor(target: str, device: str) -> list[str]:
         return []
     on_gpu = "device=auto or " if torch.cuda.is_available() else ""
     return [
-        f"executor=cuda trains on a GPU, and this run is on device={device}: choose {on_gpu}executor=auto, or executor=batched, "
-        "which does the same on a CPU"
+        f"executor=cuda trains on a GPU, and this run is on device={device}: choose {on_gpu}executor=auto, "
+        "or executor=batched, which does the same on a CPU"
     ]
 
 

@@ -125,7 +125,8 @@ class SampledMasks:
             ),
             f"federated.optimizer_state={federated.optimizer_state}: {CHOSEN} begins each round from other scores: "
             "set federated.optimizer_state=fresh": federated.optimizer_state == "fresh",
-            f"local/penalty and local/dropout act on weights, which {CHOSEN} does not train: set local/penalty=none and local/dropout=none": all(
+            f"local/penalty and local/dropout act on weights, which {CHOSEN} does not train: "
+            "set local/penalty=none and local/dropout=none": all(
                 local[group]["_target_"].endswith(".none") for group in ("penalty", "dropout")
             ),
             f"ticket.path={config.ticket.path}: {CHOSEN} begins from constants: set ticket.path=null": (

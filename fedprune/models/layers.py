@@ -41,7 +41,7 @@ def require_norm(model: str, norm: str, known: tuple[str, ...]) -> None:
 
 def offering(net: nn.Module, norms: tuple[str, ...]) -> nn.Module:
     """Note on a network which values its model's key `norm` takes: messages that advise another one go by it."""
-    net.norms = norms
+    net.norms = norms  # type: ignore[assignment]  # nn.Module takes any attribute
     return net
 
 

@@ -84,7 +84,8 @@ def blocks(scores: Tensor, h: int, w: int, reduce: str = "mean", of: str = "sign
     if rows % h or columns % w:
         raise Incompatible(
             f"blocks of {h} x {w} do not fit into its {rows} x {columns} matrix: "
-            f"choose what.unit.h={math.gcd(h, rows)} with what.unit.w={math.gcd(w, columns)}, or leave the layer out with what.skip"
+            f"choose what.unit.h={math.gcd(h, rows)} with what.unit.w={math.gcd(w, columns)}, "
+            "or leave the layer out with what.skip"
         )
     return _reduced(scores.reshape(rows // h, h, columns // w, w), (1, 3), reduce, of, keepdim=False)
 

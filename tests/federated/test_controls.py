@@ -287,7 +287,7 @@ def test_what_is_carried_before_anybody_has_trained_is_zero():
     ("words", "kind", "message"),
     [
         (("local/optimizer=adam",), Incompatible, "Adam takes others"),
-        (("local.optimizer.nesterov=true",), Incompatible, "nesterov to false"),
+        (("local.optimizer.nesterov=true",), Incompatible, "nesterov=false"),
         (("federated.optimizer_state=kept",), Incompatible, r"federated\.optimizer_state=fresh"),
         (("federated.control=mine",), ConfigError, r"federated\.control=mine: choose one of none, scaffold"),
     ],

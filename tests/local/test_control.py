@@ -77,9 +77,9 @@ SGD = partial(torch.optim.SGD, lr=0.1)
     ("optimizer", "kept", "message"),
     [
         (partial(torch.optim.Adam, lr=0.1), False, r"Adam takes others; choose local/optimizer=sgd or federated=fedavg"),
-        (partial(SGD, momentum=0.9, nesterov=True), False, r"set local\.optimizer\.nesterov to false"),
-        (partial(SGD, momentum=0.9, dampening=0.1), False, r"set local\.optimizer\.dampening to 0"),
-        (partial(SGD, maximize=True), False, r"set local\.optimizer\.maximize to false"),
+        (partial(SGD, momentum=0.9, nesterov=True), False, r"set local\.optimizer\.nesterov=false"),
+        (partial(SGD, momentum=0.9, dampening=0.1), False, r"set local\.optimizer\.dampening=0"),
+        (partial(SGD, maximize=True), False, r"set local\.optimizer\.maximize=false"),
         (partial(SGD, momentum=1.0), False, r"local\.optimizer\.momentum=1\.0 has to be"),
         (partial(SGD, momentum=0.9), True, r"federated\.optimizer_state=fresh or local\.optimizer\.momentum=0"),
     ],

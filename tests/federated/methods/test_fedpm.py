@@ -242,7 +242,7 @@ def test_the_run_learns(tiny, play):
         (("federated/upload=top_weights",), "choose federated/upload=all"),
         (("federated.control=scaffold",), "set federated.control=none"),
         (("federated.server._target_=fedprune.federated.server_step.FedAvgM",), "probabilities are not moved by steps"),
-        (("local/penalty=l1",), "choose none of both"),
+        (("local/penalty=l1",), "set local/penalty=none and local/dropout=none"),
         (("model=resnet20", "model.norm=batch"), "model=resnet20 has BatchNorm"),
         (("federated/client=trained_weights",), "federated/aggregate=beta_mode counts bits, and clients send weights"),
     ],

@@ -65,7 +65,7 @@ def test_filters_go_by_their_scale_and_linear_weights_by_their_size():
 
 
 def test_without_batchnorm_it_is_refused_with_the_name_of_the_convolution():
-    with pytest.raises(Incompatible, match="no normalisation follows conv: choose model.norm=batch") as refused:
+    with pytest.raises(Incompatible, match="no normalisation follows conv: choose model=resnet20") as refused:
         federation(*HYBRID, "density=0.5", "rounds=9", model=model(3, norm=False), features=2, classes=2)
     assert "criterion=bn_scale_or_magnitude" in str(refused.value)
 
