@@ -314,5 +314,7 @@ def _fixed(net: nn.Module, recipe: Recipe) -> None:
         if any(parameter.requires_grad for parameter in net.parameters()):
             return
     if recipe.fixed:
-        raise ConfigError([f"local.fixed={list(recipe.fixed)} leaves nothing to train: choose local.fixed=[] or a shorter list"])
+        raise ConfigError(
+            [f"local.fixed={list(recipe.fixed)} leaves nothing to train: choose local.fixed=[] or a shorter list"]
+        )
     raise ConfigError(["the network has nothing to train: set requires_grad=True for some of its parameters"])
