@@ -35,7 +35,7 @@ from fedprune.precision import is_number
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.evidence import FROM_TRAINING, needs
 from fedprune.pruning.network import Network
-from fedprune.pruning.paths import effective_density, followed
+from fedprune.pruning.paths import effective_density, unfollowed
 from fedprune.pruning.rewind import Keep
 from fedprune.randomness import torch_seed, torch_stream
 from fedprune.types import Mask, Params, Plan, Subnet
@@ -161,7 +161,11 @@ class Experiment:
 
     @property
     def _effective(self) -> Callable[[Mask], float] | None:
-        return functools.partial(effective_density, self.net, shape=self.dataset.shape) if followed(self.net) else None
+        problem = unfollowed(self.net, self.dataset.shape)
+        if problem:
+            log.info("density/effective is not reported: %s", problem)
+            return None
+        return functools.partial(effective_density, self.net, shape=self.dataset.shape)
 
 
 def client_round(

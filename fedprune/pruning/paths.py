@@ -1,13 +1,10 @@
 """Paths: which living entries lie on a path from the network's input to its output. The others cost and do nothing.
 
-effective: (network, mask, shape of one input) -> Mask, a subset of `mask`. An entry is effective if what it reads is reached
-from the input through living entries, and what it writes reaches the output.
+effective: (network, mask, shape of one input) -> Mask, a subset of `mask`. An entry is effective if what it reads depends on
+the input through living entries, and the output depends on what it writes: whatever their values are, see wires.py.
 
-The network is read as wires: it runs once forward on ones and once backward, with every mask in the place of its weights, other
-weights 1 and biases 0. What a convolution or linear layer gives is cut down to reached (1) or not (0), and so are gradients on
-their way back, so that no depth makes numbers overflow. Normalisation, activations and dropout let everything pass, and a max
-pool lets its whole window pass. Residual additions, concatenation and flattening are as they are. Layers that subtract or
-multiply activations (attention, gates) are beyond this reading, and so are embeddings, which read no ones.
+The network runs once forward on wires, in evaluation mode, and once backward. Networks that do with their values what wires do
+not know have no such mask, nor do those with recurrent layers, attention or embeddings.
 """
 
 from __future__ import annotations
@@ -16,88 +13,122 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from fedprune.pruning.mask import count, size
+from fedprune.pruning.mask import count, ones, size
+from fedprune.pruning.probe import evaluated
 from fedprune.pruning.what import prunable
+from fedprune.pruning.wires import RULES, VIEWS, Unread, Wire
 from fedprune.types import Mask
 
-LAYERS = {"conv1d", "conv2d", "conv3d", "linear"}
-TRANSPARENT = {
-    *("batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm", "local_response_norm"),
-    *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu", "gelu", "silu", "mish", "prelu"),
-    *("tanh", "tanh_", "hardtanh", "hardtanh_", "sigmoid", "hardsigmoid", "hardswish", "softplus", "softmax", "log_softmax"),
-    *("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"),
+ASKED = {
+    *("size", "dim", "numel", "nelement", "stride", "ndimension", "is_floating_point", "is_complex", "len", "get_device"),
+    *("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout", "is_contiguous"),
 }
-POOLS: dict[str, Callable[..., Tensor]] = {
-    **{"max_pool1d": F.avg_pool1d, "max_pool2d": F.avg_pool2d, "max_pool3d": F.avg_pool3d},
-    **{"adaptive_max_pool1d": F.adaptive_avg_pool1d, "adaptive_max_pool2d": F.adaptive_avg_pool2d},
-    "adaptive_max_pool3d": F.adaptive_avg_pool3d,
-}
-WINDOW = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+"""What a tensor says of itself, and not of its numbers."""
 
 
 def effective(net: nn.Module, mask: Mask, shape: tuple[int, ...]) -> Mask:
-    """The entries of `mask` that lie on some path. The network, its parameters, buffers and mode are left as they are."""
-    wires = {name: alive.float().requires_grad_() for name, alive in mask.items()}
-    others = {
-        name: torch.zeros_like(_single(value)) if name.rpartition(".")[2] == "bias" else torch.ones_like(_single(value))
+    """Return the entries of `mask` that lie on some path. The network, its parameters, buffers and mode are left as they are.
+
+    Raises Unread, naming the function, if the network's forward does something that cannot be followed.
+    """
+    masks = {name: alive.float().requires_grad_() for name, alive in mask.items()}
+    parameters = {
+        name: _Value(Wire(None, masks[name] if name in masks else torch.ones(value.shape)))
         for name, value in net.named_parameters()
-        if name not in wires
     }
-    buffers = {name: _single(value.clone()) for name, value in net.named_buffers()}  # BatchNorm counts its calls
-    with torch.enable_grad(), _Wires():
-        reached = torch.func.functional_call(net, buffers | others | wires, (torch.ones(1, *shape),)).sum()
-    gradients = torch.autograd.grad(reached, list(wires.values()), materialize_grads=True, allow_unused=True)
+    buffers = {name: value.clone() for name, value in net.named_buffers()}
+    example = torch.ones(1, *shape)
+    with torch.enable_grad(), evaluated(net):
+        outputs = torch.func.functional_call(net, buffers | parameters, (_Value(Wire(example, example)),))
+        varying = [leaf.wire.varying for leaf in tree_leaves(outputs) if isinstance(leaf, _Value)]
+        reached = torch.stack([part.sum() for part in varying if part is not None]).sum()
+    if not reached.requires_grad:  # no entry of a mask is between input and output
+        return {name: torch.zeros_like(alive) for name, alive in mask.items()}
+    gradients = torch.autograd.grad(reached, list(masks.values()), materialize_grads=True, allow_unused=True)
     return {name: alive & (g > 0) for (name, alive), g in zip(mask.items(), gradients, strict=True)}
 
 
-def _single(value: Tensor) -> Tensor:
-    """Return a floating tensor in float32, as wires are, and any other as it is."""
-    return value.float() if value.is_floating_point() else value
-
-
-def followed(net: nn.Module) -> bool:
-    """Whether this reading goes for the network: it does without recurrent layers, attention and embeddings."""
-    return not prunable(net, ("recurrent", "attention", "embedding"))
+def unfollowed(net: nn.Module, shape: tuple[int, ...]) -> str:
+    """Return why paths through the network cannot be followed, or ""."""
+    layers = prunable(net, ("recurrent", "attention", "embedding"))
+    if layers:
+        name = next(iter(layers))
+        return f"{name} ({type(net.get_submodule(name)).__name__}) cannot be followed"
+    try:
+        effective(net, ones(dict(net.named_parameters()), tuple(dict(net.named_parameters()))), shape)
+    except Unread as error:
+        return f"{error} in its forward cannot be followed"
+    except Exception as error:  # a forward is anybody's code, and may count on numbers
+        return f"its forward cannot be followed ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+    return ""
 
 
 def effective_density(net: nn.Module, mask: Mask, shape: tuple[int, ...]) -> float:
-    """The fraction of the prunable entries that lie on some path."""
+    """Return the fraction of the prunable entries that lie on some path."""
     return count(effective(net, mask, shape)) / size(mask)
 
 
-class _Wires(TorchFunctionMode):
-    """Torch's functions as a network of wires understands them."""
+class _Value(Tensor):
+    """A tensor that a forward can be called with: it has a shape, and a wire in the place of numbers. aliased: whether it may
+    share its memory with another one."""
 
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name in TRANSPARENT:
-            return args[0] if args else kwargs["input"]
-        if name in POOLS:
-            return _whole_window(func, POOLS[name], *args, **kwargs)
-        result = func(*args, **kwargs)
-        return _Reached.apply(result) if name in LAYERS else result
-
-
-def _whole_window(pool: Callable, average: Callable[..., Tensor], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """A max pool sends a gradient to one place only, and which one is chance where all are 1: the average, to all of them."""
-    given = dict(zip(WINDOW, args, strict=False)) | kwargs if "adaptive" not in pool.__name__ else {"output_size": args[0]}
-    if given.pop("dilation", 1) not in (1, [1], (1,), [1, 1], (1, 1), [1, 1, 1], (1, 1, 1)):
-        return pool(input, *args, **kwargs)  # there is no average with holes
-    given.pop("return_indices", None)
-    return average(input, **given)
-
-
-class _Reached(torch.autograd.Function):
-    """1 where anything arrives, else 0; forward and backward."""
+    wire: Wire
+    aliased: bool
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        return (values > 0).to(values.dtype)
+    def __new__(cls, wire: Wire) -> _Value:
+        return Tensor._make_wrapper_subclass(cls, wire.shape, dtype=torch.float32)  # type: ignore[attr-defined,no-any-return]
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return (gradients[0] > 0).to(gradients[0].dtype)
+    def __init__(self, wire: Wire) -> None:
+        self.wire, self.aliased = wire, False
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        named = kwargs or {}
+        name = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__  # type: ignore[attr-defined]
+        if name.strip("_") in ASKED:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **named)
+        rule = RULES.get(name.strip("_"))
+        if rule is None:
+            raise Unread(name)
+        result = rule(func, *map(_wire, args), **{key: _wire(value) for key, value in named.items()})
+        if _writes(name) or named.get("inplace"):
+            return args[0]._become(result)
+        view = name.strip("_") in VIEWS
+        if view:
+            args[0].aliased = True
+        several = type(result) in (list, tuple)
+        return type(result)(_value(part, view) for part in result) if several else _value(result, view)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        raise Unread(func.overloadpacket.__name__)  # something asks for numbers past the functions of torch
+
+    def _become(self, wire: Wire) -> _Value:
+        if self.aliased and wire is not self.wire:
+            raise Unread("writing in place into a view")
+        self.wire = wire
+        return self
+
+
+def _writes(name: str) -> bool:
+    """Whether a function of this name changes its first argument: relu_, __iadd__, __setitem__."""
+    return name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.startswith("__"))
+
+
+def _wire(value: Any) -> Any:
+    """Return the wire of a value, also where several are in a list."""
+    if isinstance(value, _Value):
+        return value.wire
+    return type(value)(map(_wire, value)) if type(value) in (list, tuple) else value
+
+
+def _value(result: Any, view: bool) -> Any:
+    value = _Value(result) if isinstance(result, Wire) else result
+    if view and isinstance(value, _Value):
+        value.aliased = True
+    return value

@@ -20,7 +20,7 @@ from fedprune.errors import Incompatible
 from fedprune.pruning.companions import is_companion
 from fedprune.pruning.layer_order import LayerOrder, by_definition
 from fedprune.pruning.network import Network, batch_or, normalised
-from fedprune.pruning.paths import effective
+from fedprune.pruning.paths import effective, unfollowed
 from fedprune.pruning.plain import is_plain
 from fedprune.pruning.what import CHANNELLED, LAYERS, prunable
 from fedprune.types import Mask
@@ -35,6 +35,9 @@ def leading(network: Network, capacity: float) -> Mask:
     """The slice of all tensors that have units, in the order of the network's. Raises Incompatible, naming the layers, if the
     network has others, or one in which this is no slice."""
     problems = _unknown(network.net)
+    problem = "" if problems else unfollowed(network.net, network.shape)
+    if problem:
+        problems = [f"whose.by=width: {problem}: {INSTEAD}"]
     if problems:
         raise Incompatible(*problems)
     weights = _weights(network, capacity)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fedprune.models.cnn import cnn_fedavg
 from fedprune.models.lenet import lenet5
 from fedprune.models.resnet import resnet20
 from fedprune.models.vgg import vgg11
 from fedprune.pruning.mask import count, ones
-from fedprune.pruning.paths import effective, effective_density
+from fedprune.pruning.paths import effective, effective_density, unfollowed
 from fedprune.pruning.rank import keep_best
 from fedprune.pruning.scope import globally
 from fedprune.pruning.unit import weights
@@ -154,11 +157,209 @@ def test_what_is_effective_is_alive_stays_so_and_without_the_rest_nothing_change
 @pytest.mark.parametrize("make", [cnn_fedavg, lambda shape, classes: resnet20(shape, classes, norm="batch")])
 def test_looking_leaves_no_trace(make):
     net = make((1, 16, 16), 10).train()
+    mask = dense(net)
     net.requires_grad_(False)
     before, random_state = {name: value.clone() for name, value in net.state_dict().items()}, torch.get_rng_state()
     with torch.no_grad():
-        effective(net, dense(net), (1, 16, 16))
+        effective(net, mask, (1, 16, 16))
     assert net.training
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters())
+
+
+class Net(nn.Module):
+    """Any forward over these layers: (network, input) -> outputs."""
+
+    def __init__(self, forward: Callable, **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.run = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def linear(names: str = "abc", bias: bool = True, width: int = 3) -> dict[str, nn.Module]:
+    return {name: nn.Linear(width, width, bias=bias) for name in names}
+
+
+def written(net: nn.Module, x: Tensor) -> Tensor:
+    outputs = net.a(x).new_zeros(len(x), 6)
+    outputs[:, 1:4] = net.b(x)
+    return outputs
+
+
+def attended(net: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = net.a(x), net.b(x), net.c(x)
+    return net.d(torch.softmax(q @ k.transpose(-2, -1) / 3**0.5, -1) @ v)
+
+
+def added_in_place(net: nn.Module, x: Tensor) -> Tensor:
+    h = net.a(x) * 2
+    h += net.b(x)
+    h.sub_(net.c(torch.tanh(h)))
+    return h
+
+
+def image(kernel: int = 1) -> dict[str, nn.Module]:
+    return {"a": nn.Conv2d(3, 4, kernel), "b": nn.Conv2d(4, 4, kernel, bias=False), "c": nn.Linear(4, 4), "d": nn.Linear(4, 2)}
+
+
+NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "difference": (Net(lambda n, x: n.c(torch.tanh(n.a(x)) - torch.tanh(n.b(x))), **linear()), (3,)),
+    "gate": (Net(lambda n, x: n.c(n.a(x) * torch.sigmoid(n.b(x))), **linear()), (3,)),
+    "gate without biases": (Net(lambda n, x: n.c(n.a(x) * torch.sigmoid(n.b(x))), **linear(bias=False)), (3,)),
+    "product": (Net(lambda n, x: n.c(n.a(x) * n.b(x)), **linear()), (3,)),
+    "product without biases": (Net(lambda n, x: n.c(n.a(x) * n.b(x)), **linear(bias=False)), (3,)),
+    "product of hidden units": (Net(lambda n, x: n.d(n.b(n.a(x)) * n.c(x)), **linear("abcd", bias=False)), (3,)),
+    "quotient": (Net(lambda n, x: n.c(n.a(x) / (1 + n.b(x).exp())), **linear(bias=False)), (3,)),
+    "reversed": (Net(lambda n, x: n.c(1 - n.a(x)) + 2 / (3 + n.b(x) ** 2), **linear(bias=False)), (3,)),
+    "concatenation": (Net(lambda n, x: torch.cat([n.a(x)[:, :2], n.b(n.c(x))], 1), **linear()), (3,)),
+    "residual": (Net(lambda n, x: n.c(x + n.b(torch.tanh(n.a(x)))), **linear()), (3,)),
+    "softmax": (Net(lambda n, x: n.c(torch.softmax(n.a(x), 1) * n.b(x)), **linear()), (3,)),
+    "glu": (Net(lambda n, x: n.c(F.glu(torch.cat([n.a(x), n.b(x)], 1), 1)), **linear(bias=False)), (3,)),
+    "twice": (Net(lambda n, x: n.c(torch.tanh(n.a(torch.tanh(n.a(x)))) - n.a(x)), **linear("ac", bias=False)), (3,)),
+    "attention": (Net(attended, **linear("abcd", bias=False)), (4, 3)),
+    "in place": (Net(added_in_place, **linear(bias=False)), (3,)),
+    "squeeze and excite": (
+        Net(lambda n, x: n.d((n.b(h := n.a(x)) * torch.sigmoid(n.c(h.mean((2, 3))))[:, :, None, None]).sum((2, 3))), **image()),
+        (3, 2, 2),
+    ),
+    "written": (Net(written, **linear("ab")), (3,)),
+    "where": (Net(lambda n, x: n.c(torch.where(torch.arange(3) < 2, n.a(x), n.b(x))), **linear()), (3,)),
+    "views": (
+        Net(
+            lambda n, x: n.c((y := n.a(x)).view(len(y), -1, 1).expand(-1, -1, 2).mT.reshape(-1, 6)[:, 1:4] ** 2), **linear("ac")
+        ),
+        (3,),
+    ),
+    "dictionary": (Net(lambda n, x: {"y": n.a(x), "z": [n.b(n.a(x))]}, **linear("ab")), (3,)),
+    "einsum": (Net(lambda n, x: torch.einsum("bi,bi->b", n.a(x), n.b(x)), **linear("ab", bias=False)), (3,)),
+}
+
+
+def by_numbers(net: nn.Module, mask: Mask, shape: tuple[int, ...]) -> Mask:
+    """What is effective, by numbers: what an entry reads is another at another input, and the outputs have a derivative by what
+    it writes, at random weights (and at several inputs, so that nothing is 0 by chance)."""
+    net = copy.deepcopy(net).double()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape, dtype=torch.float64) * mask.get(name, torch.ones(())))
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in mask}
+
+    def note(name: str, inputs: Tensor, outputs: Tensor) -> Tensor:
+        outputs.requires_grad_()
+        calls[name].append((inputs.detach(), outputs))
+        return outputs
+
+    for name in mask:
+        layer = net.get_submodule(name.removesuffix(".weight"))
+        layer.register_forward_hook(lambda _, inputs, outputs, name=name: note(name, inputs[0], outputs))
+    outputs = sum((leaf * torch.randn_like(leaf)).sum() for leaf in tree_leaves(net(torch.randn(6, *shape).double())))
+    found = {name: torch.zeros_like(alive) for name, alive in mask.items()}
+    for name, alive in mask.items():
+        for inputs, made in calls[name]:
+            (slopes,) = torch.autograd.grad(outputs, made, retain_graph=True, materialize_grads=True, allow_unused=True)
+            if alive.dim() > 2:
+                inputs, slopes = inputs.movedim(1, -1), slopes.movedim(1, -1)
+            reads = (inputs - inputs.mean(0)).abs().amax(0).view(-1, alive.shape[1]) > 1e-9
+            writes = slopes.abs().amax(0).view(-1, alive.shape[0]) > 1e-12
+            on_path = (writes.T.double() @ reads.double() > 0).view(*alive.shape)
+            found[name] |= alive & on_path
+    return found
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_effective_is_what_numbers_say(name, seed):
+    torch.manual_seed(seed)
+    net, shape = NETWORKS[name]
+    mask = {n: torch.rand(w.shape) < (0.3, 0.5, 0.7)[seed % 3] for n, w in net.named_parameters() if n.endswith("weight")}
+    if seed > 2:  # whole layers and rows are dead
+        mask = {n: alive & (torch.rand(len(alive), *[1] * (alive.dim() - 1)) < 0.7) for n, alive in mask.items()}
+        dead = sorted(mask)[seed % len(mask)]
+        mask[dead] = torch.zeros_like(mask[dead])
+    assert unfollowed(net, shape) == ""
+    found, expected = effective(net, mask, shape), by_numbers(net, mask, shape)
+    assert {n: alive.tolist() for n, alive in found.items()} == {n: alive.tolist() for n, alive in expected.items()}
+
+
+def test_branches_that_are_subtracted_are_both_on_paths():
+    net = Net(lambda n, x: n.c(F.relu(n.a(x)) - F.relu(n.b(x))), **linear())
+    assert effective_density(net, dense(net), (3,)) == 1.0
+
+
+def test_a_dead_gate_lets_a_half_pass():
+    # sigmoid(0) = 1/2, or that of a bias: 18 of the 27 entries are on a path.
+    for bias in (True, False):
+        net = Net(lambda n, x: n.c(n.a(x) * torch.sigmoid(n.b(x))), **linear(bias=bias))
+        mask = dense(net) | {"b.weight": torch.zeros(3, 3, dtype=torch.bool)}
+        assert {name: int(alive.sum()) for name, alive in effective(net, mask, (3,)).items()} == {
+            "a.weight": 9,
+            "b.weight": 0,
+            "c.weight": 9,
+        }
+
+
+@pytest.mark.parametrize(("bias", "on_paths"), [(True, 18), (False, 0)])
+def test_a_dead_factor_lets_pass_what_its_bias_does(bias, on_paths):
+    net = Net(lambda n, x: n.c(n.a(x) * n.b(x)), **linear(bias=bias))
+    assert count(effective(net, dense(net) | {"b.weight": torch.zeros(3, 3, dtype=torch.bool)}, (3,))) == on_paths
+
+
+def test_a_length_is_felt_by_all_that_it_divides():
+    # c reads only unit 0 of a(x) / |a(x)|, which all units of a have a part in. A weight of 0 divided by a length stays 0.
+    net = Net(lambda n, x: F.linear(F.normalize(n.a(x)), F.normalize(n.c.weight)), **linear("ac"))
+    mask = dense(net) | {"c.weight": of([1, 0, 0]).expand(3, 3).contiguous()}
+    assert same(effective(net, mask, (3,)), mask)
+
+
+def test_a_constant_of_the_code_is_what_it_is():
+    class Selected(Net):
+        def __init__(self) -> None:
+            super().__init__(lambda n, x: n.c(n.a(x) * n.chosen), **linear("ac"))
+            self.register_buffer("chosen", torch.tensor([1.0, 0.0, -2.0]))
+
+    found = effective(Selected(), dense(Selected()), (3,))
+    assert found["a.weight"].all(1).tolist() == [True, False, True]
+    assert found["c.weight"].all(0).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("forward", "problem"),
+    [
+        (lambda n, x: n.c(torch.sort(n.a(x)).values), "sort in its forward cannot be followed"),
+        (lambda n, x: n.c(x) if n.a(x).sum() > 0 else n.b(x), "gt in its forward cannot be followed"),
+        (lambda n, x: n.c(x)[:, :2].add_(n.a(x)[:, :2]), "writing in place into a view in its forward cannot be followed"),
+        (lambda n, x: n.c(torch.from_numpy(x.numpy())), "numpy in its forward cannot be followed"),
+        (lambda n, x: n.d(x), "its forward cannot be followed (AttributeError: 'Net' object has no attribute 'd')"),
+    ],
+)
+def test_what_cannot_be_followed_is_said_and_not_made_up(forward, problem):
+    assert unfollowed(Net(forward, **linear()), (3,)) == problem
+
+
+def test_a_run_without_the_metric_says_why_once(tiny, play, caplog):
+    overrides = ("when=before_training", "how_often=one_shot", "what=weights_global")
+    with caplog.at_level("INFO"):
+        rounds = play(tiny("model=lenet_300_100", "model._target_=test_paths.Sorting", *overrides))
+    assert not any("density/effective" in metrics for _, metrics in rounds)
+    said = [record.getMessage() for record in caplog.records if "density/effective" in record.getMessage()]
+    assert said == ["density/effective is not reported: sort in its forward cannot be followed"]
+
+
+class Sorting(nn.Module):
+    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(torch.Size(shape).numel(), classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.sort(x.flatten(1)).values)
+
+
+def test_half_precision_is_followed_too():
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 1)).to(torch.bfloat16)
+    mask = {"0.weight": of([[[1]]], [[[0]]]), "3.weight": of([1] * 8)}
+    assert effective(net, mask, (1, 2, 2))["3.weight"].tolist() == [[True] * 4 + [False] * 4]

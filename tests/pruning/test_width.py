@@ -186,9 +186,34 @@ class Attention(nn.Module):
         return self.fc(self.embedding(x))
 
 
+class Branches(nn.Module):
+    """What two branches give is subtracted and gated by a third."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.head = (nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2))
+
+    def forward(self, x):
+        return self.head((F.relu(self.a(x)) - F.relu(self.b(x))) * torch.sigmoid(self.c(x)))
+
+
+def test_branches_that_are_subtracted_and_gated_are_sliced_alike():
+    mask = leading(Network(Branches(), (3,)), 0.5)
+    for name in "abc":
+        assert mask[f"{name}.weight"].tolist() == [[True] * 3] * 2 + [[False] * 3] * 2
+        assert mask[f"{name}.bias"].tolist() == [True, True, False, False]
+    assert mask["head.weight"].tolist() == [[True, True, False, False]] * 2
+
+
+class Sorting(Shuffled):
+    def forward(self, x):
+        return self.fc2(torch.sort(self.fc1(x)).values)
+
+
 @pytest.mark.parametrize(
     ("net", "shape", "message"),
     [
+        (Sorting(), (4,), "sort in its forward cannot be followed: choose whose.by=magnitude"),
         (Shuffled(), (4,), "what is left of fc2 would be no leading slice: choose whose.by=magnitude"),
         (Attention(), (4,), "embedding is a Embedding: choose whose.by=magnitude"),
         (nn.Sequential(nn.Conv2d(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(4, 2)), (4, 1, 1), "0 is a Conv2d"),
