@@ -1,6 +1,8 @@
 """The taxonomy's figure says what conf/ says, and is legible."""
 
+import functools
 import json
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from fedprune.analysis.taxonomy_figure import WIDTH, draw
 from fedprune.folders import METHOD
 from fedprune.pruning import evidence
 
+pytestmark = [pytest.mark.xdist_group("taxonomy"), pytest.mark.slow]  # the facts are read once, in one process
+
 FIGURE = Path(__file__).parents[2] / "docs" / "taxonomy.svg"
 LONG = {
     "name": "x" * 19,
@@ -28,8 +32,18 @@ LONG = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Hydra composes each experiment once, whoever asks: it takes most of the time of these tests."""
+    compose = taxonomy._compose
+    once = functools.cache(lambda conf, *overrides: compose(conf, list(overrides)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(taxonomy, "_compose", lambda conf, overrides: once(conf, *overrides))
+        yield
+
+
 @pytest.fixture(scope="module")
-def facts() -> taxonomy.Facts:
+def facts(composed_once) -> taxonomy.Facts:
     return taxonomy.facts()
 
 
