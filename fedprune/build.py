@@ -48,6 +48,7 @@ from fedprune.pruning.layer_order import traced
 from fedprune.pruning.network import Network
 from fedprune.pruning.what import prunable
 from fedprune.randomness import torch_stream
+from fedprune.tensors import tensors_of
 from fedprune.ticket import Begin
 from fedprune.types import Plan
 
@@ -81,7 +82,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.stop_if_any()
 
     criterion, where, work = (options[group] for group in ("criterion", "where", "client"))
-    net = problems.attempt(initial_net, config, dataset, 0)
+    net = problems.attempt(_network, config, dataset)
     window = problems.attempt(options["when"], config.rounds)
     problems.stop_if_any()
 
@@ -132,12 +133,12 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     problems.add_incompatible(check.masked(network, what, prunes))
     problems.add_incompatible(_rehearsal(config, plan, axes, dataset, net, recipe, regularisers, names))
     problems.stop_if_any()
-    wire = work.wire(options["wire"], {n: t for n, t in net.state_dict().items() if n not in own}, what.names)
+    wire = work.wire(options["wire"], {n: t for n, t in tensors_of(net).items() if n not in own}, what.names)
     covers = getattr(options["whose"], "covers", ())
     wire = replace(wire, own=covers).splitting(untrained_names(net, config.federated.batchnorm, {*own, *what.names, *covers}))
-    start = net.state_dict() if begin is None else begin.params
+    start = tensors_of(net) if begin is None else begin.params
     untrained = {name: start[name].detach().clone() for name in wire.untrained.shapes}
-    flops = flops_per_example(net, dataset.normalise(dataset.x[:2]))
+    flops = _flops(config, net, dataset)
     made = (config, options, plan, axes, dataset, clients, net, recipe, wire, own, flops, device)
     return Experiment(*made, begin, regularisers, controlled, task, untrained)
 
@@ -155,7 +156,7 @@ def _rehearsal(
     """What goes wrong when the evidence that is asked for is measured, on two examples."""
     module = make(config.local.module, net, make(config.local.optimizer))
     batch = first_examples(dataset, 2)
-    params = in_use(net.state_dict(), axes.what.names, regularisers)
+    params = in_use(tensors_of(net), axes.what.names, regularisers)
     modes = {part: part.training for part in net.modules()}
     set_mode(module, recipe)
     found = check.rehearsal(plan, axes.criterion, module, params, axes.what, batch, names)
@@ -174,7 +175,7 @@ def _combination(
         log.warning("criterion=%s never grows under how_often=%s; it only drops", names["criterion"], names["how_often"])
     if axes.regrown != "zero" and not exchanges:
         log.warning("federated.regrown=%s changes nothing: how_often=%s never grows", axes.regrown, names["how_often"])
-    units = what.units(network.net.state_dict())
+    units = what.units(tensors_of(network.net))
     return [
         *check.composition(plan, criterion, options["where"], options["rewind"], options["whose"], names),
         *check.outcomes_of_clients(plan, options["whose"], names),
@@ -297,6 +298,21 @@ def _check_fused(made: Any, asked: Callable[..., Any], net: nn.Module) -> None:
                 f"{', '.join(kinds)}: leave fused out, or return self.optimizer(self.net.parameters())"
             ]
         )
+
+
+def _network(config: DictConfig, dataset: Dataset) -> nn.Module:
+    return check.network(initial_net(config, dataset, 0), config.model["_target_"])
+
+
+def _flops(config: DictConfig, net: nn.Module, dataset: Dataset) -> Mapping[str, float]:
+    """What training costs, by layer; nothing, and a warning, if the training step cannot be counted by itself."""
+    module = make(config.local.module, net, make(config.local.optimizer))
+    try:
+        return flops_per_example(module, first_examples(dataset, 2))
+    except Exception as error:  # whatever the step does, it may not arise with more examples, or where nobody counts
+        text = "the operations of %s.training_step cannot be counted on two examples (%s: %s): there will be no flops/train"
+        log.warning(text, type(module).__name__, type(error).__name__, str(error).partition("\n")[0])
+        return {}
 
 
 def _controlled(config: DictConfig, net: nn.Module, own: tuple[str, ...]) -> tuple[str, ...]:

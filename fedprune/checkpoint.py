@@ -104,7 +104,7 @@ def write(
 
     rows: more of them, by full name, that are not in the order: for readers who know where to look.
     """
-    tensors = {f"{group}/{name}": tensor for group, params in groups.items() for name, tensor in params.items()}
+    tensors = {f"{group}/{_escaped(name)}": tensor for group, params in groups.items() for name, tensor in params.items()}
     notes = {"order": json.dumps(list(tensors))}
     pairs = [full for full, tensor in tensors.items() if tensor.is_complex() and tensor.dtype not in tensor_file.DTYPES]
     if pairs:  # the format has no such types: they are written as their real and imaginary parts
@@ -157,10 +157,14 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
     return groups, metadata
 
 
+def _escaped(name: str) -> str:
+    """A tensor's name without a slash: those are for groups, and torch allows them in the names of layers."""
+    return name.replace("%", "%25").replace("/", "%2F")
+
+
 def _split(full: str) -> tuple[str, str]:
-    """A tensor's name never has a slash, a group's may."""
     group, _, name = full.rpartition("/")
-    return group, name
+    return group, name.replace("%2F", "/").replace("%25", "%")
 
 
 def _below(groups: Mapping[str, Params], prefix: str) -> dict[str, Params]:

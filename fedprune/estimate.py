@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from fedprune.pruning.companions import is_companion
 from fedprune.pruning.criterion import Adjusted, Compensated
 from fedprune.pruning.evidence import FROM_CLIENTS, needs
 from fedprune.pruning.mask import apply, ones, shrink
+from fedprune.tensors import tensors_of
 from fedprune.types import SERVER, Job, Mask, State, Subnet, Update
 from fedprune.wire.frame import length
 from fedprune.wire.message import about, answered_under
@@ -42,7 +43,7 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
             flops += trained * training_flops(experiment.flops, part.mask)
     once = _newcomers(experiment, config) * _untrained_bytes(experiment)
     down += once
-    prunable = sum(net.state_dict()[name].numel() for name in experiment.axes.what.names)
+    prunable = sum(net.get_parameter(name).numel() for name in experiment.axes.what.names)
     parameters = sum(p.numel() for name, p in net.named_parameters() if not is_companion(name))
     missing = [("answers", f"{100 * answering:.3g} % of those that are sent for training; of evidence, all are counted")]
     kept = [("frozen", f"{amount(once)} of the bytes down: what nobody trains goes once to each client")] if once else []
@@ -53,19 +54,22 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
         ("bytes down", f"{amount(down)} for training"),
         ("bytes up", f"{amount(up)} for training"),
         ("bytes of evidence", amount(_evidence_bytes(experiment, config, subnets))),
-        (
-            "operations",
-            f"{amount(flops, 'FLOP')} of training, {amount(sum(experiment.flops.values()), 'FLOP')} an example when dense",
-        ),
+        ("operations", _operations(flops, experiment.flops)),
         *kept,
         *(missing if answering < 1 else []),
         *gate,
     ]
 
 
+def _operations(total: float, per_example: Mapping[str, float]) -> str:
+    if not per_example:
+        return "cannot be counted for this network, see the warning above"
+    return f"{amount(total, 'FLOP')} of training, {amount(sum(per_example.values()), 'FLOP')} an example when dense"
+
+
 def _untrained_bytes(experiment: Experiment) -> int:
     """How many bytes longer a newcomer's job is."""
-    wire, params = experiment.wire, experiment.net.state_dict()
+    wire, params = experiment.wire, tensors_of(experiment.net)
     if not wire.untrained.shapes:
         return 0
     job, block = Job(0, 0, 0, 0, Subnet(params, {})), b""
@@ -100,14 +104,14 @@ def _masks(experiment: Experiment) -> list[Mask]:
     By the initial magnitudes: where densities only emerge, that is the best guess there is, and within a layer they are random.
     A trained network's mask has patterns, and takes fewer bytes than such a one if it is entropy-coded.
     """
-    params, what = experiment.net.state_dict(), experiment.axes.what
+    params, what = tensors_of(experiment.net), experiment.axes.what
     scores = {name: params[name].abs() for name in what.names}
     full = experiment.begin.mask if experiment.begin else ones(params, what.names)
     return [full, *(shrink(full, scores, event.density, what) for event in experiment.plan.events)]
 
 
 def _subnets(experiment: Experiment) -> list[Subnet]:
-    params = experiment.net.state_dict()
+    params = tensors_of(experiment.net)
     return [Subnet(apply(params, mask), mask) for mask in _masks(experiment)]
 
 

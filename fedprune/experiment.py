@@ -30,7 +30,7 @@ from fedprune.local.outcomes import TaskMetrics
 from fedprune.local.recipe import Recipe
 from fedprune.local.regulariser import Regulariser, add_companions
 from fedprune.local.train import is_batchnorm
-from fedprune.make import make
+from fedprune.make import make, make_network
 from fedprune.precision import is_number
 from fedprune.pruning.cycle import Axes
 from fedprune.pruning.evidence import FROM_TRAINING, needs
@@ -38,6 +38,7 @@ from fedprune.pruning.network import Network
 from fedprune.pruning.paths import effective_density, unfollowed
 from fedprune.pruning.rewind import Keep
 from fedprune.randomness import torch_seed, torch_stream
+from fedprune.tensors import tensors_of
 from fedprune.types import Mask, Params, Plan, Subnet
 from fedprune.wire.message import Wire
 
@@ -53,9 +54,10 @@ class Experiment:
 
     options: what each group of build.OBJECTS names, the data, the aggregate, the upload, what clients do, how a round goes, the
     server's step, and the fates of all answers. net: the network at its initialisation. own: the tensors that clients keep to
-    themselves. flops: of training on one example, by layer of the dense network. begin: the ticket that the run starts from
-    (None: dense, from `net`). regularisers: what clients add to their training. controlled: the parameters whose training is
-    corrected by controls. task: what the module measures. untrained: what is never trained, and travels once to each client.
+    themselves. flops: of training on one example, by layer of the dense network (empty: they could not be counted). begin: the
+    ticket that the run starts from (None: dense, from `net`). regularisers: what clients add to their training. controlled: the
+    parameters whose training is corrected by controls. task: what the module measures. untrained: what is never trained, and
+    travels once to each client.
     """
 
     config: DictConfig
@@ -187,7 +189,7 @@ def client_round(
 ) -> ClientRound:
     """What a worker builds for itself, once: the module, around data that it shares with the others."""
     with torch.random.fork_rng(devices=[]):
-        net = in_own_memory(make(config["model"], shape=dataset.shape, classes=dataset.classes))
+        net = in_own_memory(make_network(config["model"], dataset.shape, dataset.classes))
     add_companions(net, prunable, regularisers, torch.Generator())  # each job brings its own values
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
     channels_last(net, dataset.shape)
@@ -201,7 +203,7 @@ def initial_net(config: DictConfig, dataset: Dataset, number: int) -> nn.Module:
     """The network at its `number`-th independent initialisation."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(config.seed, "initialisation", number))
-        return in_own_memory(make(config.model, shape=dataset.shape, classes=dataset.classes))
+        return in_own_memory(make_network(config.model, dataset.shape, dataset.classes))
 
 
 def _fresh(
@@ -217,7 +219,7 @@ def _fresh(
     net = initial_net(config, dataset, number)
     work.begin(net, prunable)
     add_companions(net, prunable, regularisers, torch_stream(config.seed, "companions", number))
-    return {name: tensor.detach().clone() for name, tensor in net.state_dict().items()} | untrained
+    return {name: tensor.clone() for name, tensor in tensors_of(net).items()} | untrained
 
 
 def _container(config: DictConfig) -> dict[str, Any]:

@@ -9,10 +9,14 @@ from dataclasses import fields, is_dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from fedprune.errors import ConfigError, FedpruneError
+from fedprune.pruning.probe import blank, evaluated
 
 
 def make(config: Any, *args: Any, **kwargs: Any) -> Any:
@@ -28,6 +32,48 @@ def make(config: Any, *args: Any, **kwargs: Any) -> Any:
         return factory
     _check_arguments(inspect.signature(factory).bind, config.get("_target_"), *args, **kwargs)
     return _plain(factory(*args, **kwargs))
+
+
+def make_network(config: Any, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Return the network that a model's config gives for inputs of this shape and so many classes; layers without a size
+    (nn.LazyLinear and the like) get theirs from one pass over zeros.
+
+    Raises ConfigError if it is called with other arguments, gives no network, or does not run on zeros where it has to.
+    """
+    try:
+        net = make(config, shape=shape, classes=classes)
+    except ConfigError as error:
+        if not isinstance(error.__cause__, TypeError):
+            raise
+        called = "a model is called with shape=(C, H, W), of text (T,), with classes=N and the values of its yaml"
+        raise ConfigError([f"{error}: {called}; write a function of these that returns yours"]) from error
+    if not isinstance(net, nn.Module):
+        gives = f"{config['_target_']} gives {'a function' if callable(net) else f'{net!r:.60}'} and no torch.nn.Module"
+        raise ConfigError([f"{gives}: name a function that returns one, and leave out model._partial_"])
+    if _lazy(net):
+        _give_sizes(net, shape)
+    return net
+
+
+def _lazy(net: nn.Module) -> list[str]:
+    """Return the layers that wait for data to know their size."""
+    return [
+        f"{name or 'the network'} ({type(part).__name__})"
+        for name, part in net.named_modules()
+        if any(is_lazy(tensor) for tensor in (*part._parameters.values(), *part._buffers.values()))
+    ]
+
+
+def _give_sizes(net: nn.Module, shape: tuple[int, ...]) -> None:
+    reason = "they are not called"
+    with torch.no_grad(), evaluated(net):
+        try:
+            net(blank(net, shape))
+        except Exception as error:  # a forward is anybody's code
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    if _lazy(net):
+        layers = ", ".join(_lazy(net)[:3])
+        raise ConfigError([f"model: {layers} get no size from one pass over zeros ({reason}): give them their sizes"])
 
 
 def _check_arguments(bind: Callable[..., Any], target: object, *args: Any, **kwargs: Any) -> None:

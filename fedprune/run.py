@@ -35,6 +35,7 @@ from fedprune.make import make
 from fedprune.pruning.companions import is_companion, plain
 from fedprune.pruning.mask import density
 from fedprune.stored import beyond
+from fedprune.tensors import tensors_of
 from fedprune.types import State
 
 SUMMARY, STATE = "summary.json", "state/state.safetensors"
@@ -162,7 +163,7 @@ def _kept_small(state: State, whose: Whose, folder: Path) -> State:
 def _resume(path: Path, experiment: Experiment) -> State:
     """The state to go on from. Raises RunError if it is not one of this network."""
     state = load_state(path)
-    shapes = {name: tensor.shape for name, tensor in experiment.net.state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in tensors_of(experiment.net).items()}
     if {name: t.shape for name, t in state.server.params.items()} != shapes or tuple(
         state.server.mask
     ) != experiment.axes.what.names:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedprune.stored import Stored
 
 Params = dict[str, Tensor]
-"""A network's parameters and buffers, named as in its `state_dict()`."""
+"""A network's parameters and buffers, each under one name, see tensors.py."""
 
 Mask = dict[str, Tensor]
 """bool, True = alive; prunable names only; shapes as in Params."""

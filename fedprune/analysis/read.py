@@ -7,6 +7,7 @@ axes, density, swept keys, seed), those with a `/` are metrics, named as in metr
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,8 @@ def _outcome(folder: Path) -> dict[str, float]:
     rounds = read_metrics(folder)
     if not rounds:
         return {}
-    sums = {total: sum(row.get(metric, 0) for row in rounds) for total, metric in SUMS.items()}
+    there = {metric: [row[metric] for row in rounds if metric in row] for metric in SUMS.values()}
+    sums = {total: sum(there[metric]) if there[metric] else math.nan for total, metric in SUMS.items()}
     seconds = {"time/total_s": sum(row.get("time/round_s", 0) for row in rounds)}
     summary = folder / "summary.json"
     last = _read(summary)["metrics"] if summary.exists() else rounds[-1]

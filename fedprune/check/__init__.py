@@ -17,6 +17,7 @@ from fedprune.check.clients import (
 from fedprune.check.network import masked, rehearsal
 from fedprune.check.problems import Problems
 from fedprune.check.task import bounds, data, gate, of_classes, task
+from fedprune.check.tensors import network
 from fedprune.check.values import evidence, executor, outcomes, ranges
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "masked",
     "min_per_layer",
     "module",
+    "network",
     "obstacles",
     "of_classes",
     "of_one_mask",

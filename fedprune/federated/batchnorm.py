@@ -12,6 +12,7 @@ from torch import nn
 
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.local.train import is_batchnorm
+from fedprune.tensors import tensors_of
 
 POLICIES = ("average", "local", "frozen")
 
@@ -25,4 +26,4 @@ def own_names(net: nn.Module, policy: str) -> tuple[str, ...]:
         raise Incompatible(f"federated.batchnorm={policy}: the network has no BatchNorm; choose federated.batchnorm=average")
     if policy != "local":
         return ()
-    return tuple(name for name in net.state_dict() if name.rpartition(".")[0] in layers)
+    return tuple(name for name in tensors_of(net) if name.rpartition(".")[0] in layers)

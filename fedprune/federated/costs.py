@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedprune.local.module import LocalModule
 from fedprune.pruning import mask as masks
 from fedprune.pruning.companions import companion, is_companion
-from fedprune.pruning.probe import differentiable
-from fedprune.pruning.what import What, prunable
+from fedprune.pruning.probe import Batch, TrainingLoss, differentiable, loss_of, training
+from fedprune.pruning.what import What, weights_of
+from fedprune.tensors import copies, other_names
 from fedprune.types import Mask, Params, State, Subnet
 
 
@@ -50,25 +52,18 @@ def client_densities(state: State, clients: int) -> list[float]:
     return found + [1.0] * (clients - len(found))
 
 
-def flops_per_example(net: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
+def flops_per_example(module: LocalModule, batch: Batch) -> dict[str, float]:
     """Operations (2 x multiply-accumulate) of one example's forward and backward pass, by layer, for the dense network.
 
-    inputs: a batch [B, ...]; the counts are per example. Layers are named as in `net`, and those of several weights by weight,
-    since each may have its own density: the products with a recurrent layer's or attention's matrices are counted together,
-    and shared out by their sizes. What no weight is part of (attention's own products) and what is in no layer is under "".
+    batch: of a few examples; the counts are of the module's own training step, per example. Layers are named as in its `net`,
+    and those of several weights by weight, since each may have its own density: the products with a recurrent layer's or
+    attention's matrices are counted together, and shared out by their sizes; a weight that several layers share has the
+    operations of all. What no weight is part of (attention's own products) and what is in no layer is under "".
     """
-    counter = FlopCounterMode(display=False)
-    modes = {module: module.training for module in net.modules()}
-    buffers = {name: value.clone() for name, value in net.named_buffers()}
-    with torch.random.fork_rng(devices=[]), _unfused(), counter:
-        net.train()
-        net(inputs).sum().backward()
-    net.zero_grad(set_to_none=True)
-    for name, value in net.named_buffers():
-        value.copy_(buffers[name])
-    for module, training in modes.items():
-        module.training = training
-    return _leaves(counter, net, len(inputs))
+    counter, whole = FlopCounterMode(display=False), TrainingLoss(module)
+    with torch.random.fork_rng(devices=[]), training(module), _unfused(), counter:
+        loss_of(whole, copies(module.net), batch).backward()
+    return _by_weight(counter, whole, len(batch[0]))
 
 
 @contextmanager
@@ -80,18 +75,26 @@ def _unfused() -> Iterator[None]:
             yield
 
 
-def _leaves(counter: FlopCounterMode, net: nn.Module, examples: int) -> dict[str, float]:
-    root = type(net).__name__
-    counted = {name.removeprefix(f"{root}."): ops for name, ops in counter.get_flop_counts().items()}
-    sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
-    layers: dict[str, float] = {}
-    for layer, weights in prunable(net).items():
-        ops, total = counted.get(layer, {}), sum(sizes[weight] for weight in weights)
-        flops = sum(number for op, number in ops.items() if len(weights) == 1 or op in BY_WEIGHTS) / examples
-        layers |= {weight.removesuffix(".weight"): flops * sizes[weight] / total for weight in weights}
-    return {name: flops for name, flops in layers.items() if flops} | {
-        "": sum(counted["Global"].values()) / examples - sum(layers.values())
-    }
+def _by_weight(counter: FlopCounterMode, whole: TrainingLoss, examples: int) -> dict[str, float]:
+    net: nn.Module = whole.module.net  # type: ignore[assignment]
+    counted, sizes = _by_module(counter, whole), {name: parameter.numel() for name, parameter in net.named_parameters()}
+    further, flops = other_names(net), dict[str, float]()
+    for layer, weights in weights_of(net).items():
+        names = [further.get(weight, weight) for weight in weights]
+        ops, total = counted.get(net.get_submodule(layer), {}), sum(sizes.get(name, 0) for name in names)
+        products = sum(number for op, number in ops.items() if len(names) == 1 or op in BY_WEIGHTS) / examples
+        for name in names if products else []:
+            share = products * sizes.get(name, 0) / max(total, 1)  # a weight that is computed from others is none to prune
+            flops[name.removesuffix(".weight")] = flops.get(name.removesuffix(".weight"), 0.0) + share
+    every = sum(counter.get_flop_counts()["Global"].values()) / examples
+    return {name: number for name, number in flops.items() if number} | {"": every - sum(flops.values())}
+
+
+def _by_module(counter: FlopCounterMode, whole: nn.Module) -> dict[nn.Module, dict]:
+    """What was counted by module, by its path; a module that has several is counted under one of them."""
+    root = type(whole).__name__
+    counts = {name: ops for name, ops in counter.get_flop_counts().items() if name.startswith(f"{root}.")}
+    return {whole.get_submodule(name.removeprefix(f"{root}.")): ops for name, ops in counts.items()}
 
 
 BY_WEIGHTS = (torch.ops.aten.mm, torch.ops.aten.addmm)

@@ -44,7 +44,7 @@ class FederatedLoop:
     network: as the server has it, for evidence that takes no data. fresh: the n-th independent initialisation (0 is the one the
     run starts from). parameters: the names of all parameters. trained: of those that are trained, which a server optimizer
     moves (buffers, frozen layers and whole numbers are only aggregated). flops: of training on one example, by layer of the
-    dense network.
+    dense network (empty: they could not be counted).
     effective: the fraction of the prunable entries that lie on a path from input to output, of a mask (None: not to be had).
     begin: the ticket that the run starts from, whose weights are then its initialisation. profile: whether the metrics tell
     where the time went (clock.py).
@@ -106,7 +106,7 @@ class FederatedLoop:
         if self.whose.asks and after.server.mask is not before.server.mask and self.effective:  # it stays until the next event
             metrics |= {"density/effective": self.effective(after.server.mask)}
         metrics |= asked | tally.metrics() | {"wire/total_bytes": after.up_bytes + after.down_bytes}
-        metrics |= {"flops/train": self._flops(receipts)}
+        metrics |= self._flops(receipts)
         if self._evaluates(after):
             with phase("evaluate", whole=True):
                 metrics |= self.evaluation(after) | self._client_density(after)
@@ -229,11 +229,14 @@ class FederatedLoop:
             return next(iter(found.values()))
         return {name: statistics.fmean(found[id(job.subnet)][name] for job in jobs) for name in next(iter(found.values()))}
 
-    def _flops(self, receipts: list[Receipt]) -> float:
-        """Of this round's training, each client's by the mask that it trained under, whatever it made of that or sent of it."""
+    def _flops(self, receipts: list[Receipt]) -> dict[str, float]:
+        """Of this round's training, each client's by the mask that it trained under, whatever it made of that or sent of it;
+        nothing if those of the dense network could not be counted."""
+        if not self.flops:
+            return {}
         trained = [self._trained_under(receipt) for receipt in receipts]
         each = {key: training_flops(self.flops, mask) for key, mask in {id(mask): mask for mask in trained}.items()}
-        return sum(receipt.seen * each[id(mask)] for receipt, mask in zip(receipts, trained, strict=True))
+        return {"flops/train": sum(receipt.seen * each[id(mask)] for receipt, mask in zip(receipts, trained, strict=True))}
 
     def _trained_under(self, receipt: Receipt) -> Mask:
         return receipt.mask if receipt.pruned and self.whose.at == "start" else receipt.job.subnet.mask

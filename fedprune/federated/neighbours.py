@@ -143,7 +143,7 @@ class NeighbourLoop(FederatedLoop):
         sent = _bytes(heard, messages)
         after = replace(after, up_bytes=state.up_bytes + sent["wire/up_bytes"])
         metrics = {"round": state.round, "prune/events": state.events, **self._densities(jobs)}
-        metrics |= trained.metrics() | sent | {"wire/total_bytes": after.up_bytes, "flops/train": self._flops(receipts)}
+        metrics |= trained.metrics() | sent | {"wire/total_bytes": after.up_bytes} | self._flops(receipts)
         ended = time.perf_counter()
         if self._evaluates(after):
             with phase("evaluate", whole=True):

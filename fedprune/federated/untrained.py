@@ -13,6 +13,7 @@ from collections.abc import Collection
 from torch import nn
 
 from fedprune.local.train import is_batchnorm
+from fedprune.tensors import tensors_of
 
 
 def untrained_names(net: nn.Module, batchnorm: str, others: Collection[str]) -> tuple[str, ...]:
@@ -21,4 +22,4 @@ def untrained_names(net: nn.Module, batchnorm: str, others: Collection[str]) -> 
     if batchnorm == "frozen":
         layers = {name for name, layer in net.named_modules() if is_batchnorm(layer)}
         frozen |= {name for name, _ in net.named_buffers() if name.rpartition(".")[0] in layers}
-    return tuple(name for name in net.state_dict() if name in frozen and name not in others)
+    return tuple(name for name in tensors_of(net) if name in frozen and name not in others)

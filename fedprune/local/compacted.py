@@ -29,6 +29,7 @@ from fedprune.pruning.companions import is_companion
 from fedprune.pruning.mask import full
 from fedprune.pruning.parts import Parts, matrices, parts, saved
 from fedprune.pruning.wiring import Wiring, wiring
+from fedprune.tensors import tensors_of
 from fedprune.types import Mask, Params, Subnet
 
 PER_STEP, PER_JOB = 2e6, 6e7
@@ -127,7 +128,7 @@ def compactor(module: LocalModule, shape: tuple[int, ...], recipe: Recipe) -> Co
     Under the mask are trained: modules and optimizers that do more than is known here; with error feedback, which trains the
     dead; networks some of whose layers are held, or that cannot be read (see wiring.py); and what leaves too little to gain.
     """
-    known = type(module) in KNOWN and not patched(module) and not any(is_companion(name) for name in module.net.state_dict())
+    known = type(module) in KNOWN and not patched(module) and not any(is_companion(name) for name in tensors_of(module.net))
     drifts = _drifts(module) if recipe.compact == "auto" and known and not recipe.error_feedback and not recipe.fixed else None
     if drifts is None:
         return lambda mask, batches: None

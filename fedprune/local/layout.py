@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.pruning.network import tensors_in
+from fedprune.tensors import tensors_of
 from fedprune.types import Params
 
 
@@ -63,7 +64,7 @@ def _alike(found: Tensor, expected: Tensor) -> bool:
 
 def as_laid_out(params: Params, net: nn.Module) -> Params:
     """A copy of the parameters, on the network's device and as its own lie in memory."""
-    state = net.state_dict()
+    state = tensors_of(net)
     return {name: torch.empty_like(state[name], dtype=value.dtype).copy_(value) for name, value in params.items()}
 
 

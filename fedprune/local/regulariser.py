@@ -25,6 +25,7 @@ from fedprune.pruning.evidence import needs
 from fedprune.pruning.layer_order import LayerOrder
 from fedprune.pruning.plain import is_plain
 from fedprune.pruning.what import CHANNELLED, LAYERS, kind_of, others
+from fedprune.tensors import shared
 from fedprune.types import Mask, Params
 
 Formula = Callable[..., Tensor]
@@ -202,6 +203,10 @@ def together(penalty: Regulariser, dropout: Regulariser, net: nn.Module, names: 
                 f"{key} runs layers by the formula of their class, and {', '.join(astray)} has a forward or a hook of its own: "
                 f"choose what.skip=[{','.join(astray)}], or {key.replace('.', '/')}=none"
             )
+    tied = shared(net, names)
+    if tied and (rerun or dropout.paired):
+        key = rerun[0] if rerun else "local.dropout"
+        problems.append(f"{key} changes how one layer runs, and {tied}: choose {key.replace('.', '/')}=none")
     if penalty.layers and (dropout.layers or dropout.paired):
         problems.append(
             "local.penalty samples gates, and local.dropout is another noise on the same weights: "

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedprune.local.fixed import held
@@ -24,6 +24,7 @@ from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.step import pull
 from fedprune.local.train import Trained, holes, number, set_mode, slowed
+from fedprune.tensors import call, tensors_of
 from fedprune.types import Mask, Params, Subnet
 
 
@@ -89,7 +90,7 @@ def _masks(module: LocalModule, masks: Sequence[Mask]) -> Params:
 
 
 def _stacked(module: LocalModule, params: Sequence[Params], masks: Params, mu: float, decay: float) -> _Stack:
-    state = module.net.state_dict()
+    state = tensors_of(module.net)
     rows = {name: torch.stack([own[name] for own in params]).to(tensor) for name, tensor in state.items()}
     parameters = {name: nn.Parameter(rows.pop(name), p.requires_grad) for name, p in module.net.named_parameters()}
     sent = [p.detach().clone() for p in parameters.values() if p.requires_grad] if mu else []
@@ -111,7 +112,7 @@ def _trained(module: LocalModule, stack: _Stack, shares: Sequence[Share]) -> lis
             losses[:there] += sums.detach()
             examples[:there] = [seen + size for seen, size in zip(examples, sizes, strict=False)]
         there, done = there - len(list(finished)), steps
-        params = _leave(stack, there, [*module.net.state_dict()]) + params
+        params = _leave(stack, there, [*tensors_of(module.net)]) + params
     ends = zip(params, losses.tolist(), shares, examples, strict=True)
     return [Trained(made, loss / max(seen, 1), share.steps, seen, {}) for made, loss, share, seen in ends]
 
@@ -120,7 +121,7 @@ def _loss(
     module: LocalModule, trained: Params, still: Params, inputs: Tensor, labels: Tensor, real: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Of one client's batch: the mean loss over the examples that are real (1, and 0 for the others), and the sum."""
-    outputs = functional_call(module.net, {**trained, **still}, (inputs,))
+    outputs = call(module.net, {**trained, **still}, inputs)
     total = (module.loss(outputs, labels, "none") * real).sum()
     return total / real.sum(), total
 

@@ -23,6 +23,7 @@ from fedprune.local.recipe import Recipe
 from fedprune.local.schedules import configured, needs_closure
 from fedprune.local.step import Rules, Seen, Step, step_of
 from fedprune.precision import wide, wide_zeros
+from fedprune.tensors import load_tensors, tensors_of
 from fedprune.types import Mask, Params, Subnet
 
 
@@ -122,14 +123,12 @@ def _steps(module: LocalModule, optimizer: torch.optim.Optimizer, batches: Itera
 
 def load(module: LocalModule, params: Params) -> None:
     """Copy `params` into the module's network: no storage is shared, so training leaves them as they are."""
-    with torch.no_grad():
-        for name, tensor in module.net.state_dict().items():
-            tensor.copy_(params[name])
+    load_tensors(module.net, params)
 
 
 def unload(module: LocalModule) -> Params:
     """A copy of the network's parameters and buffers, on the CPU."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.net.state_dict().items()}
+    return {name: tensor.to("cpu", copy=True) for name, tensor in tensors_of(module.net).items()}
 
 
 def is_batchnorm(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedprune.pruning.network import dim_of_units, followers, normalisations, spread
 from fedprune.pruning.probe import Batch, calls, evaluated, gathered, over_examples, owners
+from fedprune.tensors import call
 from fedprune.types import Params
 
 
@@ -36,7 +37,7 @@ def _mean_over_units(
     @torch.no_grad()
     def summed(batch: Batch) -> Params:
         with calls(layers | norms) as seen:
-            torch.func.functional_call(net, params, (batch[0],))
+            call(net, params, batch[0])
         last = {name: name for name in names} | followers(seen, names, tuple(norms))
         outputs = {name: [of(call.output) for call in seen[last[name]]] for name in names}
         return {name: len(batch[0]) * _by_unit(outputs[name], dim_of_units(layers[name]), like[name]) for name in names}

@@ -25,6 +25,7 @@ from fedprune.pruning.curvature import instead_of_hessian
 from fedprune.pruning.network import Network, some
 from fedprune.pruning.plain import changed
 from fedprune.pruning.probe import Batch, gathered, loss_hessian, loss_of_outputs, over_examples, split
+from fedprune.tensors import shared
 from fedprune.types import Params
 
 PASSES = (
@@ -81,10 +82,12 @@ def unswept(net: nn.Module) -> list[str]:
     if output.args[0] is not nodes[-1]:
         return [f"the outputs of {type(net).__name__}, which are not what its last operation gives"]
     modules = dict(net.named_modules())
+    tied = shared(net, (name for name, _ in net.named_parameters()))
     known = {*PASSES, *CURVES, *AVERAGES, *WEIGHTED}
     times = Counter(node.target for node in nodes if node.op == "call_module")
     again = [node for node in nodes if times[node.target] > 1 and _kind(node, modules) in WEIGHTED]
-    return [f"{target}, which is called more than once" for target in dict.fromkeys(node.target for node in again)] + [
+    twice = [f"{target}, which is called more than once" for target in dict.fromkeys(node.target for node in again)]
+    return [*([tied] if tied else []), *twice] + [
         _called(node, modules)
         for before, node in itertools.pairwise(nodes)
         if not _acts(node) or node.args[:1] != (before,) or len(node.all_input_nodes) > 1 or _kind(node, modules) not in known

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.couplings import Group, Unit, couplings
 from fedprune.pruning.fold import OUTPUT, Work, choose, closed, remove, verdict
 from fedprune.pruning.mask import apply
+from fedprune.pruning.network import tensors_in
 from fedprune.pruning.plain import is_plain
-from fedprune.pruning.resize import LAYERS, NORMS, Kept, resize, resize_mask
+from fedprune.pruning.resize import LAYERS, Kept, resize, resize_mask, widths_of
+from fedprune.tensors import load_tensors, shared, tensors_of
 from fedprune.types import Mask
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,9 @@ def compact(net: nn.Module, mask: Mask, example: Tensor) -> Compact:
         raise ConfigError(
             [f"compact follows what does not depend on the input, and {example.dtype} cannot say so: give floats"]
         )
+    tied = shared(net, mask)
+    if tied:
+        raise Incompatible(f"{tied}, and it cannot be cut for one of them alone: keep the network masked")
     masked = _masked(net, mask)
     work = _work(masked, mask, example.clone())
     groups = couplings(work.net, work.example)
@@ -80,8 +84,12 @@ def told(stays: Stays) -> str:
 
 
 def _masked(net: nn.Module, mask: Mask) -> nn.Module:
-    masked = copy.deepcopy(net)
-    masked.load_state_dict(apply(net.state_dict(), mask))
+    try:
+        masked = copy.deepcopy(net)
+    except RuntimeError as error:  # weights that hooks compute, as torch.nn.utils.weight_norm has them
+        reason = str(error).partition(".")[0]
+        raise Incompatible(f"{type(net).__name__} cannot be copied ({reason}): keep it masked") from error
+    load_tensors(masked, apply(tensors_of(net), mask))
     return masked
 
 
@@ -138,7 +146,7 @@ def _kept(before: nn.Module, after: nn.Module, gone: set[Unit]) -> Kept:
     for name, layer in before.named_modules():
         given = getattr(layer, "bias", None) is None and getattr(after.get_submodule(name), "bias", None) is not None
         if name in lost or given:
-            widths = dict(zip(("out", "in"), layer.weight.shape[: 1 if type(layer) in NORMS else 2], strict=False))  # type: ignore[union-attr,arg-type]
+            widths = widths_of(layer)
             kept[name] = {end: sorted(set(range(n)) - lost.get(name, {}).get(end, set())) for end, n in widths.items()}
             kept[name] |= {"bias": True} if given else {}
     return kept
@@ -152,14 +160,19 @@ def _mask(work: Work, mask: Mask) -> Mask:
     }
 
 
+def _apart(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference, relative to the largest number if that is above 1."""
+    return float((one - other).abs().max() / one.abs().max().clamp_min(1))
+
+
 def _compare(masked: nn.Module, smaller: nn.Module, example: Tensor) -> None:
     """Raise Incompatible unless both give the same, on random inputs."""
     x = torch.randn(example.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(example.device)
     name = type(masked).__name__
     with torch.no_grad():
         try:
-            pairs = [tree_leaves(copy.deepcopy(net).double().eval()(x)) for net in (masked, smaller)]
-            differ = max(float((a - b).abs().max() / a.abs().max().clamp_min(1)) for a, b in zip(*pairs, strict=True))
+            pairs = [tensors_in(copy.deepcopy(net).double().eval()(x)) for net in (masked, smaller)]
+            differ = max(_apart(a.double(), b.double()) for a, b in zip(*pairs, strict=True))
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise Incompatible(f"{name} cannot be made smaller: its forward counts on fixed widths ({reason})") from error

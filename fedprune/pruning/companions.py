@@ -20,6 +20,7 @@ from torch import nn
 
 from fedprune.pruning.hard_concrete import expected
 from fedprune.pruning.network import Network
+from fedprune.tensors import tensors_of
 from fedprune.types import Params
 
 CHOOSE = {
@@ -50,7 +51,7 @@ def is_companion(name: str) -> bool:
 
 def companion_of(name: str) -> str | None:
     """Of which kind the companion of this name is; None if it is none."""
-    return next((kind for kind in CHOOSE if name.endswith(f".weight_{kind}")), None)
+    return next((kind for kind in CHOOSE if name.rpartition(".")[2] == f"weight_{kind}"), None)
 
 
 def add(net: nn.Module, names: Iterable[str], kind: Companion, generator: torch.Generator) -> None:
@@ -95,12 +96,12 @@ def no_variance(network: Network, names: tuple[str, ...]) -> str | None:
 
 def gated(network: Network, names: tuple[str, ...]) -> str | None:
     """Why weights cannot be moved by what was measured of them times their gates, or None."""
-    there = network.net.state_dict()
+    there = tensors_of(network.net)
     if not any(companion(name, "log_alpha") in there for name in names):
         return None
     return "how far survivors move is of weights times their gates: choose criterion=woodfisher_scores or local/penalty=none"
 
 
 def _missing(network: Network, names: tuple[str, ...], kind: str, what: str) -> str | None:
-    there = network.net.state_dict()
+    there = tensors_of(network.net)
     return None if all(companion(name, kind) in there for name in names) else f"{what} of their own: choose {CHOOSE[kind]}"

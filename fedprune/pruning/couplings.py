@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.errors import ConfigError, Incompatible
+from fedprune.pruning.network import tensors_in
 from fedprune.pruning.plain import is_plain
-from fedprune.pruning.resize import LAYERS, NORMS
+from fedprune.pruning.resize import LAYERS, NORMS, widths_of
 
 Places = dict[str, list[int]]
 """Channel numbers by layer name."""
@@ -53,13 +54,39 @@ def couplings(net: nn.Module, example: Tensor) -> list[Group]:
         warnings.simplefilter("ignore")
         try:
             # A tuple: it would unpack a bare tensor along the batch, and trace the network on one example without a batch.
-            graph = tp.DependencyGraph().build_dependency(traced, example_inputs=(example.clone(),), verbose=False)
+            graph = tp.DependencyGraph().build_dependency(_TensorsOut(traced), example_inputs=(example.clone(),), verbose=False)
             found = list(graph.get_all_groups())
         except Exception as error:
             raise Incompatible(
                 f"{type(net).__name__} cannot be traced by Torch-Pruning ({type(error).__name__}: {error}): keep it masked"
             ) from error
-        return [_group(graph, group, names) for group in found]
+        return [_followed(_group(graph, group, names), traced) for group in found]
+
+
+class _TensorsOut(nn.Module):
+    """A network that puts out nothing but its tensors: the tracer takes a list of them, and no None, numbers or texts."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs: Tensor) -> list[Tensor]:
+        return tensors_in(self.net(inputs))
+
+
+def _followed(group: Group, net: nn.Module) -> Group:
+    """Return the group, all of its units marked as unknown if the tracer gives a layer channels that it has not got: on the way
+    there their number changes in a way that it cannot follow (GLU, PixelShuffle)."""
+    beyond = {
+        name
+        for unit in group
+        for end, ends in (("out", unit.makes), ("out", unit.norms), ("in", unit.reads))
+        for name, places in ends.items()
+        if max(places) >= widths_of(net.get_submodule(name))[end]
+    }
+    for unit in group if beyond else []:
+        unit.unknown |= {f"what comes before {name}" for name in beyond}
+    return group
 
 
 def _torch_pruning() -> Any:

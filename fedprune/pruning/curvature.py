@@ -29,6 +29,7 @@ from fedprune.pruning.probe import (
 )
 from fedprune.pruning.squares import per_example_losses, squares, summed
 from fedprune.pruning.what import prunable
+from fedprune.tensors import tensors_of
 from fedprune.types import Params
 
 DIRECTIONS = 64  # of the exact Hessian, at once
@@ -105,7 +106,7 @@ def by_place(network: Network, names: tuple[str, ...]) -> str | None:
             "which is the same on average"
         )
     with torch.no_grad():
-        outputs = network.run(dict(network.net.state_dict()), blank(network.net, network.shape))
+        outputs = network.run(tensors_of(network.net), blank(network.net, network.shape))
     if not isinstance(outputs, Tensor):
         return f"a {type(outputs).__name__} of outputs has no Gauss-Newton matrix: choose criterion=fisher_empirical"
     if outputs.dim() > 2:
@@ -125,7 +126,7 @@ def too_large(network: Network, names: tuple[str, ...]) -> str | None:
     recurrent = prunable(network.net, ("recurrent",))
     if recurrent:
         return f"there is no forward derivative through {', '.join(recurrent)}: choose criterion=fisher_true"
-    params = network.net.state_dict()
+    params = tensors_of(network.net)
     weights = sum(params[name].numel() for name in names)
     if weights <= EXACT:
         return None

@@ -40,7 +40,7 @@ from fedprune.pruning.backward_sweep import hessian_sweep, no_sweep
 from fedprune.pruning.companions import fold, gated, log_alpha, log_sigma2, no_gates, no_variance
 from fedprune.pruning.curvature import by_place, gauss_newton_diag, hessian_diag, sq_grads, sq_grads_sampled, too_large
 from fedprune.pruning.fisher_blocks import fisher_compensation, fisher_inverse_diag
-from fedprune.pruning.gradients import abs_grads, grads, hessian_grads, movement
+from fedprune.pruning.gradients import abs_grads, grads, hessian_grads, movement, uncopied
 from fedprune.pruning.network import Network, filter_scales, flow_grads, no_flow, puts_out, scales, unscaled, unscaled_filters
 from fedprune.types import Params, Subnet
 
@@ -76,6 +76,7 @@ OBSTACLES: dict[str, Callable[[Network, tuple[str, ...]], str | None]] = {
     "filter_scales": unscaled_filters,
     "log_alpha": no_gates,
     "log_sigma2": no_variance,
+    "movement": uncopied,
     "gauss_newton_diag": by_place,
     "hessian_diag": too_large,
     "hessian_sweep": no_sweep,

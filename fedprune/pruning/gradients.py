@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from fedprune.precision import wide, wide_zeros
-from fedprune.pruning.probe import Batch, TrainingLoss, differentiable, loss_at, over_examples, split
+from fedprune.pruning.network import Network
+from fedprune.pruning.probe import Batch, TrainingLoss, blank, differentiable, loss_at, over_examples, split
+from fedprune.tensors import copies, load_tensors
 from fedprune.types import Mask, Params
 
 
@@ -63,6 +65,17 @@ def hessian_grads(module: nn.Module, params: Params, alive: Mask, batches: Itera
     return over_examples(product, batches, wanted)
 
 
+def uncopied(network: Network, names: tuple[str, ...]) -> str | None:
+    """Why `movement` is not to be had of this network, or None: it is trained as a copy."""
+    network.run(copies(network.net), blank(network.net, network.shape))  # which leaves weights behind that are computed
+    try:
+        copy.deepcopy(network.net)
+    except Exception as error:
+        reason = str(error).partition(".")[0]
+        return f"{type(network.net).__name__} cannot be copied ({reason}), and a copy is trained: choose criterion=taylor"
+    return None
+
+
 def movement(module: nn.Module, params: Params, alive: Mask, batches: Iterable[Batch]) -> Params:
     """-sum_t w_t g_t over the steps of one pass over `batches`, trained with the module's optimizer and then forgotten.
 
@@ -71,7 +84,7 @@ def movement(module: nn.Module, params: Params, alive: Mask, batches: Iterable[B
     """
     replica = copy.deepcopy(module)
     weights = dict(replica.net.named_parameters())  # type: ignore[union-attr, operator]
-    replica.net.load_state_dict(params)  # type: ignore[union-attr, operator]
+    load_tensors(replica.net, params)  # type: ignore[arg-type]
     optimizer, loss = replica.one_optimizer(), TrainingLoss(replica)  # type: ignore[operator]
     moved = {name: wide_zeros(params[name]) for name in alive}
     with torch.random.fork_rng(devices=[]):  # dropout draws from the global state

@@ -20,6 +20,7 @@ from fedprune.pruning.mask import apply
 from fedprune.pruning.network import Network, some
 from fedprune.pruning.probe import blank
 from fedprune.pruning.unit import Unit, spread
+from fedprune.tensors import tensors_of
 
 PRODUCTS = {
     *(
@@ -54,7 +55,7 @@ TRANSPOSES = tuple(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "m
 
 def without_effect(network: Network, names: tuple[str, ...], unit: Unit) -> list[str]:
     """Return which of the named weights the network does not run on as a mask of such units leaves them, in their order."""
-    params = dict(network.net.state_dict())
+    params = tensors_of(network.net)
     alive = {name: every_other(params[name], unit) for name in names}
     masked = {name: value.detach().clone() for name, value in apply(params, alive).items()}
     with torch.no_grad(), _Products({id(masked[name]): (name, masked[name], ~alive[name]) for name in names}) as products:

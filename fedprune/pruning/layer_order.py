@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fedprune.tensors import call
+
 INPUT = 1
 """The bit of the network's input among what a value depends on; call k has bit k + 1."""
 
@@ -135,7 +137,7 @@ def traced(net: nn.Module, layers: Mapping[str, tuple[str, ...]], example: Tenso
     try:
         net.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]), trace.hooks(net), trace:
-            outputs = torch.func.functional_call(net, buffers, (trace.started(example.clone()),))
+            outputs = call(net, buffers, trace.started(example.clone()))
     except Exception as error:  # a forward is anybody's code and may raise anything
         return by_definition(layers, f"the network does not run on one example ({type(error).__name__}: {_line(error)})")
     finally:

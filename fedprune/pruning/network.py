@@ -17,6 +17,7 @@ from fedprune.pruning.layer_order import LayerOrder
 from fedprune.pruning.plain import is_plain
 from fedprune.pruning.probe import Call, blank, calls, evaluated, owners, reads_characters
 from fedprune.pruning.what import others
+from fedprune.tensors import call, shared, tensors_of
 from fedprune.types import Params
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
@@ -40,7 +41,7 @@ class Network:
     def run(self, params: Params, inputs: Tensor) -> Any:
         """Its outputs at other parameters and buffers, in evaluation mode: a tensor, or whatever its forward returns."""
         with evaluated(self.net):
-            return torch.func.functional_call(self.net, params, (inputs,))
+            return call(self.net, params, inputs)
 
 
 def flow_grads(network: Network, params: Params, names: tuple[str, ...]) -> Params:
@@ -81,7 +82,7 @@ def unscaled(network: Network, names: tuple[str, ...]) -> str | None:
 
 def unscaled_filters(network: Network, names: tuple[str, ...]) -> str | None:
     """Why `filter_scales` of these layers are not to be had, or None."""
-    state, scaled = network.net.state_dict(), normalised(network, names)
+    state, scaled = tensors_of(network.net), normalised(network, names)
     without = [name.removesuffix(".weight") for name in names if name not in scaled and state[name].dim() > 2]
     if not without:
         return None
@@ -111,8 +112,11 @@ def puts_out(network: Network, names: tuple[str, ...]) -> str | None:
         left = [name for name in names if name.rpartition(".")[0] not in rowless]
         kinds = "what.layers=[conv,linear] or " if len(left) > 1 else ""  # the last one left puts out the network's outputs
         return f"rows of {told} put out no activation of their own: choose {kinds}criterion=taylor"
+    tied = shared(network.net, names)
+    if tied:
+        return f"{tied}, whose units put out one thing in each: choose criterion=taylor"
     with torch.no_grad(), calls(owners(network.net, names)) as seen:
-        outputs = tensors_in(network.run(dict(network.net.state_dict()), blank(network.net, network.shape)))
+        outputs = tensors_in(network.run(tensors_of(network.net), blank(network.net, network.shape)))
     memory = {output.untyped_storage().data_ptr() for output in outputs}  # outputs may be a view, as those of sequences are
     makes = {name: {call.passed.untyped_storage().data_ptr() for call in seen[name]} for name in names}
     layers = owners(network.net, names)
@@ -162,10 +166,11 @@ def some(parts: list[str], number: int = 3) -> str:
 
 def normalised(network: Network, names: tuple[str, ...]) -> dict[str, str]:
     """The normalisation with a scale that takes in the outputs of the layer of each name; only the layers that have one."""
+    names = tuple(name for name in names if not shared(network.net, (name,)))  # of several layers, nothing follows all
     layers = owners(network.net, names)
     norms = {name: norm for name, norm in normalisations(network.net).items() if is_plain(norm, SCALED)}
     with torch.no_grad(), calls(layers | norms) as seen:
-        network.run(dict(network.net.state_dict()), blank(network.net, network.shape))
+        network.run(tensors_of(network.net), blank(network.net, network.shape))
     return followers(seen, names, tuple(norms))
 
 

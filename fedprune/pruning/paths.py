@@ -20,6 +20,7 @@ from fedprune.pruning.mask import count, ones, size
 from fedprune.pruning.probe import evaluated
 from fedprune.pruning.what import prunable
 from fedprune.pruning.wires import RULES, VIEWS, Unread, Wire
+from fedprune.tensors import call
 from fedprune.types import Mask
 
 ASKED = {
@@ -42,7 +43,7 @@ def effective(net: nn.Module, mask: Mask, shape: tuple[int, ...]) -> Mask:
     buffers = {name: value.clone() for name, value in net.named_buffers()}
     example = torch.ones(1, *shape)
     with torch.enable_grad(), evaluated(net):
-        outputs = torch.func.functional_call(net, buffers | parameters, (_Value(Wire(example, example)),))
+        outputs = call(net, buffers | parameters, _Value(Wire(example, example)))
         varying = [leaf.wire.varying for leaf in tree_leaves(outputs) if isinstance(leaf, _Value)]
         reached = torch.stack([part.sum() for part in varying if part is not None]).sum()
     if not reached.requires_grad:  # no entry of a mask is between input and output

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedprune.precision import wide_zeros
+from fedprune.tensors import call
 from fedprune.types import Params
 
 Batch = tuple[Tensor, ...]
 
 
 class TrainingLoss(nn.Module):
-    """A LightningModule's training loss as something that `functional_call` can evaluate at other parameters."""
+    """A LightningModule's training loss as something that `call` can evaluate at other parameters."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -68,7 +69,12 @@ class _Given(nn.Module):
 
 def loss_at(module: nn.Module, tensors: Params, batch: Batch) -> Tensor:
     """The training loss of a batch with the network's parameters and buffers at `tensors`."""
-    return torch.func.functional_call(TrainingLoss(module), {f"module.net.{n}": t for n, t in tensors.items()}, (batch,))
+    return loss_of(TrainingLoss(module), tensors, batch)
+
+
+def loss_of(whole: TrainingLoss, tensors: Params, batch: Batch) -> Tensor:
+    """As `loss_at`, of a module that is wrapped already."""
+    return call(whole, {f"module.net.{n}": t for n, t in tensors.items()}, batch)
 
 
 def loss_of_outputs(module: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
@@ -146,11 +152,20 @@ def gathered(batches: Iterable[Batch], number: int = 256) -> Iterator[Batch]:
         yield tuple(torch.cat(parts) for parts in zip(*waiting, strict=True))
 
 
-@contextmanager
-def evaluated(module: nn.Module) -> Iterator[None]:
+def evaluated(module: nn.Module) -> AbstractContextManager[None]:
     """Evaluation mode inside; every part's own flag again afterwards."""
+    return _in_mode(module, train=False)
+
+
+def training(module: nn.Module) -> AbstractContextManager[None]:
+    """Training mode inside; every part's own flag again afterwards."""
+    return _in_mode(module, train=True)
+
+
+@contextmanager
+def _in_mode(module: nn.Module, train: bool) -> Iterator[None]:
     flags = [(part, part.training) for part in module.modules()]
-    module.eval()
+    module.train(train)
     try:
         yield
     finally:

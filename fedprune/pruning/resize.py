@@ -68,6 +68,14 @@ def count(layer: nn.Module, widths: Mapping[str, int]) -> None:
             setattr(layer, f"{end}_{'features' if isinstance(layer, nn.Linear) else 'channels'}", width)
 
 
+def widths_of(layer: nn.Module) -> dict[str, int]:
+    """Return the number of channels that a layer has at its ends, "out" and, unless it normalises, "in"."""
+    if isinstance(layer, NORMS):  # which may be without weights
+        return {"out": layer.num_channels if isinstance(layer, nn.GroupNorm) else int(layer.num_features)}
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return dict(zip(("out", "in"), weight.shape, strict=False))
+
+
 def _rows(tensor: Tensor, places: Mapping[str, Any]) -> Tensor:
     return tensor[places["out"]] if "out" in places else tensor
 

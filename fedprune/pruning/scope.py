@@ -91,6 +91,7 @@ def layerwise(units: Scores, counts: Mapping[str, int]) -> Mask:
 def by_layer(values: Mapping[str, T], names: tuple[str, ...], ends: Ends | None = None) -> dict[str, T]:
     """Return the values by tensor name. values: by layer, or by a word of `ends`; a layer of several weights, or of layers,
     stands for all of them. ends: None: the first and the last of `names`. Raises ConfigError on a name that is not there."""
+    values = {_as_text(key, names): value for key, value in values.items()}
     ends = {"first": names[:1], "last": names[-1:]} if ends is None else ends
     found = {key: ends[key] if key in ends else _of_layer(key, names) for key in values}
     unknown = [key for key, tensors in found.items() if not tensors]
@@ -102,3 +103,15 @@ def by_layer(values: Mapping[str, T], names: tuple[str, ...], ends: Ends | None 
 
 def _of_layer(layer: str, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in names if f"{name}.".startswith(f"{layer}."))
+
+
+def _as_text(key: str | float, names: tuple[str, ...]) -> str:
+    """The name that was typed where the command line read a number: of `0.10` it keeps 0.1. Raises ConfigError if two fit."""
+    if not isinstance(key, float):
+        return str(key)
+    parts = [name.split(".") for name in names]
+    layers = dict.fromkeys(".".join(part[:depth]) for part in parts for depth in range(1, len(part) + 1))
+    alike = [layer for layer in layers if layer.replace(".", "", 1).isdecimal() and float(layer) == key and "." in layer]
+    if len(alike) > 1:
+        raise ConfigError([f"what: {key} is {' or '.join(alike)}: type it in quotes, as '{alike[-1]}' inside of \"...\""])
+    return alike[0] if alike else str(key)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from fedprune.pruning.plain import is_plain
 from fedprune.pruning.probe import Batch, Call, calls, each, loss_at, one_tensor, owners
+from fedprune.tensors import call
 from fedprune.types import Params
 
 Cotangents = Callable[[Tensor], Tensor]
@@ -34,7 +35,7 @@ def squares(net: nn.Module, wanted: Params, others: Params, inputs: Tensor, cota
     layers = owners(net, wanted)
     tensors = {name: w.detach().requires_grad_() for name, w in wanted.items()}
     with calls(layers) as seen:
-        outputs = one_tensor(torch.func.functional_call(net, tensors | others, (inputs,)))
+        outputs = one_tensor(call(net, tensors | others, inputs))
     uses = _uses(outputs)
     if not all(
         uses[id(tensors[name])] == 1 and len(seen[name]) == 1 and _is_known(layer, seen[name][0], len(inputs))
@@ -52,13 +53,13 @@ def per_example(net: nn.Module, wanted: Params, others: Params, inputs: Tensor, 
     """Yield every example's derivatives, [B, ...] per name, of as many examples at once as memory takes."""
 
     def one(example: Tensor, c: Tensor) -> Params:
-        pull = torch.func.vjp(lambda w: torch.func.functional_call(net, w | others, (example[None],))[0], wanted)[1]
+        pull = torch.func.vjp(lambda w: call(net, w | others, example[None])[0], wanted)[1]
         return pull(c)[0]
 
     def singly(example: Tensor, c: Tensor) -> Params:
-        return _slopes(lambda w: torch.func.functional_call(net, w | others, (example[None],))[0], wanted, c)
+        return _slopes(lambda w: call(net, w | others, example[None])[0], wanted, c)
 
-    outputs = one_tensor(torch.func.functional_call(net, wanted | others, (inputs,)))
+    outputs = one_tensor(call(net, wanted | others, inputs))
     slopes, number = cotangents(outputs.detach()), _at_once(wanted)
     for some, c in zip(inputs.split(number), slopes.split(number), strict=True):
         yield each(one, some, c, singly=singly)

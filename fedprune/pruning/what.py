@@ -25,6 +25,7 @@ from fedprune.pruning.rank import keep_best
 from fedprune.pruning.remembered import remembered
 from fedprune.pruning.scope import Ends, Scope, Shapes, by_layer
 from fedprune.pruning.unit import CHANNELWISE, OF_FILTERS, Unit, spread
+from fedprune.tensors import one_name, other_names, tensors_of
 from fedprune.types import Mask, Params, Scores
 
 LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
@@ -43,7 +44,17 @@ CHANNELLED = ("conv", "linear")
 
 def prunable(net: nn.Module, kinds: Sequence[str] = tuple(LAYERS)) -> dict[str, tuple[str, ...]]:
     """Return the weights of the layers of these kinds, by the layer's name, in the order of definition: not that in which the
-    network runs them, see layer_order.py."""
+    network runs them, see layer_order.py.
+
+    A weight that two layers share (tied weights) is that of the first.
+    """
+    further = other_names(net)
+    every = {layer: tuple(w for w in weights if w not in further) for layer, weights in weights_of(net, kinds).items()}
+    return {layer: weights for layer, weights in every.items() if weights}
+
+
+def weights_of(net: nn.Module, kinds: Sequence[str] = tuple(LAYERS)) -> dict[str, tuple[str, ...]]:
+    """The weights of the layers of these kinds, by the layer's name; one that two layers share, under both names."""
     parts = {id(layer.out_proj) for layer in net.modules() if isinstance(layer, nn.MultiheadAttention)}
     return {
         name: tuple(f"{name}.{weight}".removeprefix(".") for weight in _weights(layer))
@@ -61,6 +72,20 @@ def others(net: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
     """Of the layers that these weights belong to, those that are neither convolutions nor linear, by name."""
     layers = {name: weights for name, weights in prunable(net).items() if set(weights) & set(names)}
     return {name: net.get_submodule(name) for name in layers if kind_of(net.get_submodule(name)) not in CHANNELLED}
+
+
+def computed(net: nn.Module, names: Sequence[str]) -> list[str]:
+    """Why some of these weights cannot be masked: they are no parameters, but computed from others at every call."""
+    parameters, problems = dict(net.named_parameters()), []
+    for name in (name for name in names if name not in parameters):
+        layer = name.rpartition(".")[0]
+        sources = [own for own in parameters if own.startswith(f"{layer}.") and own != f"{layer}.bias"]
+        kind = type(net.get_submodule(layer)).__name__
+        problems.append(
+            f"layer {layer} ({kind}) computes its weight from {' and '.join(sources)} at every call (weight_norm and such), "
+            f"so no mask of it holds: choose what.skip=[{layer}], or a model without"
+        )
+    return problems
 
 
 def _weights(layer: nn.Module) -> Iterator[str]:
@@ -104,8 +129,12 @@ class What:
         Raises Incompatible if nothing in the network can be pruned so, ConfigError on an unknown layer.
         """
         names, order = self._prunable(net), order or by_definition(prunable(net))
-        skipped = by_layer(dict.fromkeys(self.skip, True), names, _ends(order, names))
+        wanted = {layer if isinstance(layer, float) else one_name(net, str(layer)): True for layer in self.skip}
+        skipped = by_layer(wanted, names, _ends(order, names))
         names = tuple(name for name in names if name not in skipped)
+        problems = computed(net, names)
+        if problems:
+            raise Incompatible(*problems)
         if not names:
             raise Incompatible(f"what.skip={list(self.skip)} leaves nothing to prune: choose what.skip=[] or a shorter list")
         outputs = self._outputs(net, order)
@@ -145,7 +174,7 @@ class What:
 
     def _check_units(self, net: nn.Module) -> None:
         """Raises Incompatible, naming the layers, where the unit does not fit."""
-        params, problems = net.state_dict(), []
+        params, problems = tensors_of(net), []
         unit = self.unit.func if isinstance(self.unit, functools.partial) else self.unit
         if unit in CHANNELWISE:
             problems += [

@@ -23,6 +23,7 @@ from fedprune.pruning.network import Network, batch_or, normalised
 from fedprune.pruning.paths import effective, unfollowed
 from fedprune.pruning.plain import is_plain
 from fedprune.pruning.what import CHANNELLED, LAYERS, prunable
+from fedprune.tensors import shared, tensors_of
 from fedprune.types import Mask
 
 CUT = tuple(kind for name in CHANNELLED for kind in LAYERS[name])
@@ -44,7 +45,7 @@ def leading(network: Network, capacity: float) -> Mask:
     rows = {name: _any(alive, 0) for name, alive in weights.items()}
     norms = _norms(network, rows)
     units = {name.removesuffix(".weight"): alive for name, alive in rows.items()} | norms
-    state = network.net.state_dict()
+    state = tensors_of(network.net)
     return {
         name: weights[own] if (own := _weight_of(name)) in weights else units[layer]
         for name, tensor in state.items()
@@ -128,8 +129,9 @@ def _norms(network: Network, rows: Mask) -> Mask:
 
 
 def _unknown(net: nn.Module) -> list[str]:
-    """Layers with parameters that have no units to cut."""
-    return [
+    """Layers with parameters that have no units to cut, or not by themselves."""
+    tied = shared(net, (name for name, _ in net.named_parameters()))
+    return [f"whose.by=width cuts each layer by itself, and {tied}: {INSTEAD}"] * bool(tied) + [
         f"whose.by=width slices linear and convolutional layers with their normalisation, and {name} is a "
         f"{type(layer).__name__}: {INSTEAD}"
         for name, layer in net.named_modules()

@@ -29,6 +29,7 @@ from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.evidence import OBSTACLES, needs
 from fedprune.pruning.mask import apply, count, shrink
 from fedprune.pruning.network import Network
+from fedprune.tensors import tensors_of
 from fedprune.types import Mask, Scores, State, Subnet
 
 ALL = "all"
@@ -64,7 +65,7 @@ def trained(folder: Path) -> Trained:
     names = json.loads((folder / "run.json").read_text())["axes"]
     experiment = build(config, names)  # type: ignore[arg-type]
     state = load_state(folder / "state" / "state.safetensors")
-    if _shapes(state.server.params) != _shapes(experiment.net.state_dict()):
+    if _shapes(state.server.params) != _shapes(tensors_of(experiment.net)):
         raise DataError(f"{folder} is of another network than its config makes here: use the code that it ran with")
     return Trained(experiment, state, folder)
 

@@ -21,6 +21,7 @@ from fedprune.pruning.layer_order import LayerOrder, by_definition
 from fedprune.pruning.mask import apply, ones
 from fedprune.pruning.what import CHANNELLED, LAYERS, What, prunable
 from fedprune.randomness import torch_stream
+from fedprune.tensors import tensors_of
 from fedprune.ticket.model import changed, model_of
 from fedprune.ticket.read import Ticket, load_ticket
 from fedprune.types import Mask, Params, Subnet
@@ -66,7 +67,7 @@ class Begin:
         """
         if self.path is None:
             return None
-        ticket, fresh = load_ticket(self.path), net.state_dict()
+        ticket, fresh = load_ticket(self.path), tensors_of(net)
         companions = tuple(name for name in fresh if is_companion(name))  # a ticket is without: they begin anew
         head = head_names(net, what.order)
         left_out = companions + (head if self.head == "fresh" else ())
@@ -90,7 +91,7 @@ def head_names(net: nn.Module, order: LayerOrder | None = None) -> tuple[str, ..
     order: None: layers run as they are defined."""
     weights = [weight for weights in prunable(net, CHANNELLED).values() for weight in weights]
     heads = {weight.rpartition(".")[0] for weight in (order or by_definition(prunable(net))).last(weights)}
-    return tuple(name for name in net.state_dict() if name.rpartition(".")[0] in heads)
+    return tuple(name for name in tensors_of(net) if name.rpartition(".")[0] in heads)
 
 
 def within_layers(mask: Mask, what: What, seed: int) -> Mask:

@@ -21,9 +21,10 @@ from fedprune.pruning.compact import compact
 from fedprune.pruning.companions import plain
 from fedprune.pruning.probe import blank
 from fedprune.pruning.resize import Kept
+from fedprune.tensors import load_tensors, other_names, tensors_of
 from fedprune.ticket.model import build_network, model_of
 from fedprune.ticket.read import load_ticket
-from fedprune.types import Mask
+from fedprune.types import Mask, Params
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,20 @@ def load_network(path: Path, folders: Sequence[Path]) -> Network:
     subnet = load_state(path / "state" / "state.safetensors").server if path.is_dir() else ticket
     model = model_of(ticket)
     net = build_network(ticket, model, folders)
-    try:
-        net.load_state_dict(plain(subnet.params))
-    except RuntimeError as error:
-        raise DataError(f"{ticket.path} is not of the network that model={model.option} is here: {error}") from error
+    params = {name: tensor for name, tensor in plain(subnet.params).items() if name not in other_names(net)}
+    problem = _misfit(params, tensors_of(net))
+    if problem:
+        raise DataError(f"{ticket.path} is not of the network that model={model.option} is here: {problem}")
+    load_tensors(net, params)
     return Network(net.eval(), subnet.mask, blank(net, model.shape))
+
+
+def _misfit(params: Params, net: Params) -> str | None:
+    """Return the first tensor in which a file and a network differ, or None."""
+    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (params, net)]
+    theirs, ours = shapes
+    differ = [name for name in [*theirs, *ours] if theirs.get(name) != ours.get(name)]
+    return f"{differ[0]} is {theirs.get(differ[0], 'missing')} there, {ours.get(differ[0], 'missing')} here" if differ else None
 
 
 def to_onnx(network: Network, path: Path) -> None:

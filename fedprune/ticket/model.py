@@ -18,8 +18,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from torch import nn
 
+from fedprune import check
 from fedprune.errors import DataError
-from fedprune.make import make
+from fedprune.make import make_network
 from fedprune.ticket.read import Ticket, parsed
 
 MODEL = "model"
@@ -60,7 +61,8 @@ def build_network(ticket: Ticket, model: Model, folders: Sequence[Path]) -> nn.M
     if problems:
         raise DataError("\n".join(problems))
     with torch.random.fork_rng(devices=[]):
-        return make(OmegaConf.create(dict(model.config)), shape=model.shape, classes=model.classes)
+        net = make_network(OmegaConf.create(dict(model.config)), model.shape, model.classes)
+    return check.network(net, model.config["_target_"])
 
 
 def changed(model: Model, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

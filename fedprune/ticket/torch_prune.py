@@ -19,7 +19,8 @@ def from_torch_prune(state: Mapping[str, Tensor]) -> Subnet:
 
     Raises DataError, naming the tensor, if one of a pair is missing, or a mask is not of zeros and ones.
     """
-    names = {name.removesuffix(end): None for end in (ORIG, MASK) for name in state if name.endswith(end)}
+    ends = [(name, end) for end in (ORIG, MASK) for name in state if name.endswith(end) and not _is_buffer(state, name)]
+    names = {name.removesuffix(end): None for name, end in ends}
     for name in names:
         _check_pair(state, name)
     mask = {name: state[name + MASK].bool() for name in names}
@@ -40,6 +41,13 @@ def to_torch_prune(subnet: Subnet) -> dict[str, Tensor]:
         alive = subnet.mask.get(name)
         state |= {name: tensor.clone()} if alive is None else {name + ORIG: tensor.clone(), name + MASK: alive.to(tensor.dtype)}
     return state
+
+
+def _is_buffer(state: Mapping[str, Tensor], name: str) -> bool:
+    """Whether a tensor without its `_orig` is a buffer that is called a mask: theirs are floating zeros and ones."""
+    values = state[name]
+    numbers = values.is_floating_point() and bool(((values == 0) | (values == 1) | values.isnan()).all())
+    return name.endswith(MASK) and name.removesuffix(MASK) + ORIG not in state and not numbers
 
 
 def _check_pair(state: Mapping[str, Tensor], name: str) -> None:

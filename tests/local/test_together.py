@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from networks import Tied
 from torch import nn
 
 from fedprune.local import obstacle as obstacles
@@ -24,6 +25,7 @@ from fedprune.models.char_transformer import char_transformer
 from fedprune.models.lenet import lenet5, lenet_300_100
 from fedprune.models.resnet import resnet20
 from fedprune.pruning.mask import apply
+from fedprune.tensors import tensors_of
 from fedprune.types import Mask, Subnet
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -62,6 +64,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "convs": (convs, (1, 8, 8), 3),
     "lenet5": (partial(lenet5, (1, 16, 16), 10), (1, 16, 16), 10),
     "lenet_300_100": (partial(lenet_300_100, (1, 8, 8), 10), (1, 8, 8), 10),
+    "tied": (Tied, (1, 2, 3), 3),
     "resnet20": (partial(resnet20, (3, 8, 8), 10, norm="group"), (3, 8, 8), 10),
     "char_transformer": (partial(char_transformer, (7,), 11, width=16, heads=2, layers=1), (7,), 11),
 }
@@ -84,7 +87,7 @@ def drawn(net: nn.Module, density: float, seed: int) -> Subnet:
     generator = torch.Generator().manual_seed(seed)
     state = {
         n: t + 0.05 * torch.rand(t.shape, generator=generator) if t.is_floating_point() else t
-        for n, t in net.state_dict().items()
+        for n, t in tensors_of(net).items()
     }
     names = [n for n, p in net.named_parameters() if p.dim() > 1]
     mask = {n: torch.rand(state[n].shape, generator=generator) < density for n in names}
@@ -263,18 +266,6 @@ class Choosing(nn.Module):
         return self.fc(x) if float(x.sum()) > 0 else -self.fc(x)
 
 
-class Tied(nn.Module):
-    """One matrix under two names."""
-
-    def __init__(self):
-        super().__init__()
-        self.there, self.back, self.fc = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
-        self.back.weight = self.there.weight
-
-    def forward(self, x):
-        return self.fc(self.back(self.there(x)))
-
-
 def with_dropout() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3))
 
@@ -294,7 +285,6 @@ class Restless(torch.optim.SGD):
         (LocalModule(frozen_batchnorm(), SGD), Recipe(), "BatchNorm looks at whole batches"),
         (LocalModule(with_dropout(), SGD), Recipe(), "cannot be batched .*random"),
         (LocalModule(Choosing(), SGD), Recipe(), "cannot be batched"),
-        (LocalModule(Tied(), SGD), Recipe(), "cannot be batched"),
         (LocalModule(Mixing(), SGD), Recipe(), "batched, comes to something else"),
         (LocalModule(Counting(), SGD), Recipe(), "batched, comes to something else"),
     ],

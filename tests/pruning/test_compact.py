@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import Tied, TwoPaths
 from torch import Tensor, nn
 
 from fedprune.errors import ConfigError, Incompatible
@@ -19,6 +20,7 @@ from fedprune.models.vgg import vgg11
 from fedprune.pruning.compact import Compact, compact, told
 from fedprune.pruning.mask import apply
 from fedprune.pruning.resize import resize
+from fedprune.tensors import load_tensors, tensors_of
 from fedprune.types import Mask
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
@@ -423,3 +425,92 @@ def test_without_torch_pruning_it_says_what_to_install(monkeypatch):
 def test_integers_cannot_say_what_depends_on_them():
     with pytest.raises(ConfigError, match=r"torch.int64 .* give floats"):
         compact(lenet5(MNIST, 10), {}, torch.zeros(1, *MNIST, dtype=torch.int64))
+
+
+# --- layers that are not ours ----------------------------------------------------------------------------------------------
+
+
+def conv(inputs: int, outputs: int, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, groups=groups)
+
+
+def between(*layers: nn.Module, outputs: int = 4, inputs: int = 4) -> nn.Module:
+    """A convolution, these layers, and another convolution with a head."""
+    return nn.Sequential(conv(1, outputs), *layers, conv(inputs, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+PARTLY = {
+    "affine=False": (lambda: between(nn.BatchNorm2d(4, affine=False), nn.ReLU()), 2),
+    "track_running_stats=False": (lambda: between(nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()), 2),
+    "neither": (lambda: between(nn.BatchNorm2d(4, affine=False, track_running_stats=False), nn.ReLU()), 2),
+    "GroupNorm affine=False": (lambda: between(nn.GroupNorm(4, 4, affine=False), nn.ReLU()), 2),
+    "GLU": (lambda: between(nn.GLU(1), outputs=8), 8),
+    "PixelShuffle": (lambda: between(nn.PixelShuffle(2), outputs=8, inputs=2), 8),
+    "grouped": (lambda: between(nn.ReLU(), conv(4, 4, groups=2), nn.ReLU()), 4),
+    "ConvTranspose": (lambda: between(nn.ReLU(), nn.ConvTranspose2d(4, 4, 3), nn.ReLU()), 4),
+    "PReLU": (lambda: between(nn.PReLU(4)), 4),
+    "weight_norm": (lambda: between(nn.ReLU(), nn.utils.parametrizations.weight_norm(conv(4, 4)), nn.ReLU()), 4),
+}
+"""Networks, and how many filters the first convolution is left with when two of them are dead: all, where what follows cannot
+be cut (GLU and PixelShuffle make another number of channels; others have weights of their own)."""
+
+
+@pytest.mark.parametrize("name", PARTLY)
+def test_what_can_be_cut_is_and_what_cannot_stays_with_a_reason(name):
+    torch.manual_seed(0)
+    make, left = PARTLY[name]
+    net, last = make().eval(), None
+    mask = {"0.weight": torch.ones_like(net[0].weight, dtype=torch.bool)}
+    last = f"{len(net) - 4}.weight"
+    mask[last] = torch.ones_like(net.get_parameter(last), dtype=torch.bool)
+    mask["0.weight"][:2], mask[last][1] = False, False
+    small = compact(net, mask, torch.zeros(1, 1, 10, 10))
+    assert len(small.net[0].weight) == left and len(small.net.get_parameter(last)) == 3
+    assert bool(small.stays.get("0")) == (left > 2)
+    x = torch.randn(5, 1, 10, 10)
+    masked = copy.deepcopy(net)
+    masked.load_state_dict(apply(net.state_dict(), mask))
+    torch.testing.assert_close(small.net(x), masked(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_cannot_be_copied_is_refused():
+    with pytest.warns(FutureWarning):
+        net = between(nn.utils.weight_norm(conv(4, 4)))
+    with pytest.raises(Incompatible, match="Sequential cannot be copied .*keep it masked"):
+        compact(net, {"0.weight": torch.ones(4, 1, 3, 3, dtype=torch.bool)}, torch.zeros(1, 1, 10, 10))
+
+
+def test_tied_weights_are_refused_with_both_layers_and_two_paths_are_one_layer():
+    net = TwoPaths((1, 10, 10), 3).eval()
+    mask = {"body.0.weight": torch.ones(4, 1, 3, 3, dtype=torch.bool)}
+    mask["body.0.weight"][:2] = False
+    small = compact(net, mask, torch.zeros(1, 1, 10, 10)).net
+    load_tensors(net, apply(tensors_of(net), mask))
+    x = torch.randn(5, 1, 10, 10)
+    assert len(small.body[0].weight) == 2 and small.first is small.body[0]
+    torch.testing.assert_close(small(x), net(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(Incompatible, match="there.weight is the same tensor in there and back, and it cannot be cut for one"):
+        compact(Tied(), {"there.weight": torch.ones(6, 6, dtype=torch.bool)}, torch.zeros(1, 1, 2, 3))
+
+
+class Telling(nn.Module):
+    """Puts out logits, and more that is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.fc = between(nn.ReLU()), nn.Linear(3, 2)
+
+    def forward(self, x):
+        logits = self.fc(self.body(x).relu())
+        return {"logits": logits, "labels": logits.argmax(1), "sure": logits > 0, "names": None, "number": 2}
+
+
+def test_networks_that_put_out_more_than_one_tensor_are_cut_and_compared():
+    torch.manual_seed(0)
+    net, mask = Telling().eval(), {"body.0.weight": torch.ones(4, 1, 3, 3, dtype=torch.bool)}
+    mask["body.0.weight"][:2] = False
+    small = compact(net, mask, torch.zeros(1, 1, 10, 10)).net
+    net.load_state_dict(apply(net.state_dict(), mask))
+    x = torch.randn(5, 1, 10, 10)
+    assert len(small.body[0].weight) == 2
+    torch.testing.assert_close(small(x)["logits"], net(x)["logits"], rtol=1e-4, atol=1e-5)

@@ -270,7 +270,11 @@ def test_skipped_layers_are_not_prunable(skip, left):
 @pytest.mark.parametrize(
     ("what", "error", "message"),
     [
-        (What(weights, globally, layers=("conv",)), Incompatible, "no conv layer to prune.*what=weights_global"),
+        (
+            What(weights, globally, layers=("conv",)),
+            Incompatible,
+            "no conv layer to prune.*what=weights_global",
+        ),
         (What(weights, globally, layers=("dense",)), ConfigError, "what.layers=.*dense.*the kinds of layer are conv, linear"),
         (What(weights, globally, skip=("fc7",)), ConfigError, "no layer 'fc7'.*first, last, 0, 1"),
         (What(weights, globally, skip=("0", "1")), Incompatible, "leaves nothing to prune"),
@@ -355,3 +359,13 @@ def test_every_yaml_prunes_to_its_density_and_never_empties_a_layer_that_it_prot
     else:
         assert 0.18 * units < alive < 0.26 * units  # the output layer at half the rate keeps 0.2^0.47 = 47 %
     assert min(living_units(what, mask)) >= what.min_per_layer
+
+
+def test_a_layer_whose_name_reads_as_a_number_is_found_by_it_or_asked_for_in_quotes():
+    """The command line makes 0.1 of 0.10: the eleventh layer of a Sequential in a Sequential, and not the second."""
+    net = nn.Sequential(nn.Sequential(nn.Linear(2, 2), *(nn.ReLU() for _ in range(9)), nn.Linear(2, 2)))
+    assert What(weights, globally, skip=[0.10]).bind(net).names == ("0.0.weight",)
+    net[0][1] = nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match=r"what: 0.1 is 0.1 or 0.10: type it in quotes, as '0.10'"):
+        What(weights, globally, skip=[0.10]).bind(net)
+    assert What(weights, globally, skip=["0.10"]).bind(net).names == ("0.0.weight", "0.1.weight")
