@@ -141,7 +141,19 @@ def test_every_parameter_that_a_user_may_set_is_in_its_yaml(path, assemble):
         if node._target_.startswith("torch."):
             continue
         hidden = {key for key, parameter in parameters(node._target_).items() if parameter.default is not parameter.empty}
-        filled_in_by_the_run = {"names", "anchor", "plans", "parts", "network", "what", "own", "order", "ends", "untouched"}
+        filled_in_by_the_run = {
+            "names",
+            "anchor",
+            "plans",
+            "parts",
+            "network",
+            "what",
+            "own",
+            "order",
+            "ends",
+            "untouched",
+            "began",
+        }
         assert hidden - filled_in_by_the_run <= set(node) | {"known"}, node._target_
 
 
