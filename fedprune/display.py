@@ -102,35 +102,35 @@ def left_out_text(rows: Sequence[Mapping[str, float]]) -> str | None:
 
 
 class Live:
-    """Told of every round; shows the newest accuracy, density and bytes."""
+    """Told of every round; shows the newest value of the task's metric on test data, density and bytes."""
 
-    def __init__(self, rounds: int, done: int, progress: Progress | None):
-        self._rounds, self._progress, self._accuracy = rounds, progress, "-"
+    def __init__(self, rounds: int, done: int, progress: Progress | None, metric: str = "accuracy"):
+        self._rounds, self._progress, self._metric, self._value = rounds, progress, metric, "-"
         self._task = progress.add_task("", total=rounds, completed=done, facts="") if progress else None
         self._shown = time.monotonic()
 
     def round(self, metrics: Mapping[str, float]) -> None:
         """One round more."""
-        if "test/accuracy" in metrics:
-            self._accuracy = f"{100 * metrics['test/accuracy']:.1f} %"
-        facts = (
-            f"accuracy {self._accuracy}  density {metrics['density/weights']:.3g}  sent {amount(metrics['wire/total_bytes'])}"
-        )
+        value = metrics.get(f"test/{self._metric}")
+        if value is not None:
+            self._value = f"{100 * value:.1f} %" if self._metric.endswith("accuracy") else f"{value:.4g}"
+        shown = f"{self._metric.replace('_', ' ')} {self._value}"
+        facts = f"{shown}  density {metrics['density/weights']:.3g}  sent {amount(metrics['wire/total_bytes'])}"
         left_out = int(sum(metrics.get(name, 0) for name in LEFT_OUT))
         facts += f"  left out {left_out}" if left_out else ""
         done = int(metrics["round"]) + 1
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, facts=facts)
-        elif done == self._rounds or ("test/accuracy" in metrics and time.monotonic() - self._shown > 5):
+        elif done == self._rounds or (value is not None and time.monotonic() - self._shown > 5):
             self._shown = time.monotonic()
             console.print(f"round {done:>5}/{self._rounds}  {facts}  loss {metrics.get('train/loss', float('nan')):.3f}")
 
 
 @contextmanager
-def live(rounds: int, done: int) -> Iterator[Live]:
+def live(rounds: int, done: int, metric: str = "accuracy") -> Iterator[Live]:
     """A progress display in a terminal; in a log file, a line every few seconds and at the end."""
     if not console.is_terminal:
-        yield Live(rounds, done, None)
+        yield Live(rounds, done, None, metric)
         return
     columns = (
         TextColumn("round"),
@@ -140,4 +140,4 @@ def live(rounds: int, done: int) -> Iterator[Live]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        yield Live(rounds, done, progress)
+        yield Live(rounds, done, progress, metric)

@@ -129,7 +129,7 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
     with (
         employed(experiment.executor()) as executor,
         tracking.guarded(make(config.logger), f"logger={about['axes']['logger']}", folder, about) as logger,
-        display.live(rounds, done) as live,
+        display.live(rounds, done, experiment.task.metric) as live,
     ):
         loop = experiment.loop(executor)
         state = written = before or loop.start()
@@ -222,6 +222,7 @@ def _facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
         "examples": sum(sizes(experiment.clients.train)),
         "shape": list(experiment.dataset.shape),
         "classes": experiment.dataset.classes,
+        "metric": {"name": experiment.task.metric, "larger_is_better": experiment.task.larger_is_better},
         "begin": None if experiment.begin is None else {"density": density(experiment.begin.mask)},
     }
 

@@ -348,7 +348,7 @@ def test_a_criterion_of_ones_own_is_a_file_on_the_path_and_a_yaml(command, outpu
 
 
 def test_a_local_step_of_ones_own_is_a_subclass_named_in_the_configuration(command, outputs, monkeypatch, folder):
-    (outputs.parent / "my_task.py").write_text(
+    (outputs.parent / "smoothing_task.py").write_text(
         "import torch\nfrom fedprune.local.module import LocalModule\n\n\n"
         "class Smoothed(LocalModule):\n"
         "    def __init__(self, net, optimizer, smoothing):\n"
@@ -359,7 +359,7 @@ def test_a_local_step_of_ones_own_is_a_subclass_named_in_the_configuration(comma
         "        return {'loss': torch.nn.functional.cross_entropy(self.net(inputs), labels, label_smoothing=self.smoothing)}\n"
     )
     monkeypatch.syspath_prepend(outputs.parent)
-    result = command(*TINY, "local.module._target_=my_task.Smoothed", "+local.module.smoothing=0.9", "criterion=snip")
+    result = command(*TINY, "local.module._target_=smoothing_task.Smoothed", "+local.module.smoothing=0.9", "criterion=snip")
     assert result.rc == 0, result.text
     smoothed = json.loads((folder() / "summary.json").read_text())["metrics"]["train/loss"]
     assert command(*TINY, "criterion=snip", "name=plain").rc == 0

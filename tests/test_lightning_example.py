@@ -13,7 +13,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def test_the_readmes_module_logs_and_warms_up(command, outputs, folder, monkeypatch):
-    code = re.search(r"```python\n(# my_task.py\n.*?)```\n```sh\n.*(local\.module\S+)\n```", README.read_text(), re.DOTALL)
+    code = re.search(r"```python\n(# my_task.py\n.*?)```\n```sh\n.*?(local\.module\S+)\n```", README.read_text(), re.DOTALL)
     (outputs.parent / "my_task.py").write_text(code[1])
     monkeypatch.syspath_prepend(outputs.parent)
     result = command(*TINY, "logger=wandb", "executor=processes", "executor.workers=2", code[2])

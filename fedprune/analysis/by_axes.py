@@ -1,4 +1,5 @@
-"""A sweep over the taxonomy, seen whole: accuracy by what and criterion (rows), when and how_often (columns), and density.
+"""A sweep over the taxonomy, seen whole: the task's metric by what and criterion (rows), when and how_often (columns),
+and density.
 
 Only a sweep that varies all four axes, and nothing besides but the density, is seen like this: what else varied would be
 averaged away.
@@ -9,14 +10,13 @@ from __future__ import annotations
 import pandas as pd
 
 from fedprune.analysis.cells import varying
+from fedprune.analysis.metric import ACCURACY, Metric, metric_of
 from fedprune.analysis.order import rank
-from fedprune.analysis.tables import TEST, TEST_SD, markdown_lines
+from fedprune.analysis.tables import markdown_lines
 
 ROWS, COLUMNS, PANEL = ["what", "criterion"], ["when", "how_often"], "density"
 
-INTRODUCTION = (
-    "Test accuracy (%) at the end, mean ± sample standard deviation over seeds; – is a composition that means nothing.\n"
-)
+INTRODUCTION = "{} at the end, mean ± sample standard deviation over seeds; – is a composition that means nothing.\n"
 
 
 def over_taxonomy(runs: pd.DataFrame) -> bool:
@@ -25,19 +25,23 @@ def over_taxonomy(runs: pd.DataFrame) -> bool:
 
 
 def by_axes(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row per cell: density, what, criterion, when, how_often, seeds (done), test accuracy (%), its sd, refused.
+    """A row per cell: density, what, criterion, when, how_often, seeds (done), test accuracy (%) or the task's metric, its sd,
+    refused.
 
     refused: every run of the cell was skipped because the composition means nothing. A cell that has neither a result nor a
     refusal has failed or is not done. `runs`: from `analysis.load_runs`. Rows are in the order in which one would tell them.
     """
     cells = runs.groupby([PANEL, *ROWS, *COLUMNS], sort=False)
-    accuracy = runs["test/accuracy"].where(runs["status"] == "done") if "test/accuracy" in runs else pd.Series(dtype=float)
-    done = accuracy.astype(float).mul(100).reindex(runs.index).groupby([runs[c] for c in (PANEL, *ROWS, *COLUMNS)], sort=False)
+    metric = metric_of(runs)
+    test = metric.column("test")
+    values = runs[test].where(runs["status"] == "done") if test in runs else pd.Series(dtype=float)
+    values = values.astype(float).mul(metric.factor).reindex(runs.index)
+    done = values.groupby([runs[c] for c in (PANEL, *ROWS, *COLUMNS)], sort=False)
     table = pd.DataFrame(
         {
             "seeds": done.count(),
-            TEST: done.mean(),
-            TEST_SD: done.std(ddof=1),
+            metric.test: done.mean(),
+            metric.test_sd: done.std(ddof=1),
             "refused": cells["status"].agg(lambda statuses: bool((statuses == "skipped").all())),
         }
     ).reset_index()
@@ -53,11 +57,13 @@ def grid(table: pd.DataFrame, column: str) -> pd.DataFrame:
     )
 
 
-def axes_markdown(table: pd.DataFrame) -> str:
+def axes_markdown(table: pd.DataFrame, metric: Metric = ACCURACY) -> str:
     """What `by_axes` returns for reading: a table for each density; columns in which all is refused are left out."""
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION.format(metric.test[0].upper() + metric.test[1:])]
     for density, part in table.groupby(PANEL, sort=False):
-        texts = grid(part.assign(text=[_text(*row) for row in zip(*_measured(part), strict=True)]), "text").fillna("")
+        texts = grid(
+            part.assign(text=[_text(metric, *row) for row in zip(*_measured(part, metric), strict=True)]), "text"
+        ).fillna("")
         kept = texts.loc[:, (texts != REFUSED).any()]
         rows = [[*which, *kept.loc[which]] for which in kept.index]
         head, rules = [*ROWS, *(" · ".join(column) for column in kept)], ["---"] * 2 + ["---:"] * kept.shape[1]
@@ -68,14 +74,14 @@ def axes_markdown(table: pd.DataFrame) -> str:
 REFUSED = "–"
 
 
-def _measured(table: pd.DataFrame) -> list[pd.Series]:
-    return [table[column] for column in (TEST, TEST_SD, "seeds", "refused")]
+def _measured(table: pd.DataFrame, metric: Metric) -> list[pd.Series]:
+    return [table[column] for column in (metric.test, metric.test_sd, "seeds", "refused")]
 
 
-def _text(mean: float, sd: float, seeds: int, refused: bool) -> str:
+def _text(metric: Metric, mean: float, sd: float, seeds: int, refused: bool) -> str:
     if seeds == 0:
         return REFUSED if refused else "failed"
-    return f"{mean:.1f}" + (f" ± {sd:.1f}" if seeds > 1 else "")
+    return metric.spread(mean, sd)
 
 
 def _told(column: pd.Series) -> pd.Series:

@@ -6,39 +6,42 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from fedprune.analysis.tables import TEST, TEST_SD
+from fedprune.analysis.metric import LARGER, METRIC, Metric, metric_of
 from fedprune.identity import VOLATILE
 
-NOT_IDENTIFYING = {"run", "status", "reason", "seed", "round"}
+NOT_IDENTIFYING = {"run", "status", "reason", "seed", "round", METRIC, LARGER}
 
 # A run that was resumed with other workers stays in its cell: these tell cells apart only where nothing else does.
 CIRCUMSTANCES = {*VOLATILE, "data.root"}
 
 STATUSES = ("done", "unfinished", "failed", "skipped")
 
-# Column of the table: (metric, factor to the unit).
-COLUMNS = {
-    TEST: ("test/accuracy", 100),
-    "val accuracy (%)": ("val/accuracy", 100),
-    "client accuracy (%)": ("client/accuracy_mean", 100),
-    "client p10 (%)": ("client/accuracy_p10", 100),
+COSTS = {
     "density (%)": ("density/weights", 100),
     "sent up (MB)": ("total/up_bytes", 1e-6),
     "sent down (MB)": ("total/down_bytes", 1e-6),
     "training (GFLOPs)": ("total/flops", 1e-9),
     "time (s)": ("time/total_s", 1),
 }
+"""Columns of the table whatever the task: (metric, factor to the unit)."""
+
+
+def columns(metric: Metric) -> dict[str, tuple[str, float]]:
+    """Return the columns of the table: (metric, factor to the unit)."""
+    parts = {metric.head(part): (metric.column(part), metric.factor) for part in ("test", "val", "client")}
+    return parts | {f"client {metric.tail} ({metric.unit})": (metric.tail_column, metric.factor)} | COSTS
 
 
 def levels(rounds: pd.DataFrame) -> pd.DataFrame:
     """Of each run and each number of prune events done, the last round that was evaluated on test data.
 
-    This is accuracy as a function of density, the lottery-ticket curve: level 0 is the dense network, and an iterative run
-    has a level per prune event. A level that ended without an evaluation has no row.
+    This is accuracy, or what else the task is judged by, as a function of density, the lottery-ticket curve: level 0 is the
+    dense network, and an iterative run has a level per prune event. A level that ended without an evaluation has no row.
     """
-    if "test/accuracy" not in rounds:
+    test = metric_of(rounds).column("test")
+    if test not in rounds:
         return rounds.iloc[:0]
-    evaluated = rounds[rounds["test/accuracy"].notna()]
+    evaluated = rounds[rounds[test].notna()]
     return evaluated.drop_duplicates(["run", "prune/events"], keep="last").reset_index(drop=True)
 
 
@@ -58,13 +61,14 @@ def varying(frame: pd.DataFrame) -> list[str]:
 def table(runs_frame: pd.DataFrame) -> pd.DataFrame:
     """A row per cell: the varying columns (the name where nothing varies), means over the seeds that are done, status, reason.
 
-    The best test accuracy comes first; cells without a finished run are at the bottom, with their reason. `test sd (%)` is
+    The best on test data comes first; cells without a finished run are at the bottom, with their reason. `test sd (%)` is
     the sample standard deviation over seeds, NaN with one seed. MB are 10^6 bytes, sent over the whole run.
     """
-    by = varying(runs_frame) or ["name"]
-    rows = pd.DataFrame([_row(which, cell) for which, cell in _cells(runs_frame, by)])
+    by, metric = varying(runs_frame) or ["name"], metric_of(runs_frame)
+    rows = pd.DataFrame([_row(which, cell, metric) for which, cell in _cells(runs_frame, by)])
     rank = rows["status"].map(lambda status: next(i for i, known in enumerate(STATUSES) if known in status))
-    order = rows.assign(rank=rank).sort_values(["rank", TEST], ascending=[True, False], kind="stable").index
+    ascending = [True, not metric.larger_is_better]
+    order = rows.assign(rank=rank).sort_values(["rank", metric.test], ascending=ascending, kind="stable").index
     return rows.loc[order].reset_index(drop=True)
 
 
@@ -73,10 +77,11 @@ def _cells(frame: pd.DataFrame, by: list[str]) -> Iterator[tuple[dict[str, objec
         yield dict(zip(by, values, strict=True)), cell
 
 
-def _row(which: dict[str, object], cell: pd.DataFrame) -> dict[str, object]:
+def _row(which: dict[str, object], cell: pd.DataFrame, metric: Metric) -> dict[str, object]:
     done = cell[cell["status"] == "done"]
-    means = {column: _measured(done, metric).mean() * factor for column, (metric, factor) in COLUMNS.items()}
-    test = {TEST: means.pop(TEST), TEST_SD: _measured(done, "test/accuracy").std(ddof=1) * 100}
+    means = {column: _measured(done, name).mean() * factor for column, (name, factor) in columns(metric).items()}
+    sd = _measured(done, metric.column("test")).std(ddof=1) * metric.factor
+    test = {metric.test: means.pop(metric.test), metric.test_sd: sd}
     counts = {status: n for status in STATUSES if (n := int((cell["status"] == status).sum()))}
     status = ", ".join(f"{n} {status}" for status, n in counts.items()) if len(counts) > 1 else next(iter(counts))
     reason = "; ".join(dict.fromkeys(reason for reason in cell["reason"] if reason))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from fedprune.analysis.metric import metric_of
 from fedprune.errors import FedpruneError
 
 # Okabe and Ito's colours, which everybody tells apart; brown for their yellow, which vanishes on white.
@@ -25,14 +26,16 @@ LINES_IN_A_PANEL, PANELS = 8, 6
 
 
 def evaluated(frame: pd.DataFrame, x: str, by: list[str]) -> pd.DataFrame:
-    """The rows with a test accuracy and an `x`, cells in the order of their values, each with its label in `cell`.
+    """The rows with the task's metric on test data, and an `x`, cells in the order of their values, each with its label in
+    `cell`.
 
     Raises FedpruneError if there is none.
     """
-    for metric in ("test/accuracy", x):
+    test = metric_of(frame).column("test")
+    for metric in (test, x):
         if metric not in frame or frame[metric].isna().all():
             raise FedpruneError(f"nothing to draw: none of these runs has finished a round with a value of {metric}")
-    rows = frame[frame["test/accuracy"].notna() & frame[x].notna()]
+    rows = frame[frame[test].notna() & frame[x].notna()]
     rows = rows.sort_values(by, key=_sortable, kind="stable") if by else rows
     return rows.assign(cell=labels(rows, by))
 
@@ -56,10 +59,11 @@ def at_densities(rows: pd.DataFrame, by: list[str]) -> tuple[pd.DataFrame, list[
 
 
 def curve(rows: pd.DataFrame, point: str) -> pd.DataFrame:
-    """One line's points: x, mean and sample standard deviation (%; NaN with one seed) of accuracy, prune events done."""
-    points = rows.groupby(point)
-    accuracy = points["test/accuracy"]
-    values = {"x": points["x"].mean(), "mean": accuracy.mean() * 100, "sd": accuracy.std(ddof=1) * 100}
+    """One line's points: x, mean and sample standard deviation (in the metric's unit; NaN with one seed) on test data of what
+    the task is judged by, prune events done."""
+    points, metric = rows.groupby(point), metric_of(rows)
+    test = points[metric.column("test")]
+    values = {"x": points["x"].mean(), "mean": test.mean() * metric.factor, "sd": test.std(ddof=1) * metric.factor}
     return pd.DataFrame({**values, "events": points["prune/events"].mean()}).reset_index(drop=True)
 
 

@@ -1,4 +1,5 @@
-"""Accuracy against density, bytes and rounds, a line per cell; and saving figures. Heat maps are in heat_maps.py.
+"""The task's metric, such as accuracy, against density, bytes and rounds, a line per cell; and saving figures. Heat maps are in
+heat_maps.py.
 
 The frames are those of analysis.py, and `by` is its `varying(frame)`. A figure is a plain matplotlib `Figure`: it needs no
 screen and leaves nothing behind in pyplot. Lines are means over seeds, with one sample standard deviation around them.
@@ -19,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from fedprune.analysis.curves import Looks, at_densities, complete, curve, evaluated, labels, looks, panel_column, telling
+from fedprune.analysis.metric import metric_of
 
 SUFFIXES = (".png", ".svg")
 
@@ -112,7 +114,7 @@ def _chart(rows: pd.DataFrame, by: list[str], point: str, draw: DrawLine, xlabel
             axes.set_title(": ".join([*split, title]))
             for line, mine in panel.groupby("line", sort=False):
                 draw(axes, curve(mine, point), styles[line])
-        figure.supylabel("test accuracy (%)")
+        figure.supylabel(metric_of(rows).axis("test"))
         for axes in grid:
             axes.set_xlabel(xlabel if axes.xaxis.get_tick_params().get("labelbottom", True) else "")
     return figure

@@ -10,51 +10,52 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from fedprune.analysis.by_method import front
 from fedprune.analysis.figures import STYLE
+from fedprune.analysis.metric import ACCURACY, Metric
 from fedprune.errors import FedpruneError
 from fedprune.folders import METHOD
 
-ACCURACY = "client accuracy (%)"
 COLORS = {True: "C0", False: "0.45"}  # of those who are not beaten, and of the others
 LINE = 0.036  # the height of a name, of a panel's
 
 
-def accuracy_bytes_methods(table: pd.DataFrame) -> Figure:
-    """Client accuracy (%) against megabytes sent in the whole run (log), a panel per density, the front as a line.
+def accuracy_bytes_methods(table: pd.DataFrame, metric: Metric = ACCURACY) -> Figure:
+    """Client accuracy (%), or what else the task is judged by, against megabytes sent in the whole run (log), a panel per
+    density, the front as a line.
 
     `table` is what `by_method` returns; bars are sample standard deviations over seeds. Raises FedpruneError if it is empty.
     """
-    if table.empty or table[ACCURACY].isna().all():
-        raise FedpruneError("nothing to draw: none of these runs has finished with an accuracy of clients")
+    if table.empty or table[metric.head("client")].isna().all():
+        raise FedpruneError(f"nothing to draw: none of these runs has finished with a value of {metric.column('client')}")
     panels = list(table.groupby("density", sort=False))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (density, part) in zip(row, panels, strict=True):
             axes.set_title(f"density {density:.10g}")
-            _panel(axes, part.assign(sent=part["up (MB)"] + part["down (MB)"]))
+            _panel(axes, part.assign(sent=part["up (MB)"] + part["down (MB)"]), metric)
         figure.supxlabel("sent up and down in the whole run (MB)")
-        row[0].set_ylabel("accuracy of the mean client (%)")
+        row[0].set_ylabel(f"{metric.words} of the mean client{' (%)' * metric.percent}")
     return figure
 
 
-def _panel(axes: Axes, part: pd.DataFrame) -> None:
-    best = front(part)
+def _panel(axes: Axes, part: pd.DataFrame, metric: Metric) -> None:
+    best, judged = front(part, metric), metric.head("client")
     for unbeaten, points in part.groupby(best):
         color = COLORS[bool(unbeaten)]
-        axes.errorbar(points["sent"], points[ACCURACY], points[f"{ACCURACY} sd"], fmt="o", color=color, elinewidth=0.7)
+        axes.errorbar(points["sent"], points[judged], points[f"{judged} sd"], fmt="o", color=color, elinewidth=0.7)
     line = part[best].sort_values("sent")
-    axes.plot(line["sent"], line[ACCURACY], color=COLORS[True], linewidth=0.8, drawstyle="steps-post", zorder=0)
+    axes.plot(line["sent"], line[judged], color=COLORS[True], linewidth=0.8, drawstyle="steps-post", zorder=0)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.10g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.05)
-    _name(axes, part.assign(unbeaten=best).sort_values(ACCURACY))
+    _name(axes, part.assign(unbeaten=best).sort_values(judged), judged)
 
 
-def _name(axes: Axes, points: pd.DataFrame) -> None:
-    """The methods' names beside the panel, in the order of their accuracy, each with a line to its point."""
-    heights = apart(axes.transLimits.transform([(1.0, y) for y in points[ACCURACY]])[:, 1].tolist(), LINE)
+def _name(axes: Axes, points: pd.DataFrame, judged: str) -> None:
+    """The methods' names beside the panel, in the order of what they come to, each with a line to its point."""
+    heights = apart(axes.transLimits.transform([(1.0, y) for y in points[judged]])[:, 1].tolist(), LINE)
     for row, height in zip(points.to_dict("records"), heights, strict=True):
         color = COLORS[bool(row["unbeaten"])]
         lead = {
@@ -66,7 +67,7 @@ def _name(axes: Axes, points: pd.DataFrame) -> None:
             "shrinkA": 0,
             "shrinkB": 2,
         }
-        point = row["sent"], row[ACCURACY]
+        point = row["sent"], row[judged]
         text = axes.annotate(row[METHOD], point, (1.04, height), textcoords="axes fraction", arrowprops=lead)
         text.set(va="center", fontsize=6.5, color=color, annotation_clip=False)
 

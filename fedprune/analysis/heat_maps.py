@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from fedprune.analysis.by_axes import grid
 from fedprune.analysis.curves import evaluated, labels, telling
 from fedprune.analysis.figures import STYLE
-from fedprune.analysis.tables import TEST
+from fedprune.analysis.metric import ACCURACY, Metric
 from fedprune.data.client import label_histogram as histogram_of
 from fedprune.data.client import load_partition
 from fedprune.errors import FedpruneError
@@ -24,37 +24,38 @@ from fedprune.errors import FedpruneError
 MAP_STYLE = STYLE | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}
 
 
-def accuracy_taxonomy(table: pd.DataFrame) -> Figure:
-    """Test accuracy (%, mean over seeds) of what and criterion x when and how_often, a panel per density, dense first.
+def accuracy_taxonomy(table: pd.DataFrame, metric: Metric = ACCURACY) -> Figure:
+    """Test accuracy (%, mean over seeds), or what else the task is judged by, of what and criterion x when and how_often, a
+    panel per density, dense first.
 
     `table` is what `analysis.by_axes` returns. Compositions that mean nothing are hatched; what failed is blank. Raises
     FedpruneError if there is nothing to draw.
     """
-    if table[TEST].isna().all():
-        raise FedpruneError("nothing to draw: none of these runs has finished with a test accuracy")
+    test = metric.test
+    if table[test].isna().all():
+        raise FedpruneError(f"nothing to draw: none of these runs has finished with a value of {metric.column('test')}")
     panels = [(density, part) for density, part in table.groupby("density", sort=False)]
-    shape = grid(panels[0][1], TEST).shape
+    shape = grid(panels[0][1], test).shape
     with matplotlib.rc_context(MAP_STYLE):
         size = (1.9 + len(panels) * (0.2 + 0.3 * shape[1]), 1.6 + 0.19 * shape[0])
         figure = Figure(figsize=size, layout="constrained")
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (density, part) in zip(row, panels, strict=True):
             axes.set_title(f"{100 * density:.10g} % of the units alive")
-            shown = _taxonomy_panel(axes, part, table[TEST].min(), table[TEST].max())
-        figure.colorbar(shown, ax=row, label="test accuracy (%)", fraction=0.02, pad=0.01)
+            shown = _taxonomy_panel(axes, part, metric, table[test].min(), table[test].max())
+        figure.colorbar(shown, ax=row, label=metric.axis("test"), fraction=0.02, pad=0.01)
     return figure
 
 
-def _taxonomy_panel(axes: Axes, part: pd.DataFrame, least: float, most: float) -> AxesImage:
-    means, refused = grid(part, TEST), grid(part, "refused") == True  # noqa: E712 (a cell that is not there is not refused)
+def _taxonomy_panel(axes: Axes, part: pd.DataFrame, metric: Metric, least: float, most: float) -> AxesImage:
+    means, refused = grid(part, metric.test), grid(part, "refused") == True  # noqa: E712 (a cell that is not there is not refused)
     shown = axes.imshow(means, aspect="auto", cmap="viridis", vmin=least, vmax=most, interpolation="nearest")
     for y, x in np.argwhere(refused.to_numpy()):
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.93", edgecolor="0.75", hatch="////", linewidth=0))
     for y, x in np.argwhere(means.notna().to_numpy()):
         mean = means.iat[y, x]
-        axes.text(
-            x, y, f"{mean:.0f}", ha="center", va="center", fontsize=6, color="black" if mean > (least + most) / 2 else "white"
-        )
+        number = f"{mean:.0f}" if metric.percent else f"{mean:.2g}"
+        axes.text(x, y, number, ha="center", va="center", fontsize=6, color="black" if mean > (least + most) / 2 else "white")
     for labels_of, line in ((means.index, axes.axhline), (means.columns, axes.axvline)):
         first = labels_of.get_level_values(0)
         for at in np.flatnonzero(first[1:] != first[:-1]):

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from fedprune.analysis.metric import LARGER, METRIC
 from fedprune.errors import FedpruneError
 from fedprune.tracking import read_metrics
 
@@ -39,8 +40,9 @@ def find_runs(folder: Path | str) -> list[Path]:
 
 
 def load_runs(runs: Runs) -> pd.DataFrame:
-    """A row per run: run (folder), status (done, failed, skipped, unfinished), reason, name, axes, density, swept keys, seed,
-    the last round's metrics, and the sums over all rounds `total/up_bytes`, `total/down_bytes`, `total/flops`.
+    """A row per run: run (folder), status (done, failed, skipped, unfinished), reason, name, axes, density, metric and
+    larger_is_better (what it is judged by), swept keys, seed, the last round's metrics, and the sums over all rounds
+    `total/up_bytes`, `total/down_bytes`, `total/flops`.
 
     Densities and accuracies are fractions, times are seconds. Raises FedpruneError for a folder without runs and for damaged
     files.
@@ -76,10 +78,11 @@ def _identities(runs: Runs) -> list[dict[str, Any]]:
 
 def _identity(folder: Path, about: dict[str, Any], axes: Iterable[str], keys: Iterable[str]) -> dict[str, Any]:
     status, reason = _status(folder, about)
+    told = about.get("metric") or ({"name": "accuracy", "larger_is_better": True} if "plan" in about else {})
     return {
         **{"run": str(folder), "status": status, "reason": reason, "name": about["name"]},
         **{_column(axis): about["axes"].get(axis, UNSET) for axis in axes},
-        **{"density": about.get("density")},
+        **{"density": about.get("density"), METRIC: told.get("name"), LARGER: told.get("larger_is_better")},
         **{_column(key): _configured(about, key) for key in keys},
         **{"seed": about["seed"]},
     }

@@ -5,6 +5,8 @@ A measured column is one with its unit in brackets; all others say which cell a 
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 from rich import box
 from rich.console import Console, Group
@@ -12,18 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-TEST, TEST_SD = "test accuracy (%)", "test sd (%)"
-
-# What a narrow terminal has to do without, first things first.
-DISPENSABLE = (
-    "val accuracy (%)",
-    "client accuracy (%)",
-    "training (GFLOPs)",
-    "client p10 (%)",
-    "time (s)",
-    "sent down (MB)",
-    "seeds",
-)
+DISPENSABLE = (r"val .*\(", r"client (?!p\d).*\(", r"training \(", r"client p\d+ \(", r"time \(", r"sent down \(", "seeds$")
+"""What a narrow terminal has to do without, first things first: how its columns begin."""
 
 
 def markdown(results: pd.DataFrame) -> str:
@@ -44,7 +36,7 @@ def show(results: pd.DataFrame, console: Console | None = None) -> Group:
     A terminal that is too narrow gets fewer columns, and the names of those left out; a file or a pipe gets them all.
     """
     console = console or Console()
-    missing = [column for column in DISPENSABLE if column in results]
+    missing = [column for pattern in DISPENSABLE for column in results if re.match(pattern, column)]
     shown = _rich(results)
     left_out: list[str] = []
     while console.is_terminal and missing and (shown.width or 0) > console.width:
@@ -69,8 +61,10 @@ def _rich(results: pd.DataFrame) -> Table:
 def _with_spread(results: pd.DataFrame) -> pd.DataFrame:
     """All cells as texts, columns without any left out; the standard deviation joins the mean."""
     texts = pd.DataFrame(_texts(results), columns=list(results))
-    spread = texts.pop(TEST_SD)
-    texts[TEST] += spread.where(spread == "", " ± " + spread)
+    place = next(number for number, column in enumerate(texts) if column.startswith("test sd ("))
+    test, sd = texts.columns[place - 1 : place + 1]
+    spread = texts.pop(sd)
+    texts[test] += spread.where(spread == "", " ± " + spread)
     return texts.loc[:, (texts != "").any()]
 
 
@@ -100,4 +94,6 @@ def _text(value: object, column: str) -> str:
         return str(value)
     if column.endswith("(%)"):
         return f"{value:.2f}"
+    if column.endswith(("(↑)", "(↓)")):
+        return f"{value:.4g}"
     return f"{value:.10g}" if "(" not in column else f"{value:.0f}" if value >= 100 else f"{value:#.3g}"

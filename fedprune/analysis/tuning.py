@@ -9,10 +9,9 @@ from __future__ import annotations
 import pandas as pd
 
 from fedprune.analysis.cells import varying
+from fedprune.analysis.metric import Metric, metric_of
 from fedprune.analysis.tables import markdown_lines
 from fedprune.folders import METHOD
-
-VALIDATION = "val/accuracy"
 
 
 def settings(runs: pd.DataFrame) -> list[str]:
@@ -22,12 +21,14 @@ def settings(runs: pd.DataFrame) -> list[str]:
 
 
 def tried(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row per density and method, a column per setting: validation accuracy in %, mean over the seeds that are done.
+    """A row per density and method, a column per setting: what the task is judged by on validation data (accuracy in %), mean
+    over the seeds that are done.
 
     Methods are in the order of the runs; a setting that no run of a method finished is NaN.
     """
-    percent, labels = runs[VALIDATION].where(runs["status"] == "done").astype(float) * 100, _labels(runs, settings(runs))
-    table = percent.groupby([runs["density"], runs[METHOD], labels], sort=False).mean().unstack(sort=False)
+    metric, labels = metric_of(runs), _labels(runs, settings(runs))
+    values = runs[metric.column("val")].where(runs["status"] == "done").astype(float) * metric.factor
+    table = values.groupby([runs["density"], runs[METHOD], labels], sort=False).mean().unstack(sort=False)
     return table[list(dict.fromkeys(labels))]
 
 
@@ -36,18 +37,20 @@ def tuned(runs: pd.DataFrame) -> pd.DataFrame:
     by = settings(runs)
     if not by:
         return runs
-    best = tried(runs).dropna(how="all").idxmax(axis=1)
+    best = metric_of(runs).best(tried(runs).dropna(how="all"))
     keys = pd.MultiIndex.from_frame(runs[["density", METHOD]])
     return runs[_labels(runs, by).to_numpy() == best.reindex(keys).to_numpy()]
 
 
 def tuning_markdown(runs: pd.DataFrame) -> str:
     """What was tried, for reading: a table for each density, the setting that `tuned` takes in bold."""
-    parts = [f"Validation accuracy (%), mean over seeds, by {', '.join(settings(runs))}. **Bold**: the best, which is taken.\n"]
+    metric = metric_of(runs)
+    judged = metric.head("validation").capitalize()
+    parts = [f"{judged}, mean over seeds, by {', '.join(settings(runs))}. **Bold**: the best, which is taken.\n"]
     for density, part in tried(runs).groupby(level="density", sort=False):
-        best = part.dropna(how="all").idxmax(axis=1)
+        best = metric.best(part.dropna(how="all"))
         rows = [
-            [str(key[1]), *(_text(value, best.get(key) == column) for column, value in values.items())]
+            [str(key[1]), *(_text(metric, value, best.get(key) == column) for column, value in values.items())]
             for key, values in part.iterrows()
         ]
         head = ["method", *part.columns]
@@ -60,7 +63,7 @@ def _labels(runs: pd.DataFrame, by: list[str]) -> pd.Series:
     return runs[by].astype(str).agg(", ".join, axis=1)
 
 
-def _text(value: float, best: bool) -> str:
+def _text(metric: Metric, value: float, best: bool) -> str:
     if pd.isna(value):
         return ""
-    return f"**{value:.1f}**" if best else f"{value:.1f}"
+    return f"**{metric.text(value)}**" if best else metric.text(value)

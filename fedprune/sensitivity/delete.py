@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from fedprune.analysis.metric import LARGER, METRIC
 from fedprune.build import build
 from fedprune.checkpoint import load_state
 from fedprune.errors import DataError, Incompatible
@@ -156,6 +157,8 @@ def _row(
     dense: Mapping[str, float],
     predicted: float | None,
 ) -> dict[str, Any]:
-    which = {"run": str(run.folder), "seed": run.experiment.config.seed, "criterion": criterion, "layer": layer}
+    task = run.experiment.task
+    which = {"run": str(run.folder), "seed": run.experiment.config.seed, METRIC: task.metric, LARGER: task.larger_is_better}
+    which |= {"criterion": criterion, "layer": layer}
     increase = outcome["train/loss"] - dense["train/loss"]
     return which | {"density": density, "entries": count(mask), "increase": increase, "predicted": predicted, **outcome}

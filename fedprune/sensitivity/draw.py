@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedprune.analysis.figures import STYLE
+from fedprune.analysis.metric import metric_of
 from fedprune.sensitivity.delete import ALL
 
 
@@ -27,28 +28,30 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(rows: pd.DataFrame) -> Figure:
-    """Increase of the training loss (left; dashed: predicted) and validation accuracy (right) against what is deleted (%)."""
+    """Increase of the training loss (left; dashed: predicted) and what the task is judged by on validation data (right),
+    such as accuracy, against what is deleted (%)."""
+    metric = metric_of(rows)
+    validation = metric.column("val")
     with matplotlib.rc_context(STYLE):
         drawn = Figure(figsize=(7.2, 2.9), layout="constrained")
-        loss, accuracy = drawn.subplots(1, 2)
+        loss, judged = drawn.subplots(1, 2)
         cells = list(rows.groupby(["criterion", "layer"], sort=False))
         for number, ((criterion, layer), cell) in enumerate(cells):
-            look = {"color": f"C{number % 10}", "label": criterion if layer == ALL else f"{criterion}, {layer}"}
+            look: dict[str, Any] = {"color": f"C{number % 10}", "label": criterion if layer == ALL else f"{criterion}, {layer}"}
             _line(loss, cell, "increase", marker="o", **look)
             if cell["predicted"].notna().any():
                 _line(loss, cell, "predicted", linestyle="--", color=look["color"])
-            if "val/accuracy" in cell:
-                _line(accuracy, cell, "val/accuracy", marker="o", **look)
+            if validation in cell:
+                _line(judged, cell, validation, metric.factor, marker="o", **look)
         positive = rows.loc[rows["increase"] > 0, "increase"]
         loss.set_yscale("symlog", linthresh=max(float(positive.quantile(0.1)), 1e-4) if len(positive) else 1e-3)
         loss.set(xlabel="deleted (%)", ylabel="rise of the training loss (dashed: predicted)", ylim=(0, None))
-        accuracy.set(xlabel="deleted (%)", ylabel="validation accuracy (%)")
-        accuracy.legend(loc="lower left")
+        judged.set(xlabel="deleted (%)", ylabel=metric.axis("validation"))
+        judged.legend(loc="lower left" if metric.larger_is_better else "upper left")
     return drawn
 
 
-def _line(axes: Axes, cell: pd.DataFrame, column: str, **look: Any) -> None:
-    factor = 100 if column.endswith("accuracy") else 1
+def _line(axes: Axes, cell: pd.DataFrame, column: str, factor: float = 1, **look: Any) -> None:
     grouped = (cell[column].astype(float) * factor).groupby(100 * (1 - cell["density"]))
     mean, spread = grouped.mean(), grouped.std(ddof=1).fillna(0)
     axes.plot(mean.index, mean, **look)
