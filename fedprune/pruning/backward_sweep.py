@@ -58,9 +58,7 @@ def hessian_sweep(module: nn.Module, params: Params, names: tuple[str, ...], bat
             values.append(step.run(values[-1], tensors))
         slopes = len(batch[0]) * torch.func.grad(lambda z: loss_of_outputs(module, z, batch))(values[-1])
         curvatures = loss_hessian(module, values[-1], batch).diagonal(dim1=1, dim2=2)
-        found: Params = {}
-        for name, at_weights in _backward(steps, values, slopes, curvatures, tensors):  # two of a layer that runs twice
-            found[name] = found[name] + at_weights if name in found else at_weights
+        found = dict(_backward(steps, values, slopes, curvatures, tensors))
         return {name: found[name] for name in names if name in found}
 
     return over_examples(swept, gathered(batches), wanted)

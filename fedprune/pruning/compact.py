@@ -160,21 +160,24 @@ def _mask(work: Work, mask: Mask) -> Mask:
     }
 
 
-def _apart(one: Tensor, other: Tensor) -> float:
-    """Return the largest difference, relative to the largest number if that is above 1."""
-    return float((one - other).abs().max() / one.abs().max().clamp_min(1))
-
-
 def _compare(masked: nn.Module, smaller: nn.Module, example: Tensor) -> None:
-    """Raise Incompatible unless both give the same, on random inputs."""
+    """Raise Incompatible unless both give the same, on random inputs: also of the other sign, and on large ones, by which a
+    forward may go another way."""
     x = torch.randn(example.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(example.device)
     name = type(masked).__name__
+    nets = [copy.deepcopy(net).double().eval() for net in (masked, smaller)]
     with torch.no_grad():
         try:
-            pairs = [tensors_in(copy.deepcopy(net).double().eval()(x)) for net in (masked, smaller)]
-            differ = max(_apart(a.double(), b.double()) for a, b in zip(*pairs, strict=True))
+            differ = max(_difference(nets[0], nets[1], factor * x) for factor in (1, -1, 10))
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise Incompatible(f"{name} cannot be made smaller: its forward counts on fixed widths ({reason})") from error
     if not differ <= TOLERANCE:
         raise Incompatible(f"{name} cannot be made smaller: its outputs would differ by {differ:.2g}; keep it masked")
+
+
+def _difference(masked: nn.Module, smaller: nn.Module, x: Tensor) -> float:
+    """Return how far apart their outputs are, relative to the largest of each tensor that is above 1."""
+    outputs = zip(tensors_in(masked(x)), tensors_in(smaller(x)), strict=True)
+    pairs = [(a.double(), b.double()) for a, b in outputs]
+    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1)) for a, b in pairs)

@@ -521,3 +521,34 @@ def test_so_is_what_does_not_pay(monkeypatch):
 )
 def test_regularisers_that_do_nothing_are_silent(regularisers: tuple[Regulariser, ...], expected):
     assert silent(regularisers) == expected
+
+
+class Branches(nn.Module):
+    """Two branches of one stem, brought together somehow; a dead unit of the stem gives a half."""
+
+    def __init__(self, together: Callable) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.fc = nn.Linear(8, 8), nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(6, 10)
+        self.together = together
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.sigmoid(self.stem(x))
+        return self.fc(self.together(F.relu(self.a(y)), self.b(y)))
+
+
+BRANCHES: dict[str, Callable] = {
+    "difference": torch.sub,
+    "gate": lambda a, b: a * torch.sigmoid(b),
+    "quotient": lambda a, b: a / (1 + b.exp()),
+    "concatenation": lambda a, b: torch.cat([a[:, :3], b[:, 3:]], 1),
+    "softmax": lambda a, b: torch.softmax(a, 1) * b,
+    "statistics": lambda a, b: F.layer_norm(a, (6,)) * b,
+    "other branch": lambda a, b: torch.where(b > 0, a, -1),
+}
+
+
+@pytest.mark.parametrize("kind", [rows, entries])
+@pytest.mark.parametrize("name", BRANCHES)
+def test_branches_that_come_together_are_trained_smaller_with_the_same_result(name, kind, monkeypatch):
+    monkeypatch.setitem(NETS, name, (lambda shape, classes: Branches(BRANCHES[name]), (8,)))
+    both(name, kind, optimizer=DECAY)

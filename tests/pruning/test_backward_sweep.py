@@ -141,13 +141,3 @@ class Ends(nn.Module):
 
 def test_a_chain_has_to_end_with_what_the_network_puts_out():
     assert unswept(Ends()) == ["the outputs of Ends, which are not what its last operation gives"]
-
-
-def test_a_layer_that_runs_twice_has_the_sum_of_both_parts():
-    # z = w (w x), w = 0.5, x = 2, E = (z - y)^2 / 2: h_z = 1; of the outer w it is (w x)^2 = 1, of the inner one
-    # x^2 w^2 h_z = 1: 2 in all. (What couples the two is neglected, as everything off the diagonal is.)
-    layer = nn.Linear(1, 1, bias=False)
-    module = Squares(nn.Sequential(layer, layer), SGD)
-    batches = [(torch.tensor([[2.0]]), torch.tensor([[1.0]]))]
-    found = hessian_sweep(module, {"0.weight": torch.tensor([[0.5]])}, ("0.weight",), batches)
-    assert float(found["0.weight"]) == pytest.approx(2.0)

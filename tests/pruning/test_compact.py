@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -514,3 +515,63 @@ def test_networks_that_put_out_more_than_one_tensor_are_cut_and_compared():
     x = torch.randn(5, 1, 10, 10)
     assert len(small.body[0].weight) == 2
     torch.testing.assert_close(small(x)["logits"], net(x)["logits"], rtol=1e-4, atol=1e-5)
+
+
+class Branches(nn.Module):
+    """Two branches of one stem, brought together somehow."""
+
+    def __init__(self, together: Callable) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.fc = (nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(6, 3))
+        self.together = together
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.sigmoid(self.stem(x))  # a dead unit gives other than 0
+        return self.fc(self.together(F.relu(self.a(y)), self.b(y)))
+
+
+BRANCHES: dict[str, Callable] = {
+    "sum": torch.add,
+    "difference": torch.sub,
+    "product": torch.mul,
+    "gate": lambda a, b: a * torch.sigmoid(b),
+    "quotient": lambda a, b: a / (1 + b.exp()),
+    "larger": torch.maximum,
+    "concatenation": lambda a, b: torch.cat([a[:, :3], b[:, 3:]], 1),
+    "softmax": lambda a, b: torch.softmax(a, 1) * b,
+    "length": lambda a, b: F.normalize(a) - b,
+    "statistics": lambda a, b: F.layer_norm(a, a.shape[1:]) * b,
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_branches_are_made_smaller_with_the_same_outputs_or_not_at_all(name):
+    smaller = 0
+    for seed in range(4):
+        torch.manual_seed(seed)
+        net = shaken(Branches(BRANCHES[name]), seed).eval()
+        mask = random_mask(net, 0.5, torch.Generator().manual_seed(seed))
+        try:
+            smaller += sum(p.numel() for p in same(net, mask, (5,)).net.parameters()) < sum(p.numel() for p in net.parameters())
+        except Incompatible:
+            assert name in ("concatenation", "softmax", "length", "statistics")
+    assert smaller or name in ("concatenation", "softmax", "length", "statistics")
+
+
+class ByTheSign(nn.Module):
+    """Which layer comes next depends on the input."""
+
+    def __init__(self, sign: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3, self.sign = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3), sign
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc1(x)
+        return self.fc2(y) if self.sign * x.sum() > 0 else self.fc3(y)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_forward_that_goes_another_way_for_other_inputs_is_not_made_smaller(sign):
+    net = ByTheSign(sign)
+    with pytest.raises(Incompatible, match="ByTheSign cannot be made smaller"):
+        compact(net, dead(net, {"fc1": [1, 2]}), torch.zeros(2, 4))  # on zeros it is fc3's turn
