@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedprune.local.module import LocalModule
+
 
 class Strided(nn.Sequential):
     """Two convolutions whose strides are in no tensor's shape, like the activation; `block` is a dict."""
@@ -155,3 +157,31 @@ class Uncalled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(x.flatten(1))
+
+
+class Telling(OnePath):
+    """Puts out a dict: logits, features and a text."""
+
+    def forward(self, x: Tensor) -> dict[str, object]:  # type: ignore[override]
+        features = self.body(x).flatten(1)
+        return {"logits": self.fc(features), "features": features, "text": "seen"}
+
+
+class OfLogits(LocalModule):
+    """Classification by one of the outputs of a dict."""
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(self.net(batch[0])["logits"], batch[1], "mean")
+
+    def outcome(self, batch):
+        logits = self.net(batch[0])["logits"]
+        return self.loss(logits, batch[1], "none"), logits.argmax(1) == batch[1]
+
+
+class OfMany(OfLogits):
+    """A step that takes no fewer than three examples."""
+
+    def training_step(self, batch, batch_idx):
+        if len(batch[0]) < 3:
+            raise ValueError("three examples at least")
+        return super().training_step(batch, batch_idx)
