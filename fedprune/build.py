@@ -44,6 +44,7 @@ from fedprune.precision import FUSED, asks_for_fused
 from fedprune.pruning.adjust import layer_times
 from fedprune.pruning.criterion import Adjusted, Criterion
 from fedprune.pruning.cycle import Axes
+from fedprune.pruning.evidence import FROM_DATA
 from fedprune.pruning.layer_order import traced
 from fedprune.pruning.network import Network
 from fedprune.pruning.what import prunable
@@ -106,8 +107,13 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     regularisers = tuple(one.told(order) for one in (*added, *work.regularisers))
     problems.add(check.evidence(criterion, names))
     problems.stop_if_any()
+    recipe = replace(recipe, smallest=problems.attempt(check.smallest, module, recipe, dataset) or 1)
+    measures = bool(plan.events) and bool(check.evidence_of(criterion) & set(FROM_DATA))
+    of_clients = sizes(clients.train)
+    problems.add(check.sizes_of_batches(module, recipe, dataset, of_clients, options["partition"], options["where"], measures))
+    problems.stop_if_any()
     problems.attempt(_tried, config, dataset, clients, recipe, criterion)
-    options["fates"] = options["availability"](config.seed, [recipe.batches(examples) for examples in sizes(clients.train)])
+    options["fates"] = options["availability"](config.seed, [recipe.batches(examples) for examples in of_clients])
     problems.add(check.outcomes(plan, options["whose"], names))
     problems.add(check.gate(plan, task, names) + check.bounds(plan, task, names))
     problems.add_incompatible(check.of_classes(task, plan, criterion, options["whose"], config.local.dropout, names))
@@ -275,7 +281,7 @@ def _tried(config: DictConfig, dataset: Dataset, clients: Clients, recipe: Recip
         return
     client, examples = next((pair for pair in enumerate(sizes(clients.train)) if pair[1]), (0, 0))
     planned = Planned(recipe.batches_of_a_pass(examples), recipe.batches(examples))
-    batches = Batches(dataset, clients, module.device).of(clients.train[client], recipe.batch_size)
+    batches = Batches(dataset, clients, module.device).of(clients.train[client], recipe.batch_size, recipe.smallest)
     check.module.first_step(module, recipe, next(batches), planned, client)
     check.module.replayed(module, criterion)
 

@@ -154,7 +154,7 @@ def _answering(experiment: Experiment, config: Any) -> float:
 
 def _examples(experiment: Experiment, config: Any) -> float:
     """How many examples a cohort trains on in a round, on average."""
-    local, trained = config.local, sizes(experiment.clients.train)
+    local, trained = config.local, [experiment.recipe.examples_of_a_pass(number) for number in sizes(experiment.clients.train)]
     per_client = local.steps * local.batch_size if local.steps else local.epochs * sum(trained) / len(trained)
     return config.federated.cohort * per_client
 

@@ -44,6 +44,7 @@ class Local:
     epochs: int | None = 1
     steps: int | None = None
     batch_size: int = 32
+    drop_last: bool = False
     lr_decay: float = 1.0
     clip_norm: float | None = None
     proximal_mu: float = 0.0

@@ -1,7 +1,17 @@
 """What is wrong with a configuration: everything at once, before the first batch, each with what to type instead."""
 
 from fedprune.check import module
-from fedprune.check.axes import blocks, composition, min_per_layer, obstacles, of_single_weights, scope, whole_units
+from fedprune.check.axes import (
+    blocks,
+    composition,
+    evidence_of,
+    min_per_layer,
+    obstacles,
+    of_single_weights,
+    scope,
+    whole_units,
+)
+from fedprune.check.batches import sizes_of_batches, smallest
 from fedprune.check.clients import (
     aggregate,
     answers,
@@ -30,6 +40,7 @@ __all__ = [
     "composition",
     "data",
     "evidence",
+    "evidence_of",
     "executor",
     "feedback",
     "gate",
@@ -49,6 +60,8 @@ __all__ = [
     "regrown",
     "rehearsal",
     "scope",
+    "sizes_of_batches",
+    "smallest",
     "task",
     "validation",
     "whole_units",

@@ -53,17 +53,35 @@ class Batches:
     clients: Clients
     device: torch.device
 
-    def of(self, indices: Tensor, size: int) -> Iterator[Batch]:
-        """These examples of the training pool, in this order."""
-        return self._gathered(self.dataset.x, self.dataset.y, indices, size)
+    def of(self, indices: Tensor, size: int, smallest: int = 1) -> Iterator[Batch]:
+        """These examples of the training pool, in this order. Fewer than `smallest` at the end join the batch before them."""
+        rest = len(indices) % size
+        if not 0 < rest < smallest or len(indices) < size:
+            return self._gathered(self.dataset.x, self.dataset.y, indices, size)
+        last = size + rest
+        parts = [(indices[:-last], size), (indices[-last:], last)]
+        gathered = (self._gathered(self.dataset.x, self.dataset.y, part, of) for part, of in parts if len(part))
+        return itertools.chain.from_iterable(gathered)
 
     def shuffled(
-        self, indices: Tensor, size: int, epochs: int | None, steps: int | None, generator: torch.Generator
+        self,
+        indices: Tensor,
+        size: int,
+        epochs: int | None,
+        steps: int | None,
+        generator: torch.Generator,
+        smallest: int = 1,
+        drop_last: bool = False,
     ) -> Iterator[Batch]:
-        """`epochs` passes, or `steps` batches of as many passes as needed; each pass in a new order."""
+        """`epochs` passes, or `steps` batches of as many passes as needed; each pass in a new order.
+
+        drop_last: whether the last batch of a pass is left out if it is smaller than the others.
+        """
         passes = itertools.count() if epochs is None else range(epochs)
-        orders = (indices[torch.randperm(len(indices), generator=generator)] for _ in passes)
-        return itertools.islice(itertools.chain.from_iterable(self.of(order, size) for order in orders), steps)
+        seen = len(indices) - len(indices) % size if drop_last else len(indices)
+        orders = (indices[torch.randperm(len(indices), generator=generator)[:seen]] for _ in passes)
+        batches = (self.of(order, size, smallest) for order in orders)
+        return itertools.islice(itertools.chain.from_iterable(batches), steps)
 
     def evaluation(self, where: Slice) -> Iterator[Batch]:
         """A stretch of evaluation data."""

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.federated.client import Begun, ClientRound
+from fedprune.federated.client import Begun, ClientRound, told
 from fedprune.federated.clock import Clock
 from fedprune.federated.executor import Serial
+from fedprune.federated.failures import explained
 from fedprune.federated.worker import Factory, Task
 from fedprune.identity import AT_ONCE
 from fedprune.local import control
@@ -25,7 +26,7 @@ from fedprune.local.compacted import silent
 from fedprune.local.obstacle import obstacle
 from fedprune.local.together import Share, fit_together
 from fedprune.local.train import Trained, holes
-from fedprune.types import Job
+from fedprune.types import Job, Update
 
 log = logging.getLogger(__name__)
 
@@ -64,22 +65,28 @@ class Batched(Serial):
             trained = self._trained(jobs)
         for place, job in enumerate(jobs):
             with clock.phase("train"):
-                update = worker.finish(*trained.pop(place)) if place in trained else worker.perform(job)
+                update = self._finished(*trained.pop(place)) if place in trained else worker.perform(job)
             yield worker.answer(job, update, clock)
             clock = Clock()  # the time of all is the first one's, and then each has its own
+
+    def _finished(self, begun: Begun, trained: Trained) -> Update:
+        with explained(told(begun.job)):
+            return self._client_round.finish(begun, trained)
 
     def _trained(self, jobs: Sequence[Job]) -> dict[int, tuple[Begun, Trained]]:
         """What can be trained together, by its place among the jobs: those that have one learning rate, if they are several."""
         worker, alike = self._client_round, defaultdict[tuple[int, bool], dict[int, Begun]](dict)
         for place, job in enumerate(jobs):
             if not job.measure and not self._told_of(self._apart(job)):
-                begun = worker.begin(job)
+                with explained(told(job)):
+                    begun = worker.begin(job)
                 alike[job.clock, bool(holes(worker.module, begun.subnet.mask))][place] = begun
         trained: dict[int, tuple[Begun, Trained]] = {}
         for (clock, _), begun in alike.items():
             if len(begun) > 1:
                 shares = [self._share(one) for one in begun.values()]
-                made = fit_together(worker.module, shares, worker.recipe, worker.recipe.lr_decay**clock)
+                with explained(", ".join(told(one.job) for one in begun.values())):
+                    made = fit_together(worker.module, shares, worker.recipe, worker.recipe.lr_decay**clock)
                 trained |= dict(zip(begun, zip(begun.values(), made, strict=True), strict=True))
         return trained
 

@@ -19,6 +19,7 @@ from fedprune.errors import RunError
 from fedprune.federated import own_values
 from fedprune.federated.arrays import Arrays, arrays_of, as_tensor
 from fedprune.federated.clock import Clock
+from fedprune.federated.failures import explained
 from fedprune.federated.on_client import Looks, OnClient, Pruned
 from fedprune.federated.upload import Upload, everything
 from fedprune.local import accumulated, control, optimizer_state
@@ -109,8 +110,9 @@ class ClientRound:
         return replace(job, subnet=subnet, kept=_tensors(kept))
 
     def perform(self, job: Job) -> Update:
-        """Whatever the job asks for."""
-        return self.measure(job) if job.measure else self.train(job)
+        """Whatever the job asks for. Raises RunError, naming the client, for what the user's own code raises."""
+        with explained(told(job)):
+            return self.measure(job) if job.measure else self.train(job)
 
     def answer(self, job: Job, update: Update, clock: Clock) -> tuple[Message, Arrays, dict[str, float]]:
         """What `run` comes back with. clock: of the time that the update took."""
@@ -181,7 +183,8 @@ class ClientRound:
         """What a job is trained on."""
         indices, recipe = self.clients.train[job.client], self.recipe
         stream = torch_stream(job.seed, "batches", job.clock, job.client)
-        return self.batches.shuffled(indices, recipe.batch_size, recipe.epochs, recipe.steps, stream)
+        passes = (recipe.batch_size, recipe.epochs, recipe.steps, stream, recipe.smallest, recipe.drop_last)
+        return self.batches.shuffled(indices, *passes)
 
     def looks_back(self, job: Job) -> bool:
         """Whether the job's event asks for the network as it was after the first of several epochs."""
@@ -257,7 +260,8 @@ class ClientRound:
         cover = about(answered_under(job), job.about)
         removal = (on_device(cover, self.module.device),)
         alive = on_device(job.subnet.mask, self.module.device)
-        set_mode(self.module, self.recipe)
+        recipe = self.recipe
+        set_mode(self.module, recipe)
         evidence = {}
         for name in job.measure:
             if name in FROM_TRAINING:
@@ -266,7 +270,7 @@ class ClientRound:
                 continue
             with seeded(torch_seed(job.seed, f"evidence {name}", job.round, job.client), self.module.device):
                 more = removal if name in OF_REMOVAL else ()
-                batches = Again(lambda: self._transferred(self.batches.of(indices, self.recipe.batch_size)))
+                batches = Again(lambda: self._transferred(self.batches.of(indices, recipe.batch_size, recipe.smallest)))
                 found = FROM_DATA[name](self.module, params, alive if name in OF_LIVING else names, batches, *more)
             evidence[name] = apply({n: e.cpu().float() for n, e in found.items()}, cover)  # as it travels
         return evidence
@@ -284,13 +288,19 @@ class ClientRound:
     def _outcomes(self, params: Params, where: Slice) -> Outcomes:
         load(self.module, params)
         self.module.eval()
-        if not self.task.templates:
-            return self._measured(where)
-        parts = self.batches.by_client(where)  # what torchmetrics objects add up is wanted of every client
-        return concatenated([self._measured(part, place) for place, part in parts])
+        with explained(f"evaluating the network on examples {where.start} to {where.stop} of {where.part}"):
+            if not self.task.templates:
+                return self._measured(where)
+            parts = self.batches.by_client(where)  # what torchmetrics objects add up is wanted of every client
+            return concatenated([self._measured(part, place) for place, part in parts])
 
     def _measured(self, where: Slice, place: int = EVERYBODY) -> Outcomes:
         return measured(self.module, self._transferred(self.batches.evaluation(where)), place)
+
+
+def told(job: Job) -> str:
+    """Whose job it is, and when."""
+    return f"{'the server' if job.client == SERVER else f'client {job.client}'} in round {job.round}"
 
 
 def on_device(mask: Mask, device: torch.device) -> Mask:

@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from fedprune.federated.failures import is_out_of_memory
+
 Task = tuple[str, tuple]
 """The method to call of what the worker has made, and its arguments."""
 
@@ -70,7 +72,7 @@ def attempt(call: Callable[..., Any], *arguments: Any) -> Outcome:
     try:
         return call(*arguments), None
     except Exception as error:
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter: torch's, a RuntimeError
+        if is_out_of_memory(error):
             os._exit(errno.ENOMEM)
         return None, _portable(error)
 

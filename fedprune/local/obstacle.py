@@ -52,7 +52,10 @@ def _tried(module: LocalModule, recipe: Recipe, batch: Batch) -> str | None:
             together = fit_together(plain, shares, recipe)
     except Exception as error:  # whatever it is: one after the other, it may not arise
         return f"its network cannot be batched ({str(error).partition('.')[0]})"
-    apart = [fit(plain, share.subnet, share.batches, recipe) for share in shares]
+    try:
+        apart = [fit(plain, share.subnet, share.batches, recipe) for share in shares]
+    except Exception as error:  # each client will say so of itself
+        return f"its network cannot be trained ({str(error).partition('.')[0]})"
     same = (_alike(a.params, b.params, share.subnet.params) for a, b, share in zip(together, apart, shares, strict=True))
     return None if all(same) else "its network, batched, comes to something else"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,12 +24,15 @@ class Recipe:
     may so come to live at the end of the round. Lin et al. 2020 (dynamic pruning with feedback); Long et al. 2023 (FedDIP).
     compact: whether a network is trained physically smaller under its mask, where that gives the same and pays (`auto`), or
     `never`.
+    drop_last: the last batch of a pass is left out if it is smaller than the others. smallest: a remainder of fewer examples
+    than this joins the batch before it, for networks that cannot be trained on one example (check/batches.py finds out).
     keep_optimizer: the optimizer goes on from what the client kept of it, and is kept again.
     """
 
     epochs: int | None = 1
     steps: int | None = None
     batch_size: int = 32
+    drop_last: bool = False
     lr_decay: float = 1.0
     clip_norm: float | None = None
     proximal_mu: float = 0.0
@@ -41,6 +43,7 @@ class Recipe:
     compact: str = "auto"
     keep_optimizer: bool = False
     keep_weights: bool = False
+    smallest: int = 1
 
     def __post_init__(self) -> None:
         rules = {
@@ -67,4 +70,10 @@ class Recipe:
 
     def batches_of_a_pass(self, examples: int) -> int:
         """How many batches so many examples are."""
-        return math.ceil(examples / self.batch_size)
+        full, rest = divmod(examples, self.batch_size)
+        joins = full > 0 and rest < self.smallest
+        return full + (rest > 0 and not joins and not self.drop_last)
+
+    def examples_of_a_pass(self, examples: int) -> int:
+        """How many of so many examples are seen in a pass."""
+        return examples - examples % self.batch_size if self.drop_last else examples
