@@ -6,14 +6,14 @@ import re
 
 import pytest
 import torch
-from networks import Named
+from user_networks import Named
 
 from fedprune.checkpoint import load_state, save_state
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.companions import is_companion
 from fedprune.ticket.torch_prune import from_torch_prune
 
-NAMED = "model._target_=networks.Named"
+NAMED = "model._target_=user_networks.Named"
 
 
 @pytest.mark.parametrize(
@@ -45,18 +45,18 @@ NAMED = "model._target_=networks.Named"
 )
 def test_what_cannot_be_served_is_refused_when_the_run_is_built(model, said, tiny):
     with pytest.raises(ConfigError) as caught:
-        tiny(f"model._target_=networks.{model[0]}", *model[1:])
+        tiny(f"model._target_=user_networks.{model[0]}", *model[1:])
     assert re.search(said, str(caught.value)), caught.value
 
 
 @pytest.mark.parametrize("words", [["+model.old=true"], [], ["+model.how=spectral_norm"]], ids=" ".join)
 def test_the_advice_for_a_weight_that_is_computed_works(words, tiny, play):
-    state, _ = play(tiny("model._target_=networks.normed", *words, "what.skip=[1]", "how_often=one_shot", "rounds=1"))[-1]
+    state, _ = play(tiny("model._target_=user_networks.normed", *words, "what.skip=[1]", "how_often=one_shot", "rounds=1"))[-1]
     assert list(state.server.mask) == ["3.weight"]
 
 
 def test_movement_is_refused_where_the_network_cannot_be_copied(tiny):
-    words = ("model._target_=networks.normed", "+model.old=true", "what.skip=[1]", "how_often=one_shot")
+    words = ("model._target_=user_networks.normed", "+model.old=true", "what.skip=[1]", "how_often=one_shot")
     with pytest.raises(Incompatible, match="Sequential cannot be copied .*choose criterion=taylor"):
         tiny(*words, "criterion=movement")
     tiny(*words, "criterion=taylor")
@@ -64,9 +64,9 @@ def test_movement_is_refused_where_the_network_cannot_be_copied(tiny):
 
 def test_lazy_layers_get_their_sizes_and_the_same_weights_from_the_same_seed(tiny, play, equal):
     """8x8 -> 6x6 with 4 channels: 144 inputs of the last layer."""
-    experiment = tiny("model._target_=networks.lazy", "how_often=one_shot", "rounds=1")
+    experiment = tiny("model._target_=user_networks.lazy", "how_often=one_shot", "rounds=1")
     assert experiment.net[4].weight.shape == (10, 144)
-    assert equal(dict(experiment.net.state_dict()), tiny("model._target_=networks.lazy").loop(None).start().server.params)
+    assert equal(dict(experiment.net.state_dict()), tiny("model._target_=user_networks.lazy").loop(None).start().server.params)
     assert play(experiment)[-1][0].server.mask["4.weight"].shape == (10, 144)
 
 

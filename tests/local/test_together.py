@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 import torch
-from networks import Tied
 from torch import nn
+from user_networks import Tied
 
 from fedprune.local import obstacle as obstacles
 from fedprune.local import together

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Tied, TwoPaths
 from torch import Tensor, nn
+from user_networks import Tied, TwoPaths
 
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.models.cnn import cnn_fedavg, cnn_small

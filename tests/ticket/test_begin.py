@@ -242,10 +242,10 @@ def test_without_a_ticket_the_keys_do_not_change_which_run_it_is(compose, tmp_pa
 
 def test_a_network_with_other_values_of_the_same_shapes_is_told(made, tiny, caplog):
     """Strides and activations are in no tensor's shape, so the weights fit a network that computes something else."""
-    own = ("model._target_=networks.Strided", "+model.strides=[2,1]")
+    own = ("model._target_=user_networks.Strided", "+model.strides=[2,1]")
     network = {
         "option": "net",
-        "config": {"_target_": "networks.Strided", "strides": [2, 1]},
+        "config": {"_target_": "user_networks.Strided", "strides": [2, 1]},
         "shape": [1, 8, 8],
         "classes": 10,
     }
@@ -253,6 +253,6 @@ def test_a_network_with_other_values_of_the_same_shapes_is_told(made, tiny, capl
     path = made("strided", None, state, network=json.dumps(network))
     tiny(f"ticket.path={path}", *own)
     assert not caplog.messages
-    tiny(f"ticket.path={path}", "model._target_=networks.Strided", "+model.strides=[1,2]", "+model.act=sigmoid")
+    tiny(f"ticket.path={path}", "model._target_=user_networks.Strided", "+model.strides=[1,2]", "+model.act=sigmoid")
     (message,) = caplog.messages
     assert "strides=[2, 1] in the ticket, [1, 2] here; act=None in the ticket, sigmoid here" in message

@@ -1,4 +1,4 @@
-"""Networks as users write them: what our own models do not have. Configs of tests name them as networks.CLASS."""
+"""Networks as users write them: what our own models do not have. Configs of tests name them as user_networks.CLASS."""
 
 from __future__ import annotations
 
