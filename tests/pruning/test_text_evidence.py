@@ -16,7 +16,7 @@ from fedprune.pruning.curvature import by_place, hessian_diag, sq_grads, sq_grad
 from fedprune.pruning.fisher_blocks import BLOCK, DAMPING, fisher_inverse_diag
 from fedprune.pruning.gradients import grads, hessian_grads
 from fedprune.pruning.network import Network, no_flow, puts_out, unscaled
-from fedprune.pruning.paths import followed
+from fedprune.pruning.paths import unfollowed
 from fedprune.pruning.scope import globally, per_layer
 from fedprune.pruning.unit import blocks, channels, filters, kernels, neurons, weights
 from fedprune.pruning.what import What, prunable
@@ -270,7 +270,7 @@ def test_what_there_is_not_is_said_with_what_to_choose(make):
     assert "followed by a normalisation" in unscaled(network, wanted)
     assert "choose what.layers=[conv,linear]" in puts_out(network, wanted)
     assert "choose what.skip=[fc]" in puts_out(network, ("fc.weight",))
-    assert not followed(net)
+    assert unfollowed(net, (T,)) == "embedding (Embedding) cannot be followed"
     if make is lstm:
         assert "no forward derivative through lstm: choose criterion=fisher_true" in too_large(network, wanted)
     else:
@@ -281,4 +281,4 @@ def test_images_and_vectors_are_as_before():
     net = nn.Linear(6, 2)
     assert by_place(Network(net, (6,)), ("weight",)) is None
     assert no_flow(Network(net, (6,)), ("weight",)) is None
-    assert followed(net)
+    assert unfollowed(net, (6,)) == ""
