@@ -429,3 +429,27 @@ def nan_or_mismatched(root: str = "", what: str = "") -> Dataset:
 def test_a_data_set_whose_parts_do_not_fit_is_refused(what, message):
     with pytest.raises(ConfigError, match=message):
         task("nan_or_mismatched", what=what)
+
+
+@pytest.mark.parametrize(("data", "local"), [("numbers", "regression"), ("labels", "multilabel")])
+def test_built_in_tasks_train_in_one_batched_model_and_in_smaller_networks(data, local, caplog):
+    """The same up to the rounding of sums: their training step is that of classification, with another loss."""
+    words = (f"local={local}", "what=neurons_per_layer", "what.skip=[last]", "how_often=one_shot", "when=before_training")
+    words = (*words, "density=0.1", "local.steps=20")
+    usual = played(task(data, *words, "local.compact=never", model=None))[1]
+    for others in (("executor=batched", "local.compact=never"), ("local.compact=auto",)):
+        metrics = played(task(data, *words, *others, model=None))[1]
+        assert metrics["train/loss"] == pytest.approx(usual["train/loss"], rel=1e-3)
+        assert metrics["test/loss"] == pytest.approx(usual["test/loss"], rel=1e-3)
+    assert "one after the other" not in caplog.text
+
+
+@pytest.mark.parametrize("criterion", ["snip", "fisher_empirical", "obd_gauss_newton", "obd_exact", "obd_sweep", "woodfisher"])
+@pytest.mark.parametrize(("data", "local"), [("numbers", "regression"), ("labels", "multilabel")])
+def test_evidence_is_measured_on_real_labels(data, local, criterion):
+    words = (f"local={local}", f"criterion={criterion}", "how_often=one_shot", "when=before_training", "what.skip=[]")
+    state, metrics = played(task(data, *words, "rounds=1", "density=0.5", "eval_every=1"))
+    assert metrics["density/weights"] == pytest.approx(0.5, abs=0.1) and np.isfinite(metrics["test/loss"])
+    assert sum(int(alive.sum()) for alive in state.server.mask.values()) == sum(
+        m.numel() for m in state.server.mask.values()
+    ) // 2 + (data == "labels")
