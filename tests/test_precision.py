@@ -24,6 +24,7 @@ from fedprune.local.regulariser import regularised
 from fedprune.local.step import clip_wide
 from fedprune.local.train import fit, unload
 from fedprune.precision import finite, wide
+from fedprune.pruning.curvature import sq_grads
 from fedprune.pruning.rank import keep_best
 from fedprune.types import Subnet, Update
 
@@ -159,6 +160,18 @@ def test_a_penalty_is_worked_out_in_float32():
     assert net.weight.grad.tolist() == torch.full((2, 2), 0.1).half().tolist()
 
 
+def test_squares_of_small_gradients_are_not_lost():
+    # Each example's loss is 2^-13 times the weight: the mean square of its gradient is 2^-26, which float16 does not have.
+    class Scaled(LocalModule):
+        def training_step(self, batch, batch_idx):
+            return (self.net(batch[0]) * 2.0**-13).mean()
+
+    module = Scaled(nn.Linear(1, 1, bias=False, dtype=torch.float16), partial(torch.optim.SGD, lr=0.1))
+    batch = (torch.ones(4, 1, dtype=torch.float16), torch.zeros(4, dtype=torch.int64))
+    found = sq_grads(module, unload(module), ("weight",), [batch])
+    assert found["weight"].tolist() == [[2.0**-26]]
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 def test_the_proximal_pull_is_mu_times_the_way_rounded_once(dtype):
     # One step of rate 1 without a loss goes nowhere; the second pulls by mu (w - sent) = 0.5 x (1 - 0) from where the first
@@ -279,12 +292,14 @@ def test_only_half_precision_is_widened():
         ("federated=scaffold", "federated.batchnorm=local"),
         ("local/penalty=l0", "criterion=hard_concrete"),
         ("whose=personal", "whose.uncommon=own", "executor=processes", "executor.workers=1"),
+        ("criterion=woodfisher", "how_often=one_shot", "when=after_training", "rounds=1", "federated.batchnorm=frozen"),
+        ("how_often=one_shot", "when=after_training", "rewind=constant", "rounds=1"),
         ("criterion=prunefl", "how_often=dynamic", "how_often.every=1", "what=weights_global", "where=all_clients"),
     ],
     ids=lambda overrides: " ".join(overrides) or "fedavg",
 )
 def test_a_network_in_half_precision_runs_and_stays_in_it(overrides, tiny, play):
-    played = play(tiny(*HALF, *overrides, "rounds=2"))
+    played = play(tiny(*HALF, "rounds=2", *overrides))
     params = played[-1][0].server.params
     assert params["first.weight"].dtype == torch.bfloat16
     assert not torch.equal(params["last.weight"], played[0][0].init["last.weight"])

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from fedprune.precision import wide
 from fedprune.pruning.adjust import adjusted, kept, layer_times
 from fedprune.pruning.criterion import Adjusted, Compensated, Criterion, Formula
 from fedprune.pruning.evidence import needs
@@ -92,7 +93,8 @@ def _compensated(subnet: Subnet, surviving: Mask, criterion: Criterion, measure:
     if not isinstance(criterion, Compensated):
         return subnet.params
     steps = criterion.compensate(**measure(needs(criterion.compensate), subnet, "alive", surviving))
-    return subnet.params | {name: subnet.params[name] + step for name, step in steps.items()}
+    before = {name: subnet.params[name] for name in steps}
+    return subnet.params | {name: (wide(before[name]) + step).to(before[name].dtype) for name, step in steps.items()}
 
 
 def _score(formula: Formula, measure: Measure, subnet: Subnet, about: str) -> Scores:

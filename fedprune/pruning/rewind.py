@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedprune.errors import ConfigError
+from fedprune.precision import wide
 from fedprune.types import Mask, Params
 
 Anchors = Mapping[int, Params]
@@ -157,9 +158,9 @@ def constant(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Gen
     Those that were dead in a ticket that the run started from are left out of it.
     """
     values = initial[began.expand(initial.shape)]
-    deviation = (values - values.mean()).square().mean().sqrt().nan_to_num()
+    deviation = (wide(values) - wide(values).mean()).square().mean().sqrt().nan_to_num()
     signs = torch.randint(2, initial.shape, generator=generator) * 2 - 1
-    return deviation * signs.to(initial)
+    return (deviation * signs.to(deviation)).to(initial.dtype)
 
 
 CONTROLS = (RandomReinit, Replaced)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedprune.precision import wide
 from fedprune.pruning.plain import is_plain
 from fedprune.pruning.probe import Batch, Call, calls, each, loss_at, one_tensor, owners
 from fedprune.tensors import call
@@ -84,7 +85,7 @@ def per_example_losses(module: nn.Module, wanted: Params, others: Params, batch:
 
 def summed(parts: Iterable[Params]) -> Params:
     """Return the sum over the examples of the squares of their derivatives, [B, ...] in each part."""
-    return total({name: value.square().sum(0) for name, value in some.items()} for some in parts)
+    return total({name: wide(value).square().sum(0) for name, value in some.items()} for some in parts)
 
 
 def total(parts: Iterable[Params]) -> Params:
@@ -131,6 +132,6 @@ def _is_known(layer: nn.Module, call: Call, examples: int) -> bool:
 
 def _squared(layer: nn.Module, inputs: Tensor, slopes: Tensor) -> Tensor:
     if not isinstance(layer, nn.Conv2d):
-        return slopes.square().T @ inputs.square()
+        return wide(slopes).square().T @ wide(inputs).square()
     patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
     return (slopes.flatten(2) @ patches.transpose(1, 2)).square_().sum(0)  # a weight's positions are summed, then squared
