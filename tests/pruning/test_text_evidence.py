@@ -268,8 +268,9 @@ def test_what_there_is_not_is_said_with_what_to_choose(make):
     assert "choose criterion=snip" in no_flow(network, wanted)
     assert "choose criterion=fisher_true" in by_place(network, wanted)
     assert "followed by a normalisation" in unscaled(network, wanted)
-    assert "choose what.layers=[conv,linear]" in puts_out(network, wanted)
-    assert "choose what.skip=[fc]" in puts_out(network, ("fc.weight",))
+    others = "" if make is lstm else "what.layers=[conv,linear] or "  # of the LSTM's network that leaves the output layer alone
+    assert f"put out no activation of their own: choose {others}criterion=taylor" in puts_out(network, wanted)
+    assert "none is idle: choose criterion=taylor" in puts_out(network, ("fc.weight",))
     assert unfollowed(net, (T,)) == "embedding (Embedding) cannot be followed"
     if make is lstm:
         assert "no forward derivative through lstm: choose criterion=fisher_true" in too_large(network, wanted)

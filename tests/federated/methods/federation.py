@@ -7,9 +7,9 @@ to is worked out by in_numpy.py, which shares no code with fedprune.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from conftest import assemble
 from in_numpy import RATE, STEPS, Arrays
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from torch import nn
 
-from fedprune.build import build
+from fedprune import build as builder
 from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
 from fedprune.experiment import Experiment
@@ -95,9 +95,11 @@ def federation(
     config, names = assemble(*PLAIN, *numbers, *overrides)
     OmegaConf.update(config, "data", {"_target_": f"{__name__}.examples", **data}, merge=False)
     OmegaConf.update(config, "model", model or {"_target_": f"{__name__}.mlp", "hidden": 5}, merge=False)
-    config.partition.min_examples = 0
     parts = (tuple(torch.tensor([*part], dtype=torch.int64) for part in parts) for parts in (train, val, test))
-    return replace(build(config, names), clients=Clients(*parts, torch.empty(0, dtype=torch.int64)))
+    with pytest.MonkeyPatch.context() as patch:
+        those = Clients(*parts, torch.empty(0, dtype=torch.int64))
+        patch.setattr(builder, "federate", lambda *_: those)
+        return builder.build(config, names)
 
 
 def published(compose: Callable, name: str, *overrides: str) -> Experiment:
@@ -105,7 +107,7 @@ def published(compose: Callable, name: str, *overrides: str) -> Experiment:
     config, names = compose(f"+experiment={name}", *PUBLISHED, *overrides)
     config.data = {"_target_": f"{__name__}.spread"}
     config.model = {"_target_": f"{__name__}.mlp", "hidden": 5}
-    return build(config, names)
+    return builder.build(config, names)
 
 
 def played(experiment: Experiment, rounds: int) -> list[State]:
