@@ -30,7 +30,7 @@ from fedprune.pruning.rank import nearest
 from fedprune.pruning.scope import erk, globally, layer_density
 from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
-from fedprune.types import Mask, Personal, PruneEvent, State
+from fedprune.types import Mask, Personal, Plan, PruneEvent, State
 
 pytestmark = [pytest.mark.xdist_group("product"), pytest.mark.slow]  # all cells are built once, in one process
 
@@ -185,9 +185,13 @@ def outcomes(parts, compose) -> dict[Cell, Experiment | Incompatible]:
         patch.setattr(builder, "Network", once(builder.Network))
         for evidence, obstacle in OBSTACLES.items():
             patch.setitem(OBSTACLES, evidence, once(obstacle))
-        for name, answer in {"initial_net": whole.net, "_optimizer": None, "_recipe": whole.recipe, "chosen": "cpu"}.items():
+        for name in ("smallest", "task", "masked"):
+            patch.setattr(builder.check, name, once(getattr(builder.check, name)))
+        patch.setattr(builder, "_rehearsal", by_answers(builder._rehearsal))
+        made = {"_network": whole.net, "traced": whole.axes.what.order, "_optimizer": builder._optimizer(config, whole.net)}
+        same = {"_recipe": whole.recipe, "chosen": "cpu", "_tried": None, "_flops": whole.flops}
+        for name, answer in (made | same).items():
             patch.setattr(builder, name, lambda *_, answer=answer: answer)
-        patch.setattr(builder, "flops_per_example", lambda *_: whole.flops)
         for cell in CELLS:
             chosen = dict(zip(AXES, cell, strict=True))
             unequal = {"federated": Plain(plain["federated"] | {"capacity": TIERS})} if chosen["whose"] == "nested" else {}
@@ -198,13 +202,28 @@ def outcomes(parts, compose) -> dict[Cell, Experiment | Incompatible]:
     return found
 
 
+def by_answers(rehearsal: Callable) -> Callable:
+    """The rehearsal of evidence, done once for each criterion on each `what`, by plans that prune and others."""
+    answers: dict[tuple, Any] = {}
+
+    def ask(config: Any, plan: Plan, *arguments: Any) -> Any:
+        names = arguments[-1]
+        key = (bool(plan.events), *(names[axis] for axis in ("what", "criterion", "where", "whose")))
+        if key not in answers:
+            answers[key] = rehearsal(config, plan, *arguments)
+        return answers[key]
+
+    return ask
+
+
 def once(function: Callable) -> Callable:
     """The function, asked only once for the same arguments: one object, or equal plain values (state dicts are the net's)."""
     answers: dict[tuple, Any] = {}
     alive: list[object] = []  # so that no id is given to another object
 
     def ask(*arguments: object) -> Any:
-        key = tuple(str(a) if isinstance(a, int | str) or type(a) is dict else id(a) for a in arguments if not _tensors(a))
+        plain = (str(a) if isinstance(a, int | str | tuple) or type(a) is dict else id(a) for a in arguments if not _tensors(a))
+        key = tuple(plain)
         if key not in answers:
             alive.append(arguments)
             answers[key] = function(*arguments)

@@ -22,7 +22,7 @@ MODELS = {
     "char_transformer": ("model=char_transformer", "model.width=8", "model.heads=2", "model.layers=1"),
 }
 REFUSED = {
-    **{"activation": "what.layers=", "apoz": "what.layers=", "bn_scale": "normalisation", "synflow": "criterion=snip"},
+    **{"activation": "criterion=taylor", "apoz": "criterion=taylor", "bn_scale": "normalisation", "synflow": "criterion=snip"},
     **dict.fromkeys(("obd_sweep", "obd_gauss_newton", "taylor_second"), "criterion=fisher_true"),
     **{"hard_concrete": "local/penalty=l0", "signal_to_noise": "local/dropout=variational"},
 }

@@ -120,8 +120,8 @@ def test_what_is_named_is_what_torch_allows():
 def test_a_network_that_puts_out_a_dict_trains_as_its_logits_do(criterion, tiny, play):
     """Right: the same network with nothing but its logits; weights, operations, bytes and paths."""
     method = ("how_often=one_shot", "when=before_training", f"criterion={criterion}", "local.compact=never", "rounds=2")
-    dicts = play(tiny("model._target_=networks.Telling", "local.module._target_=networks.OfLogits", *method))
-    plain = play(tiny("model._target_=networks.OnePath", *method))
+    dicts = play(tiny("model._target_=user_networks.Telling", "local.module._target_=user_networks.OfLogits", *method))
+    plain = play(tiny("model._target_=user_networks.OnePath", *method))
     for (one, metrics), (two, expected) in zip(dicts, plain, strict=True):
         assert all(torch.allclose(one.server.params[name], tensor, atol=1e-5) for name, tensor in two.server.params.items())
         assert metrics["flops/train"] == expected["flops/train"] > 0
@@ -130,7 +130,7 @@ def test_a_network_that_puts_out_a_dict_trains_as_its_logits_do(criterion, tiny,
 
 
 def test_operations_that_cannot_be_counted_are_absent_and_said_once(tiny, play, caplog):
-    experiment = tiny("model._target_=networks.Telling", "local.module._target_=networks.OfMany", "rounds=1")
+    experiment = tiny("model._target_=user_networks.Telling", "local.module._target_=user_networks.OfMany", "rounds=1")
     (message,) = [message for message in caplog.messages if "flops/train" in message]
     assert "OfMany.training_step cannot be counted on two examples (ValueError: three examples at least)" in message
     assert "flops/train" not in play(experiment)[-1][1]
