@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def connect(address: str | None, workers: int | None) -> None:
     if address is not None:
         _check(address)
     try:
-        with _without_traces(), _paths_of_this_process():
+        with _without_traces(), _without_network_warning(), _paths_of_this_process():
             ray.init(address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **({} if address else own))
     except BaseException as error:
         ray.shutdown()
@@ -104,6 +105,22 @@ def _without_traces() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _without_network_warning() -> Iterator[None]:
+    """Leave out what Ray's core writes to stderr on a machine without a network: before its log level can be set."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            written.seek(0)
+            os.write(2, b"".join(line for line in written if b"network_util.cc" not in line))
 
 
 @contextmanager
