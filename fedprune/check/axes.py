@@ -22,7 +22,6 @@ from fedprune.pruning.rewind import CONTROLS, Rewind
 from fedprune.pruning.scope import is_layerwise
 from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
-from fedprune.ticket.begin import broken_units
 from fedprune.types import Mask, Plan
 
 
@@ -115,7 +114,11 @@ def whole_units(mask: Mask, what: What, plan: Plan, names: dict[str, str]) -> li
     """Whether the mask that a run starts from can be pruned on: it has to be of whole units."""
     if not plan.events:
         return []
-    return broken_units(mask, what, names, f"how_often={names['how_often']} prunes by units")
+    return [
+        f"ticket: its mask of {name} is not of whole units of what={names['what']}, and how_often={names['how_often']} prunes "
+        "by units: choose what=weights_global"
+        for name in what.broken(mask)[:1]
+    ]
 
 
 def min_per_layer(what: What, plan: Plan, units: dict[str, int]) -> list[str]:

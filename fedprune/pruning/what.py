@@ -233,6 +233,11 @@ class What:
         asks = "ends" in inspect.signature(self.scope).parameters
         return functools.partial(self.scope, ends=self.ends) if asks else self.scope
 
+    def broken(self, mask: Mask) -> list[str]:
+        """Return the names of the tensors of which some units live in part."""
+        alive = {name: (self.unit(entries.float()) > 0).expand(entries.shape) for name, entries in mask.items()}
+        return [name for name, entries in mask.items() if not torch.equal(alive[name], entries)]
+
     def units(self, params: Params) -> dict[str, int]:
         """The number of units of each layer."""
         return {name: self.unit(params[name]).numel() for name in self.names}

@@ -80,7 +80,13 @@ class Begin:
         if self.permute == "none":
             params = {name: (fresh if name in left_out else ticket.params)[name].detach().clone() for name in fresh}
             return Subnet(apply(params, mask), mask)
-        _check(broken_units(mask, what, names, f"ticket.permute={self.permute} shuffles them"))
+        _check(
+            [
+                f"ticket: its mask of {name} is not of whole units of what={names['what']}, and ticket.permute={self.permute} "
+                "shuffles them: choose what=weights_global"
+                for name in what.broken(mask)[:1]
+            ]
+        )
         pool = tuple(name for name in what.names if name not in left_out)
         mask |= PERMUTATIONS[self.permute]({name: mask[name] for name in pool}, what, seed)
         return Subnet(apply({name: tensor.detach().clone() for name, tensor in fresh.items()}, mask), mask)
@@ -151,18 +157,6 @@ def _pruning(sparse: list[str], ticket: Ticket, net: nn.Module, what: What, name
     kinds = list(dict.fromkeys([*what.layers, *theirs]))
     keys = [f"what.layers=[{','.join(kinds)}]"] * (kinds != [*what.layers]) + ["what.skip=[]"] * bool(what.skip)
     return " with ".join(keys) or UNKNOWN.removeprefix("choose ")
-
-
-def broken_units(mask: Mask, what: What, names: Mapping[str, str], why: str) -> list[str]:
-    """Whether the mask is of whole units of this run. Otherwise they can be trained, but neither pruned nor shuffled."""
-    broken = [
-        name for name, alive in mask.items() if not torch.equal((what.unit(alive.float()) > 0).expand(alive.shape), alive)
-    ]
-    if not broken:
-        return []
-    return [
-        f"ticket: its mask of {broken[0]} is not of whole units of what={names['what']}, and {why}: choose what=weights_global"
-    ]
 
 
 def _warn_of_another(ticket: Ticket, option: str, config: Mapping[str, Any] | None) -> None:
