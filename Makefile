@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-PYTEST := OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto
 ARGS   ?= +experiment=lth_fedavg -m
 BENCHMARKS := rounds overhead hooks sparse sweep scale shrink codecs personal evidence batched start_up memory
 

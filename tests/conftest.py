@@ -24,6 +24,7 @@ from typing import Any
 import hydra
 import pytest
 import torch
+from hydra._internal import defaults_list
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedprune import folders, schema, sweep
@@ -63,6 +64,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SLOW.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+
+
+TOGETHER = ("test_product.py", "test_cluster.py", "test_taxonomy.py", "test_wheel.py", "test_executor.py")
+"""Modules whose tests share what takes long to make: each of them is one process's."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out modules of TOGETHER whole, the largest first, then test by test."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(TOGETHER) else nodeid
+
+    return Together(config, log)
+
+
+def _merged_if_asked(merge: Callable[..., Any], overrides: Any, defaults: list, self_added: bool) -> Any:
+    """Merge all choices for interpolations in a defaults list only if it has one: it takes a fifth of composing."""
+    return merge(overrides, defaults, self_added) if any(default.is_interpolation() for default in defaults) else None
+
+
+defaults_list._create_interpolation_map = functools.partial(_merged_if_asked, defaults_list._create_interpolation_map)
 
 
 @dataclass(frozen=True)

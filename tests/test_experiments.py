@@ -31,7 +31,7 @@ NARROWED = {
         "criterion": "magnitude,snip",
         "when": "before_training,during_training",
         "how_often": "one_shot,gradual",
-    }
+    },
 }
 """Of experiments whose grid is too large for a test: the values of some axes that stand for all of them."""
 

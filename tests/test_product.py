@@ -32,7 +32,7 @@ from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
 from fedprune.types import Mask, Personal, Plan, PruneEvent, State
 
-pytestmark = [pytest.mark.xdist_group("product"), pytest.mark.slow]  # all cells are built once, in one process
+pytestmark = pytest.mark.slow
 
 AXES = ("what", "criterion", "when", "how_often", "where", "whose", "rewind")
 OPTIONS = {axis: sorted(path.stem for path in (CONF / axis).glob("*.yaml")) for axis in AXES}

@@ -19,7 +19,6 @@ SOURCES = ("fedprune", "conf", "pyproject.toml", "README.md", "CHANGELOG.md", "L
 
 pytestmark = [
     pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="not in a checkout"),
-    pytest.mark.xdist_group("wheel"),  # built once, in one process
     pytest.mark.slow,
 ]
 

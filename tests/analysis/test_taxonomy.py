@@ -20,7 +20,7 @@ from fedprune.analysis.taxonomy_figure import WIDTH, draw
 from fedprune.folders import METHOD
 from fedprune.pruning import evidence
 
-pytestmark = [pytest.mark.xdist_group("taxonomy"), pytest.mark.slow]  # the facts are read once, in one process
+pytestmark = pytest.mark.slow
 
 FIGURE = Path(__file__).parents[2] / "docs" / "taxonomy.svg"
 LONG = {

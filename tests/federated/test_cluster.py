@@ -19,7 +19,7 @@ from fedprune.federated.executor import Executor, employed
 
 ray = pytest.importorskip("ray")
 cluster = pytest.importorskip("fedprune.federated.cluster")
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.slow]  # one cluster, in one process
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
