@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import gc
 import mmap
 import multiprocessing
 import os
@@ -129,6 +130,7 @@ def _settle(parent: int) -> None:
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     torch.set_num_threads(1)
+    gc.freeze()  # the garbage of the process that it was forked from is not its own: what Ray leaves crashes who collects it
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

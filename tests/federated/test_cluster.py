@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import sys
@@ -31,6 +32,7 @@ def connected() -> Iterator[None]:
             ray.init("local", num_cpus=2, object_store_memory=100_000_000, **quiet)
     yield
     ray.shutdown()
+    gc.collect()  # here, and not in a process that is forked from this one
 
 
 class TestRay(Contract):
