@@ -20,8 +20,8 @@ from torch import nn
 
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
-from fedprune.local.together import Share, fit_together
 from fedprune.local.train import fit, unload
+from fedprune.local.train_vmapped import Share, fit_together
 from fedprune.models.cnn import cnn_fedavg
 from fedprune.models.lenet import lenet5, lenet_300_100
 from fedprune.types import Params, Subnet

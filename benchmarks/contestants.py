@@ -16,8 +16,8 @@ from job import Job
 from peer import PEERS, peer
 from torch import Tensor
 
-from fedprune.experiment import Experiment
-from fedprune.federated.executor import available_cores
+from fedprune.execution import available_cores
+from fedprune.experiment.experiment import Experiment
 from fedprune.pruning.criterion import magnitude
 from fedprune.pruning.mask import ones, shrink
 

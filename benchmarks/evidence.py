@@ -17,14 +17,15 @@ from job import configuration
 from omegaconf import OmegaConf
 from table import machine, table
 
-from fedprune import folders, schema
+from fedprune import run_id
 from fedprune.__main__ import CONF
-from fedprune.build import build
-from fedprune.federated.client import ClientRound
-from fedprune.make import make
+from fedprune.config import schema
+from fedprune.config.instantiate import make
+from fedprune.experiment.build import build
+from fedprune.federated.client.round import ClientRound
 from fedprune.pruning.evidence import FROM_DATA, OBSTACLES, OF_REMOVAL, needs
+from fedprune.pruning.evidence.data_free import Network
 from fedprune.pruning.mask import ones
-from fedprune.pruning.network import Network
 from fedprune.types import Job, Subnet
 
 MODELS = ("lenet_300_100", "lenet5", "cnn_small")
@@ -57,7 +58,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     schema.register()
-    folders.register()
+    run_id.register()
     ratios: dict[str, list[str]] = {name: [] for name in asked()}
     for model in MODELS:
         for name, ratio in measured(model, given.repeats).items():
@@ -70,8 +71,8 @@ def main() -> None:
 def measured(model: str, repeats: int) -> dict[str, str]:
     """The ratio of each criterion; a dash where this network cannot give its evidence."""
     config = configuration(model, 1.0)
-    config.executor = {"_target_": "fedprune.federated.executor.Serial"}
-    experiment = build(config, dict.fromkeys(folders.GROUPS, "") | {"rewind": "none"})
+    config.executor = {"_target_": "fedprune.execution.Serial"}
+    experiment = build(config, dict.fromkeys(run_id.GROUPS, "") | {"rewind": "none"})
     client: ClientRound = experiment.executor()._client_round  # type: ignore[attr-defined]
     params, names = dict(experiment.net.state_dict()), experiment.axes.what.names
     sizes = [len(part) for part in experiment.clients.train]

@@ -16,10 +16,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor
 
-from fedprune import folders
+from fedprune import run_id
 from fedprune.__main__ import CONF
-from fedprune.build import build
-from fedprune.experiment import Experiment
+from fedprune.experiment.build import build
+from fedprune.experiment.experiment import Experiment
 from fedprune.federated.sampling import cohort
 from fedprune.randomness import torch_stream
 
@@ -44,7 +44,7 @@ def configuration(model: str, density: float) -> DictConfig:
 
 def experiment(model: str, density: float) -> Experiment:
     """The job as fedprune has it."""
-    return build(configuration(model, density), dict.fromkeys(folders.GROUPS, "") | {"rewind": "none"})
+    return build(configuration(model, density), dict.fromkeys(run_id.GROUPS, "") | {"rewind": "none"})
 
 
 @dataclass(frozen=True, eq=False)

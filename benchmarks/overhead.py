@@ -17,7 +17,8 @@ from job import COHORT, experiment, job_of
 from peer import PEERS
 from table import machine, spread, table
 
-from fedprune import folders, schema
+from fedprune import run_id
+from fedprune.config import schema
 from fedprune.data.batches import Batches
 
 MODELS = ("lenet5", "cnn_fedavg")
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], choices=list(PEERS), help="peers to leave out")
     given = parser.parse_args()
     schema.register()
-    folders.register()
+    run_id.register()
     without_batches()
     lines = [row for model in MODELS for row in rows(model, given.rounds, given.without)]
     print(f"{machine()}\n\n{table(('network', 'who', 'ms a client', 'at most'), lines, texts=2)}")

@@ -23,12 +23,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from table import machine, spread, table
 
-from fedprune import folders, schema
+from fedprune import run_id
 from fedprune.__main__ import CONF
-from fedprune.build import build
-from fedprune.checkpoint import save_state
-from fedprune.experiment import Experiment
+from fedprune.config import schema
+from fedprune.experiment.build import build
+from fedprune.experiment.experiment import Experiment
 from fedprune.pruning.mask import pack
+from fedprune.storage.checkpoint import save_state
 from fedprune.types import Personal
 
 SAME = (
@@ -49,7 +50,7 @@ def experiment(*overrides: str) -> Experiment:
     """What these overrides stand for."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [*SAME, *overrides])
-    return build(config, dict.fromkeys(folders.GROUPS, "") | {"rewind": "none"})
+    return build(config, dict.fromkeys(run_id.GROUPS, "") | {"rewind": "none"})
 
 
 def against_fedavg(rounds: int) -> tuple[list[float], list[float]]:
@@ -107,7 +108,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     schema.register()
-    folders.register()
+    run_id.register()
     if given.crowd:
         print(json.dumps(crowd(given.crowd, given.rounds)))
         return

@@ -21,7 +21,8 @@ from processes import memory
 from table import machine, spread, table
 from torch import Tensor, nn
 
-from fedprune import folders, schema
+from fedprune import run_id
+from fedprune.config import schema
 from fedprune.data.datasets import Dataset
 
 ROUNDS = {"lenet5": 20, "lenet_300_100": 20, "cnn_fedavg": 8}
@@ -151,7 +152,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], choices=list(PEERS), help="peers to leave out")
     given = parser.parse_args()
     schema.register()
-    folders.register()
+    run_id.register()
     reports = [one_network(model, given.rounds or ROUNDS[model], given.without) for model in given.models]
     print(machine() + "".join(f"; {name}: {described(versions)}" for name, versions in reports[-1].versions.items()))
     header = ("network", "who", "ms a client step", "against the floor", "at most", "accuracy, %")

@@ -19,9 +19,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from table import machine, table
 
-from fedprune import folders, schema
+from fedprune import run_id
 from fedprune.__main__ import CONF
-from fedprune.build import build
+from fedprune.config import schema
+from fedprune.experiment.build import build
 
 SAME = (
     *("data=fashion_mnist", "rounds=1000000", "eval_every=1000000", "logger=none", "executor=serial", "device=cpu"),
@@ -46,10 +47,10 @@ def measure(overrides: tuple[str, ...], rounds: int) -> dict[str, float]:
     """Seconds of a round (median), and the peak memory in MB."""
     torch.set_num_threads(1)
     schema.register()
-    folders.register()
+    run_id.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [*SAME, *overrides])
-    made = build(config, dict.fromkeys(folders.GROUPS, "") | {"rewind": "none"})
+    made = build(config, dict.fromkeys(run_id.GROUPS, "") | {"rewind": "none"})
     loop, seconds = made.loop(made.executor()), list[float]()
     state, _ = loop.round(loop.start())  # which prunes
     for _ in range(rounds):

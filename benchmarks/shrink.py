@@ -18,10 +18,10 @@ import torch
 from table import machine, table
 
 from fedprune.pruning.mask import count, shrink
-from fedprune.pruning.own_density import NOfM, Threshold
-from fedprune.pruning.scope import erk, globally, per_layer
-from fedprune.pruning.unit import filters, weights
 from fedprune.pruning.what import What
+from fedprune.pruning.what.fixed_density import NOfM, Threshold
+from fedprune.pruning.what.scope import erk, globally, per_layer
+from fedprune.pruning.what.unit import filters, weights
 
 SHAPES = {"conv.weight": (0.2, 512, 9), "wide.weight": (0.7, 1024, 1), "last.weight": (0.1, 1000, 1)}
 """Three layers: their fraction of the weights, inputs, and kernel area."""

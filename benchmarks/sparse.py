@@ -23,12 +23,13 @@ from table import machine, spread, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedprune import folders, schema
+from fedprune import run_id
 from fedprune.__main__ import CONF
-from fedprune.build import build
-from fedprune.federated.client import ClientRound
-from fedprune.federated.executor import Serial
-from fedprune.local import compacted
+from fedprune.compaction import train as compacted
+from fedprune.config import schema
+from fedprune.execution import Serial
+from fedprune.experiment.build import build
+from fedprune.federated.client.round import ClientRound
 from fedprune.pruning.mask import apply, ones
 from fedprune.types import Job, Mask, Params, Subnet
 
@@ -66,7 +67,7 @@ def worker(model: str, compact: str, steps: int) -> tuple[ClientRound, nn.Module
                 *(f"local.optimizer.lr={LR}", f"local.optimizer.momentum={MOMENTUM}", "logger=none", "device=cpu"),
             ],
         )
-    experiment = build(config, dict.fromkeys(folders.GROUPS, "") | {"rewind": "none"})
+    experiment = build(config, dict.fromkeys(run_id.GROUPS, "") | {"rewind": "none"})
     executor = experiment.executor()
     assert isinstance(executor, Serial)
     return executor._client_round, experiment.net
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(dict.fromkeys(model for model, _, _ in CASES)))
     given = parser.parse_args()
     schema.register()
-    folders.register()
+    run_id.register()
     compacted.PER_JOB = 0.0  # even if it is too short to pay
     rows = [line(*case, bound, given.jobs) for case, bound in CASES.items() if case[0] in given.models]
     header = ("network", "alive", *TIMES[:4], "smaller / dense", "at most", "smaller / bare", *TIMES[4:])

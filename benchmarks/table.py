@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fedprune.federated.executor import available_cores
+from fedprune.execution import available_cores
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:

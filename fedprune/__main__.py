@@ -16,8 +16,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fedprune import folders, schema, sweep
+from fedprune import run_id
+from fedprune.config import schema
 from fedprune.errors import FedpruneError
+from fedprune.run import sweep
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +31,14 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(config: DictConfig) -> None:
     """One job, alone or of a sweep. In a sweep a job that fails leaves its reason, and the others go on."""
-    from fedprune import run  # torch and Lightning take seconds: --help and typos need not wait for them
+    from fedprune.run import run  # torch and Lightning take seconds: --help and typos need not wait for them
 
     hydra_config = HydraConfig.get()
     folder, names = Path(hydra_config.runtime.output_dir), hydra_config.runtime.choices
     alone = hydra_config.mode is RunMode.RUN
     sweep.enroll(folder)
     try:
-        chosen = {group: names[group] for group in folders.GROUPS}
+        chosen = {group: names[group] for group in run_id.GROUPS}
         run.run(config, folder, chosen, hydra_config.overrides.task, os.environ.get(sweep.SWEEP, config.name))
     except FedpruneError as error:
         if not config.dry_run:
@@ -115,7 +117,7 @@ def main() -> None:
         )
         sys.exit(1)
     schema.register()
-    folders.register()
+    run_id.register()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's "stop" is as good as Ctrl-C
     try:
         job()

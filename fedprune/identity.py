@@ -21,7 +21,7 @@ VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_ever
 AT_ONCE = 32
 """How many clients are trained as one batched model, where `executor.at_once` does not say."""
 
-NOTHING = {"_target_": "fedprune.local.regulariser.none"}
+NOTHING = {"_target_": "fedprune.local.regularisers.base.none"}
 """What a penalty or dropout is where there is none."""
 
 

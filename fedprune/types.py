@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from fedprune.stored import Stored
+from fedprune.storage.spilled import Stored
 
 Params = dict[str, Tensor]
 """A network's parameters and buffers, each under one name, see tensors.py."""
@@ -131,7 +131,7 @@ class Job:
     common: of a network that its client has a part of itself, the entries whose values are sent (None: all are).
     kept, held: what this client kept from its last round, and the mask that it holds before it is told, packed to bits (empty:
     none); both stay with the client, never on the wire. newcomer: whether the client has not got yet what is never trained
-    (federated/untrained.py), which then comes with the job.
+    (federated/client/untrained.py), which then comes with the job.
     """
 
     client: int

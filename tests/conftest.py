@@ -27,14 +27,16 @@ import torch
 from hydra._internal import defaults_list
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fedprune import folders, schema, sweep
+from fedprune import run_id
 from fedprune.__main__ import CONF, main
-from fedprune.build import build
-from fedprune.checkpoint import NUMBERS
+from fedprune.config import schema
 from fedprune.data.datasets import digits
 from fedprune.data.sources import FASHION_MNIST
-from fedprune.experiment import Experiment
-from fedprune.federated.executor import Executor
+from fedprune.execution import Executor
+from fedprune.experiment.build import build
+from fedprune.experiment.experiment import Experiment
+from fedprune.run import sweep
+from fedprune.storage.checkpoint import NUMBERS
 from fedprune.types import Params, State
 
 TINY = (
@@ -107,10 +109,10 @@ class Result:
 @functools.cache
 def _composed(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
     schema.register()
-    folders.register()
+    run_id.register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
-    names = {group: config.hydra.runtime.choices[group] for group in folders.GROUPS}
+    names = {group: config.hydra.runtime.choices[group] for group in run_id.GROUPS}
     with open_dict(config):
         del config["hydra"]
     return config, names
@@ -118,7 +120,7 @@ def _composed(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., tuple[DictConfig, dict[str, str]]]:
-    """compose(*overrides) -> (config, the chosen option of each group), as `fedprune.build.build` takes them."""
+    """compose(*overrides) -> (config, the chosen option of each group), as `fedprune.experiment.build.build` takes them."""
 
     def composed(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
         config, names = _composed(*overrides)
@@ -141,7 +143,7 @@ def assemble(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
     composed, names = _composed()
     config, names = composed.copy(), dict(names)
     pairs = [override.partition("=") for override in overrides]
-    groups = {key: value for key, _, value in pairs if key in {*folders.GROUPS, *NESTED}}
+    groups = {key: value for key, _, value in pairs if key in {*run_id.GROUPS, *NESTED}}
     for group, option in sorted(groups.items()):
         OmegaConf.update(config, group.replace("/", "."), _option(group, option), merge=False)
         names[group] = option
@@ -149,7 +151,7 @@ def assemble(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
         if key not in groups:
             typed = OmegaConf.from_dotlist([f"value={value}"]).value
             OmegaConf.update(config, key.lstrip("+"), typed, merge=False, force_add=key.startswith("+"))
-    return config, {group: names[group] for group in folders.GROUPS}
+    return config, {group: names[group] for group in run_id.GROUPS}
 
 
 @pytest.fixture(scope="session", name="assemble")

@@ -15,12 +15,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fedprune.build import build
-from fedprune.checkpoint import save_ticket
 from fedprune.data.datasets import Dataset
 from fedprune.errors import ConfigError, DataError, RunError
-from fedprune.experiment import Experiment
+from fedprune.experiment.build import build
+from fedprune.experiment.experiment import Experiment
 from fedprune.pruning.mask import apply, ones
+from fedprune.storage.checkpoint import save_ticket
 from fedprune.types import Mask, Params
 
 TINY = {

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from fedprune import tracking
-from fedprune.build import build
-from fedprune.checkpoint import load_state, save_state
 from fedprune.errors import ConfigError, Incompatible
+from fedprune.experiment.build import build
+from fedprune.run import loggers
+from fedprune.storage.checkpoint import load_state, save_state
 
 TINY = (
     *("rounds=2", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=2"),
@@ -271,7 +271,7 @@ def test_a_client_that_diverges_ends_the_run_by_its_name_and_the_rounds_before_a
 
 def interrupted(command, folder, rounds: int = 4) -> Path:
     """The folder of a run that was stopped in its third round."""
-    append = tracking.append
+    append = loggers.append
 
     def stop(where: Path, metrics: dict[str, float]) -> None:
         if metrics["round"] == 2:
@@ -279,7 +279,7 @@ def interrupted(command, folder, rounds: int = 4) -> Path:
         append(where, metrics)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking, "append", stop)
+        patch.setattr(loggers, "append", stop)
         assert command(*TINY, f"rounds={rounds}").rc == 130
     assert load_state(folder() / "state" / "state.safetensors").round == 2
     return folder()
@@ -331,7 +331,7 @@ def test_a_full_disk_ends_the_run_with_what_to_do_and_the_same_command_resumes(o
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 def test_metrics_that_cannot_be_written_end_the_run_with_what_to_do(command, folder, monkeypatch):
-    append = tracking.append
+    append = loggers.append
 
     def onto_a_full_device(where: Path, metrics: dict[str, float]) -> None:
         (where / "metrics.jsonl").rename(where / "kept.jsonl")
@@ -342,7 +342,7 @@ def test_metrics_that_cannot_be_written_end_the_run_with_what_to_do(command, fol
             (where / "kept.jsonl").rename(where / "metrics.jsonl")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking, "append", onto_a_full_device)
+        patch.setattr(loggers, "append", onto_a_full_device)
         result = command(*TINY)
     assert_refused(result, "metrics.jsonl", "No space left on device", "the same command resumes")
     assert command(*TINY).rc == 0

@@ -7,7 +7,8 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fedprune.check import (
+from fedprune.errors import ConfigError, DataError, Incompatible, RunError
+from fedprune.experiment.checks import (
     Problems,
     composition,
     evidence,
@@ -23,21 +24,20 @@ from fedprune.check import (
     scope,
     validation,
 )
-from fedprune.errors import ConfigError, DataError, Incompatible, RunError
-from fedprune.federated.ballot import by_layer_density, by_votes
+from fedprune.federated.masks import PersonalMask, Shared, Voted
+from fedprune.federated.masks.voting import by_layer_density, by_votes
 from fedprune.federated.where import AllClients, Cohort, OneClient, Server
-from fedprune.federated.whose import PersonalMask, Shared, Voted
 from fedprune.pruning.criterion import Adjusted, Compensated, Criterion, gradient, magnitude, magnitude_increase, random, snip
-from fedprune.pruning.cycle import Axes
+from fedprune.pruning.criterion.curvature import obd_sweep
+from fedprune.pruning.criterion.structured import activation, bn_scale
+from fedprune.pruning.event import Axes
+from fedprune.pruning.evidence.data_free import Network
 from fedprune.pruning.gate import Accurate, Moving, Settled
-from fedprune.pruning.network import Network
-from fedprune.pruning.own_density import NOfM, Threshold
 from fedprune.pruning.rewind import Early, Keep, LearningRate, RandomReinit, Replaced, shuffle
-from fedprune.pruning.scope import globally
-from fedprune.pruning.second_order import obd_sweep
-from fedprune.pruning.structured import activation, bn_scale
-from fedprune.pruning.unit import filters, weights
 from fedprune.pruning.what import What
+from fedprune.pruning.what.fixed_density import NOfM, Threshold
+from fedprune.pruning.what.scope import globally
+from fedprune.pruning.what.unit import filters, weights
 from fedprune.types import Gate, Plan, PruneEvent
 
 CONF = Path(__file__).parents[1] / "conf"

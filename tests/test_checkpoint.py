@@ -13,9 +13,9 @@ import torch
 from odd_networks import odd_tensors
 from safetensors.torch import save_file
 
-from fedprune import checkpoint
-from fedprune.checkpoint import load_state, read, replace_file, save_state, save_ticket
 from fedprune.errors import RunError
+from fedprune.storage import checkpoint
+from fedprune.storage.checkpoint import load_state, read, replace_file, save_state, save_ticket
 from fedprune.types import Params, State, Subnet
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedprune.__main__ import CONF, arguments
-from fedprune.folders import folder_hash
+from fedprune.run_id import folder_hash
 
 TINY = (
     *("rounds=2", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=2"),

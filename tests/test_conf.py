@@ -13,13 +13,13 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import get_method
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from fedprune import folders
+from fedprune import run_id
 from fedprune.__main__ import CONF
+from fedprune.config.instantiate import make
 from fedprune.data.datasets import Dataset
 from fedprune.errors import DataError
-from fedprune.federated.executor import Executor
+from fedprune.execution import Executor
 from fedprune.local.module import LocalModule
-from fedprune.make import make
 from fedprune.types import State, Subnet
 
 pytestmark = pytest.mark.slow
@@ -160,14 +160,14 @@ def test_every_parameter_that_a_user_may_set_is_in_its_yaml(path, assemble):
 def test_every_group_has_a_default_and_the_taxonomy_is_complete(compose):
     _, names = compose()
     groups = {option(path)[0] for path in OPTIONS}
-    assert groups == {*folders.GROUPS, *NESTED}
-    assert set(names) == set(folders.GROUPS)
+    assert groups == {*run_id.GROUPS, *NESTED}
+    assert set(names) == set(run_id.GROUPS)
 
 
 def test_the_schema_is_in_no_group(compose):
     compose()  # registers it
     store = ConfigStore.instance()
-    for group in (*folders.GROUPS, *NESTED, "experiment"):
+    for group in (*run_id.GROUPS, *NESTED, "experiment"):
         with pytest.raises(OSError, match="not found"):
             store.list(group)
     assert "schema.yaml" in store.list("")
@@ -191,7 +191,7 @@ def test_every_axis_of_an_experiments_grid_is_a_text_of_values_that_compose(path
     swept = OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params") or {}
     for key, values in swept.items():
         assert isinstance(values, str), f"{key}: Hydra wants its values as one text"
-        assert "," in values or f"+{folders.METHOD}" in swept, f"{key}: an axis of one value is none, but in a protocol"
+        assert "," in values or f"+{run_id.METHOD}" in swept, f"{key}: an axis of one value is none, but in a protocol"
         group, values_ = key.lstrip("+").partition("@")[0], [value.strip() for value in values.split(",")]
         if (CONF / group).is_dir():  # whose options are composed above, and with this experiment where it is run
             assert all((CONF / group / f"{value}.yaml").is_file() for value in values_)

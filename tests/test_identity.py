@@ -14,8 +14,8 @@ import torch
 from fedprune.data import cache, sources
 from fedprune.data.datasets import Dataset
 from fedprune.data.sources import FASHION_MNIST, in_place_of
-from fedprune.federated.batched import Batched
-from fedprune.folders import folder_hash
+from fedprune.federated.client.batched import Batched
+from fedprune.run_id import folder_hash
 
 TINY = (
     *("rounds=2", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=2"),

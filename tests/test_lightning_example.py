@@ -7,7 +7,7 @@ import pytest
 from conftest import TINY
 from test_tracking import offline_runs
 
-from fedprune.tracking import read_metrics
+from fedprune.run.loggers import read_metrics
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -10,7 +10,7 @@ import pytest
 from nbclient import NotebookClient
 
 from fedprune.data import datasets
-from fedprune.data.client import federate, save_partition
+from fedprune.data.federate import federate, save_partition
 from fedprune.data.partition import Dirichlet
 
 pytestmark = pytest.mark.slow

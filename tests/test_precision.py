@@ -11,21 +11,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedprune.errors import ConfigError
-from fedprune.federated.aggregate import intersection, mean_with_zeros, overlap_mean
-from fedprune.federated.arrays import as_array, as_tensor
-from fedprune.federated.controls import stepped, summed
-from fedprune.federated.robust import CoordinateMedian, TrimmedMean
-from fedprune.federated.server_step import FedAdam, FedAvgM
-from fedprune.local.control import Controls
+from fedprune.execution.arrays import as_array, as_tensor
+from fedprune.federated.server.aggregate import intersection, mean_with_zeros, overlap_mean
+from fedprune.federated.server.optimizer import FedAdam, FedAvgM
+from fedprune.federated.server.robust import CoordinateMedian, TrimmedMean
+from fedprune.federated.server.scaffold import stepped, summed
 from fedprune.local.module import LocalModule
-from fedprune.local.penalty import l1, penalty
 from fedprune.local.recipe import Recipe
-from fedprune.local.regulariser import regularised
+from fedprune.local.regularisers.base import regularised
+from fedprune.local.regularisers.penalty import l1, penalty
+from fedprune.local.state.scaffold import Controls
 from fedprune.local.step import clip_wide
 from fedprune.local.train import fit, unload
 from fedprune.precision import finite, wide
-from fedprune.pruning.curvature import sq_grads
-from fedprune.pruning.rank import keep_best
+from fedprune.pruning.evidence.curvature import sq_grads
+from fedprune.pruning.what.top_k import keep_best
 from fedprune.types import Subnet, Update
 
 HALVES = [torch.float16, torch.bfloat16]

@@ -16,20 +16,20 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fedprune import build as builder
 from fedprune.__main__ import CONF
-from fedprune.checkpoint import save_ticket
+from fedprune.config.instantiate import make
 from fedprune.errors import Incompatible
-from fedprune.experiment import Experiment
-from fedprune.make import make
+from fedprune.experiment import build as builder
+from fedprune.experiment.experiment import Experiment
 from fedprune.pruning.criterion import Adjusted
 from fedprune.pruning.evidence import FROM_DATA, OBSTACLES, needs
 from fedprune.pruning.mask import apply, count, ones, shrink, size
-from fedprune.pruning.own_density import Like, NOfM
-from fedprune.pruning.rank import nearest
-from fedprune.pruning.scope import erk, globally, layer_density
-from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
+from fedprune.pruning.what.fixed_density import Like, NOfM
+from fedprune.pruning.what.scope import erk, globally, layer_density
+from fedprune.pruning.what.top_k import nearest
+from fedprune.pruning.what.unit import weights
+from fedprune.storage.checkpoint import save_ticket
 from fedprune.types import Mask, Personal, Plan, PruneEvent, State
 
 pytestmark = pytest.mark.slow
@@ -61,7 +61,7 @@ VOTES = ("voted", "voted_densities")
 PROPOSE = (*VOTES, "personal")
 """Where clients carry out events themselves."""
 
-TIERS = {"_target_": "fedprune.federated.capacity.Tiers", "levels": [1.0, 0.5], "shares": None}
+TIERS = {"_target_": "fedprune.federated.masks.capacity.Tiers", "levels": [1.0, 0.5], "shares": None}
 """What clients can carry where networks are nested: of the four, some all and some half of it."""
 
 SAMPLES = 52
@@ -186,7 +186,7 @@ def outcomes(parts, compose) -> dict[Cell, Experiment | Incompatible]:
         for evidence, obstacle in OBSTACLES.items():
             patch.setitem(OBSTACLES, evidence, once(obstacle))
         for name in ("smallest", "task", "masked"):
-            patch.setattr(builder.check, name, once(getattr(builder.check, name)))
+            patch.setattr(builder.checks, name, once(getattr(builder.checks, name)))
         patch.setattr(builder, "_rehearsal", by_answers(builder._rehearsal))
         made = {"_network": whole.net, "traced": whole.axes.what.order, "_optimizer": builder._optimizer(config, whole.net)}
         same = {"_recipe": whole.recipe, "chosen": "cpu", "_tried": None, "_flops": whole.flops}

@@ -18,9 +18,9 @@ import pytest
 import torch
 from forked import Forked
 
-from fedprune import tracking
-from fedprune.checkpoint import load_state, read
-from fedprune.run import run
+from fedprune.run import loggers
+from fedprune.run.run import run
+from fedprune.storage.checkpoint import load_state, read
 from fedprune.types import State
 
 pytestmark = pytest.mark.slow
@@ -88,7 +88,7 @@ class Stop(Exception):
 
 def stop_in_round(number: int, job: Callable, *overrides: str, error: type[BaseException] = Stop) -> None:
     """Do the job, and throw the error when round `number` is about to be written down, as late as it can come."""
-    append = tracking.append
+    append = loggers.append
 
     def thrown(folder: Path, metrics: dict[str, float]) -> None:
         if metrics["round"] == number:
@@ -96,7 +96,7 @@ def stop_in_round(number: int, job: Callable, *overrides: str, error: type[BaseE
         append(folder, metrics)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking, "append", thrown)
+        patch.setattr(loggers, "append", thrown)
         with pytest.raises(error):
             job(*overrides)
 
@@ -150,7 +150,7 @@ def test_what_is_done_is_not_done_again_unless_forced(reference, here, capsys, d
 
 def test_a_sweep_that_was_interrupted_keeps_what_is_done_and_goes_on_with_the_rest(command, outputs):
     sweep = ("rounds=3", *LONG[:3], "local.epochs=null", "local.steps=1", "logger=none", "executor=serial", "seed=0,1,2", "-m")
-    append, written = tracking.append, []
+    append, written = loggers.append, []
 
     def interrupted(folder: Path, metrics: dict[str, float]) -> None:
         written.append(folder)
@@ -159,7 +159,7 @@ def test_a_sweep_that_was_interrupted_keeps_what_is_done_and_goes_on_with_the_re
         append(folder, metrics)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking, "append", interrupted)
+        patch.setattr(loggers, "append", interrupted)
         assert command(*sweep).rc == 130
     assert len(list(outputs.glob("*/*/summary.json"))) == 1
     assert len(list(outputs.glob("*/*/run.json"))) == 2

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fedprune.checkpoint import load_state
 from fedprune.errors import ConfigError, DataError, Incompatible
 from fedprune.pruning.criterion import Criterion, magnitude
 from fedprune.pruning.evidence import needs
 from fedprune.sensitivity.__main__ import criterion, densities, main
 from fedprune.sensitivity.delete import ALL, PREDICTIONS, curves, trained
+from fedprune.storage.checkpoint import load_state
 
 SHORT = ("rounds=4", "federated=centralized", "partition=iid", "logger=none", "executor=serial", "name=short", "eval_every=4")
 

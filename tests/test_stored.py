@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedprune.checkpoint import load_state, save_state
 from fedprune.errors import ConfigError, RunError
-from fedprune.federated.whose import PersonalMask
-from fedprune.stored import Stored, beyond
-from fedprune.tensor_file import DTYPES, Rows, pieces
+from fedprune.federated.masks import PersonalMask
+from fedprune.storage.checkpoint import load_state, save_state
+from fedprune.storage.safetensors_writer import DTYPES, Rows, pieces
+from fedprune.storage.spilled import Stored, beyond
 from fedprune.types import Personal, State, Subnet
 
 

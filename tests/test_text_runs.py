@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 
 from fedprune.__main__ import CONF
 from fedprune.analysis.heat_maps import label_histogram
-from fedprune.build import build
-from fedprune.data.client import save_partition
+from fedprune.data.federate import save_partition
 from fedprune.errors import ConfigError, Incompatible
+from fedprune.experiment.build import build
 from fedprune.ticket.export import export, load_network
 from fedprune.ticket.read import load_ticket
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from fedprune import tracking
-from fedprune.tracking import append, keep_until, read_metrics
+from fedprune.run import loggers
+from fedprune.run.loggers import append, keep_until, read_metrics
 
 TINY = (
     *("rounds=3", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=2"),
@@ -134,7 +134,7 @@ def test_a_run_that_ends_well_says_so(logged):
 
 def stopped_in(number: int, command, *arguments: str) -> None:
     """Interrupt the run as its `number`-th round is written down."""
-    keep = tracking.append
+    keep = loggers.append
 
     def interrupt(where: Path, metrics: dict[str, float]) -> None:
         if metrics["round"] == number:
@@ -142,7 +142,7 @@ def stopped_in(number: int, command, *arguments: str) -> None:
         keep(where, metrics)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking, "append", interrupt)
+        patch.setattr(loggers, "append", interrupt)
         assert command(*arguments).rc == 130
 
 
@@ -292,7 +292,7 @@ def test_it_is_online_only_for_who_is_logged_in_and_did_not_say_otherwise(asked,
     if environment:
         monkeypatch.setenv("WANDB_MODE", environment)
     facts = dict.fromkeys(("id", "sweep", "name", "seed", "density", "parameters", "prunable", "clients", "config"), "x")
-    with tracking.wandb(Path("run"), {**facts, "attempt": 0, "axes": {"criterion": "c" * 100, "data": "d"}}, mode=asked):
+    with loggers.wandb(Path("run"), {**facts, "attempt": 0, "axes": {"criterion": "c" * 100, "data": "d"}}, mode=asked):
         pass
     assert asked_for["mode"] == mode
     assert max(map(len, asked_for["tags"])) == 64
@@ -314,14 +314,14 @@ def test_csv_has_a_row_per_round_and_a_column_per_metric(command, folder):
 
 
 def test_csv_has_what_there_is_of_a_run_that_failed(command, folder, monkeypatch):
-    keep = tracking.append
+    keep = loggers.append
 
     def fail_in_the_third(where: Path, metrics: dict[str, float]) -> None:
         if metrics["round"] == 2:
             raise ZeroDivisionError
         keep(where, metrics)
 
-    monkeypatch.setattr(tracking, "append", fail_in_the_third)
+    monkeypatch.setattr(loggers, "append", fail_in_the_third)
     assert command(*TINY, "logger=csv").rc == 1
     assert len((folder() / "metrics.csv").read_text().splitlines()) == 1 + 2
 

@@ -9,8 +9,8 @@ from conftest import TINY
 from torch import nn
 from torch.nn import functional as F
 
-from fedprune.build import build
 from fedprune.errors import Incompatible, RunError
+from fedprune.experiment.build import build
 from fedprune.local.module import LocalModule
 
 ONE_SHOT = ("how_often=one_shot", "when=before_training", "rounds=1", "local.steps=1", "where.examples=8")

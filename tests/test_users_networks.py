@@ -8,9 +8,9 @@ import pytest
 import torch
 from user_networks import Named
 
-from fedprune.checkpoint import load_state, save_state
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.pruning.companions import is_companion
+from fedprune.pruning.evidence.gates import is_companion
+from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.ticket.torch_prune import from_torch_prune
 
 NAMED = "model._target_=user_networks.Named"

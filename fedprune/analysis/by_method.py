@@ -15,7 +15,7 @@ import pandas as pd
 from fedprune.analysis.metric import ACCURACY, Metric, metric_of
 from fedprune.analysis.tables import markdown_lines
 from fedprune.analysis.tuning import tuned
-from fedprune.folders import METHOD
+from fedprune.run_id import METHOD
 
 BY = ["density", METHOD]
 

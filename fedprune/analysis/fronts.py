@@ -12,7 +12,7 @@ from fedprune.analysis.by_method import front
 from fedprune.analysis.figures import STYLE
 from fedprune.analysis.metric import ACCURACY, Metric
 from fedprune.errors import FedpruneError
-from fedprune.folders import METHOD
+from fedprune.run_id import METHOD
 
 COLORS = {True: "C0", False: "0.45"}  # of those who are not beaten, and of the others
 LINE = 0.036  # the height of a name, of a panel's

@@ -17,8 +17,8 @@ from fedprune.analysis.by_axes import grid
 from fedprune.analysis.curves import evaluated, labels, telling
 from fedprune.analysis.figures import STYLE
 from fedprune.analysis.metric import ACCURACY, Metric
-from fedprune.data.client import label_histogram as histogram_of
-from fedprune.data.client import load_partition
+from fedprune.data.federate import label_histogram as histogram_of
+from fedprune.data.federate import load_partition
 from fedprune.errors import FedpruneError
 
 MAP_STYLE = STYLE | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}

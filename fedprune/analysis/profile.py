@@ -1,4 +1,4 @@
-"""Where the time of a run's rounds went, by the phases of federated/clock.py: what profile=true leaves in a run's folder."""
+"""Where the time of a run's rounds went, by the phases of phase_clock.py: what profile=true leaves in a run's folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedprune.analysis.curves import COLOURS
 from fedprune.analysis.figures import STYLE, save
-from fedprune.federated.clock import PHASES, PREFIX
+from fedprune.phase_clock import PHASES, PREFIX
 
 BARS = 60
 """With more rounds than this, neighbouring rounds share a bar: evaluation, which is not in all of them, would hide the rest."""

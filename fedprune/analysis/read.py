@@ -16,7 +16,7 @@ import pandas as pd
 
 from fedprune.analysis.metric import LARGER, METRIC
 from fedprune.errors import FedpruneError
-from fedprune.tracking import read_metrics
+from fedprune.run.loggers import read_metrics
 
 Runs = Path | str | Sequence[Path]
 """A folder with run folders at or below it, or the run folders themselves."""

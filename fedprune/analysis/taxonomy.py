@@ -20,15 +20,16 @@ import hydra
 import matplotlib
 from omegaconf import OmegaConf
 
-from fedprune import folders, schema
+from fedprune import run_id
 from fedprune.__main__ import CONF
 from fedprune.analysis.figures import STYLE
 from fedprune.analysis.order import rank
-from fedprune.folders import METHOD
-from fedprune.make import make
+from fedprune.config import schema
+from fedprune.config.instantiate import make
 from fedprune.pruning.evidence import needs
+from fedprune.run_id import METHOD
 
-AXES = folders.GROUPS[:7]
+AXES = run_id.GROUPS[:7]
 TAXONOMY = {"what", "criterion", "when", "how_often"}
 """An experiment that sweeps all four is a grid over the taxonomy, and no point in it; nor is one that sweeps over methods."""
 
@@ -170,7 +171,7 @@ def _cited(yaml: str) -> tuple[str, int]:
 
 def _compose(conf: Path, overrides: list[str]) -> Mapping[str, str]:
     schema.register()
-    folders.register()
+    run_id.register()
     with hydra.initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         config = hydra.compose("config", overrides=overrides, return_hydra_config=True)
     return {group: str(option) for group, option in config.hydra.runtime.choices.items()}

@@ -11,7 +11,7 @@ import pandas as pd
 from fedprune.analysis.cells import varying
 from fedprune.analysis.metric import Metric, metric_of
 from fedprune.analysis.tables import markdown_lines
-from fedprune.folders import METHOD
+from fedprune.run_id import METHOD
 
 
 def settings(runs: pd.DataFrame) -> list[str]:

@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
+from fedprune.data.federate import Clients
 
 CHUNK = 2048  # examples that are gathered and normalised at once: a large client must not copy its whole data
 CACHED = 128  # images that a CPU evaluates at once: beyond it their activations leave its caches, and 2,000 take twice the time

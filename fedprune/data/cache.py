@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedprune import __version__
 from fedprune.data.sources import Source, in_place_of, obtain
-from fedprune.folders import digest_of
+from fedprune.run_id import digest_of
 
 P = ParamSpec("P")
 Kind = TypeVar("Kind")

@@ -20,7 +20,7 @@ from enum import Enum
 import numpy as np
 
 from fedprune.errors import ConfigError
-from fedprune.pruning.rank import nearest
+from fedprune.pruning.what.top_k import nearest
 from fedprune.randomness import numpy_stream
 
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fedprune.data.batches import Slice
-from fedprune.federated.arrays import arrays_of
+from fedprune.execution import Task, certain
+from fedprune.execution.arrays import arrays_of
+from fedprune.federated.client.client_values import joined, trained
 from fedprune.federated.exchange import Exchange
-from fedprune.federated.executor import Task, certain
-from fedprune.federated.own_values import joined, trained
 from fedprune.local.outcomes import Outcomes, TaskMetrics, concatenated
 from fedprune.types import SERVER, Mask, State
 from fedprune.wire.frame import Piece, array
@@ -51,7 +51,7 @@ class Evaluation:
         return metrics | (self.task.by_client(concatenated([*outcomes]), self.local) if local else {})
 
     def outcomes(self, state: State) -> dict[str, float]:
-        """Return what gates may ask for of validation data (evidence.py). There have to be validation examples."""
+        """Return what gates may ask for of validation data (pruning/evidence). There have to be validation examples."""
         outcomes = self._outcomes([*self._client_tasks(state, self._block(state), "val", self.val)])
         return self.task.validated(self.task.means(concatenated(outcomes)))
 

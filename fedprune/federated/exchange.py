@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any
 
 from fedprune.errors import RunError
-from fedprune.federated.arrays import Arrays, arrays_of, tensors_of
+from fedprune.execution import Executor, Lost, Task
+from fedprune.execution.arrays import Arrays, arrays_of, tensors_of
 from fedprune.federated.availability import Fate, Fates, everybody
-from fedprune.federated.executor import Executor, Lost, Task
+from fedprune.federated.client.upload import Upload, everything
 from fedprune.federated.tally import Tally
-from fedprune.federated.upload import Upload, everything
 from fedprune.precision import finite
 from fedprune.pruning.finite import DIVERGED, unmeasured
 from fedprune.pruning.mask import apply

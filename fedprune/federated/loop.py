@@ -16,20 +16,21 @@ from dataclasses import dataclass, replace
 import torch
 
 from fedprune.errors import Unheard
-from fedprune.federated import controls, own_values
-from fedprune.federated.aggregate import Aggregate
-from fedprune.federated.asking import ask, due, waiting
+from fedprune.federated.client import client_values
 from fedprune.federated.costs import client_densities, densities, training_flops
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
+from fedprune.federated.masks import Receipt, Terms, Whose, carry_out
+from fedprune.federated.masks.gates import ask, due, waiting
 from fedprune.federated.sampling import cohort
-from fedprune.federated.server_step import ServerStep, starts_from
+from fedprune.federated.server import scaffold
+from fedprune.federated.server.aggregate import Aggregate
+from fedprune.federated.server.optimizer import ServerStep, starts_from
 from fedprune.federated.tally import Tally
 from fedprune.federated.where import Where, measuring
-from fedprune.federated.whose import Receipt, Terms, Whose, carry_out
-from fedprune.pruning.cycle import Axes, Measure
+from fedprune.pruning.event import Axes, Measure
+from fedprune.pruning.evidence.data_free import Network
 from fedprune.pruning.mask import apply, collapsed, ones
-from fedprune.pruning.network import Network
 from fedprune.pruning.rewind import Draws, Rewind
 from fedprune.randomness import torch_stream
 from fedprune.types import Job, Mask, Params, Plan, PruneEvent, State, Subnet, Update
@@ -47,7 +48,7 @@ class FederatedLoop:
     dense network (empty: they could not be counted).
     effective: the fraction of the prunable entries that lie on a path from input to output, of a mask (None: not to be had).
     begin: the ticket that the run starts from, whose weights are then its initialisation. profile: whether the metrics tell
-    where the time went (clock.py).
+    where the time went (phase_clock.py).
     """
 
     seed: int
@@ -134,7 +135,7 @@ class FederatedLoop:
 
     def _prune(self, state: State, event: PruneEvent, tally: Tally) -> State:
         """One prune event, on evidence measured at this very state."""
-        return controls.pruned(state, carry_out(state, event, self._terms(state), self._measure(state, tally)))
+        return scaffold.pruned(state, carry_out(state, event, self._terms(state), self._measure(state, tally)))
 
     def _ask(self, state: State, tally: Tally) -> tuple[State, dict[str, float]]:
         """Under a gate, whether it lets the next event through; and the metrics of that."""
@@ -168,8 +169,8 @@ class FederatedLoop:
     def _job(self, state: State, client: int, shared: Mask | None = None) -> Job:
         mask, (event, events) = self._own(state, client), self.whose.on_client(self.plan, state, client)
         subnet = state.server if mask is None else Subnet(apply(state.server.params, mask), mask)
-        begun = shared is not None and own_values.trained(state, client)
-        common = own_values.sent(subnet.mask, shared) if begun and shared else None
+        begun = shared is not None and client_values.trained(state, client)
+        common = client_values.sent(subnet.mask, shared) if begun and shared else None
         known = self.whose.known(state, client)
         return Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, common=common, held=known)
 
@@ -193,7 +194,7 @@ class FederatedLoop:
             for job, update in itertools.chain((first,), arriving):
                 assert update.subnet is not None, "a client that was told to train sends a subnet"
                 kept.update({update.client: update.kept} if update.kept else {})
-                changes.update(controls.summed(changes, update))
+                changes.update(scaffold.summed(changes, update))
                 own = {name: update.kept[name] for name in self.exchange.own}  # what else it keeps has to travel to be merged
                 subnet = Subnet(update.subnet.params | own, update.subnet.mask)
                 weight = float(update.examples if self.weighting == "examples" else 1)
@@ -203,7 +204,7 @@ class FederatedLoop:
         server = state.server
         merged = self.aggregate(server.params, weighted())
         params, momentum = self.server_step(server.params, merged, state.momentum, self.trained)
-        momentum = {**momentum, **controls.stepped(state.momentum, changes, self.clients)}
+        momentum = {**momentum, **scaffold.stepped(state.momentum, changes, self.clients)}
         after = replace(state, round=state.round + 1, clock=state.clock + 1, momentum=momentum, kept=kept)
         return self.whose.merged(after, params, receipts, self._terms(state)), receipts
 

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from fedprune.federated.availability import Fate
-from fedprune.federated.clock import Clock
-from fedprune.local.logged import OverCohort
+from fedprune.local.lightning.self_log import OverCohort
+from fedprune.phase_clock import Clock
 from fedprune.types import Job, Update
 
 

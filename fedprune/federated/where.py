@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from fedprune.errors import ConfigError, RunError, Unheard
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.tally import Tally
-from fedprune.pruning.cycle import Measure
+from fedprune.pruning.event import Measure
 from fedprune.pruning.evidence import FROM_CLIENTS, at_hand, mean
-from fedprune.pruning.network import Network
+from fedprune.pruning.evidence.data_free import Network
 from fedprune.randomness import numpy_stream, torch_stream
 from fedprune.types import SERVER, Mask, Params, State, Subnet, Update
 

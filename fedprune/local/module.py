@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from fedprune.errors import RunError
 from fedprune.local.answer import read, takes_number
-from fedprune.local.job_trainer import JobTrainer, Outside
+from fedprune.local.lightning.job_trainer import JobTrainer, Outside
+from fedprune.local.lightning.schedules import configured
 from fedprune.local.outcomes import Outcome, by_name
-from fedprune.local.schedules import configured
 from fedprune.precision import unfused
 
 Batch = tuple[Tensor, ...]
@@ -80,7 +80,8 @@ class LocalModule(pl.LightningModule):
         return self.optimizer(self.net.parameters())
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """As Lightning's. In the federated loop, what is logged during training is a metric of the round (see logged.py).
+        """As Lightning's. In the federated loop, what is logged during training is a metric of the round, see
+        local/lightning/self_log.py.
 
         Outside of training there is nobody to log to, and nothing is spent on it.
         """
@@ -92,7 +93,7 @@ class LocalModule(pl.LightningModule):
 
     @property
     def trainer(self) -> Any:
-        """The pl.Trainer; in the federated loop, what there is of one (see job_trainer.py)."""
+        """The pl.Trainer; in the federated loop, what there is of one (see local/lightning/job_trainer.py)."""
         return Outside(self) if self._trainer is None and self._fabric is None else super().trainer
 
     @trainer.setter

@@ -25,7 +25,8 @@ class Recipe:
     compact: whether a network is trained physically smaller under its mask, where that gives the same and pays (`auto`), or
     `never`.
     drop_last: the last batch of a pass is left out if it is smaller than the others. smallest: a remainder of fewer examples
-    than this joins the batch before it, for networks that cannot be trained on one example (check/batches.py finds out).
+    than this joins the batch before it, for networks that cannot be trained on one example; that is found
+    out by experiment/checks/batches.py.
     keep_optimizer: the optimizer goes on from what the client kept of it, and is kept again.
     """
 

@@ -6,7 +6,7 @@
 3. Before the optimizer's step: gradients are clipped (`clip`), and then corrected (`correct`: SCAFFOLD).
 4. After the optimizer's step, dead weights are zero again (`keep_dead`).
 
-hooked.py says where the hooks of a module are called between these.
+local/lightning/train_with_hooks.py says where the hooks of a module are called between these.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedprune.local.logged import Logged
+from fedprune.local.lightning.self_log import Logged
 from fedprune.local.recipe import Recipe
 from fedprune.precision import WIDER, wide
 from fedprune.types import Params

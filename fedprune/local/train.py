@@ -13,14 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedprune.local import control, hooked, optimizer_state
-from fedprune.local.fixed import held
-from fedprune.local.hooks import plain
-from fedprune.local.job_trainer import Planned
-from fedprune.local.logged import Logged
+from fedprune.local.frozen import held
+from fedprune.local.lightning import train_with_hooks
+from fedprune.local.lightning.hooks import plain
+from fedprune.local.lightning.job_trainer import Planned
+from fedprune.local.lightning.schedules import configured, needs_closure
+from fedprune.local.lightning.self_log import Logged
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
-from fedprune.local.schedules import configured, needs_closure
+from fedprune.local.state import optimizer_state, scaffold
 from fedprune.local.step import Rules, Seen, Step, step_of
 from fedprune.precision import wide, wide_zeros
 from fedprune.tensors import load_tensors, tensors_of
@@ -75,11 +76,11 @@ def fit(
         rules = Rules(recipe, (weights, masks), penalty, correction or {}, sums)
         optimizer = _alone(module)
         if optimizer is None:
-            optimizer, seen = hooked.train(module, batches, planned, rules, decay, kept or {})
+            optimizer, seen = train_with_hooks.train(module, batches, planned, rules, decay, kept or {})
         else:
             optimizer_state.resume(slowed(optimizer, decay), kept or {})
             seen = _steps(module, optimizer, batches, step_of(module.net, optimizer, rules))
-        reach = control.reach(module.net, optimizer, seen.steps) if correction else {}
+        reach = scaffold.reach(module.net, optimizer, seen.steps) if correction else {}
     losses, sizes = seen.losses, seen.sizes
     total = _weighted_sum(losses, sizes) if losses else 0.0
     state = optimizer_state.of(optimizer, dict(zip(weights, masks, strict=True))) if recipe.keep_optimizer else {}
@@ -103,7 +104,7 @@ def _alone(module: LocalModule) -> torch.optim.Optimizer | None:
 
 
 def _steps(module: LocalModule, optimizer: torch.optim.Optimizer, batches: Iterable[Batch], step: Step) -> Seen:
-    """A step of the optimizer per batch, for modules that override nothing (others: hooked.py)."""
+    """A step of the optimizer per batch, for modules that override nothing (others: train_with_hooks.py)."""
     losses, sizes = [], []
     for number, batch in enumerate(batches):
         optimizer.zero_grad()

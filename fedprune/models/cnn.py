@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedprune.errors import ConfigError
 from fedprune.models.layers import after_valid_convs, initialise, offering, require_norm, require_size
-from fedprune.pruning.rank import nearest
+from fedprune.pruning.what.top_k import nearest
 
 NORMS = ("none", "batch")
 

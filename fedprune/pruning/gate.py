@@ -1,7 +1,7 @@
 """Gates: what a prune event waits for, beyond its round.
 
-Every condition is (outcomes, by the names of its arguments) -> bool: whether the event may happen now. evidence.py lists the
-outcomes; none is ever taken from test data. As text, a condition says what it waits for.
+Every condition is (outcomes, by the names of its arguments) -> bool: whether the event may happen now. pruning/evidence lists
+the outcomes; none is ever taken from test data. As text, a condition says what it waits for.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ import math
 import numpy as np
 import torch
 
-from fedprune.pruning.rank import how_many
-from fedprune.pruning.remembered import remembered
 from fedprune.pruning.what import What
+from fedprune.pruning.what.tensor_cache import remembered
+from fedprune.pruning.what.top_k import how_many
 from fedprune.types import Mask, Params, Scores
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.gate import Accurate, Bound, Moving, MovingReached, Reached, Settled
-from fedprune.pruning.rank import nearest
+from fedprune.pruning.what.top_k import nearest
 from fedprune.types import Condition, Gate, Plan, PruneEvent
 
 

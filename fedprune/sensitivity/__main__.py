@@ -14,8 +14,8 @@ from fedprune.__main__ import CONF
 from fedprune.analysis.figures import save
 from fedprune.analysis.read import find_runs
 from fedprune.analysis.tables import markdown
+from fedprune.config.instantiate import make
 from fedprune.errors import ConfigError, FedpruneError
-from fedprune.make import make
 from fedprune.pruning.criterion import Criterion
 from fedprune.sensitivity.delete import curves, trained
 from fedprune.sensitivity.draw import figure, table

@@ -14,22 +14,22 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from fedprune.analysis.metric import LARGER, METRIC
-from fedprune.build import build
-from fedprune.checkpoint import load_state
 from fedprune.errors import DataError, Incompatible
-from fedprune.experiment import Experiment
+from fedprune.execution import certain, employed
+from fedprune.experiment.build import build
+from fedprune.experiment.experiment import Experiment
 from fedprune.federated.availability import everybody
-from fedprune.federated.client import Slice
+from fedprune.federated.client.round import Slice
 from fedprune.federated.evaluate import LENGTH
 from fedprune.federated.exchange import Exchange
-from fedprune.federated.executor import certain, employed
 from fedprune.federated.tally import Tally
 from fedprune.federated.where import measuring
 from fedprune.local.outcomes import concatenated
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.evidence import OBSTACLES, needs
+from fedprune.pruning.evidence.data_free import Network
 from fedprune.pruning.mask import apply, count, shrink
-from fedprune.pruning.network import Network
+from fedprune.storage.checkpoint import load_state
 from fedprune.tensors import tensors_of
 from fedprune.types import Mask, Scores, State, Subnet
 

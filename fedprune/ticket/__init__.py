@@ -3,7 +3,7 @@
 python -m fedprune.ticket show outputs/lth_fedavg/JOB/ticket.safetensors
 """
 
-from fedprune.ticket.begin import Begin
 from fedprune.ticket.read import Ticket, load_ticket
+from fedprune.ticket.start_from import Begin
 
 __all__ = ["Begin", "Ticket", "load_ticket"]

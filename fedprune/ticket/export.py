@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from fedprune.checkpoint import load_state
+from fedprune.compaction.export import compact
+from fedprune.compaction.resize import Kept
 from fedprune.errors import ConfigError, DataError, RunError
-from fedprune.pruning.compact import compact
-from fedprune.pruning.companions import plain
-from fedprune.pruning.probe import blank
-from fedprune.pruning.resize import Kept
+from fedprune.pruning.evidence.gates import plain
+from fedprune.pruning.evidence.loss import blank
+from fedprune.storage.checkpoint import load_state
 from fedprune.tensors import load_tensors, other_names, tensors_of
 from fedprune.ticket.model import build_network, model_of
 from fedprune.ticket.read import load_ticket

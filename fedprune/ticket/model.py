@@ -18,9 +18,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from torch import nn
 
-from fedprune import check
+from fedprune.config.instantiate import make_network
 from fedprune.errors import DataError
-from fedprune.make import make_network
+from fedprune.experiment import checks
 from fedprune.ticket.read import Ticket, parsed
 
 MODEL = "model"
@@ -62,7 +62,7 @@ def build_network(ticket: Ticket, model: Model, folders: Sequence[Path]) -> nn.M
         raise DataError("\n".join(problems))
     with torch.random.fork_rng(devices=[]):
         net = make_network(OmegaConf.create(dict(model.config)), model.shape, model.classes)
-    return check.network(net, model.config["_target_"])
+    return checks.network(net, model.config["_target_"])
 
 
 def changed(model: Model, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from fedprune import checkpoint
 from fedprune.errors import DataError, RunError
 from fedprune.pruning import mask as masks
+from fedprune.storage import checkpoint
 from fedprune.types import Mask, Params
 
 GROUPS = {"params", "mask"}

@@ -18,7 +18,7 @@ from dataclasses import astuple, dataclass, replace
 import torch
 
 from fedprune.pruning.mask import all_alive, pack, unpack
-from fedprune.pruning.rank import how_many
+from fedprune.pruning.what.top_k import how_many
 from fedprune.types import Job, Mask, Params, PruneEvent, Subnet, Update
 from fedprune.wire.codec import Codec, Layout, decode
 from fedprune.wire.frame import Message, Piece, framed, unframed

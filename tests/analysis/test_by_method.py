@@ -13,7 +13,7 @@ from fedprune import analysis
 from fedprune.analysis.by_method import by_method, front, methods_markdown, over_methods, target_of
 from fedprune.analysis.fronts import accuracy_bytes_methods, apart
 from fedprune.errors import FedpruneError
-from fedprune.folders import METHOD
+from fedprune.run_id import METHOD
 
 # method: (client accuracies over the seeds, MB up, MB down); at density 0.05 everybody is 0.1 less accurate for half the bytes.
 METHODS = {

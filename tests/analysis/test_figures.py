@@ -19,7 +19,7 @@ from matplotlib.patches import StepPatch
 from fedprune import analysis
 from fedprune.analysis import curves, figures, heat_maps
 from fedprune.data import datasets
-from fedprune.data.client import federate, save_partition
+from fedprune.data.federate import federate, save_partition
 from fedprune.data.partition import Dirichlet
 from fedprune.errors import FedpruneError
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from fedprune.analysis import profile
-from fedprune.federated.clock import PHASES, PREFIX
+from fedprune.phase_clock import PHASES, PREFIX
 
 
 def row(number: int, **seconds: float) -> dict[str, float]:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from fedprune import analysis
-from fedprune.analysis import __main__ as command
+from fedprune.analysis import __main__
 from fedprune.errors import FedpruneError
 
 AXES = {"criterion": "magnitude", "how_often": "iterative", "rewind": "init", "executor": "serial", "data": "digits"}
@@ -276,7 +276,7 @@ def test_command_prints_the_table_and_the_paths(
 ):
     write_run(tmp_path / "runs/a", TICKET)
     monkeypatch.setattr("sys.argv", ["analysis", str(tmp_path / "runs"), "--into", str(tmp_path / "out")])
-    command.main()
+    __main__.main()
     printed = capsys.readouterr().out
     assert "lth_fedavg" in printed
     assert f"{tmp_path}/out/table.csv" in printed
@@ -286,5 +286,5 @@ def test_command_prints_the_table_and_the_paths(
 def test_command_ends_with_a_message_where_there_is_no_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr("sys.argv", ["analysis", "nowhere"])
     with pytest.raises(SystemExit, match="1"):
-        command.main()
+        __main__.main()
     assert "'nowhere' is not a folder" in capsys.readouterr().err

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from fedprune.__main__ import CONF
 from fedprune.analysis import taxonomy
 from fedprune.analysis.taxonomy_figure import WIDTH, draw
-from fedprune.folders import METHOD
 from fedprune.pruning import evidence
+from fedprune.run_id import METHOD
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import pytest
 
 from fedprune.analysis.by_method import by_method, named
 from fedprune.analysis.tuning import settings, tried, tuned, tuning_markdown
-from fedprune.folders import METHOD
+from fedprune.run_id import METHOD
 
 LR = "local.optimizer.lr"
 # method, learning rate, (validation accuracy of seeds 0 and 1), what it was in the end

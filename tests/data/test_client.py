@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedprune.data.client import Clients, federate, label_histogram, load_partition, save_partition
 from fedprune.data.datasets import Dataset
+from fedprune.data.federate import Clients, federate, label_histogram, load_partition, save_partition
 from fedprune.data.partition import Dirichlet, Iid, Partition, QuantitySkew, Shards
 from fedprune.errors import ConfigError, DataError
 

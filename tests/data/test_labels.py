@@ -8,8 +8,8 @@ from torch import Tensor
 from fedprune.analysis.heat_maps import label_histogram
 from fedprune.data import cache
 from fedprune.data.batches import Batches, Slice
-from fedprune.data.client import federate, load_partition, save_partition
 from fedprune.data.datasets import Dataset, diabetes
+from fedprune.data.federate import federate, load_partition, save_partition
 from fedprune.data.partition import Dirichlet, Iid, Natural, Partition, QuantitySkew, Shards
 from fedprune.data.population import ClassMix
 from fedprune.data.sources import Source

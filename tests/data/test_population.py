@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedprune.data.client import federate
 from fedprune.data.datasets import digits
+from fedprune.data.federate import federate
 from fedprune.data.population import ClassMix, Drawn, sizes
 from fedprune.errors import ConfigError, DataError
 

@@ -11,8 +11,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from fedprune.data.client import federate
 from fedprune.data.datasets import digits
+from fedprune.data.federate import federate
 from fedprune.data.partition import Dirichlet, Iid, Natural, Shards
 from fedprune.data.plays import VOCABULARY
 from fedprune.data.text import Text, shakespeare, windows

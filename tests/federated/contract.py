@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from fedprune.federated import pool
-from fedprune.federated.executor import Executor, Task
-from fedprune.federated.worker import Factory
+from fedprune.execution import Executor, Task, pool
+from fedprune.execution.worker import Factory
 
 # Evidence from clients, an exchange of units, BatchNorm tensors that stay with the client, dropout-free but shuffled batches.
 RIGL = ("criterion=rigl", "how_often=dynamic", "how_often.every=1", "rounds=4", "when.stop=1", "federated.cohort=3")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.federated.aggregate import OverlapMean, intersection, mean_with_zeros, overlap_mean
+from fedprune.federated.server.aggregate import OverlapMean, intersection, mean_with_zeros, overlap_mean
 from fedprune.pruning.mask import apply
 from fedprune.types import Subnet
 

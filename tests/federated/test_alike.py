@@ -6,12 +6,12 @@ import pytest
 import torch
 from odd_networks import odd_tensors
 
-from fedprune.checkpoint import load_state, save_state
 from fedprune.errors import RunError
-from fedprune.federated.aggregate import OverlapMean, intersection, mean_with_zeros, overlap_mean
-from fedprune.federated.robust import CoordinateMedian, TrimmedMean
-from fedprune.federated.server_step import Average, FedAdam, FedAvgM
-from fedprune.local.layout import in_own_memory
+from fedprune.federated.server.aggregate import OverlapMean, intersection, mean_with_zeros, overlap_mean
+from fedprune.federated.server.optimizer import Average, FedAdam, FedAvgM
+from fedprune.federated.server.robust import CoordinateMedian, TrimmedMean
+from fedprune.local.memory_format import in_own_memory
+from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import Params, Subnet
 
 MERGES = [overlap_mean, OverlapMean("zero"), mean_with_zeros, intersection, CoordinateMedian(), TrimmedMean(0.3)]

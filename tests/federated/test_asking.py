@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedprune.checkpoint import load_state, save_state
-from fedprune.display import brief
-from fedprune.federated.asking import unmet, unmet_by_clients, waiting
+from fedprune.federated.masks.gates import unmet, unmet_by_clients, waiting
 from fedprune.pruning.gate import Accurate, Settled, shift
 from fedprune.pruning.how_often import SHAPES
 from fedprune.pruning.mask import apply, count
+from fedprune.run.display import brief
+from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import Gate, Personal, Plan, PruneEvent, State, Subnet
 
 OPEN, SHUT = ("when=once_accurate", "when.accuracy=0.0"), ("when=once_accurate", "when.accuracy=1.0", "local.optimizer.lr=1e-9")

@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedprune.build import build
-from fedprune.checkpoint import load_state, save_state
-from fedprune.display import left_out_text
 from fedprune.errors import ConfigError, Incompatible, RunError
+from fedprune.execution import Task
+from fedprune.experiment.build import build
 from fedprune.federated.availability import (
     Dropout,
     Fate,
@@ -34,9 +33,10 @@ from fedprune.federated.availability import (
     everybody,
     heard,
 )
-from fedprune.federated.executor import Task
 from fedprune.federated.sampling import cohort
 from fedprune.federated.where import OneClient
+from fedprune.run.display import left_out_text
+from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import Job, State, Subnet, Update
 from fedprune.wire.frame import length
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.federated.ballot import by_layer_density, by_magnitude, by_votes, votes
+from fedprune.federated.masks.voting import by_layer_density, by_magnitude, by_votes, votes
 from fedprune.pruning.mask import count
-from fedprune.pruning.scope import globally
-from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
+from fedprune.pruning.what.scope import globally
+from fedprune.pruning.what.unit import weights
 from fedprune.types import PruneEvent
 
 

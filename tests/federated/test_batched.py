@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedprune import experiment as experiments
-from fedprune.build import build
-from fedprune.checkpoint import load_state
 from fedprune.errors import ConfigError
-from fedprune.federated import batched
-from fedprune.federated.batched import Batched
-from fedprune.federated.executor import Serial, Task
+from fedprune.execution import Serial, Task
+from fedprune.experiment import experiment as experiments
+from fedprune.experiment.build import build
+from fedprune.federated.client import batched
+from fedprune.federated.client.batched import Batched
+from fedprune.storage.checkpoint import load_state
 from fedprune.types import Job, Subnet
 
 pytestmark = pytest.mark.slow

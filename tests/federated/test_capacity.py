@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.federated.capacity import Tiers, Uniform, equal, of_all
-from fedprune.folders import folder_hash
+from fedprune.federated.masks.capacity import Tiers, Uniform, equal, of_all
+from fedprune.run_id import folder_hash
 
 
 def test_everybody_is_equal_unless_told_otherwise():

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fedprune.federated import clock
-from fedprune.federated.client import ClientRound
-from fedprune.federated.clock import PHASES, PREFIX, Clock
+from fedprune import phase_clock
+from fedprune.federated.client.round import ClientRound
+from fedprune.phase_clock import PHASES, PREFIX, Clock
 
 SNIP = ("how_often=one_shot", "when=before_training", "criterion=snip", "eval_every=2")
 
@@ -20,7 +20,7 @@ SNIP = ("how_often=one_shot", "when=before_training", "criterion=snip", "eval_ev
 def later(monkeypatch):
     """later(seconds): so much time has passed."""
     now = [100.0]
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(phase_clock.time, "perf_counter", lambda: now[0])
 
     def wait(seconds: float) -> None:
         now[0] += seconds
@@ -138,7 +138,7 @@ def test_the_phases_of_a_round_add_up_to_it_and_profiling_changes_nothing(overri
 def made(tiny, compose, *overrides: str):
     if not overrides[0].startswith("+"):
         return tiny(*overrides)
-    from fedprune.build import build
+    from fedprune.experiment.build import build
 
     small = ("rounds=2", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=2")
     return build(*compose(*overrides, *small, "local.batch_size=8", "logger=none", "executor=serial"))

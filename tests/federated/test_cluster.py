@@ -16,10 +16,10 @@ import torch
 from contract import Contract, Tasks, gone, tasks, wait_for
 
 from fedprune.errors import RunError
-from fedprune.federated.executor import Executor, employed
+from fedprune.execution import Executor, employed
 
 ray = pytest.importorskip("ray")
-cluster = pytest.importorskip("fedprune.federated.cluster")
+cluster = pytest.importorskip("fedprune.execution.ray")
 pytestmark = pytest.mark.slow
 
 

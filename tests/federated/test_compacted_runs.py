@@ -6,11 +6,12 @@ import pytest
 import torch
 from conftest import TINY
 
-from fedprune import folders
-from fedprune.build import build
+from fedprune import run_id
+from fedprune.compaction import sparse_linear
+from fedprune.compaction import train as compacted
+from fedprune.compaction.train import Compacted
 from fedprune.errors import ConfigError
-from fedprune.local import compacted, sparse
-from fedprune.local.compacted import Compacted
+from fedprune.experiment.build import build
 
 FILTERS = (
     "what=filters_global",
@@ -51,7 +52,7 @@ def fits(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(compacted, "PER_STEP", -1)
     monkeypatch.setattr(compacted, "PER_JOB", -1)
-    monkeypatch.setattr(sparse, "LEAST", 0)
+    monkeypatch.setattr(sparse_linear, "LEAST", 0)
     monkeypatch.setattr(Compacted, "fit", counted)
     return seen
 
@@ -116,6 +117,6 @@ def test_small_jobs_are_trained_under_the_mask(tiny, play, monkeypatch):
 
 
 def test_it_is_another_run_and_an_unknown_word_is_refused(assemble, tiny):
-    assert folders.folder_hash(assemble()[0]) != folders.folder_hash(assemble("local.compact=never")[0])
+    assert run_id.folder_hash(assemble()[0]) != run_id.folder_hash(assemble("local.compact=never")[0])
     with pytest.raises(ConfigError, match=r"local.compact=always: type auto or never"):
         tiny("local.compact=always")

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fedprune.checkpoint import load_state, save_state
+from fedprune.execution import Processes
 from fedprune.federated.exchange import Exchange, Tally
-from fedprune.federated.executor import Processes
 from fedprune.pruning.mask import count
+from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import SERVER, Job, Params, State
 from fedprune.wire.frame import Message, length
 

@@ -28,9 +28,9 @@ OURS = ("fedprune: ", "model ", "data ", "plan: ", "round ")
 
 
 def test_without_ray_what_to_install_is_told_before_anything_is_trained(tiny, monkeypatch):
-    for module in ("connection", "cluster"):
-        monkeypatch.delitem(sys.modules, f"fedprune.federated.{module}", raising=False)
-        monkeypatch.delattr(f"fedprune.federated.{module}", raising=False)
+    for module in ("ray_connect", "ray"):
+        monkeypatch.delitem(sys.modules, f"fedprune.execution.{module}", raising=False)
+        monkeypatch.delattr(f"fedprune.execution.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"^executor=ray needs Ray, .*: pip install 'fedprune\[ray\]'$"):
         tiny("executor=ray")

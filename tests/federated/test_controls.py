@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from fedprune.checkpoint import load_state, save_state
-from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
+from fedprune.data.federate import Clients
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.estimate import estimate
-from fedprune.federated.client import ClientRound
-from fedprune.federated.controls import carried, pruned, start, stepped, summed
-from fedprune.federated.executor import Serial
+from fedprune.execution import Serial
+from fedprune.experiment.estimate import estimate
+from fedprune.federated.client.round import ClientRound
 from fedprune.federated.sampling import cohort
+from fedprune.federated.server.scaffold import carried, pruned, start, stepped, summed
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
-from fedprune.pruning.cycle import Axes
+from fedprune.pruning.event import Axes
 from fedprune.pruning.mask import count
 from fedprune.randomness import torch_stream
+from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import State, Subnet, Update
 from fedprune.wire.codec import Layout, auto
 from fedprune.wire.message import Wire
@@ -265,9 +265,9 @@ def test_resumed_or_in_processes_it_is_the_same_run_bit_for_bit(words, tiny, pla
     assert differences(resumed[-1][0], reference[-1]) == []
 
 
-@pytest.mark.parametrize("words", [("federated.server._target_=fedprune.federated.server_step.Average",), ()])
+@pytest.mark.parametrize("words", [("federated.server._target_=fedprune.federated.server.optimizer.Average",), ()])
 def test_it_goes_with_a_server_optimizer_and_with_local_batchnorm(words, tiny, play):
-    server = words or ("federated.server={_target_: fedprune.federated.server_step.FedAvgM, lr: 1.0, beta: 0.9}",)
+    server = words or ("federated.server={_target_: fedprune.federated.server.optimizer.FedAvgM, lr: 1.0, beta: 0.9}",)
     small = ("model=resnet20", "model.norm=batch", "federated.batchnorm=local", "local.steps=1", "rounds=2")
     experiment = tiny(*SCAFFOLD, *server, *small)
     state = play(experiment)[-1][0]

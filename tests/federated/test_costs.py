@@ -6,9 +6,9 @@ from torch import nn
 
 from fedprune.federated.costs import densities, flops_per_example, training_flops
 from fedprune.local.module import LocalModule
-from fedprune.pruning.scope import globally
-from fedprune.pruning.unit import filters, weights
 from fedprune.pruning.what import What
+from fedprune.pruning.what.scope import globally
+from fedprune.pruning.what.unit import filters, weights
 from fedprune.types import Subnet
 
 

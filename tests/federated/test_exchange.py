@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from fedprune.errors import RunError
-from fedprune.federated.aggregate import overlap_mean
+from fedprune.execution import Task
 from fedprune.federated.exchange import Exchange
-from fedprune.federated.executor import Task
+from fedprune.federated.server.aggregate import overlap_mean
 from fedprune.federated.tally import Tally
 from fedprune.pruning.mask import apply
 from fedprune.types import SERVER, Job, State, Subnet, Update

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from contract import BATCHNORM, RIGL, Contract, Tasks, assert_same, tasks
 
+from fedprune import execution as executor
 from fedprune.errors import ConfigError
-from fedprune.federated import executor, processes
-from fedprune.federated.client import Slice
-from fedprune.federated.executor import Processes, Serial, Task, auto, available_cores, employed
+from fedprune.execution import Processes, Serial, Task, auto, available_cores, employed, processes
+from fedprune.federated.client.round import Slice
 
 pytestmark = pytest.mark.slow
 

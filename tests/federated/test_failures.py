@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedprune.errors import ConfigError, RunError
-from fedprune.federated.failures import explained
+from fedprune.execution.failures import explained
 from fedprune.local.module import LocalModule
 
 # Four clients share 1,437 digits: 360 or 359 each, of which 80 percent are trained on.

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.experiment import Experiment
-from fedprune.federated.executor import employed
-from fedprune.local.logged import LOSS, OURS, OURS_BELOW
+from fedprune.execution import employed
+from fedprune.experiment.experiment import Experiment
+from fedprune.local.lightning.self_log import LOSS, OURS, OURS_BELOW
 from fedprune.local.module import LocalModule
 
 HERE = "local.module._target_=test_logged_runs."

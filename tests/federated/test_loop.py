@@ -10,9 +10,9 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 
+from fedprune.config.instantiate import make
 from fedprune.federated.sampling import cohort
 from fedprune.federated.tally import Tally
-from fedprune.make import make
 from fedprune.pruning.mask import apply, count
 from fedprune.randomness import torch_stream
 from fedprune.types import SERVER, Job, Mask, Params, State

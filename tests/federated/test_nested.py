@@ -12,10 +12,10 @@ import torch
 from test_exchange import spied
 
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.estimate import estimate
-from fedprune.federated.capacity import Tiers, of_all
-from fedprune.federated.executor import Processes
-from fedprune.federated.nested import Nested
+from fedprune.execution import Processes
+from fedprune.experiment.estimate import estimate
+from fedprune.federated.masks.capacity import Tiers, of_all
+from fedprune.federated.masks.nested import Nested
 from fedprune.federated.tally import Tally
 from fedprune.pruning.mask import apply, count, size, unpack
 

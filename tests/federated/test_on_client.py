@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.federated.on_client import Looks, OnClient
-from fedprune.federated.whose import PersonalMask, Voted
+from fedprune.federated.client.prune_event import Looks, OnClient
+from fedprune.federated.masks import PersonalMask, Voted
 from fedprune.pruning.criterion import Criterion, gradient, large_final_same_sign, magnitude
-from fedprune.pruning.cycle import Axes
+from fedprune.pruning.event import Axes
 from fedprune.pruning.gate import Accurate, Moving, Settled
 from fedprune.pruning.rewind import Early, Keep, RandomReinit
-from fedprune.pruning.scope import globally
-from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
+from fedprune.pruning.what.scope import globally
+from fedprune.pruning.what.unit import weights
 from fedprune.types import Job, PruneEvent, Subnet
 
 NOW = {"w": torch.tensor([4.0, -3.0, 2.0, 0.0]), "b": torch.tensor([7.0])}

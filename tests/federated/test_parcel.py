@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedprune.federated.parcel import LARGE, unwrap, wrap
+from fedprune.execution.out_of_band import LARGE, unwrap, wrap
 
 NUMBERS = torch.arange(float(LARGE))
 

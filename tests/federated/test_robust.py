@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.federated import robust
-from fedprune.federated.aggregate import overlap_mean
-from fedprune.federated.robust import CoordinateMedian, TrimmedMean
+from fedprune.federated.server import robust
+from fedprune.federated.server.aggregate import overlap_mean
+from fedprune.federated.server.robust import CoordinateMedian, TrimmedMean
 from fedprune.types import Job, Params, Subnet
 
 SERVER = {"w": torch.tensor([10.0, 20.0, 30.0, 40.0]), "b": torch.tensor([1.0])}

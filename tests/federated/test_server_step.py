@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.federated.server_step import Average, FedAdam, FedAvgM, masked, starts_from
+from fedprune.federated.server.optimizer import Average, FedAdam, FedAvgM, masked, starts_from
 from fedprune.pruning.mask import apply
 from fedprune.types import Params
 

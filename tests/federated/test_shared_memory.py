@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from fedprune.federated import shared_memory
-from fedprune.federated.shared_memory import LEAST, Receiver, Sender
+from fedprune.execution import shared_memory
+from fedprune.execution.shared_memory import LEAST, Receiver, Sender
 
 
 def ends(size: int | None, hold=bytearray) -> tuple[Sender, Receiver, mmap.mmap | None]:
@@ -82,7 +82,7 @@ class Echo:
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 @pytest.mark.parametrize("room", [shared_memory.ROOM, LEAST, None])
 def test_there_and_back_between_processes(start, room, monkeypatch):
-    from fedprune.federated.executor import Processes
+    from fedprune.execution import Processes
 
     monkeypatch.setattr(shared_memory, "ROOM", room or 0)  # of 0 bytes there is none: mmap refuses
     executor = Processes(Echo, workers=1, start=start)  # type: ignore[arg-type]
@@ -96,7 +96,7 @@ def test_there_and_back_between_processes(start, room, monkeypatch):
 
 def test_what_a_worker_sends_back_as_it_came_is_that_of_this_task():
     """It lies at the same address in every task."""
-    from fedprune.federated.executor import Processes
+    from fedprune.execution import Processes
 
     executor = Processes(Echo, workers=1, start="fork")  # type: ignore[arg-type]
     try:

@@ -12,12 +12,12 @@ from torch import nn
 from torchmetrics import R2Score
 from torchmetrics.classification import BinaryAUROC, MulticlassJaccardIndex
 
-from fedprune.build import build
 from fedprune.data.datasets import Dataset
 from fedprune.errors import ConfigError
-from fedprune.experiment import Experiment
+from fedprune.execution import employed
+from fedprune.experiment.build import build
+from fedprune.experiment.experiment import Experiment
 from fedprune.federated import evaluate
-from fedprune.federated.executor import employed
 from fedprune.local.module import LocalModule
 
 HERE = __name__

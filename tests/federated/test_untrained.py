@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedprune.checkpoint import load_state, save_state
-from fedprune.display import plan_text
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.estimate import estimate
+from fedprune.experiment.estimate import estimate
+from fedprune.federated.client.untrained import untrained_names
 from fedprune.federated.sampling import cohort
-from fedprune.federated.untrained import untrained_names
+from fedprune.run.display import plan_text
+from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import Job, Subnet
 from fedprune.wire.codec import dense
 
@@ -224,7 +224,7 @@ def test_a_frozen_layer_may_be_skipped_by_name(tiny):
 
 
 def test_clients_of_a_width_need_all_layers_to_be_prunable(tiny, play):
-    tiers = "federated.capacity={_target_: fedprune.federated.capacity.Tiers, levels: [1.0, 0.5]}"
+    tiers = "federated.capacity={_target_: fedprune.federated.masks.capacity.Tiers, levels: [1.0, 0.5]}"
     width = (*DENSE, "whose=nested", tiers)
     with pytest.raises(Incompatible, match=r"what leaves out backbone: set what.frozen=true"):
         tiny(*width)

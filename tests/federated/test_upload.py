@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.estimate import estimate
-from fedprune.federated.aggregate import mean_with_zeros, overlap_mean
+from fedprune.experiment.estimate import estimate
+from fedprune.federated.client.upload import difference_on_top_weights, everything, greatest, top_difference, top_weights
 from fedprune.federated.sampling import cohort
-from fedprune.federated.upload import difference_on_top_weights, everything, greatest, top_difference, top_weights
-from fedprune.folders import folder_hash
-from fedprune.local.swat import used
+from fedprune.federated.server.aggregate import mean_with_zeros, overlap_mean
+from fedprune.local.regularisers.swat import used
 from fedprune.pruning.mask import count
 from fedprune.randomness import torch_stream
+from fedprune.run_id import folder_hash
 from fedprune.types import Subnet
 
 ZEROFL = (

@@ -13,20 +13,20 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fedprune.build import build
-from fedprune.checkpoint import load_state, save_state
-from fedprune.federated.ballot import by_layer_density, by_magnitude
-from fedprune.federated.on_client import MOMENTS
+from fedprune.experiment.build import build
+from fedprune.federated.client.prune_event import MOMENTS
+from fedprune.federated.masks import PersonalMask, Receipt, Shared, Terms, Voted
+from fedprune.federated.masks.voting import by_layer_density, by_magnitude
 from fedprune.federated.sampling import cohort
-from fedprune.federated.whose import PersonalMask, Receipt, Shared, Terms, Voted
 from fedprune.pruning.criterion import Criterion, magnitude
-from fedprune.pruning.cycle import Axes
+from fedprune.pruning.event import Axes
 from fedprune.pruning.gate import Accurate
 from fedprune.pruning.mask import apply, count, pack, unpack
 from fedprune.pruning.rewind import Draws, Keep
-from fedprune.pruning.scope import globally
-from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
+from fedprune.pruning.what.scope import globally
+from fedprune.pruning.what.unit import weights
+from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import Gate, Job, Personal, Plan, PruneEvent, State, Subnet
 from fedprune.wire.frame import Message, length
 

@@ -19,9 +19,8 @@ import pytest
 from contract import Tasks
 
 from fedprune.errors import RunError
-from fedprune.federated import pool
+from fedprune.execution import Lost, Processes, pool
 from fedprune.federated.availability import Fate
-from fedprune.federated.executor import Lost, Processes
 from fedprune.types import SERVER, Job
 
 pytestmark = pytest.mark.slow

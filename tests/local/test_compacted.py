@@ -15,15 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedprune.local import compacted, optimizer_state, sparse
-from fedprune.local.compacted import Compacted, compactor, silent
-from fedprune.local.divided import Emitter
+from fedprune.compaction import sparse_linear
+from fedprune.compaction import train as compacted
+from fedprune.compaction.forward import Emitter
+from fedprune.compaction.sparse_linear import SparseLinear
+from fedprune.compaction.train import Compacted, compactor, silent
 from fedprune.local.module import LocalModule, SquaredError
-from fedprune.local.penalty import l1, penalty
 from fedprune.local.recipe import Recipe
-from fedprune.local.regulariser import Regulariser, none
-from fedprune.local.sparse import SparseLinear
-from fedprune.local.swat import swat
+from fedprune.local.regularisers.base import Regulariser, none
+from fedprune.local.regularisers.penalty import l1, penalty
+from fedprune.local.regularisers.swat import swat
+from fedprune.local.state import optimizer_state
 from fedprune.local.train import Trained, fit
 from fedprune.models.cnn import cnn_fedavg, cnn_small
 from fedprune.models.lenet import lenet1, lenet5, lenet5_caffe, lenet_300_100
@@ -171,8 +173,8 @@ KINDS = (rows, columns, entries, kernels)
 @pytest.fixture
 def thin(monkeypatch):
     """Linear layers are sparse, however small, if not all of what is left of them lives."""
-    monkeypatch.setattr(sparse, "LEAST", 0)
-    monkeypatch.setattr(sparse, "DENSEST", 0.99)
+    monkeypatch.setattr(sparse_linear, "LEAST", 0)
+    monkeypatch.setattr(sparse_linear, "DENSEST", 0.99)
 
 
 @pytest.mark.parametrize("kind", KINDS)

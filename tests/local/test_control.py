@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedprune.errors import Incompatible
-from fedprune.local.control import Controls, effective, reach, received, refuse, renewed
+from fedprune.local.state.scaffold import Controls, effective, reach, received, refuse, renewed
 from fedprune.types import Job, Subnet
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fedprune.errors import ConfigError
-from fedprune.local.dropout import adjusted, adjusted_rates, divergence, smallest, targeted, variational
-from fedprune.local.regulariser import add_companions, regularised
+from fedprune.local.regularisers.base import add_companions, regularised
+from fedprune.local.regularisers.dropout import adjusted, adjusted_rates, divergence, smallest, targeted, variational
 
 
 @pytest.fixture(autouse=True)

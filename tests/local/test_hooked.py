@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from fedprune.errors import RunError
-from fedprune.local import hooks
-from fedprune.local.job_trainer import Planned
+from fedprune.local.lightning import hooks
+from fedprune.local.lightning.job_trainer import Planned
 from fedprune.local.module import LocalModule, SquaredError
 from fedprune.local.recipe import Recipe
 from fedprune.local.train import Trained, fit
-from fedprune.pruning.gradients import grads, movement
+from fedprune.pruning.evidence.gradients import grads, movement
 from fedprune.pruning.mask import apply
 from fedprune.types import Mask, Params, Subnet
 
@@ -320,7 +320,7 @@ def test_every_hook_of_lightning_is_called_or_refused_or_a_trainers():
 
 
 def test_known_modules_go_the_lean_way(monkeypatch):
-    monkeypatch.setattr("fedprune.local.hooked.train", None)
+    monkeypatch.setattr("fedprune.local.lightning.train_with_hooks.train", None)
     for kind in (LocalModule, SquaredError):
         federated(kind(net(), SGD))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedprune.local.layout import channels_last
+from fedprune.local.memory_format import channels_last
 from fedprune.models.cnn import cnn_fedavg, cnn_small
 from fedprune.models.lenet import lenet1, lenet5, lenet_300_100
 from fedprune.models.resnet import resnet20

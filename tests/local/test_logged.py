@@ -8,7 +8,7 @@ import torch
 from torchmetrics import MeanMetric
 
 from fedprune.errors import RunError
-from fedprune.local.logged import OURS, OURS_BELOW, OverCohort, Recorder
+from fedprune.local.lightning.self_log import OURS, OURS_BELOW, OverCohort, Recorder
 
 
 def logged(*values, **options) -> float:

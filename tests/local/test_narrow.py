@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.local.narrow import choices, living_units, ordered, ordered_distilled, scaled
-from fedprune.local.regulariser import none, regularised, together
+from fedprune.local.regularisers.base import none, regularised, together
+from fedprune.local.regularisers.width_dropout import choices, living_units, ordered, ordered_distilled, scaled
+from fedprune.local.regularisers.width_slices import leading
 from fedprune.models.cnn import cnn_small
-from fedprune.pruning.network import Network
-from fedprune.pruning.width import leading
+from fedprune.pruning.evidence.data_free import Network
 
 
 def mlp() -> nn.Sequential:

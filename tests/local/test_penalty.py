@@ -10,14 +10,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedprune.__main__ import CONF
+from fedprune.config.instantiate import make
 from fedprune.errors import ConfigError
 from fedprune.local.module import LocalModule
-from fedprune.local.penalty import bn_l1, group_lasso, l0, l1, l2, open_gates, penalty
 from fedprune.local.recipe import Recipe
-from fedprune.local.regulariser import add_companions, regularised
+from fedprune.local.regularisers.base import add_companions, regularised
+from fedprune.local.regularisers.penalty import bn_l1, group_lasso, l0, l1, l2, open_gates, penalty
 from fedprune.local.train import fit
-from fedprune.make import make
-from fedprune.pruning.hard_concrete import BETA
+from fedprune.pruning.evidence.hard_concrete import BETA
 from fedprune.pruning.mask import apply
 from fedprune.types import Subnet
 

@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fedprune.__main__ import CONF
-from fedprune.checkpoint import load_state, save_state
+from fedprune.config.instantiate import make
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.federated.tally import Tally
 from fedprune.federated.where import measuring
-from fedprune.folders import folder_hash
-from fedprune.local.penalty import l0, l1, penalty
-from fedprune.local.regulariser import PIECES, Regulariser, none, regularised
-from fedprune.make import make
-from fedprune.pruning.companions import fold, is_companion, plain
+from fedprune.local.regularisers.base import PIECES, Regulariser, none, regularised
+from fedprune.local.regularisers.penalty import l0, l1, penalty
+from fedprune.pruning.evidence.gates import fold, is_companion, plain
 from fedprune.pruning.mask import count, ones, size
+from fedprune.run_id import folder_hash
+from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.ticket import load_ticket
 from fedprune.ticket.__main__ import main
 from fedprune.ticket.export import load_network

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedprune.local.sparse import DENSEST, LEAST, SparseLinear, pays, remaining
+from fedprune.compaction.sparse_linear import DENSEST, LEAST, SparseLinear, pays, remaining
 
 
 def both(outputs: int, inputs: int, density: float, seed: int = 0, bias: bool = True, dtype=torch.float64):

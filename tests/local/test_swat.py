@@ -12,8 +12,8 @@ from torch import nn
 from fedprune.errors import ConfigError
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
-from fedprune.local.regulariser import in_use, none, regularised
-from fedprune.local.swat import swat, top, used
+from fedprune.local.regularisers.base import in_use, none, regularised
+from fedprune.local.regularisers.swat import swat, top, used
 from fedprune.local.train import fit
 from fedprune.types import Subnet
 

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from user_networks import Tied
 
-from fedprune.local import obstacle as obstacles
-from fedprune.local import together
+from fedprune.federated.client import batched_check
+from fedprune.federated.client.batched_check import obstacle
+from fedprune.local import train_vmapped
 from fedprune.local.module import Batch, LocalModule, SquaredError
-from fedprune.local.obstacle import obstacle
 from fedprune.local.recipe import Recipe
 from fedprune.local.step import ENTRYWISE
-from fedprune.local.together import Share, fit_together
 from fedprune.local.train import Trained, fit
+from fedprune.local.train_vmapped import Share, fit_together
 from fedprune.models.char_lstm import char_lstm
 from fedprune.models.char_transformer import char_transformer
 from fedprune.models.lenet import lenet5, lenet_300_100
@@ -212,8 +212,8 @@ def test_it_comes_to_the_same_bits_again_and_leaves_what_it_was_given():
 
 
 def test_a_step_is_made_for_those_alone_who_have_a_batch(monkeypatch):
-    seen, joined = [], together._joined
-    monkeypatch.setattr(together, "_joined", lambda batches: (seen.append(len(batches)), joined(batches))[1])
+    seen, joined = [], train_vmapped._joined
+    monkeypatch.setattr(train_vmapped, "_joined", lambda batches: (seen.append(len(batches)), joined(batches))[1])
     fit_together(LocalModule(mlp(), SGD), shares("mlp", ((2,), (2, 2, 2), (), (2, 2, 1))), Recipe())
     assert seen == [3, 2, 2]
 
@@ -309,7 +309,7 @@ def test_a_batched_model_that_is_wrong_is_found_out(monkeypatch):
         params["1.bias"] = start + 1.1 * (params["1.bias"] - start)
         return [made[0], made[1]._replace(params=params)]
 
-    monkeypatch.setattr(obstacles, "fit_together", wrong)
+    monkeypatch.setattr(batched_check, "fit_together", wrong)
     assert "something else" in (obstacle(LocalModule(mlp(), SGD), Recipe(), data("mlp", [3], 0)[0]) or "")
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from fedprune.errors import ConfigError
-from fedprune.local.fixed import held
+from fedprune.local.frozen import held
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.train import Trained, fit, load, unload

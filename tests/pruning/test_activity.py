@@ -6,8 +6,8 @@ from measuring import SGD, assert_no_trace, batchnorm_dropout, cnn, data, elsewh
 from torch import nn
 
 from fedprune.local.module import LocalModule
-from fedprune.pruning.activity import activations, activity
 from fedprune.pruning.evidence import mean
+from fedprune.pruning.evidence.activations import activations, activity
 
 
 def test_activity_by_hand():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.pruning.adjust import adjusted, kept, layer_times
+from fedprune.pruning.criterion.prunefl import adjusted, kept, layer_times
 
 T, F = True, False
 

@@ -10,9 +10,9 @@ from fedprune.models.cnn import cnn_fedavg
 from fedprune.models.lenet import lenet5, lenet5_caffe, lenet_300_100
 from fedprune.models.resnet import resnet20
 from fedprune.models.vgg import vgg11
-from fedprune.pruning.backward_sweep import hessian_sweep, no_sweep, unswept
-from fedprune.pruning.curvature import hessian_diag
-from fedprune.pruning.network import Network
+from fedprune.pruning.evidence.curvature import hessian_diag
+from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.evidence.obd_sweep import hessian_sweep, no_sweep, unswept
 
 
 def test_tanh_by_hand_has_the_sign_that_is_exact():

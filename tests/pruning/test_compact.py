@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from user_networks import Tied, TwoPaths
 
+from fedprune.compaction.export import Compact, compact, told
+from fedprune.compaction.resize import resize
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.models.cnn import cnn_fedavg, cnn_small
 from fedprune.models.lenet import lenet5, lenet5_caffe, lenet_300_100
 from fedprune.models.resnet import resnet20
 from fedprune.models.vgg import vgg11
-from fedprune.pruning.compact import Compact, compact, told
 from fedprune.pruning.mask import apply
-from fedprune.pruning.resize import resize
 from fedprune.tensors import load_tensors, tensors_of
 from fedprune.types import Mask
 

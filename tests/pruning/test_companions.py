@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedprune.pruning.companions import (
+from fedprune.pruning.criterion.learnt import hard_concrete, signal_to_noise
+from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.evidence.gates import (
     Companion,
     add,
     fold,
@@ -17,8 +19,6 @@ from fedprune.pruning.companions import (
     no_variance,
     plain,
 )
-from fedprune.pruning.network import Network
-from fedprune.pruning.stochastic import hard_concrete, signal_to_noise
 
 NAMES = ("0.weight", "2.weight")
 

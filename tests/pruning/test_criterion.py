@@ -9,14 +9,18 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fedprune.make import make
-from fedprune.pruning import compensation, criterion, redistribution, second_order, stochastic, structured
+from fedprune.config.instantiate import make
+from fedprune.pruning import criterion
 from fedprune.pruning.criterion import (
     Criterion,
+    across_layers,
+    compensation,
+    curvature,
     gradient,
     grasp,
     lamp,
     large_final_same_sign,
+    learnt,
     magnitude,
     magnitude_gradient,
     magnitude_increase,
@@ -24,11 +28,11 @@ from fedprune.pruning.criterion import (
     random,
     snip,
     snip_of_clients,
+    structured,
     synflow,
     taylor,
 )
-from fedprune.pruning.evidence import KNOWN, needs, unknown
-from fedprune.pruning.second_order import (
+from fedprune.pruning.criterion.curvature import (
     fisher_empirical,
     fisher_true,
     obd_exact,
@@ -37,8 +41,9 @@ from fedprune.pruning.second_order import (
     taylor_second,
     woodfisher,
 )
-from fedprune.pruning.structured import activation, apoz, bn_scale, filter_norm, fpgm
-from fedprune.pruning.unit import filters
+from fedprune.pruning.criterion.structured import activation, apoz, bn_scale, filter_norm, fpgm
+from fedprune.pruning.evidence import KNOWN, needs, unknown
+from fedprune.pruning.what.unit import filters
 from fedprune.types import Params, Scores
 
 CONF = Path(__file__).parents[2] / "conf" / "criterion"
@@ -297,7 +302,7 @@ def test_every_formula_has_a_yaml():
     # Those are formulas that are public.
     formulas = {
         function
-        for file in (criterion, second_order, structured, stochastic, redistribution, compensation)
+        for file in (criterion, curvature, structured, learnt, across_layers, compensation)
         for name, function in inspect.getmembers(file, inspect.isfunction)
         if not name.startswith("_") and function.__module__ == file.__name__
     }

@@ -19,10 +19,9 @@ from measuring import (
 from torch import nn
 
 from fedprune.local.module import LocalModule
-from fedprune.pruning import curvature
-from fedprune.pruning.curvature import gauss_newton_diag, hessian_diag, sq_grads, sq_grads_sampled, too_large
-from fedprune.pruning.evidence import mean
-from fedprune.pruning.network import Network
+from fedprune.pruning.evidence import curvature, mean
+from fedprune.pruning.evidence.curvature import gauss_newton_diag, hessian_diag, sq_grads, sq_grads_sampled, too_large
+from fedprune.pruning.evidence.data_free import Network
 
 ALL = (sq_grads, sq_grads_sampled, gauss_newton_diag, hessian_diag)
 

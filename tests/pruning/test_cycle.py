@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from fedprune.pruning.compensation import optimal_brain_surgeon
 from fedprune.pruning.criterion import Compensated, Criterion, gradient, magnitude, random, snip
-from fedprune.pruning.cycle import Axes, prune
-from fedprune.pruning.scope import globally
-from fedprune.pruning.unit import weights
+from fedprune.pruning.criterion.compensation import optimal_brain_surgeon
+from fedprune.pruning.event import Axes, prune
 from fedprune.pruning.what import What
+from fedprune.pruning.what.scope import globally
+from fedprune.pruning.what.unit import weights
 from fedprune.types import Params, PruneEvent, Subnet
 
 WHAT = What(weights, globally, names=("w",))

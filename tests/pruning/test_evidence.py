@@ -12,9 +12,9 @@ from fedprune.local.module import LocalModule
 from fedprune.pruning.criterion import snip
 from fedprune.pruning.evidence import grads, mean, needs, unknown
 from fedprune.pruning.mask import ones, shrink
-from fedprune.pruning.scope import globally
-from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
+from fedprune.pruning.what.scope import globally
+from fedprune.pruning.what.unit import weights
 from fedprune.types import Params
 
 

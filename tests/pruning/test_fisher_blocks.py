@@ -5,9 +5,9 @@ import torch
 from measuring import SGD, Squares, assert_no_trace, batchnorm_dropout, cnn, data, elsewhere, living, losses, mlp, prunable
 from torch import nn
 
-from fedprune.pruning import fisher_blocks
-from fedprune.pruning.fisher_blocks import fisher_compensation, fisher_inverse_diag
-from fedprune.pruning.second_order import woodfisher
+from fedprune.pruning.criterion.curvature import woodfisher
+from fedprune.pruning.evidence import fisher as fisher_blocks
+from fedprune.pruning.evidence.fisher import fisher_compensation, fisher_inverse_diag
 
 
 def test_the_inverse_fisher_by_hand():

@@ -21,7 +21,7 @@ from torch import nn
 
 from fedprune.local.module import LocalModule
 from fedprune.pruning.criterion import grasp
-from fedprune.pruning.gradients import abs_grads, grads, hessian_grads, movement
+from fedprune.pruning.evidence.gradients import abs_grads, grads, hessian_grads, movement
 
 
 @pytest.mark.parametrize("make_net", [mlp, cnn])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedprune.pruning.hard_concrete import BETA, expected, log_alpha_of, open_probability, sampled
+from fedprune.pruning.evidence.hard_concrete import BETA, expected, log_alpha_of, open_probability, sampled
 
 
 def uniform(number: int) -> torch.Tensor:

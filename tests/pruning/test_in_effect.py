@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedprune.pruning.in_effect import every_other, problems, without_effect
-from fedprune.pruning.network import Network
-from fedprune.pruning.unit import filters, weights
+from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.what.in_effect import every_other, problems, without_effect
+from fedprune.pruning.what.unit import filters, weights
 
 
 def standardised(w: torch.Tensor) -> torch.Tensor:

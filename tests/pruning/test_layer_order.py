@@ -10,28 +10,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedprune.errors import Incompatible
-from fedprune.federated.nested import Nested
-from fedprune.local.dropout import adjusted, adjusted_rates
-from fedprune.local.narrow import living_units, scaled
-from fedprune.local.regulariser import regularised
+from fedprune.federated.masks.nested import Nested
+from fedprune.local.regularisers.base import regularised
+from fedprune.local.regularisers.dropout import adjusted, adjusted_rates
+from fedprune.local.regularisers.width_dropout import living_units, scaled
+from fedprune.local.regularisers.width_slices import leading, output_layers
 from fedprune.models.char_lstm import char_lstm
 from fedprune.models.char_transformer import char_transformer
 from fedprune.models.cnn import cnn_fedavg, cnn_small
 from fedprune.models.lenet import lenet1, lenet5, lenet5_caffe, lenet_300_100
 from fedprune.models.resnet import resnet20
 from fedprune.models.vgg import vgg11, vgg_small
-from fedprune.pruning.adjust import layer_times
 from fedprune.pruning.criterion import Criterion, magnitude
-from fedprune.pruning.cycle import Axes, block, dropped
-from fedprune.pruning.layer_order import LayerOrder, by_definition, traced
+from fedprune.pruning.criterion.prunefl import layer_times
+from fedprune.pruning.event import Axes, block, dropped
+from fedprune.pruning.evidence.data_free import Network
 from fedprune.pruning.mask import ones
-from fedprune.pruning.network import Network
-from fedprune.pruning.own_density import Threshold
-from fedprune.pruning.scope import globally, per_layer
-from fedprune.pruning.unit import filters, neurons, weights
 from fedprune.pruning.what import LAYERS, What, prunable
-from fedprune.pruning.width import leading, output_layers
-from fedprune.ticket.begin import head_names
+from fedprune.pruning.what.fixed_density import Threshold
+from fedprune.pruning.what.layer_order import LayerOrder, by_definition, traced
+from fedprune.pruning.what.scope import globally, per_layer
+from fedprune.pruning.what.unit import filters, neurons, weights
+from fedprune.ticket.start_from import head_names
 from fedprune.types import PruneEvent, Subnet
 
 

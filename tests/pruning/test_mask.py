@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.utils import prune
 
 from fedprune.pruning.mask import apply, count, density, full, ones, pack, places, regrow, shrink, size, unpack
-from fedprune.pruning.rank import nearest
-from fedprune.pruning.scope import globally
-from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
+from fedprune.pruning.what.scope import globally
+from fedprune.pruning.what.top_k import nearest
+from fedprune.pruning.what.unit import weights
 from fedprune.types import Mask, Scores
 
 SHAPES = {"b.weight": (3, 5), "a.weight": (4, 2, 2), "c.weight": (7,)}  # 38 entries; not in alphabetical order

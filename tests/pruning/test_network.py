@@ -8,7 +8,16 @@ from fedprune.models.cnn import cnn_small
 from fedprune.models.resnet import resnet20
 from fedprune.models.vgg import vgg11
 from fedprune.pruning.criterion import synflow
-from fedprune.pruning.network import Network, flow_grads, no_flow, normalised, puts_out, scales, unscaled, unscaled_filters
+from fedprune.pruning.evidence.data_free import (
+    Network,
+    flow_grads,
+    no_flow,
+    normalised,
+    puts_out,
+    scales,
+    unscaled,
+    unscaled_filters,
+)
 from fedprune.types import Params
 
 

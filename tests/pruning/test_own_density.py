@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from fedprune.checkpoint import save_ticket, write
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.mask import count, ones, regrow, shrink
-from fedprune.pruning.own_density import Like, NOfM, Threshold
-from fedprune.pruning.scope import globally
-from fedprune.pruning.unit import filters, weights
 from fedprune.pruning.what import What
+from fedprune.pruning.what.fixed_density import Like, NOfM, Threshold
+from fedprune.pruning.what.scope import globally
+from fedprune.pruning.what.unit import filters, weights
+from fedprune.storage.checkpoint import save_ticket, write
 from fedprune.types import Mask, Plan, PruneEvent, Scores
 
 ONCE = Plan((PruneEvent(3, 0.5),), 10)

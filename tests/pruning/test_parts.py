@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from fedprune.compaction.fx_graph import wiring
+from fedprune.compaction.liveness import Parts, matrices, parts, saved
 from fedprune.models.cnn import cnn_small
-from fedprune.pruning.parts import Parts, matrices, parts, saved
-from fedprune.pruning.wiring import wiring
 
 
 def chain(norm: bool = False) -> nn.Sequential:

@@ -16,12 +16,12 @@ from fedprune.models.cnn import cnn_fedavg
 from fedprune.models.lenet import lenet5
 from fedprune.models.resnet import resnet20
 from fedprune.models.vgg import vgg11
+from fedprune.pruning.connectivity import effective, effective_density, unfollowed
 from fedprune.pruning.mask import count, ones
-from fedprune.pruning.paths import effective, effective_density, unfollowed
-from fedprune.pruning.rank import keep_best
-from fedprune.pruning.scope import globally
-from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
+from fedprune.pruning.what.scope import globally
+from fedprune.pruning.what.top_k import keep_best
+from fedprune.pruning.what.unit import weights
 from fedprune.types import Mask
 
 

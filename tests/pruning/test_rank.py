@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedprune.pruning import rank
-from fedprune.pruning.rank import keep_best, keep_best_of_each
+from fedprune.pruning.what import top_k
+from fedprune.pruning.what.top_k import keep_best, keep_best_of_each
 
 NUMBER = 5_000
 RANDOM = np.random.default_rng(0)
@@ -29,8 +29,8 @@ VALUES: dict[str, np.ndarray] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("case", VALUES)
 def test_the_best_are_those_of_a_stable_sort(case, dtype, sample, monkeypatch):
-    monkeypatch.setattr(rank, "SAMPLE", sample)
-    monkeypatch.setattr(rank, "CHUNK", 777)
+    monkeypatch.setattr(top_k, "SAMPLE", sample)
+    monkeypatch.setattr(top_k, "CHUNK", 777)
     values = torch.from_numpy(VALUES[case].astype("float64")).to(dtype)
     scores = {"b": values[:1200].view(40, 30), "a": values[1200:]}
     flat = torch.cat([scores["a"], scores["b"].flatten()])
@@ -58,7 +58,7 @@ def test_scores_need_not_be_contiguous():
 
 @pytest.mark.parametrize("chunk", [1, 8, 1 << 18])
 def test_the_best_of_each_group_by_hand(chunk, monkeypatch):
-    monkeypatch.setattr(rank, "CHUNK", chunk)
+    monkeypatch.setattr(top_k, "CHUNK", chunk)
 
     def kept(*rows: list[float]) -> Tensor:
         return keep_best_of_each(torch.tensor(rows), 2, 4).int()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedprune.pruning.regrown import last_values, of_the_dead, started
+from fedprune.pruning.criterion.regrowth_init import last_values, of_the_dead, started
 from fedprune.types import Subnet
 
 EXCHANGES = ("how_often=dynamic", "how_often.every=1", "how_often.swap=0.4", "when.start=0", "when.stop=1", "rounds=6")

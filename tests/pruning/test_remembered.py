@@ -5,7 +5,7 @@ import weakref
 
 import torch
 
-from fedprune.pruning.remembered import remembered
+from fedprune.pruning.what.tensor_cache import remembered
 
 
 def test_a_function_is_called_once_for_each_tensor_and_not_for_its_value():

@@ -9,8 +9,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from fedprune.config.instantiate import make
 from fedprune.errors import ConfigError
-from fedprune.make import make
 from fedprune.pruning.mask import apply
 from fedprune.pruning.rewind import Draws, Early, Keep, LearningRate, RandomReinit, Replaced, constant, reinit, shuffle
 from fedprune.types import Mask, Params

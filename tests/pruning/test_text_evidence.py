@@ -11,15 +11,15 @@ from fedprune.errors import Incompatible
 from fedprune.local.module import LocalModule
 from fedprune.models.char_lstm import char_lstm
 from fedprune.models.char_transformer import char_transformer
-from fedprune.pruning.activity import activations
-from fedprune.pruning.curvature import by_place, hessian_diag, sq_grads, sq_grads_sampled, too_large
-from fedprune.pruning.fisher_blocks import BLOCK, DAMPING, fisher_inverse_diag
-from fedprune.pruning.gradients import grads, hessian_grads
-from fedprune.pruning.network import Network, no_flow, puts_out, unscaled
-from fedprune.pruning.paths import unfollowed
-from fedprune.pruning.scope import globally, per_layer
-from fedprune.pruning.unit import blocks, channels, filters, kernels, neurons, weights
+from fedprune.pruning.connectivity import unfollowed
+from fedprune.pruning.evidence.activations import activations
+from fedprune.pruning.evidence.curvature import by_place, hessian_diag, sq_grads, sq_grads_sampled, too_large
+from fedprune.pruning.evidence.data_free import Network, no_flow, puts_out, unscaled
+from fedprune.pruning.evidence.fisher import BLOCK, DAMPING, fisher_inverse_diag
+from fedprune.pruning.evidence.gradients import grads, hessian_grads
 from fedprune.pruning.what import What, prunable
+from fedprune.pruning.what.scope import globally, per_layer
+from fedprune.pruning.what.unit import blocks, channels, filters, kernels, neurons, weights
 
 EVERYTHING = ("conv", "linear", "recurrent", "attention", "embedding")
 T, C = 5, 4

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.mask import count, ones, regrow, shrink
-from fedprune.pruning.rank import nearest
-from fedprune.pruning.scope import erk, globally, per_layer
-from fedprune.pruning.unit import Unit, blocks, channels, filters, filters_or_weights, kernels, neurons, spread, weights
 from fedprune.pruning.what import What
+from fedprune.pruning.what.scope import erk, globally, per_layer
+from fedprune.pruning.what.top_k import nearest
+from fedprune.pruning.what.unit import Unit, blocks, channels, filters, filters_or_weights, kernels, neurons, spread, weights
 
 # Two filters of two channels of 1 x 2 kernels: [[[1, 2], [3, 4]], [[5, 6], [-7, 8]]] as a matrix of 2 x 4.
 CONV = torch.tensor([[[[1.0, 2]], [[3, 4]]], [[[5, 6]], [[-7, 8]]]])

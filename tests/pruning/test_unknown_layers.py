@@ -9,14 +9,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedprune.local.module import LocalModule
-from fedprune.pruning.activity import activations
-from fedprune.pruning.backward_sweep import no_sweep
-from fedprune.pruning.curvature import by_place, gauss_newton_diag, hessian_diag, sq_grads, sq_grads_sampled
-from fedprune.pruning.fisher_blocks import DAMPING, fisher_inverse_diag
-from fedprune.pruning.gradients import grads, hessian_grads, movement
-from fedprune.pruning.network import Network, puts_out, unscaled
-from fedprune.pruning.plain import is_plain
-from fedprune.pruning.squares import squares
+from fedprune.pruning.evidence.activations import activations
+from fedprune.pruning.evidence.curvature import by_place, gauss_newton_diag, hessian_diag, sq_grads, sq_grads_sampled
+from fedprune.pruning.evidence.data_free import Network, puts_out, unscaled
+from fedprune.pruning.evidence.fisher import DAMPING, fisher_inverse_diag
+from fedprune.pruning.evidence.gradients import grads, hessian_grads, movement
+from fedprune.pruning.evidence.obd_sweep import no_sweep
+from fedprune.pruning.evidence.per_example import squares
+from fedprune.pruning.plain_layers import is_plain
 
 
 class Cosine(nn.Linear):

@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.utils import prune
 
-from fedprune.checkpoint import save_ticket
+from fedprune.config.instantiate import make
 from fedprune.errors import ConfigError, Incompatible, RunError
-from fedprune.make import make
 from fedprune.pruning.mask import count, density, ones, regrow, shrink
-from fedprune.pruning.scope import erk, globally, per_layer
-from fedprune.pruning.unit import filters, weights
 from fedprune.pruning.what import What
+from fedprune.pruning.what.scope import erk, globally, per_layer
+from fedprune.pruning.what.unit import filters, weights
+from fedprune.storage.checkpoint import save_ticket
 from fedprune.types import Mask, Scores
 
 CONF = Path(__file__).parents[2] / "conf" / "what"

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.checkpoint import save_ticket
-from fedprune.display import brief, plan_text
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.experiment import Experiment
+from fedprune.experiment.experiment import Experiment
 from fedprune.pruning.mask import count, size
+from fedprune.run.display import brief, plan_text
+from fedprune.storage.checkpoint import save_ticket
 
 CONF = Path(__file__).parents[2] / "conf" / "what"
 OPTIONS = sorted(file.stem for file in CONF.glob("*.yaml"))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from fedprune.config.instantiate import make
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.make import make
 from fedprune.pruning.gate import Accurate, Settled
 from fedprune.pruning.how_often import Dynamic, Gradual, Iterative, Never, Progressive, Stepwise
 from fedprune.pruning.when import AfterTraining, BeforeTraining, DuringTraining, OnceAccurate, OnceSettled, Window

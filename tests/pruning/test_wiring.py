@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedprune.compaction.fx_graph import Wiring, wiring
 from fedprune.models.cnn import cnn_small
 from fedprune.models.lenet import lenet_300_100
 from fedprune.models.resnet import resnet20
-from fedprune.pruning.wiring import Wiring, wiring
 
 SHAPE = (1, 8, 8)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedprune.pruning.within_layers import drop_within, grow_within
+from fedprune.pruning.criterion.set_exchange import drop_within, grow_within
 
 
 def tensor(*values: float) -> torch.Tensor:

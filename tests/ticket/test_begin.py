@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fedprune.errors import ConfigError, DataError, Incompatible
-from fedprune.folders import folder_hash
 from fedprune.pruning.mask import apply, count, density
+from fedprune.run_id import folder_hash
 from fedprune.ticket import load_ticket
 from fedprune.types import Params
 
@@ -18,7 +18,7 @@ from fedprune.types import Params
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """made(name, *overrides) -> the ticket of a tiny run's state after its last round."""
-    from fedprune.checkpoint import save_ticket
+    from fedprune.storage.checkpoint import save_ticket
 
     def make(name: str, experiment, state, **more: str) -> Path:
         path = tmp_path_factory.mktemp("tickets") / f"{name}.safetensors"
@@ -167,7 +167,7 @@ def test_a_ticket_for_another_network_is_refused_by_layer_with_what_to_choose(wo
 
 
 def test_other_classes_ask_for_a_fresh_head(path, tiny, tmp_path):
-    from fedprune.checkpoint import save_ticket
+    from fedprune.storage.checkpoint import save_ticket
 
     ticket = load_ticket(path)
     params = ticket.params | {"fc3.weight": torch.zeros(20, 100), "fc3.bias": torch.zeros(20)}

@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn.utils import prune
 
 from fedprune.__main__ import CONF
-from fedprune.checkpoint import load_state, save_ticket
+from fedprune.compaction.resize import resize
 from fedprune.errors import ConfigError, DataError
 from fedprune.models.cnn import cnn_small
 from fedprune.models.resnet import resnet20
-from fedprune.pruning.resize import resize
+from fedprune.storage.checkpoint import load_state, save_ticket
 from fedprune.ticket.export import Network, export, load_network
 from fedprune.ticket.read import load_ticket
 from fedprune.ticket.torch_prune import from_torch_prune, to_torch_prune

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fedprune.checkpoint import save_state, save_ticket, write
 from fedprune.errors import DataError, RunError
+from fedprune.storage.checkpoint import save_state, save_ticket, write
 from fedprune.ticket.read import load_ticket
 from fedprune.ticket.show import draw, picture
 from fedprune.types import State, Subnet

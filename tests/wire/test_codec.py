@@ -9,7 +9,7 @@ import torch
 from odd_networks import odd_tensors
 from omegaconf import OmegaConf
 
-from fedprune.make import make
+from fedprune.config.instantiate import make
 from fedprune.pruning.mask import apply
 from fedprune.types import Mask, Params
 from fedprune.wire.codec import Layout, auto, bitmap, bits, decode, dense, gaps

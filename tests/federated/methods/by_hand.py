@@ -14,10 +14,10 @@ from math import exp
 import torch
 from federation import PUBLISHED
 
-from fedprune.build import build
-from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
-from fedprune.experiment import Experiment
+from fedprune.data.federate import Clients
+from fedprune.experiment.build import build
+from fedprune.experiment.experiment import Experiment
 from fedprune.federated.loop import FederatedLoop
 from fedprune.pruning.mask import ones
 from fedprune.types import Params, State, Subnet

@@ -9,8 +9,8 @@ import numpy as np
 from in_numpy import Arrays
 from numpy.typing import NDArray
 
-from fedprune.experiment import Experiment
-from fedprune.pruning.network import Network
+from fedprune.experiment.experiment import Experiment
+from fedprune.pruning.evidence.data_free import Network
 
 
 def carrying(experiment: Experiment, capacities: Sequence[float]) -> Experiment:

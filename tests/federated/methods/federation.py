@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from torch import nn
 
-from fedprune import build as builder
-from fedprune.data.client import Clients
 from fedprune.data.datasets import Dataset
-from fedprune.experiment import Experiment
+from fedprune.data.federate import Clients
+from fedprune.experiment import build as builder
+from fedprune.experiment.experiment import Experiment
 from fedprune.federated.sampling import cohort as drawn
 from fedprune.pruning.mask import unpack
 from fedprune.types import Mask, State

@@ -11,12 +11,12 @@ import torch
 from federation import arrays, federation, inputs
 from in_numpy import accuracy, gradient, largest, train
 
-from fedprune.checkpoint import load_state, save_state
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.estimate import estimate
-from fedprune.federated.evolving_mask import as_bytes, as_tensor
-from fedprune.federated.neighbours import TRAINED, message
+from fedprune.experiment.estimate import estimate
+from fedprune.federated.client.dispfl import as_bytes, as_tensor
+from fedprune.federated.decentralised import TRAINED, message
 from fedprune.pruning.mask import density, pack
+from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import Mask, Personal, State
 from fedprune.wire.frame import length
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from fedprune.errors import ConfigError
 from fedprune.local.module import LocalModule
-from fedprune.local.penalty import incremental, l2
 from fedprune.local.recipe import Recipe
+from fedprune.local.regularisers.penalty import incremental, l2
 from fedprune.local.train import fit
 from fedprune.pruning.mask import count
 from fedprune.types import Subnet

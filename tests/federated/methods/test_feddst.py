@@ -8,17 +8,17 @@ import torch
 from federation import arrays, assert_same, cohort_of, data_of, played, published
 from in_numpy import PRUNABLE, SIZES, Arrays, best_of_layers, descend, erk, gradient, held_mean, masked
 
-from fedprune.federated.aggregate import overlap_mean
-from fedprune.federated.ballot import by_magnitude
-from fedprune.federated.whose import Receipt, Terms, Voted
+from fedprune.federated.masks import Receipt, Terms, Voted
+from fedprune.federated.masks.voting import by_magnitude
+from fedprune.federated.server.aggregate import overlap_mean
 from fedprune.pruning.criterion import Criterion, magnitude
 from fedprune.pruning.criterion import gradient as by_gradient
-from fedprune.pruning.cycle import Axes, prune
+from fedprune.pruning.event import Axes, prune
 from fedprune.pruning.mask import count
 from fedprune.pruning.rewind import Draws, Keep
-from fedprune.pruning.scope import globally
-from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
+from fedprune.pruning.what.scope import globally
+from fedprune.pruning.what.unit import weights
 from fedprune.types import Job, Plan, PruneEvent, State, Subnet
 
 

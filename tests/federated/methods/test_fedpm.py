@@ -11,14 +11,14 @@ import torch
 from federation import federation, inputs
 from in_numpy import accuracy, gradient
 
-from fedprune.display import amount
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.estimate import estimate
-from fedprune.federated.beta_mode import BetaMode
-from fedprune.federated.sampled_masks import SampledMasks
+from fedprune.experiment.estimate import estimate
+from fedprune.federated.client.fedpm import SampledMasks
+from fedprune.federated.server.beta_mode import BetaMode
 from fedprune.federated.tally import Tally
-from fedprune.local.sampled import straight_through, times_probability
+from fedprune.local.regularisers.sampled_masks import straight_through, times_probability
 from fedprune.randomness import seeded, torch_seed, torch_stream
+from fedprune.run.display import amount
 from fedprune.types import Job, Subnet
 from fedprune.wire.frame import length
 
@@ -241,7 +241,7 @@ def test_the_run_learns(tiny, play):
         (("federated.optimizer_state=kept",), "set federated.optimizer_state=fresh"),
         (("federated/upload=top_weights",), "choose federated/upload=all"),
         (("federated.control=scaffold",), "set federated.control=none"),
-        (("federated.server._target_=fedprune.federated.server_step.FedAvgM",), "probabilities are not moved by steps"),
+        (("federated.server._target_=fedprune.federated.server.optimizer.FedAvgM",), "probabilities are not moved by steps"),
         (("local/penalty=l1",), "set local/penalty=none and local/dropout=none"),
         (("model=resnet20", "model.norm=batch"), "model=resnet20 has BatchNorm"),
         (("federated/client=trained_weights",), "federated/aggregate=beta_mode counts bits, and clients send weights"),

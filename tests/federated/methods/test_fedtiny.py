@@ -9,14 +9,14 @@ from federation import arrays, assert_same, cohort_of, data_of, played, publishe
 from in_numpy import PRUNABLE, SIZES, Arrays, averaged, best_of_layers, descend, erk, gradient, masked
 
 from fedprune.errors import ConfigError
-from fedprune.federated.client import largest
+from fedprune.federated.client.round import largest
 from fedprune.pruning.criterion import Criterion, magnitude
 from fedprune.pruning.criterion import gradient as by_gradient
-from fedprune.pruning.cycle import Axes, block, prune
+from fedprune.pruning.event import Axes, block, prune
 from fedprune.pruning.mask import count
-from fedprune.pruning.scope import per_layer
-from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
+from fedprune.pruning.what.scope import per_layer
+from fedprune.pruning.what.unit import weights
 from fedprune.types import PruneEvent, Subnet, Update
 from fedprune.wire.codec import Layout, auto, bitmap
 from fedprune.wire.frame import length

@@ -9,16 +9,16 @@ import torch
 from federation import arrays, assert_same, cohort_of, data_of, played, published
 from in_numpy import PRUNABLE, SIZES, Arrays, averaged, best, best_of_layers, dense, descend, held_mean, masked, seats
 
-from fedprune.federated.ballot import by_layer_density
-from fedprune.federated.whose import Receipt, Terms, Voted
+from fedprune.federated.masks import Receipt, Terms, Voted
+from fedprune.federated.masks.voting import by_layer_density
 from fedprune.pruning.criterion import Criterion
-from fedprune.pruning.cycle import Axes
+from fedprune.pruning.criterion.across_layers import magnitude_rank, random_by_layer_magnitude
+from fedprune.pruning.event import Axes
 from fedprune.pruning.mask import count
-from fedprune.pruning.redistribution import magnitude_rank, random_by_layer_magnitude
 from fedprune.pruning.rewind import Draws, Early, Keep, Rewind
-from fedprune.pruning.scope import globally
-from fedprune.pruning.unit import weights
 from fedprune.pruning.what import What
+from fedprune.pruning.what.scope import globally
+from fedprune.pruning.what.unit import weights
 from fedprune.randomness import torch_stream
 from fedprune.types import Job, Plan, PruneEvent, State, Subnet
 

@@ -11,12 +11,12 @@ import torch
 from federation import arrays, federation, inputs
 from in_numpy import accuracy, train
 
-from fedprune.checkpoint import load_state, save_state
 from fedprune.errors import ConfigError
-from fedprune.federated.own_values import common
+from fedprune.federated.client.client_values import common
+from fedprune.federated.masks import PersonalMask
 from fedprune.federated.sampling import cohort
-from fedprune.federated.whose import PersonalMask
 from fedprune.pruning.mask import pack, unpack
+from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import Personal, Subnet
 
 HERMES = (

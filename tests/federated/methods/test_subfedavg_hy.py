@@ -13,9 +13,9 @@ from torch import nn
 
 from fedprune.errors import Incompatible
 from fedprune.federated.sampling import cohort
+from fedprune.pruning.criterion.structured import bn_scale_or_magnitude
+from fedprune.pruning.evidence.data_free import Network, filter_scales
 from fedprune.pruning.mask import shrink
-from fedprune.pruning.network import Network, filter_scales
-from fedprune.pruning.structured import bn_scale_or_magnitude
 
 HYBRID = (
     *("what=filters_and_weights", "criterion=bn_scale_or_magnitude", "how_often=stepwise", "when=once_moving"),

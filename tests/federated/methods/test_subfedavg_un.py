@@ -10,9 +10,9 @@ import torch
 from federation import arrays, assert_personal, assert_same, federation, inputs
 from in_numpy import accuracy, held_mean, largest, train
 
-from fedprune.federated.on_client import Looks, OnClient
+from fedprune.federated.client.prune_event import Looks, OnClient
 from fedprune.federated.sampling import cohort
-from fedprune.pruning.cycle import Axes
+from fedprune.pruning.event import Axes
 from fedprune.pruning.gate import Moving
 from fedprune.pruning.rewind import Keep
 from fedprune.types import Job, PruneEvent, Subnet

@@ -1,0 +1,1 @@
+"""Networks that are physically as small as their masks: for export, and inside a client's training."""

@@ -1,0 +1,183 @@
+"""Masked network -> physically smaller network with the same outputs, in eval mode, or a refusal.
+
+A unit (a channel, wherever it occurs) is removed if nobody reads it, or if what its readers get from it is a constant, which is
+then folded into their biases. Under zero padding a constant other than zero is felt unevenly at the border, so no bias can
+replace it: of all such units of a layer one is kept, and takes over the others' constants, which is exact.
+What cannot be removed is kept and reported with the reason, since a unit too many is never wrong.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.compaction.fold import OUTPUT, Work, choose, closed, remove, verdict
+from fedprune.compaction.resize import LAYERS, Kept, resize, resize_mask, widths_of
+from fedprune.compaction.torch_pruning import Group, Unit, couplings
+from fedprune.errors import ConfigError, Incompatible
+from fedprune.pruning.evidence.data_free import tensors_in
+from fedprune.pruning.mask import apply
+from fedprune.pruning.plain_layers import is_plain
+from fedprune.tensors import load_tensors, shared, tensors_of
+from fedprune.types import Mask
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-5
+
+Stays = dict[str, dict[str, list[int]]]
+"""By layer and reason: dead output channels that had to stay."""
+
+
+@dataclass(frozen=True)
+class Compact:
+    """A smaller network, the mask of what is dead inside it, the channels it kept, and the dead ones that had to stay.
+
+    net: its parameters are new objects, so an optimizer is to be built from it. kept: see resize.py; `resize(dense, kept)`
+    makes the smaller architecture again, to load a state_dict into.
+    """
+
+    net: nn.Module
+    mask: Mask
+    kept: Kept
+    stays: Stays
+
+
+@torch.inference_mode(False)
+def compact(net: nn.Module, mask: Mask, example: Tensor) -> Compact:
+    """The network without its dead units. `example`: a batch of inputs, of which only the shape matters.
+
+    Raises Incompatible if no dead unit can be removed, if the network cannot be traced, or if the smaller one's outputs would
+    differ (by more than 1e-5, in eval mode); ConfigError if Torch-Pruning is not installed. `net` stays as it is.
+    """
+    if not example.is_floating_point():
+        raise ConfigError(
+            [f"compact follows what does not depend on the input, and {example.dtype} cannot say so: give floats"]
+        )
+    tied = shared(net, mask)
+    if tied:
+        raise Incompatible(f"{tied}, and it cannot be cut for one of them alone: keep the network masked")
+    masked = _masked(net, mask)
+    work = _work(masked, mask, example.clone())
+    groups = couplings(work.net, work.example)
+    gone = _remove_all(work, groups)
+    stays = _stays(work, groups, gone, mask)
+    if not gone and any(reason != OUTPUT for reasons in stays.values() for reason in reasons):
+        raise Incompatible(f"no dead unit of {type(net).__name__} can be removed: {told(stays)}")
+    kept = _kept(masked, work.net, gone)
+    smaller = resize(masked, kept)
+    smaller.load_state_dict(resize(work.net, kept).state_dict())
+    _compare(masked, smaller, example)
+    if stays:
+        log.info("dead units that stay: %s", told(stays))
+    return Compact(smaller, resize_mask(_mask(work, mask), kept), kept, stays)
+
+
+def told(stays: Stays) -> str:
+    """The dead units that stay, as text."""
+    rows = [(layer, reason, channels) for layer, reasons in stays.items() for reason, channels in reasons.items()]
+    return "; ".join(f"{len(channels)} of {layer}: {reason}" for layer, reason, channels in rows)
+
+
+def _masked(net: nn.Module, mask: Mask) -> nn.Module:
+    try:
+        masked = copy.deepcopy(net)
+    except RuntimeError as error:  # weights that hooks compute, as torch.nn.utils.weight_norm has them
+        reason = str(error).partition(".")[0]
+        raise Incompatible(f"{type(net).__name__} cannot be copied ({reason}): keep it masked") from error
+    load_tensors(masked, apply(tensors_of(net), mask))
+    return masked
+
+
+def _work(masked: nn.Module, mask: Mask, example: Tensor) -> Work:
+    net = copy.deepcopy(masked).double().eval()
+    weights = {name: layer.weight for name, layer in net.named_modules() if is_plain(layer, LAYERS)}
+    alive = {name: mask.get(f"{name}.weight", torch.ones_like(weight, dtype=torch.bool)) for name, weight in weights.items()}  # type: ignore[arg-type]
+    return Work(net, {name: entries.clone() for name, entries in alive.items()}, example.double())
+
+
+def _remove_all(work: Work, groups: list[Group]) -> set[Unit]:
+    """Remove what can go, until nothing can: where a reader has gone, who was read by it alone can follow."""
+    gone: set[Unit] = set()
+    while True:
+        work.look()
+        left = [[unit for unit in group if unit not in gone] for group in groups]
+        going = closed(work, {unit: heir for group in left for unit, heir in choose(work, group).items()}, gone)
+        if not going:
+            return gone
+        for unit, heir in going.items():
+            remove(work, unit, heir)
+        gone |= set(going)
+
+
+def _stays(work: Work, groups: list[Group], gone: set[Unit], mask: Mask) -> Stays:
+    """Why those that the mask calls dead are still there."""
+    removed = {(name, place) for unit in gone for name, places in unit.makes.items() for place in places}
+    reasons = {
+        (name, place): verdict(work, unit).reason or "the last of its layer, or normalised in a group with what is alive"
+        for group in groups
+        for unit in group
+        if unit not in gone
+        for name, places in unit.makes.items()
+        for place in places
+    }
+    stays: Stays = {}
+    for tensor, alive in mask.items():
+        name = tensor.removesuffix(".weight")
+        for place in (~alive.flatten(1).any(1)).nonzero().flatten().tolist():
+            if (name, place) not in removed:
+                reason = reasons.get((name, place), "padded or reshaped in a way that cannot be followed")
+                stays.setdefault(name, {}).setdefault(reason, []).append(place)
+    return stays
+
+
+def _kept(before: nn.Module, after: nn.Module, gone: set[Unit]) -> Kept:
+    """The channels that are left, of the layers that lost some or were given a bias."""
+    lost: dict[str, dict[str, set[int]]] = {}
+    for unit in gone:
+        for end, ends in (("out", unit.makes), ("out", unit.norms), ("in", unit.reads)):
+            for name, places in ends.items():
+                lost.setdefault(name, {}).setdefault(end, set()).update(places)
+    kept: Kept = {}
+    for name, layer in before.named_modules():
+        given = getattr(layer, "bias", None) is None and getattr(after.get_submodule(name), "bias", None) is not None
+        if name in lost or given:
+            widths = widths_of(layer)
+            kept[name] = {end: sorted(set(range(n)) - lost.get(name, {}).get(end, set())) for end, n in widths.items()}
+            kept[name] |= {"bias": True} if given else {}
+    return kept
+
+
+def _mask(work: Work, mask: Mask) -> Mask:
+    """The mask after constants were moved to where nothing was before."""
+    return {
+        tensor: work.alive[name] if (name := tensor.removesuffix(".weight")) in work.alive else alive
+        for tensor, alive in mask.items()
+    }
+
+
+def _compare(masked: nn.Module, smaller: nn.Module, example: Tensor) -> None:
+    """Raise Incompatible unless both give the same, on random inputs: also of the other sign, and on large ones, by which a
+    forward may go another way."""
+    x = torch.randn(example.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(example.device)
+    name = type(masked).__name__
+    nets = [copy.deepcopy(net).double().eval() for net in (masked, smaller)]
+    with torch.no_grad():
+        try:
+            differ = max(_difference(nets[0], nets[1], factor * x) for factor in (1, -1, 10))
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise Incompatible(f"{name} cannot be made smaller: its forward counts on fixed widths ({reason})") from error
+    if not differ <= TOLERANCE:
+        raise Incompatible(f"{name} cannot be made smaller: its outputs would differ by {differ:.2g}; keep it masked")
+
+
+def _difference(masked: nn.Module, smaller: nn.Module, x: Tensor) -> float:
+    """Return how far apart their outputs are, relative to the largest of each tensor that is above 1."""
+    outputs = zip(tensors_in(masked(x)), tensors_in(smaller(x)), strict=True)
+    pairs = [(a.double(), b.double()) for a, b in outputs]
+    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1)) for a, b in pairs)

@@ -1,0 +1,121 @@
+"""Which channels of which layers live or die together: Torch-Pruning's dependency graph, read and never acted upon.
+
+Its graph knows what a residual addition, a concatenation or a flattening ties together. Its criteria and its cutting are not
+used: cutting is in resize.py, so that a network can also be rebuilt from a list of indices.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.compaction.resize import LAYERS, NORMS, widths_of
+from fedprune.errors import ConfigError, Incompatible
+from fedprune.pruning.evidence.data_free import tensors_in
+from fedprune.pruning.plain_layers import is_plain
+
+Places = dict[str, list[int]]
+"""Channel numbers by layer name."""
+
+
+@dataclass(eq=False)
+class Unit:
+    """One channel, wherever it occurs. makes: output channels of layers. norms: channels of normalisation layers.
+
+    reads: input channels of layers. unknown: modules on its way that cannot be cut.
+    """
+
+    makes: Places = field(default_factory=dict)
+    norms: Places = field(default_factory=dict)
+    reads: Places = field(default_factory=dict)
+    unknown: set[str] = field(default_factory=set)
+
+
+Group = list[Unit]
+"""The units of coupled layers, in the order of their channels."""
+
+
+def couplings(net: nn.Module, example: Tensor) -> list[Group]:
+    """The groups of a network on inputs like `example` (with a batch dimension).
+
+    Raises ConfigError if Torch-Pruning is not installed, Incompatible if the network cannot be traced.
+    """
+    tp = _torch_pruning()
+    # Tracing follows autograd: off, or with frozen parameters, it finds nothing and says nothing. It also leaves eval mode on.
+    traced = copy.deepcopy(net).eval().requires_grad_(True)
+    names = {module: name for name, module in traced.named_modules()}
+    with torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            # A tuple: it would unpack a bare tensor along the batch, and trace the network on one example without a batch.
+            graph = tp.DependencyGraph().build_dependency(_TensorsOut(traced), example_inputs=(example.clone(),), verbose=False)
+            found = list(graph.get_all_groups())
+        except Exception as error:
+            raise Incompatible(
+                f"{type(net).__name__} cannot be traced by Torch-Pruning ({type(error).__name__}: {error}): keep it masked"
+            ) from error
+        return [_followed(_group(graph, group, names), traced) for group in found]
+
+
+class _TensorsOut(nn.Module):
+    """A network that puts out nothing but its tensors: the tracer takes a list of them, and no None, numbers or texts."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs: Tensor) -> list[Tensor]:
+        return tensors_in(self.net(inputs))
+
+
+def _followed(group: Group, net: nn.Module) -> Group:
+    """Return the group, all of its units marked as unknown if the tracer gives a layer channels that it has not got: on the way
+    there their number changes in a way that it cannot follow (GLU, PixelShuffle)."""
+    beyond = {
+        name
+        for unit in group
+        for end, ends in (("out", unit.makes), ("out", unit.norms), ("in", unit.reads))
+        for name, places in ends.items()
+        if max(places) >= widths_of(net.get_submodule(name))[end]
+    }
+    for unit in group if beyond else []:
+        unit.unknown |= {f"what comes before {name}" for name in beyond}
+    return group
+
+
+def _torch_pruning() -> Any:
+    try:
+        import torch_pruning
+    except ImportError as error:
+        raise ConfigError(
+            ["compact needs Torch-Pruning, which is not installed: pip install 'fedprune[structured]'"]
+        ) from error
+    return torch_pruning
+
+
+def _group(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> Group:
+    """The units of one of its groups. The root's channel numbers say which entries of the others belong together."""
+    units: dict[int, Unit] = {}
+    for item in group.items:
+        module, places = item.dep.target.module, list(zip(item.idxs, item.root_idxs, strict=True))
+        into = graph.is_in_channel_pruning_fn(item.dep.handler) and not graph.is_out_channel_pruning_fn(item.dep.handler)
+        for place, root in places:
+            _note(units.setdefault(root, Unit()), module, names.get(module), place, into)
+    return [units[root] for root in sorted(units)]
+
+
+def _note(unit: Unit, module: nn.Module, name: str | None, place: int, into: bool) -> None:
+    if isinstance(module, nn.Parameter):
+        unit.unknown.add("a parameter of its own")
+    elif is_plain(module, NORMS) and name is not None:
+        unit.norms.setdefault(name, []).append(place)
+    elif is_plain(module, LAYERS) and name is not None and getattr(module, "groups", 1) == 1:
+        (unit.reads if into else unit.makes).setdefault(name, []).append(place)
+    elif name is not None and any(True for _ in module.parameters()):
+        unit.unknown.add(f"{name} ({type(module).__name__})")

@@ -1,0 +1,82 @@
+"""Where clients run. An executor is map-shaped: tasks in, results out, in the order of the tasks. Results do not depend on
+which (of federated/client/batched.py, up to rounding).
+
+A task is (method of ClientRound, its arguments): bytes and numpy arrays only. Modules never travel: each worker builds its own
+`ClientRound` once, because a pickled module shares its memory with every other worker.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+
+from fedprune.execution.pool import Lost, at_least_one
+from fedprune.execution.processes import Processes, available_cores
+from fedprune.execution.worker import Factory, Task
+
+
+class Executor(Protocol):
+    """Runs tasks on clients.
+
+    An option of one may declare `batches_on`: the kinds of device (cpu, cuda) on which it trains several clients as one model.
+    Its sums are then rounded in another way than Serial's, which makes it another run (see identity.py).
+    """
+
+    def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
+        """The results in the order of the tasks, Lost where there is none to be had. `sizes` tells which tasks are long, so
+        that they start first."""
+
+    def close(self, now: bool = False) -> None:
+        """Let go of the workers; `now`: without waiting for what they are doing."""
+
+
+class Serial:
+    """One client after the other, in this process."""
+
+    def __init__(self, factory: Factory):
+        torch.set_num_threads(1)  # as in a worker: the number of threads changes the order of sums, and so the last bit
+        self._client_round = factory()
+
+    def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
+        """In the order of the tasks; each is done when its result is asked for."""
+        return (getattr(self._client_round, method)(*arguments) for method, arguments in tasks)
+
+    def close(self, now: bool = False) -> None:
+        pass
+
+
+def auto(factory: Factory, cohort: int, workers: int | None = None) -> Executor:
+    """Processes where they pay, else Serial: they do with several cores and several clients in a round.
+
+    cohort: how many clients train in a round. workers: how many processes (None: one per core, or one alone within a process
+    that is itself one of several, as when hydra/launcher=joblib runs cells of a sweep side by side: they have the other cores).
+    """
+    beside_others = multiprocessing.parent_process() is not None
+    number = at_least_one(workers) or (1 if beside_others else available_cores())
+    return Processes(factory, number) if min(number, cohort) > 1 else Serial(factory)
+
+
+auto.batches_on = ("cuda",)  # type: ignore[attr-defined]  # where Experiment.executor takes Batched for it
+
+
+@contextmanager
+def employed(executor: Executor) -> Iterator[Executor]:
+    """An executor for as long as it is needed. Then no worker is left; and if it ends badly, as by Ctrl-C, at once."""
+    try:
+        yield executor
+    except BaseException:
+        executor.close(now=True)
+        raise
+    executor.close()
+
+
+def certain(results: Iterable[Any]) -> Iterator[Any]:
+    """The results, where none can be done without. Raises RunError at one that is lost."""
+    for result in results:
+        if isinstance(result, Lost):
+            raise result.error()
+        yield result

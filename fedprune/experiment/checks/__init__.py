@@ -1,0 +1,68 @@
+"""What is wrong with a configuration: everything at once, before the first batch, each with what to type instead."""
+
+from fedprune.experiment.checks import module
+from fedprune.experiment.checks.axes import (
+    blocks,
+    composition,
+    evidence_of,
+    min_per_layer,
+    obstacles,
+    of_single_weights,
+    scope,
+    whole_units,
+)
+from fedprune.experiment.checks.batches import sizes_of_batches, smallest
+from fedprune.experiment.checks.clients import (
+    aggregate,
+    answers,
+    carried,
+    feedback,
+    kept_back,
+    of_one_mask,
+    on_clients,
+    outcomes_of_clients,
+    regrown,
+    validation,
+)
+from fedprune.experiment.checks.network import masked, rehearsal
+from fedprune.experiment.checks.problems import Problems
+from fedprune.experiment.checks.task import bounds, data, gate, of_classes, task
+from fedprune.experiment.checks.tensors import network
+from fedprune.experiment.checks.values import evidence, executor, outcomes, ranges
+
+__all__ = [
+    "Problems",
+    "aggregate",
+    "answers",
+    "blocks",
+    "bounds",
+    "carried",
+    "composition",
+    "data",
+    "evidence",
+    "evidence_of",
+    "executor",
+    "feedback",
+    "gate",
+    "kept_back",
+    "masked",
+    "min_per_layer",
+    "module",
+    "network",
+    "obstacles",
+    "of_classes",
+    "of_one_mask",
+    "of_single_weights",
+    "on_clients",
+    "outcomes",
+    "outcomes_of_clients",
+    "ranges",
+    "regrown",
+    "rehearsal",
+    "scope",
+    "sizes_of_batches",
+    "smallest",
+    "task",
+    "validation",
+    "whole_units",
+]

@@ -1,0 +1,149 @@
+"""What the axes cannot be together, or not on this network, each with what to choose instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedprune.federated.masks import Voted, Whose
+from fedprune.federated.masks.voting import by_layer_density
+from fedprune.pruning.criterion import Adjusted, Criterion
+from fedprune.pruning.event import Axes
+from fedprune.pruning.evidence import (
+    FROM_CLIENTS,
+    FROM_TRAINING,
+    OBSTACLES,
+    needs,
+)
+from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.evidence.gates import CHOOSE
+from fedprune.pruning.rewind import CONTROLS, Rewind
+from fedprune.pruning.what import What
+from fedprune.pruning.what.fixed_density import OwnDensity
+from fedprune.pruning.what.scope import is_layerwise
+from fedprune.pruning.what.top_k import nearest
+from fedprune.pruning.what.unit import weights
+from fedprune.types import Mask, Plan
+
+
+def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, whose: Whose, names: dict[str, str]) -> list[str]:
+    """Combinations of axes that mean nothing, each with what to choose instead."""
+    exchanges = any(event.swap for event in plan.events)
+    first = min((event.round for event in plan.events), default=plan.rounds)
+    back_to = getattr(rewind, "round", 0)
+    asked = evidence_of(criterion)
+    on_data = sorted(asked & set(FROM_CLIENTS)) if plan.events else []
+    dropping = set(needs(criterion.drop))
+    how_often, chosen = f"how_often={names['how_often']}", f"criterion={names['criterion']}"
+    rules = {
+        f"{how_often} exchanges units, and {chosen} has no formula to grow by: choose criterion=rigl or criterion=set": (
+            exchanges and criterion.grow is None
+        ),
+        f"{how_often} trains on from where it is, and rewind={names['rewind']} would undo that: choose rewind=none": (
+            exchanges and names["rewind"] != "none" and not isinstance(whose, Voted)
+        ),
+        f"{chosen} needs {', '.join(on_data)}, and where={names['where']} has no data: "
+        "choose where=cohort, or set where.proxy=500 to give the server a proxy set": (
+            bool(on_data) and getattr(where, "proxy", 1) == 0
+        ),
+        f"rewind.round={back_to} comes after the first prune event, which is after {first} rounds: "
+        f"choose rewind.round={first} or less, or rewind=init": plan.events != () and back_to > first,
+        f"{chosen} compares with the weights at the start, and the first prune event is before any training: "
+        "choose when=after_training, or when=during_training with when.start=0.5": "init_params" in asked
+        and plan.events != ()
+        and first == 0,
+        f"{chosen} reads what training learns beside the weights, and the first prune event is before any training: "
+        "choose when=after_training, or when=during_training with when.start=0.5": bool({*CHOOSE} & asked)
+        and plan.events != ()
+        and first == 0,
+        f"{chosen} asks for what clients add up while they train, and the first prune event is before any training: "
+        "choose when=after_training, or when=during_training with when.start=0.5": bool({*FROM_TRAINING} & dropping)
+        and plan.events != ()
+        and first == 0,
+        f"{chosen} asks for what clients add up while they train, and where={names['where']} trains nothing: "
+        "choose where=all_clients": bool({*FROM_TRAINING} & asked) and plan.events != () and hasattr(where, "proxy"),
+        f"{chosen} compares with the weights at the start, and rewind={names['rewind']} replaces them: choose rewind=init": (
+            "init_params" in asked and len(plan.events) > 1 and isinstance(rewind, CONTROLS)
+        ),
+    }
+    return [problem for problem, broken in rules.items() if broken]
+
+
+def blocks(plan: Plan, what: What, names: dict[str, str]) -> list[str]:
+    """Whether layers can take turns."""
+    most = max((event.block[1] for event in plan.events if event.block), default=0)
+    chosen = f"how_often={names['how_often']}"
+    rules = {
+        f"{chosen}: how_often.blocks={most} is more than the {len(what.names)} layers that may be pruned: "
+        f"choose how_often.blocks={len(what.names)} or less": (most > len(what.names)),
+        f"{chosen} exchanges in some layers at a time, and what={names['what']} lets layers compete with each other: "
+        "choose what=weights_erk": most > 0 and not is_layerwise(what.scope),
+    }
+    return [problem for problem, broken in rules.items() if broken]
+
+
+def of_single_weights(plan: Plan, axes: Axes, whose: Whose, names: dict[str, str]) -> list[str]:
+    """Methods that say themselves how many weights of each layer live, where `what` or `how_often` would say otherwise."""
+    unit, scope = (getattr(part, "func", part) for part in (axes.what.unit, axes.what.scope))
+    single, swaps = unit is weights, [event for event in plan.events if event.swap]
+    adjusts = isinstance(axes.criterion, Adjusted) and bool(swaps)
+    apportions = isinstance(whose, Voted) and bool(plan.events) and getattr(whose.ballot, "func", None) is by_layer_density
+    what, chosen = f"what={names['what']}", f"criterion={names['criterion']}"
+    rules = {
+        f"{chosen} weighs single weights, and {what} has larger units: choose what=weights_global": adjusts and not single,
+        f"{chosen} weighs all layers at once, and how_often={names['how_often']} has blocks: choose how_often=dynamic": (
+            adjusts and any(event.block for event in swaps)
+        ),
+        f"whose={names['whose']} chooses single weights, and {what} has larger units: "
+        "choose what=weights_global, or whose=voted": apportions and not single,
+        f"whose={names['whose']} takes its densities from the clients, and {what} brings its own: "
+        "choose what=weights_global, or whose=voted": apportions and isinstance(scope, OwnDensity),
+    }
+    return [problem for problem, broken in rules.items() if broken]
+
+
+def obstacles(
+    plan: Plan, criterion: Criterion, network: Network, prunable: tuple[str, ...], names: dict[str, str]
+) -> list[str]:
+    """Evidence that this network cannot give about its prunable tensors, each with what to choose instead."""
+    asked = sorted(evidence_of(criterion) & OBSTACLES.keys()) if plan.events else []
+    found = (OBSTACLES[name](network, prunable) for name in asked)
+    return [f"criterion={names['criterion']}: {problem}" for problem in found if problem is not None]
+
+
+def whole_units(mask: Mask, what: What, plan: Plan, names: dict[str, str]) -> list[str]:
+    """Whether the mask that a run starts from can be pruned on: it has to be of whole units."""
+    if not plan.events:
+        return []
+    return [
+        f"ticket: its mask of {name} is not of whole units of what={names['what']}, and how_often={names['how_often']} prunes "
+        "by units: choose what=weights_global"
+        for name in what.broken(mask)[:1]
+    ]
+
+
+def min_per_layer(what: What, plan: Plan, units: dict[str, int]) -> list[str]:
+    """Whether every event can leave `min_per_layer` units in each layer. units: the number of units of each layer."""
+    if what.emerges:
+        return []
+    needed = sum(min(what.min_per_layer, number) for number in units.values())
+    lowest = min((event.density * (1 - event.swap) for event in plan.events), default=1.0)
+    kept = nearest(lowest * sum(units.values()))
+    if kept >= needed:
+        return []
+    most = next(m for m in range(what.min_per_layer, -1, -1) if sum(min(m, number) for number in units.values()) <= kept)
+    return [
+        f"what.min_per_layer={what.min_per_layer} keeps {needed} units, and a density of {lowest:.4g} only {kept}: "
+        f"choose what.min_per_layer={most}, or a higher density"
+    ]
+
+
+def scope(what: What, plan: Plan, units: dict[str, int], names: dict[str, str]) -> list[str]:
+    """What a scope with densities of its own cannot keep of a plan. units: the number of units of each layer."""
+    if not isinstance(what.scope, OwnDensity):
+        return []
+    return [f"what={names['what']}: {problem}" for problem in what.scope.problems(plan, units)]
+
+
+def evidence_of(criterion: Criterion) -> set[str]:
+    """All evidence that the formulas of a criterion ask for."""
+    return {name for formula in criterion.formulas().values() for name in needs(formula)}

@@ -1,0 +1,74 @@
+"""What is wrong with single values: out of range, or unknown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fedprune.federated.client.batched import cuda
+from fedprune.federated.masks import Whose
+from fedprune.pruning.criterion import Criterion
+from fedprune.pruning.criterion.regrowth_init import RULES
+from fedprune.pruning.evidence import (
+    OUTCOMES,
+    OUTCOMES_OF_CLIENTS,
+    known,
+    needs,
+    unknown,
+)
+from fedprune.types import Plan
+
+
+def ranges(config: Any) -> list[str]:
+    """Scalars that are out of range."""
+    federated = config.federated
+    rules = {
+        f"density={config.density} is the fraction alive at the end: more than 0, at most 1": 0 < config.density <= 1,
+        f"rounds={config.rounds} must be at least 1": config.rounds >= 1,
+        f"eval_every={config.eval_every} must be at least 1 round": config.eval_every >= 1,
+        f"seed={config.seed} must not be negative": config.seed >= 0,
+        f"checkpoint_every={config.checkpoint_every} is in seconds: 0 or more": config.checkpoint_every >= 0,
+        f"federated.clients={federated.clients} must be at least 1": federated.clients >= 1,
+        f"federated.cohort={federated.cohort} must be from 1 to federated.clients={federated.clients}: "
+        "it is the number of clients that train in a round": 1 <= federated.cohort <= max(federated.clients, 1),
+        f"federated.evaluated={federated.evaluated} clients are evaluated on their own examples: at least 1, or null for all": (
+            federated.evaluated is None or federated.evaluated >= 1
+        ),
+    }
+    choices = {"weighting": ("examples", "uniform"), "broken": ("stop", "drop"), "optimizer_state": ("fresh", "kept")}
+    choices |= {"regrown": RULES, "control": ("none", "scaffold")}
+    wrong = {key: federated[key] for key, known in choices.items() if federated[key] not in known}
+    return [problem for problem, fine in rules.items() if not fine] + [
+        f"federated.{key}={value}: choose one of {', '.join(choices[key])}" for key, value in wrong.items()
+    ]
+
+
+def executor(target: str, device: str) -> list[str]:
+    """An executor for a GPU, without one. target: its function. device: where the run is."""
+    if device.startswith("cuda") or target != f"{cuda.__module__}.{cuda.__name__}":
+        return []
+    on_gpu = "device=auto or " if torch.cuda.is_available() else ""
+    return [
+        f"executor=cuda trains on a GPU, and this run is on device={device}: choose {on_gpu}executor=auto, "
+        "or executor=batched, which does the same on a CPU"
+    ]
+
+
+def evidence(criterion: Criterion, names: dict[str, str]) -> list[str]:
+    """Formulas that ask for what nobody can measure. `names`: the chosen option of each group, for the message."""
+    asked = {role: unknown(formula, role) for role, formula in criterion.formulas().items()}
+    return [
+        f"criterion={names['criterion']}: {role} asks for unknown evidence {', '.join(found)}; known: {', '.join(known(role))}"
+        for role, found in asked.items()
+        if found
+    ]
+
+
+def outcomes(plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
+    """A gate that asks for what no round comes out with."""
+    known = OUTCOMES if whose.asks else OUTCOMES_OF_CLIENTS
+    asked = [name for name in needs(plan.gate.opens) if name not in OUTCOMES_OF_CLIENTS] if plan.gate else []
+    if not asked:
+        return []
+    return [f"when={names['when']}: the gate asks for unknown outcomes {', '.join(asked)}; known: {', '.join(known)}"]

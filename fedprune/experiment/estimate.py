@@ -1,0 +1,192 @@
+"""What a run will cost, before it trains: parameters, rounds, bytes and operations. Bytes are lengths of real encodings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from fedprune.data.population import sizes
+from fedprune.experiment.experiment import Experiment
+from fedprune.federated.availability import Fate
+from fedprune.federated.costs import training_flops
+from fedprune.federated.sampling import cohort
+from fedprune.federated.server.scaffold import carried as carried_controls
+from fedprune.pruning.criterion import Adjusted, Compensated
+from fedprune.pruning.evidence import FROM_CLIENTS, needs
+from fedprune.pruning.evidence.gates import is_companion
+from fedprune.pruning.mask import apply, ones, shrink
+from fedprune.run.display import amount
+from fedprune.tensors import tensors_of
+from fedprune.types import SERVER, Job, Mask, State, Subnet, Update
+from fedprune.wire.frame import length
+from fedprune.wire.message import about, answered_under
+
+
+def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
+    """(name, value) rows. Training bytes and operations follow the plan's densities; evidence is counted for each event.
+
+    Under a gate, as if each event came at its earliest: what it waits costs more.
+    """
+    plan, net, answering = experiment.plan, experiment.net, _answering(experiment, config)
+    down = up = flops = 0.0
+    subnets = _subnets(experiment)
+    for rounds, subnet in _stretches(experiment, subnets):
+        for share, part, known in _parts(experiment, subnet):
+            each = _message_bytes(experiment, part, known)
+            sent, received = experiment.options["round"].traffic(experiment.wire, part, each, config.federated.cohort)
+            down += rounds * share * sent
+            up += rounds * share * answering * received
+            trained = rounds * share * answering * _examples(experiment, config)
+            flops += trained * training_flops(experiment.flops, part.mask)
+    once = _newcomers(experiment, config) * _untrained_bytes(experiment)
+    down += once
+    prunable = sum(net.get_parameter(name).numel() for name in experiment.axes.what.names)
+    parameters = sum(p.numel() for name, p in net.named_parameters() if not is_companion(name))
+    missing = [("answers", f"{100 * answering:.3g} % of those that are sent for training; of evidence, all are counted")]
+    kept = [("frozen", f"{amount(once)} of the bytes down: what nobody trains goes once to each client")] if once else []
+    gate = [("gate", f"{plan.gate.opens}; the costs are those of events at their earliest")] if plan.gate else []
+    return [
+        ("parameters", f"{parameters:,} ({prunable:,} prunable)"),
+        ("rounds", f"{plan.rounds:,}, of {config.federated.cohort} clients each"),
+        ("bytes down", f"{amount(down)} for training"),
+        ("bytes up", f"{amount(up)} for training"),
+        ("bytes of evidence", amount(_evidence_bytes(experiment, config, subnets))),
+        ("operations", _operations(flops, experiment.flops)),
+        *kept,
+        *(missing if answering < 1 else []),
+        *gate,
+    ]
+
+
+def _operations(total: float, per_example: Mapping[str, float]) -> str:
+    if not per_example:
+        return "cannot be counted for this network, see the warning above"
+    return f"{amount(total, 'FLOP')} of training, {amount(sum(per_example.values()), 'FLOP')} an example when dense"
+
+
+def _untrained_bytes(experiment: Experiment) -> int:
+    """How many bytes longer a newcomer's job is."""
+    wire, params = experiment.wire, tensors_of(experiment.net)
+    if not wire.untrained.shapes:
+        return 0
+    job, block = Job(0, 0, 0, 0, Subnet(params, {})), b""
+    return length(wire.encode_job(job, block, wire.untrained_block(params))) - length(wire.encode_job(job, block))
+
+
+def _newcomers(experiment: Experiment, config: Any) -> int:
+    """How many jobs go to clients that have not answered yet, in the rounds of the plan; none where all have everything."""
+    fed, fates, reached, number = config.federated, experiment.options["fates"], set[int](), 0
+    first = {event.round for event in experiment.plan.events}
+    for clock in range(experiment.plan.rounds if experiment.options["round"].welcomes else 0):
+        training = cohort(config.seed, clock, fed.clients, fed.cohort)
+        measuring = _measuring(experiment, config, training) if clock in first else ()
+        for asked in (measuring, training):
+            number += len([client for client in asked if client not in reached])
+            reached |= {client for client in asked if fates(client, clock) is Fate.ANSWERS}
+    return number
+
+
+def _measuring(experiment: Experiment, config: Any, training: tuple[int, ...]) -> tuple[int, ...]:
+    """The clients that measure evidence for the server's events."""
+    formulas = experiment.axes.criterion.formulas().values()
+    if experiment.options["whose"].at is not None or not any(name in FROM_CLIENTS for f in formulas for name in needs(f)):
+        return ()
+    asked = experiment.options["where"](training, config.federated.clients, config.seed)
+    return () if asked == (SERVER,) else asked
+
+
+def _masks(experiment: Experiment) -> list[Mask]:
+    """A mask as dense as before the first event, after it, after the second ...
+
+    By the initial magnitudes: where densities only emerge, that is the best guess there is, and within a layer they are random.
+    A trained network's mask has patterns, and takes fewer bytes than such a one if it is entropy-coded.
+    """
+    params, what = tensors_of(experiment.net), experiment.axes.what
+    scores = {name: params[name].abs() for name in what.names}
+    full = experiment.begin.mask if experiment.begin else ones(params, what.names)
+    return [full, *(shrink(full, scores, event.density, what) for event in experiment.plan.events)]
+
+
+def _subnets(experiment: Experiment) -> list[Subnet]:
+    params = tensors_of(experiment.net)
+    return [Subnet(apply(params, mask), mask) for mask in _masks(experiment)]
+
+
+def _stretches(experiment: Experiment, subnets: list[Subnet]) -> list[tuple[int, Subnet]]:
+    """(rounds trained, the network then) between the plan's events."""
+    ends = [*(event.round for event in experiment.plan.events), experiment.plan.rounds]
+    starts = [0, *ends[:-1]]
+    return [(stop - start, subnet) for start, stop, subnet in zip(starts, ends, subnets, strict=True) if stop > start]
+
+
+def _parts(experiment: Experiment, subnet: Subnet) -> list[tuple[float, Subnet, Mask | None]]:
+    """(fraction of the clients, what they have of the server's network, the mask that they know) for each kind of client."""
+    whose, state, wire = experiment.options["whose"], State(subnet, {}, {}), experiment.wire
+    clients = len(experiment.clients.train)
+    kinds = Counter((whose.held(state, client), whose.known(state, client)) for client in range(clients))
+    masks = {held: wire.mask_of(held) for held, _ in kinds}
+    parts = {held: subnet if mask is None else Subnet(apply(subnet.params, mask), mask) for held, mask in masks.items()}
+    return [(number / clients, parts[held], wire.mask_of(known)) for (held, known), number in kinds.items()]
+
+
+def _message_bytes(experiment: Experiment, subnet: Subnet, known: Mask | None) -> tuple[int, int]:
+    """(bytes of a job, bytes of its update) for training this subnet. known: the mask that its client holds, if any."""
+    wire = experiment.wire
+    carried = carried_controls(experiment.controlled, State(subnet, {}, {}))
+    job = wire.encode_job(Job(0, 0, 0, 0, subnet, carried=carried), wire.subnet_block(subnet, known))
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in subnet.params.items()}  # else no change is the greatest
+    travels = experiment.options["upload"].pack(nothing, experiment.options["client"].answer(subnet))
+    update = Update(0, travels, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}, carried=carried)
+    answer = wire.encode_update(update, subnet.mask)
+    return length(job), length(answer)
+
+
+def _answering(experiment: Experiment, config: Any) -> float:
+    """The fraction of the clients that are asked to train in the plan's rounds that answer."""
+    fed, fates = config.federated, experiment.options["fates"]
+    cohorts = [cohort(config.seed, clock, fed.clients, fed.cohort) for clock in range(experiment.plan.rounds)]
+    found = [fates(client, clock) is Fate.ANSWERS for clock, asked in enumerate(cohorts) for client in asked]
+    return sum(found) / len(found)
+
+
+def _examples(experiment: Experiment, config: Any) -> float:
+    """How many examples a cohort trains on in a round, on average."""
+    local, trained = config.local, [experiment.recipe.examples_of_a_pass(number) for number in sizes(experiment.clients.train)]
+    per_client = local.steps * local.batch_size if local.steps else local.epochs * sum(trained) / len(trained)
+    return config.federated.cohort * per_client
+
+
+def _evidence_bytes(experiment: Experiment, config: Any, subnets: list[Subnet]) -> int:
+    """Bytes up and down of measuring evidence on clients: the network to each, what they measured back, at each event."""
+    criterion, fed = experiment.axes.criterion, config.federated
+    if experiment.options["whose"].at is not None:  # each client scores for itself
+        return 0
+    clients = experiment.options["where"](cohort(config.seed, 0, fed.clients, fed.cohort), fed.clients, config.seed)
+    if clients == (SERVER,):
+        return 0
+    gate, total = experiment.plan.gate, 0
+    times = 1 + (gate.opens.asks if gate and "mask_shift" in needs(gate.opens) else 0)
+    for event, subnet, after in zip(experiment.plan.events, subnets, subnets[1:], strict=False):
+        total += times * len(clients) * _evidence_message_bytes(experiment, subnet, criterion.drop, "alive")
+        if isinstance(criterion, Compensated):
+            total += len(clients) * _evidence_message_bytes(experiment, subnet, criterion.compensate, "alive", after.mask)
+        if event.swap and criterion.grow:
+            which = "all" if isinstance(criterion, Adjusted) else "dead"
+            total += len(clients) * _evidence_message_bytes(experiment, subnet, criterion.grow, which)
+    return total
+
+
+def _evidence_message_bytes(
+    experiment: Experiment, subnet: Subnet, formula: Callable, which: str, surviving: Mask | None = None
+) -> int:
+    wire, wanted = experiment.wire, tuple(name for name in needs(formula) if name in FROM_CLIENTS)
+    if not wanted:
+        return 0
+    job = Job(0, 0, 0, 0, subnet, wanted, which, surviving)
+    known = answered_under(job)
+    values = {name: alive.float() for name, alive in about(known, which).items()}
+    answer = wire.encode_update(Update(0, None, 0, dict.fromkeys(wanted, values), which), known)
+    return length(wire.encode_job(job, wire.subnet_block(subnet))) + length(answer)

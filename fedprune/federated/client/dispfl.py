@@ -1,0 +1,70 @@
+"""DisPFL's client: it trains under the mask that it has, and then decides which mask comes next. Dai et al. 2022.
+
+An option of federated/client. What it has trained stays whole under the mask that it was trained under, and others
+are sent that; the next mask is kept, and stays with the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedprune.federated.client import TrainedWeights
+from fedprune.federated.client.round import ClientRound
+from fedprune.pruning.criterion.set_exchange import drop_within, grow_within
+from fedprune.pruning.event import dropped
+from fedprune.pruning.evidence import needs
+from fedprune.pruning.mask import pack
+from fedprune.types import Job, Mask, Params, Subnet, Update
+
+NEXT = "next:mask"  # no tensor of a network has a colon in its name
+
+
+@dataclass(frozen=True)
+class EvolvingMask(TrainedWeights):
+    """After training, each layer drops the fraction `swap` of the event and grows as many.
+
+    See pruning/criterion/set_exchange.py.
+    """
+
+    def client_round(self, worker: ClientRound, start: Callable[[], Params], seed: int) -> ClientRound:
+        return EvolvingRound(**{field.name: getattr(worker, field.name) for field in fields(worker)})
+
+
+@dataclass(frozen=True)
+class EvolvingRound(ClientRound):
+    """A client's round. What it keeps is the mask that it goes on with, packed to bits, if its job has an event."""
+
+    def train(self, job: Job) -> Update:
+        """Train under the mask that came, and choose the next."""
+        update = super().train(replace(job, event=None))
+        if job.event is None:
+            return update
+        assert update.subnet is not None, "training leaves a network"
+        return replace(update, kept={NEXT: as_tensor(pack(self._next(job, update.subnet)))}, pruned=True)
+
+    def _next(self, job: Job, trained: Subnet) -> Mask:
+        """The mask after the job's event. What grows is chosen by evidence about the network before anything is dropped."""
+        assert job.event is not None and self.event is not None, "build refuses masks that are not personal"
+        axes, measure = self.event.axes, self._measuring(job, self.event)
+        drop, grow = axes.criterion.drop, axes.criterion.grow
+        if not job.event.swap:
+            return dropped(trained, job.event, axes, measure)
+        assert grow is not None, "build refuses an exchange without a grow formula"
+        smaller = drop_within(trained.mask, drop(**measure(needs(drop), trained, "alive")), job.event.swap)
+        scores = grow(**measure(needs(grow), Subnet(trained.params, smaller), "dead"))
+        return grow_within(smaller, scores, trained.mask)
+
+
+def as_tensor(packed: bytes) -> Tensor:
+    """Packed bits as a tensor, to stand among others."""
+    return torch.from_numpy(np.frombuffer(packed, np.uint8).copy())
+
+
+def as_bytes(tensor: Tensor) -> bytes:
+    """The inverse of `as_tensor`."""
+    return tensor.numpy().tobytes()

@@ -1,0 +1,95 @@
+"""A prune event on a client, about the mask that it was sent: at the `start` of its round, of the network that came, or at its
+`end`, of what training has made of it.
+
+The client measures evidence on its own data, asks its own gate on its own validation examples, prunes and rewinds. Weights that
+it rewinds to follow from the seed (or the ticket that the run starts from), so they are not sent.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fedprune.pruning.event import Axes, Measure, dropped, prune
+from fedprune.pruning.evidence import needs
+from fedprune.pruning.gate import shift
+from fedprune.pruning.mask import apply
+from fedprune.pruning.rewind import Draws, Rewind
+from fedprune.randomness import torch_stream
+from fedprune.types import Condition, Job, Params, PruneEvent, Subnet
+
+MOMENTS = ("start", "end")
+
+
+class Pruned(NamedTuple):
+    """What an event made of a subnet, and whether the weights were replaced: then what an optimizer knew is of others."""
+
+    subnet: Subnet
+    replaced: bool
+
+
+class Looks(NamedTuple):
+    """What a client can look at: its evidence, and what parameters come to on its own validation examples (val_accuracy and
+    val_metric). first: the network after the first epoch of this round, or as it came if there is only one (None: there was no
+    training yet)."""
+
+    measure: Measure
+    validation: Callable[[Params], Mapping[str, float]]
+    first: Params | None = None
+
+
+@dataclass(frozen=True)
+class OnClient:
+    """How clients carry out events. at: the moment of their round. gate: what each event waits for (None: nothing).
+
+    fresh: the n-th independent initialisation; the 0th is the one that the run starts from, unless it is `begin`, a ticket.
+    """
+
+    axes: Axes
+    rewind: Rewind
+    gate: Condition | None
+    at: str
+    fresh: Callable[[int], Params]
+    begin: Subnet | None = None
+
+    def __call__(self, job: Job, subnet: Subnet, looks: Looks) -> Pruned | None:
+        """The subnet after the job's event, or None if the gate does not let it happen."""
+        assert job.event is not None, "who has nothing to do is not asked"
+        event = job.event
+        pruned = functools.cache(lambda: prune(subnet, event, self.axes, looks.measure))
+        outcomes: dict[str, Callable[[], float]] = {
+            "val_accuracy": lambda: looks.validation(subnet.params)["val_accuracy"],
+            "val_metric": lambda: looks.validation(subnet.params)["val_metric"],
+            "pruned_accuracy": lambda: looks.validation(pruned().params)["val_accuracy"],
+            "pruned_metric": lambda: looks.validation(pruned().params)["val_metric"],
+            "mask_shift": lambda: self._shift(event, subnet, looks),
+        }
+        if self.gate is not None and not self.gate(**{name: outcomes[name]() for name in needs(self.gate)}):
+            return None
+        weights, _ = self.rewind(pruned().mask, {0: self.start}, self._draws(job))
+        if weights is None:
+            return Pruned(pruned(), False)
+        return Pruned(Subnet(apply(weights, pruned().mask), pruned().mask), True)
+
+    def _shift(self, event: PruneEvent, subnet: Subnet, looks: Looks) -> float:
+        """From the mask that the first epoch of this round would have led to, to that of the last."""
+        assert looks.first is not None, "build refuses to ask for this before training"
+        early, late = (
+            dropped(Subnet(params, subnet.mask), event, self.axes, looks.measure) for params in (looks.first, subnet.params)
+        )
+        return shift(early, late, subnet.mask)
+
+    @functools.cached_property
+    def start(self) -> Params:
+        """The weights that the run starts from."""
+        return self.fresh(0) if self.begin is None else self.begin.params
+
+    def _draws(self, job: Job) -> Draws:
+        """Another initialisation at every event, the same for all clients; other streams for each of them."""
+        return Draws(
+            lambda: self.fresh(job.events + 1),
+            lambda name: torch_stream(job.seed, f"rewind {name}", job.events, job.client),
+            self.begin.mask if self.begin else {},
+        )

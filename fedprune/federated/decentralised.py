@@ -1,0 +1,226 @@
+"""The decentralised loop: send to neighbours -> average -> train -> choose the next mask -> evaluate. Dai et al. 2022 (DisPFL).
+
+There is no server. Every client has a network and a mask of its own: State.kept[client] holds the network as it was last
+trained and, under TRAINED, the mask that it was trained under, packed to bits; State.personal[client] the mask that it goes on
+with.
+State.server stays the network that all began from. The contract is that of loop.py: round(state) -> (state, metrics).
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+
+from fedprune.federated.availability import everybody
+from fedprune.federated.client import Composition, broken
+from fedprune.federated.client.dispfl import NEXT, EvolvingMask, as_bytes, as_tensor
+from fedprune.federated.client.upload import everything
+from fedprune.federated.loop import FederatedLoop
+from fedprune.federated.masks import PersonalMask, Receipt
+from fedprune.federated.server.aggregate import overlap_mean
+from fedprune.federated.server.optimizer import Average
+from fedprune.federated.tally import Tally
+from fedprune.federated.topology import Topology
+from fedprune.pruning.criterion import random
+from fedprune.pruning.mask import apply, ones, pack, shrink, unpack
+from fedprune.pruning.what.unit import weights
+from fedprune.randomness import torch_stream
+from fedprune.types import Job, Mask, Params, Personal, State, Subnet, Update
+from fedprune.wire.frame import Message, length
+from fedprune.wire.message import Wire
+
+CHOSEN = "federated/round=neighbours"
+TRAINED = "trained:mask"
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Clients that take part in a round (federated.cohort of them) send their networks to their neighbours; an option of
+    federated/round, see round_kinds.py. topology: who hears from whom."""
+
+    topology: Topology
+    welcomes: ClassVar[bool] = False
+
+    def loop(self, **parts: Any) -> FederatedLoop:
+        return NeighbourLoop(**parts, topology=self.topology)
+
+    def traffic(self, wire: Wire, subnet: Subnet, each: tuple[int, int], cohort: int) -> tuple[int, int]:
+        messages = sum(len(self.topology(client, tuple(range(cohort)), 0, 0)) for client in range(cohort))
+        return 0, messages * length(message(wire, 0, subnet))
+
+    def problems(self, composition: Composition) -> list[str]:
+        """What takes a server, or masks that clients do not choose themselves."""
+        plan, what, _, options, names, config = composition
+        self.topology(0, (0, 1), 0, 0)  # a rehearsal: it says itself what is wrong with it
+        exchanges = any(event.swap for event in plan.events)
+        federated = config.federated
+        rules = {
+            f"{CHOSEN}: each client chooses its next mask itself: choose federated/client=evolving_mask": isinstance(
+                options["client"], EvolvingMask
+            ),
+            f"whose={names['whose']}: with {CHOSEN} there is nobody to share a mask: choose whose=personal with whose.at=end": (
+                isinstance(options["whose"], PersonalMask) and options["whose"].at == "end"
+            ),
+            f"whose.uncommon=own: {CHOSEN} has no server whose values a client could do without: set whose.uncommon=server": (
+                getattr(options["whose"], "uncommon", "server") == "server"
+            ),
+            f"when={names['when']}: {CHOSEN} has no gate: choose when=during_training": plan.gate is None,
+            f"rewind={names['rewind']}: {CHOSEN} never goes back: choose rewind=none": names["rewind"] == "none",
+            f"what={names['what']}: {CHOSEN} exchanges single weights: choose what=weights_erk": (
+                what.unit is weights or not exchanges
+            ),
+            f"{CHOSEN} has no server that takes steps: choose federated=fedavg": isinstance(options["server_step"], Average),
+            f"federated.weighting={federated.weighting}: neighbours count alike: set federated.weighting=uniform": (
+                federated.weighting == "uniform"
+            ),
+            f"federated.optimizer_state={federated.optimizer_state}: {CHOSEN} begins each round with a fresh optimizer: "
+            "set federated.optimizer_state=fresh": federated.optimizer_state == "fresh",
+            f"federated.batchnorm={federated.batchnorm}: {CHOSEN} averages all tensors: set federated.batchnorm=average": (
+                federated.batchnorm == "average"
+            ),
+            f"{CHOSEN}: who does not take part is left out by federated.cohort: choose federated/availability=always": (
+                options["fates"] is everybody
+            ),
+            f"{CHOSEN}: neighbours are sent whole networks: choose federated/upload=all": options["upload"] == everything(),
+            f"federated.control={federated.control}: {CHOSEN} has no server that holds controls: set federated.control=none": (
+                federated.control == "none"
+            ),
+            f"federated.regrown={federated.regrown}: {CHOSEN} grows from what neighbours have: set federated.regrown=zero": (
+                federated.regrown == "zero"
+            ),
+            f"federated.cohort={federated.cohort}: neighbours are at least two: set federated.cohort=2": federated.cohort > 1,
+        }
+        return broken(rules)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighbourLoop(FederatedLoop):
+    """What a decentralised run does. topology: who hears from whom."""
+
+    topology: Topology
+
+    def start(self) -> State:
+        """The state before the first round: one initialisation, and of each client a random mask as its first event says."""
+        state = super().start()
+        firsts = {client: self._first(state, client) for client in range(self.clients)}
+        init = {name: state.init[name] for name in self._travels}
+        kept = {client: _kept(Subnet(apply(init, mask), mask)) for client, (mask, _) in firsts.items()}
+        personal = {client: Personal(pack(mask), events) for client, (mask, events) in firsts.items()}
+        reached = frozenset(range(self.clients)) if self.exchange.wire.untrained.shapes else state.reached
+        return replace(state, kept=kept, personal=personal, reached=reached)
+
+    @property
+    def _travels(self) -> tuple[str, ...]:
+        """The names of all but what is never trained, which everybody has from the initialisation that all begin with."""
+        return tuple(self.exchange.wire.layout.shapes)
+
+    def _first(self, state: State, client: int) -> tuple[Mask, int]:
+        """(mask, events done) of a client that has not trained yet."""
+        event, events = self.whose.on_client(self.plan, state, client)
+        if event is None:
+            return state.server.mask, events
+        prunable = {name: state.init[name] for name in self.axes.what.names}
+        scores = random(prunable, functools.partial(_first_stream, self.seed, client))
+        return shrink(state.server.mask, scores, event.density, self.axes.what), events + 1
+
+    def round(self, state: State) -> tuple[State, dict[str, float]]:
+        """One round. Returns the state after it, and its metrics."""
+        started, trained = time.perf_counter(), Tally()
+        phase = trained.clock.phase
+        with phase("sampling"):
+            active = tuple(sorted(self._cohort(state)))
+            heard = {client: self.topology(client, active, self.seed, state.clock) for client in active}
+        with phase("broadcast"):
+            messages = {client: message(self.exchange.wire, client, self._network(state, client)) for client in active}
+        with phase("merge"):
+            jobs = self._meet(state, heard, messages)
+        after, receipts = self._trained(state, jobs, trained)
+        sent = _bytes(heard, messages)
+        after = replace(after, up_bytes=state.up_bytes + sent["wire/up_bytes"])
+        metrics = {"round": state.round, "prune/events": state.events, **self._densities(jobs)}
+        metrics |= trained.metrics() | sent | {"wire/total_bytes": after.up_bytes} | self._flops(receipts)
+        ended = time.perf_counter()
+        if self._evaluates(after):
+            with phase("evaluate", whole=True):
+                metrics |= self._evaluated(after)
+        metrics |= trained.clock.metrics() if self.profile else {}
+        return after, metrics | {"time/train_s": ended - started, "time/round_s": time.perf_counter() - started}
+
+    def _network(self, state: State, client: int) -> Subnet:
+        """A client's network under the mask that it was trained under: what it sends."""
+        kept = dict(state.kept[client])
+        return Subnet(kept, self._mask(state, as_bytes(kept.pop(TRAINED))))
+
+    def _mask(self, state: State, bits: bytes) -> Mask:
+        return unpack(bits, {name: alive.shape for name, alive in state.server.mask.items()})
+
+    def _meet(self, state: State, heard: Mapping[int, tuple[int, ...]], messages: Mapping[int, Message]) -> list[Job]:
+        """What each client is to train: the mean over itself and what it hears, under the mask that it goes on with."""
+        networks = {
+            client: self.exchange.wire.decode_update(sent, state.server.mask).subnet for client, sent in messages.items()
+        }
+        jobs = []
+        for client, others in heard.items():
+            own, held = networks[client], bytes(state.personal[client].mask)
+            assert own is not None, "a message between neighbours is a network"
+            mean = self.aggregate(own.params, [(networks[one], 1.0) for one in sorted((client, *others))])  # type: ignore[misc]
+            event, events = self.whose.on_client(self.plan, state, client)
+            mask = self._mask(state, held)
+            subnet = Subnet(apply(state.server.params | mean, mask), mask)
+            jobs.append(Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, held=held))
+        return jobs
+
+    def _trained(self, state: State, jobs: list[Job], tally: Tally) -> tuple[State, list[Receipt]]:
+        """What each client has after training, and its next mask."""
+        kept, personal, receipts = dict(state.kept), dict(state.personal), list[Receipt]()
+        nothing = replace(state, kept={})  # what a client kept would go before the mean that it is to train
+        for job, update in self.exchange.train(jobs, nothing, tally):
+            assert update.subnet is not None, "a client that was told to train sends a subnet"
+            kept[job.client] = _kept(update.subnet)
+            if update.pruned:
+                personal[job.client] = Personal(as_bytes(update.kept[NEXT]), job.events + 1, job.round)
+            receipts.append(Receipt(job, update.subnet.mask, 1.0, int(update.metrics["seen"]), update.pruned))
+        after = replace(state, round=state.round + 1, clock=state.clock + 1, kept=kept, personal=personal)
+        return after, receipts
+
+    def _evaluated(self, state: State) -> dict[str, float]:
+        """Every client's own network on its own data; and, as test/*, the mean of all networks, which nobody has, on the global
+        test set."""
+        everyone = ((self._network(state, client), 1.0) for client in state.kept)
+        mean = overlap_mean(state.init, everyone, uncovered="zero")
+        whole = replace(self.exchange, own=self._travels)
+        server = Subnet(mean, ones(mean, self.axes.what.names))
+        evaluation = replace(self.evaluation, exchange=whole, held=_whole)
+        return evaluation(replace(state, server=server))
+
+
+def message(wire: Wire, client: int, subnet: Subnet) -> Message:
+    """What a client sends to its neighbours, who know nothing of its mask."""
+    return wire.encode_update(Update(client, subnet, 0), {})
+
+
+def _bytes(heard: Mapping[int, tuple[int, ...]], messages: Mapping[int, Message]) -> dict[str, int]:
+    """Every message once, as sent; and the most that one client sends and receives."""
+    received = {client: sum(length(messages[other]) for other in others) for client, others in heard.items()}
+    copies = {client: sum(client in others for others in heard.values()) for client in heard}
+    busiest = max(received[client] + copies[client] * length(messages[client]) for client in heard)
+    return {"wire/up_bytes": sum(received.values()), "wire/down_bytes": 0, "wire/busiest_bytes": busiest}
+
+
+def _kept(subnet: Subnet) -> Params:
+    """A client's network, and the mask that it was trained under."""
+    return subnet.params | {TRAINED: as_tensor(pack(subnet.mask))}
+
+
+def _whole(state: State, client: int) -> bytes:
+    """A network that is kept needs no mask: it is zero where it was dead."""
+    return b""
+
+
+def _first_stream(seed: int, client: int, layer: str) -> torch.Generator:
+    return torch_stream(seed, f"first mask {layer}", 0, client)

@@ -1,0 +1,132 @@
+"""How the updates of a round become one network if some of them may be anything: by the rank of each entry among the clients.
+
+Every option is an `Aggregate` (aggregate.py). An entry counts where its client's mask holds it. The weights of the clients are
+ignored: who claims many examples must not have more of a say. Names that no mask has, BatchNorm's statistics and counters
+too, go by the same rule over all clients; whole numbers are then rounded to the nearest, and complex ones are ranked by their
+real and their imaginary parts. What all clients have alike stays as it is. Memory: all updates of the round at
+once, and CHUNK x clients numbers of 8 bytes. The order of the clients does not matter to a bit.
+
+What is ranked are weights, where the paper ranks gradients: clients start from the same network, so the middle of what they
+have arrived at is where it was, plus the middle of how far they have moved it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedprune.errors import ConfigError
+from fedprune.federated.server.aggregate import check_uncovered, settled
+from fedprune.federated.server.unanimous import Updates, keeps_alike
+from fedprune.types import Params, Subnet
+
+CHUNK = 2**16  # entries of a tensor that are ranked at once
+
+Middle = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(values of each entry by rank, entry by client; how many of them are held, the others come last) -> one value by entry."""
+
+
+@dataclass(frozen=True)
+class CoordinateMedian:
+    """The median of each entry over the clients that hold it; of an even number, the mean of the two in the middle.
+
+    Yin et al. 2018, "Byzantine-robust distributed learning", definition 1. As long as less than half of those who hold an entry
+    send anything, it stays within what the others sent. uncovered: what nobody holds: `keep` (the server's) or `zero`.
+    """
+
+    uncovered: str = "keep"
+
+    def __post_init__(self) -> None:
+        check_uncovered(self.uncovered)
+
+    def __call__(self, server: Params, updates: Updates) -> Params:
+        return _by_rank(server, updates, median, self.uncovered)
+
+
+@dataclass(frozen=True)
+class TrimmedMean:
+    """The mean of each entry over the clients that hold it, without the floor(trim x holders) least and as many greatest.
+
+    Yin et al. 2018, "Byzantine-robust distributed learning", definition 2. As long as no more than floor(trim x holders) of
+    those who hold an entry send anything, it stays within what the others sent: with trim 0.1 and fewer than 10 holders,
+    nothing is trimmed. uncovered: what nobody holds: `keep` (the server's) or `zero`.
+    """
+
+    trim: float = 0.1
+    uncovered: str = "keep"
+
+    def __post_init__(self) -> None:
+        check_uncovered(self.uncovered)
+        if not 0 <= self.trim < 0.5:
+            raise ConfigError(
+                [
+                    f"federated.aggregate.trim={self.trim} is the fraction left out at each end: 0 or more, less than 0.5; "
+                    "for the middle alone choose federated/aggregate=coordinate_median"
+                ]
+            )
+
+    def __call__(self, server: Params, updates: Updates) -> Params:
+        return _by_rank(server, updates, lambda ranked, holders: trimmed_mean(ranked, holders, self.trim), self.uncovered)
+
+
+def median(ranked: np.ndarray, holders: np.ndarray) -> np.ndarray:
+    """The median of the first `holders` of each row; of what nobody holds, anything."""
+    middle = np.stack([(holders - 1) // 2, holders // 2], axis=1)
+    return np.take_along_axis(ranked, np.clip(middle, 0, ranked.shape[1] - 1), axis=1).mean(1)
+
+
+def trimmed_mean(ranked: np.ndarray, holders: np.ndarray, trim: float) -> np.ndarray:
+    """The mean of the first `holders` of each row, less floor(trim x holders) at each end; of what nobody holds, anything."""
+    cut = np.floor(trim * holders + 1e-9).astype(int)  # 0.29 x 100 is 29, and not what floats make of it
+    cut = np.minimum(cut, np.maximum(holders - 1, 0) // 2)
+    rank = np.arange(ranked.shape[1])
+    inside = (rank >= cut[:, None]) & (rank < (holders - cut)[:, None])
+    return np.where(inside, ranked, 0).sum(1) / np.maximum(holders - 2 * cut, 1)
+
+
+@keeps_alike
+def _by_rank(server: Params, updates: Updates, middle: Middle, uncovered: str) -> Params:
+    subnets = [subnet for subnet, _ in updates]
+    if not subnets:
+        return server
+    masks = subnets[0].mask
+    found = {name: _tensor(subnets, name, middle) for name in subnets[0].params}
+    cover = {name: sum(subnet.mask[name].int() for subnet in subnets) if name in masks else 1.0 for name in found}
+    return settled(found, cover, server, uncovered)
+
+
+def _tensor(subnets: Sequence[Subnet], name: str, middle: Middle) -> Tensor:
+    """The middle of one tensor's entries; in double precision, where single ones cannot overflow."""
+    values = [subnet.params[name] for subnet in subnets]
+    masks = [subnet.mask[name].reshape(-1) if name in subnet.mask else None for subnet in subnets]
+    if values[0].is_complex():
+        return torch.complex(*(_middle([getattr(v, part) for v in values], masks, middle) for part in ("real", "imag")))
+    return _middle(values, masks, middle)
+
+
+def _middle(tensors: Sequence[Tensor], masks: Sequence[Tensor | None], middle: Middle) -> Tensor:
+    """The middle of the entries of one real tensor, piece by piece; where the clients agree, what they agree on."""
+    values = [tensor.reshape(-1) for tensor in tensors]
+    found = torch.empty(values[0].numel(), dtype=torch.float64)
+    for start in range(0, len(found), CHUNK):
+        part = slice(start, start + CHUNK)
+        ranked, holders = _ranked([value[part] for value in values], [None if mask is None else mask[part] for mask in masks])
+        least, most = ranked[:, 0], np.take_along_axis(ranked, np.maximum(holders - 1, 0)[:, None], axis=1)[:, 0]
+        with np.errstate(invalid="ignore"):  # of infinite numbers that are not alike; zeros have two signs
+            found[part] = torch.from_numpy(np.where((least == most) & (least != 0), least, middle(ranked, holders)))
+    return found.view(tensors[0].shape)
+
+
+def _ranked(values: Sequence[Tensor], masks: Sequence[Tensor | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Each entry's values by rank, those that are not held last; and how many are held."""
+    stacked = torch.stack([value.double() for value in values], dim=1)
+    if masks[0] is None:
+        holders = np.full(len(stacked), len(values))
+    else:
+        held = torch.stack([mask for mask in masks if mask is not None], dim=1)
+        stacked, holders = stacked.masked_fill(~held, torch.inf), held.sum(1).numpy()
+    return np.sort(stacked.numpy(), axis=1), holders

@@ -1,0 +1,101 @@
+"""One prune event as a straight line: measure, drop, shrink; where survivors make up for it, measure, move; and, where units
+are exchanged, measure, grow, regrow."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from fedprune.precision import wide
+from fedprune.pruning.criterion import Adjusted, Compensated, Criterion, Formula
+from fedprune.pruning.criterion.prunefl import adjusted, kept, layer_times
+from fedprune.pruning.criterion.regrowth_init import started
+from fedprune.pruning.evidence import needs
+from fedprune.pruning.finite import explained
+from fedprune.pruning.mask import apply, regrow, shrink, size
+from fedprune.pruning.what import What
+from fedprune.pruning.what.top_k import nearest
+from fedprune.types import Mask, Params, PruneEvent, Scores, Subnet
+
+
+class Measure(Protocol):
+    """(names of evidence, subnet, "alive", "dead" or "all": which entries it is about) -> the evidence by name.
+
+    With the mask that a removal would leave, it is about what survives it, at the subnet before the removal.
+    """
+
+    def __call__(self, names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /) -> dict: ...
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What to prune, by which criterion, and what is grown starts from: one of regrown.RULES."""
+
+    what: What
+    criterion: Criterion
+    regrown: str = "zero"
+
+
+def prune(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure, last: Params | None = None) -> Subnet:
+    """`subnet` brought to the event's density. What is grown starts from `last`, or else from zero, as dead entries are."""
+    grow = axes.criterion.grow
+    if isinstance(axes.criterion, Adjusted) and event.swap:
+        mask = _adjusted(subnet, event, axes.what, axes.criterion, measure)
+        return Subnet(apply(started(subnet, _grown(mask, subnet), last or {}), mask), mask)
+    mask = dropped(subnet, event, axes, measure)
+    smaller = Subnet(apply(_compensated(subnet, mask, axes.criterion, measure), mask), mask)
+    if not event.swap:
+        return smaller
+    assert grow is not None, "build refuses an exchange without a grow formula"
+    evidence = measure(needs(grow), smaller, "dead")
+    with explained(evidence):
+        mask = regrow(mask, grow(**evidence), event.density, axes.what)
+    return Subnet(started(smaller, _grown(mask, smaller), last or {}), mask)
+
+
+def _grown(mask: Mask, before: Subnet) -> Mask:
+    return {name: alive & ~before.mask[name] for name, alive in mask.items()}
+
+
+def _adjusted(subnet: Subnet, event: PruneEvent, what: What, criterion: Adjusted, measure: Measure) -> Mask:
+    """At most the event's density, and less where more would not pay."""
+    assert criterion.grow is not None, "build refuses an exchange without a grow formula"
+    stays = kept(subnet.mask, _score(criterion.drop, measure, subnet, "alive"), event.swap)
+    gains = _score(criterion.grow, measure, subnet, "all")
+    most = nearest(event.density * size(subnet.mask))
+    return adjusted(stays, gains, layer_times(criterion.times, what.names, what.ends), criterion.base, most)
+
+
+def dropped(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure) -> Mask:
+    """What the event leaves alive before it grows anything."""
+    evidence = measure(needs(axes.criterion.drop), subnet, "alive")
+    scores = axes.criterion.drop(**evidence)
+    if event.block is not None:  # the others are full as they are, so that nothing grows there either
+        taking_part = block(axes.what.in_order, *event.block)
+        scores = {name: s if name in taking_part else torch.full_like(s, math.inf) for name, s in scores.items()}
+    with explained(evidence):
+        return shrink(subnet.mask, scores, event.density * (1 - event.swap), axes.what)
+
+
+def block(names: tuple[str, ...], number: int, blocks: int) -> tuple[str, ...]:
+    """Return the `number`-th of so many blocks of consecutive layers, counted from the output. names: in the order in which
+    they run. The first blocks may have one more."""
+    each, more = divmod(len(names), blocks)
+    first = number * each + min(number, more)
+    return names[::-1][first : first + each + (number < more)]
+
+
+def _compensated(subnet: Subnet, surviving: Mask, criterion: Criterion, measure: Measure) -> Params:
+    """The parameters, with those that survive moved to make up for the others, if the criterion says how."""
+    if not isinstance(criterion, Compensated):
+        return subnet.params
+    steps = criterion.compensate(**measure(needs(criterion.compensate), subnet, "alive", surviving))
+    before = {name: subnet.params[name] for name in steps}
+    return subnet.params | {name: (wide(before[name]) + step).to(before[name].dtype) for name, step in steps.items()}
+
+
+def _score(formula: Formula, measure: Measure, subnet: Subnet, about: str) -> Scores:
+    return formula(**measure(needs(formula), subnet, about))

@@ -1,0 +1,258 @@
+"""What is pruned: unit x scope x which tensors are prunable.
+
+unit (unit.py):   how the entries of a tensor fall into groups that live or die together.
+scope (scope.py): the pool in which units compete; fixed_density.py: scopes that know their densities better than the schedule.
+Scores come by name, shaped as the tensors: higher = keep, -inf = never, +inf = always.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from fedprune.errors import ConfigError, Incompatible
+from fedprune.precision import wide
+from fedprune.pruning.finite import NotANumber
+from fedprune.pruning.what.fixed_density import OwnDensity
+from fedprune.pruning.what.layer_order import LayerOrder, by_definition
+from fedprune.pruning.what.scope import Ends, Scope, Shapes, by_layer
+from fedprune.pruning.what.tensor_cache import remembered
+from fedprune.pruning.what.top_k import keep_best
+from fedprune.pruning.what.unit import CHANNELWISE, OF_FILTERS, Unit, spread
+from fedprune.tensors import one_name, other_names, tensors_of
+from fedprune.types import Mask, Params, Scores
+
+LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
+    "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    "linear": (nn.Linear,),
+    "recurrent": (nn.RNNBase, nn.RNNCellBase),
+    "attention": (nn.MultiheadAttention,),
+    "embedding": (nn.Embedding,),
+}
+"""The kinds of layer. Recurrent weights are `weight_ih_l0`, `weight_hh_l0`, ...; attention's are `in_proj_weight`
+(or `q_proj_weight`, `k_proj_weight`, `v_proj_weight`) and `out_proj.weight`."""
+
+CHANNELLED = ("conv", "linear")
+"""Kinds whose weight is [outputs, inputs, ...], and whose forward does no more than apply it."""
+
+
+def prunable(net: nn.Module, kinds: Sequence[str] = tuple(LAYERS)) -> dict[str, tuple[str, ...]]:
+    """Return the weights of the layers of these kinds, by the layer's name, in the order of definition: not that in which the
+    network runs them, see layer_order.py.
+
+    A weight that two layers share (tied weights) is that of the first.
+    """
+    further = other_names(net)
+    every = {layer: tuple(w for w in weights if w not in further) for layer, weights in weights_of(net, kinds).items()}
+    return {layer: weights for layer, weights in every.items() if weights}
+
+
+def weights_of(net: nn.Module, kinds: Sequence[str] = tuple(LAYERS)) -> dict[str, tuple[str, ...]]:
+    """The weights of the layers of these kinds, by the layer's name; one that two layers share, under both names."""
+    parts = {id(layer.out_proj) for layer in net.modules() if isinstance(layer, nn.MultiheadAttention)}
+    return {
+        name: tuple(f"{name}.{weight}".removeprefix(".") for weight in _weights(layer))
+        for name, layer in net.named_modules()
+        if id(layer) not in parts and kind_of(layer) in kinds
+    }
+
+
+def kind_of(layer: nn.Module) -> str | None:
+    """The kind of a layer, or None."""
+    return next((kind for kind, types in LAYERS.items() if isinstance(layer, types)), None)
+
+
+def others(net: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
+    """Of the layers that these weights belong to, those that are neither convolutions nor linear, by name."""
+    layers = {name: weights for name, weights in prunable(net).items() if set(weights) & set(names)}
+    return {name: net.get_submodule(name) for name in layers if kind_of(net.get_submodule(name)) not in CHANNELLED}
+
+
+def computed(net: nn.Module, names: Sequence[str]) -> list[str]:
+    """Why some of these weights cannot be masked: they are no parameters, but computed from others at every call."""
+    parameters, problems = dict(net.named_parameters()), []
+    for name in (name for name in names if name not in parameters):
+        layer = name.rpartition(".")[0]
+        sources = [own for own in parameters if own.startswith(f"{layer}.") and own != f"{layer}.bias"]
+        kind = type(net.get_submodule(layer)).__name__
+        problems.append(
+            f"layer {layer} ({kind}) computes its weight from {' and '.join(sources)} at every call (weight_norm and such), "
+            f"so no mask of it holds: choose what.skip=[{layer}], or a model without"
+        )
+    return problems
+
+
+def _weights(layer: nn.Module) -> Iterator[str]:
+    if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
+        yield from (name for name, _ in layer.named_parameters(recurse=False) if name.startswith("weight_"))
+    elif isinstance(layer, nn.MultiheadAttention):
+        yield from (name for name, _ in layer.named_parameters(recurse=False) if name.endswith("proj_weight"))
+        yield "out_proj.weight"
+    else:
+        yield "weight"
+
+
+@dataclass(frozen=True)
+class What:
+    """The axis. layers: which kinds of layer are prunable. skip: layers that are not, by name or see `Ends`. min_per_layer: so
+    many units of every layer outlive any event, against layer collapse. frozen: whether weights with requires_grad=False, which
+    nobody trains, are prunable, too.
+
+    `bind` fills in the others. names: the prunable tensors, in the order of definition, as in every mask. order: that in which
+    the network runs its layers. untouched: the weights that would be prunable, but are frozen.
+    """
+
+    unit: Unit
+    scope: Scope
+    layers: Sequence[str] = ("conv", "linear", "recurrent", "attention")
+    skip: Sequence[str] = ()
+    min_per_layer: int = 0
+    frozen: bool = False
+    names: tuple[str, ...] = field(default=())
+    order: LayerOrder | None = field(default=None, repr=False)
+    untouched: tuple[str, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        for key in ("layers", "skip"):
+            if isinstance(value := getattr(self, key), str):
+                raise ConfigError([f"what.{key}={value} is no list: type what.{key}=[{value}]"])
+
+    def bind(self, net: nn.Module, order: LayerOrder | None = None) -> What:
+        """Return this axis for one network. order: of its layers; None: they run as they are defined.
+
+        Raises Incompatible if nothing in the network can be pruned so, ConfigError on an unknown layer.
+        """
+        names, order = self._prunable(net), order or by_definition(prunable(net))
+        wanted = {layer if isinstance(layer, float) else one_name(net, str(layer)): True for layer in self.skip}
+        skipped = by_layer(wanted, names, _ends(order, names))
+        names = tuple(name for name in names if name not in skipped)
+        problems = computed(net, names)
+        if problems:
+            raise Incompatible(*problems)
+        if not names:
+            raise Incompatible(f"what.skip={list(self.skip)} leaves nothing to prune: choose what.skip=[] or a shorter list")
+        outputs = self._outputs(net, order)
+        names = tuple(name for name in names if name not in outputs)
+        if not names:
+            layers = ", ".join(name.removesuffix(".weight") for name in outputs)
+            raise Incompatible(f"the filters of {layers} are the network's outputs: choose what=weights_global")
+        untouched = () if self.frozen else tuple(name for name in names if not net.get_parameter(name).requires_grad)
+        names = tuple(name for name in names if name not in untouched)
+        if not names:
+            layers = ", ".join(name.removesuffix(".weight") for name in untouched)
+            raise Incompatible(f"nobody trains {layers} (requires_grad=False), nor prunes them: set what.frozen=true")
+        bound = replace(self, names=names, order=order, untouched=untouched)
+        bound._check_units(net)
+        sizes = {name: net.get_parameter(name).detach().abs() for name in names}
+        bound.select(sizes, 1.0)  # a rehearsal: what the scope does not like about its parameters is said now
+        return bound
+
+    def _outputs(self, net: nn.Module, order: LayerOrder) -> tuple[str, ...]:
+        """The convolutions whose filters are the network's outputs, where filters are pruned: none of them is a unit that could
+        go. Of linear layers `skip` says so."""
+        unit = self.unit.func if isinstance(self.unit, functools.partial) else self.unit
+        outputs = order.last([weight for _, weights in order.weights for weight in weights]) if unit in OF_FILTERS else ()
+        return tuple(name for name in outputs if isinstance(net.get_submodule(name.rpartition(".")[0]), LAYERS["conv"]))
+
+    def _prunable(self, net: nn.Module) -> tuple[str, ...]:
+        unknown = [kind for kind in self.layers if kind not in LAYERS]
+        if unknown:
+            known = ", ".join(LAYERS)
+            raise ConfigError([f"what.layers={unknown}: the kinds of layer are {known}; type e.g. what.layers=[conv,linear]"])
+        names = tuple(weight for weights in prunable(net, self.layers).values() for weight in weights)
+        if not names:
+            there = [kind for kind in LAYERS if prunable(net, (kind,))]
+            instead = f", or what=weights_global with what.layers=[{','.join(there)}]" if there else ""
+            raise Incompatible(f"the network has no {' or '.join(self.layers)} layer to prune: choose another model{instead}")
+        return names
+
+    def _check_units(self, net: nn.Module) -> None:
+        """Raises Incompatible, naming the layers, where the unit does not fit."""
+        params, problems = tensors_of(net), []
+        unit = self.unit.func if isinstance(self.unit, functools.partial) else self.unit
+        if unit in CHANNELWISE:
+            problems += [
+                f"layer {name} ({type(layer).__name__}) has no {unit.__name__} that could go by themselves: "
+                "choose what.layers=[conv,linear], or what=weights_global"
+                for name, layer in others(net, self.names).items()
+            ]
+        for name in self.names:
+            try:
+                self.unit(params[name])
+            except Incompatible as error:
+                problems += [f"layer {name.removesuffix('.weight')}: {problem}" for problem in error.problems]
+        if problems:
+            raise Incompatible(*problems)
+
+    def select(self, scores: Scores, density: float) -> Mask:
+        """Entries of the units to keep; higher scores first. Raises NotANumber, naming the layer, if a score is NaN."""
+        for name in self.names:
+            if torch.isnan(scores[name]).any():
+                raise NotANumber(name)
+        units = {name: self.unit(wide(scores[name])) for name in self.names}
+        kept = self._kept(units, density, {name: scores[name].shape for name in self.names})
+        return {name: spread(kept[name], scores[name].shape) for name in self.names}
+
+    def _kept(self, units: Scores, density: float, shapes: Shapes) -> Mask:
+        """What the scope keeps, and of each layer the best `min_per_layer` (of the living: what is dead stays dead)."""
+        if not self.min_per_layer:
+            return self._scope(units, density, shapes)
+        best = {name: keep_best({name: score}, self.min_per_layer)[name] for name, score in units.items()}
+        if self.emerges:  # no count to be kept, and protected units would fall out of the layer's standard deviation
+            return {name: kept | best[name] for name, kept in self._scope(units, density, shapes).items()}
+        return self._scope({name: score.masked_fill(best[name], math.inf) for name, score in units.items()}, density, shapes)
+
+    @property
+    def emerges(self) -> str:
+        """What to say in the place of an event's density, if it is not what the mask is brought to; else nothing."""
+        return self.scope.emerges if isinstance(self.scope, OwnDensity) else ""
+
+    @functools.cached_property
+    def ends(self) -> Ends:
+        """Where the network begins and ends, by the words that configurations use."""
+        return _ends(self._order, self.names)
+
+    @functools.cached_property
+    def in_order(self) -> tuple[str, ...]:
+        """The prunable tensors in the order in which the network runs them."""
+        return self._order.sorted(self.names)
+
+    @property
+    def _order(self) -> LayerOrder:
+        return self.order or by_definition({name: (name,) for name in self.names})
+
+    @functools.cached_property
+    def _scope(self) -> Scope:
+        """The scope, which is told the ends if it asks for them."""
+        asks = "ends" in inspect.signature(self.scope).parameters
+        return functools.partial(self.scope, ends=self.ends) if asks else self.scope
+
+    def broken(self, mask: Mask) -> list[str]:
+        """Return the names of the tensors of which some units live in part."""
+        alive = {name: (self.unit(entries.float()) > 0).expand(entries.shape) for name, entries in mask.items()}
+        return [name for name, entries in mask.items() if not torch.equal(alive[name], entries)]
+
+    def units(self, params: Params) -> dict[str, int]:
+        """The number of units of each layer."""
+        return {name: self.unit(params[name]).numel() for name in self.names}
+
+    def alive_units(self, mask: Mask) -> tuple[int, int]:
+        """(living units, all units). A unit is alive if its entries are."""
+        layers = [_alive_units(mask[name], self.unit) for name in self.names]
+        return sum(alive for alive, _ in layers), sum(units for _, units in layers)
+
+
+def _ends(order: LayerOrder, names: tuple[str, ...]) -> Ends:
+    return {"first": order.first(names), "last": order.last(names)}
+
+
+@remembered
+def _alive_units(mask: Tensor, unit: Unit) -> tuple[int, int]:
+    alive = unit(mask.float())
+    return int((alive > 0).sum()), alive.numel()

@@ -1,0 +1,232 @@
+"""One run, from its folder to its summary: build, say what it will do, resume or start, loop, write down, finish.
+
+The folder: config.yaml, run.json (what it is), plan.txt, partition.safetensors, metrics.jsonl, state/, ticket.safetensors, and
+summary.json, written last: its presence means done. failed.json says why there is none. With profile=true also profile.csv and
+figures/profile.png and .svg.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedprune import __version__
+from fedprune.config.instantiate import make
+from fedprune.data.federate import save_partition
+from fedprune.data.population import Drawn, sizes
+from fedprune.errors import Incompatible, RunError
+from fedprune.execution import employed
+from fedprune.experiment.build import build
+from fedprune.experiment.estimate import estimate
+from fedprune.experiment.experiment import Experiment
+from fedprune.federated.masks import Whose
+from fedprune.pruning.evidence.gates import is_companion, plain
+from fedprune.pruning.mask import density
+from fedprune.run import display, loggers
+from fedprune.run.display import console
+from fedprune.run.summary import conclude
+from fedprune.run_id import folder_hash
+from fedprune.storage.checkpoint import load_state, save_state, save_ticket, write_text
+from fedprune.storage.spilled import beyond
+from fedprune.tensors import tensors_of
+from fedprune.types import State
+
+SUMMARY, STATE = "summary.json", "state/state.safetensors"
+
+OF_FAILURE = ("failed.json", "error.log")
+"""What a run that has failed leaves, and one that goes on from there does not."""
+
+RESULTS = (
+    *(SUMMARY, STATE, "metrics.jsonl", "metrics.csv", "ticket.safetensors", "plan.txt", "partition.safetensors"),
+    *("profile.csv", "figures/profile.png", "figures/profile.svg"),
+)
+"""What a run leaves, and one that is done again with `force` must not take for its own."""
+
+
+def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> None:
+    """Do what the configuration says, and leave the result in `folder`; nothing, if it is there already.
+
+    names: the chosen option of each group. sweep: what the run is grouped by. Raises FedpruneError.
+    """
+    if not (config.force or config.dry_run):
+        _refuse_another(folder, config)
+    if (folder / SUMMARY).exists() and not (config.force or config.dry_run):
+        console.print(f"already done: {folder} (force=true does it again)")
+        return
+    about = _about(config, folder, names, overrides, sweep)
+    if not config.dry_run:
+        _begin(folder, config, about)
+    experiment = build(config, names)
+    about |= _facts(experiment, config)
+    console.print(display.about_text(about))
+    own, what = not experiment.options["whose"].asks, experiment.axes.what
+    console.print(display.brief(experiment.plan, names["rewind"], what.emerges, own, what.untouched))
+    if config.dry_run:
+        console.print(display.cost_text(estimate(experiment, config)))
+        return
+    _describe(folder, experiment, names, about)
+    _train(config, folder, experiment, about)
+
+
+def _refuse_another(folder: Path, config: DictConfig) -> None:
+    """Raise RunError if the folder holds results of another run, as one that is named by hand may."""
+    begun = any((folder / name).exists() for name in (SUMMARY, STATE))
+    if begun and _before(folder).get("id") not in (None, folder_hash(config)):
+        raise RunError(
+            f"{folder} holds another run, that of config.yaml there: type another hydra.run.dir, or none, or force=true to "
+            "put this one in its place"
+        )
+
+
+def _before(folder: Path) -> dict[str, Any]:
+    """What run.json says of the run that was begun here; nothing if there is none, or it is damaged."""
+    with suppress(OSError, ValueError):
+        return dict(json.loads((folder / "run.json").read_text()))
+    return {}
+
+
+def fail(folder: Path, error: Exception, reason: str) -> None:
+    """Leave the reason why there is no result. A run that is done stays so, whatever is asked of its folder later."""
+    if (folder / SUMMARY).exists():
+        return
+    status = "skipped" if isinstance(error, Incompatible) else "failed"
+    with suppress(RunError):  # on a full disk the reason is on the screen all the same
+        write_text(folder / "failed.json", _json({"status": status, "reason": reason}))
+
+
+def _begin(folder: Path, config: DictConfig, about: Mapping[str, Any]) -> None:
+    """A folder that says what it is for, and holds nothing that a run with `force` would mistake for its own."""
+    for name in (*OF_FAILURE, *(RESULTS if config.force else ())):
+        if (folder / name).is_file():
+            (folder / name).unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    write_text(folder / "run.json", _json(about))
+
+
+def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about: Mapping[str, Any]) -> None:
+    write_text(folder / "run.json", _json(about))
+    own, what = not experiment.options["whose"].asks, experiment.axes.what
+    plan = display.plan_text(experiment.plan, names["rewind"], what.emerges, own, what.untouched)
+    write_text(folder / "plan.txt", plan + "\n")
+    if not isinstance(experiment.clients.train, Drawn):  # who share examples, and are a function of config.yaml
+        save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors")
+
+
+def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapping[str, Any]) -> None:
+    """The rounds that are left, each written down as it ends, with a checkpoint every so many seconds; then the results."""
+    path = folder / STATE
+    before = _resume(path, experiment) if path.exists() else None
+    done, rounds = before.round if before else 0, experiment.plan.rounds
+    loggers.keep_until(folder, done)
+    with (
+        employed(experiment.executor()) as executor,
+        loggers.guarded(make(config.logger), f"logger={about['axes']['logger']}", folder, about) as logger,
+        display.live(rounds, done, experiment.task.metric) as live,
+    ):
+        loop = experiment.loop(executor)
+        state = written = before or loop.start()
+        saved = time.monotonic()
+        try:
+            while state.round < rounds:
+                state, metrics = loop.round(state)
+                state = _kept_small(state, loop.whose, path.parent)
+                loggers.append(folder, metrics)
+                written = state
+                logger.round(metrics)
+                live.round(metrics)
+                if time.monotonic() - saved >= config.checkpoint_every:
+                    save_state(state, path)
+                    saved = time.monotonic()
+            save_state(state, path)
+            summary = _finish(folder, state, about, logger)
+            conclude(folder, loop, state)
+        except BaseException:
+            executor.close(now=True)  # before the logger, which may take its time
+            save_state(written, path)  # interrupted or not, what is written down can be gone on from
+            raise
+    write_text(folder / SUMMARY, _json({"status": "done", "metrics": summary}))  # nothing is left that could still fail
+
+
+def _kept_small(state: State, whose: Whose, folder: Path) -> State:
+    """The same state; clients' own masks are in a file once they take more memory than they may."""
+    return replace(state, personal=beyond(state.personal, 1e6 * getattr(whose, "memory_mb", math.inf), folder))
+
+
+def _resume(path: Path, experiment: Experiment) -> State:
+    """The state to go on from. Raises RunError if it is not one of this network."""
+    state = load_state(path)
+    shapes = {name: tensor.shape for name, tensor in tensors_of(experiment.net).items()}
+    if {name: t.shape for name, t in state.server.params.items()} != shapes or tuple(
+        state.server.mask
+    ) != experiment.axes.what.names:
+        raise RunError(f"{path} is the checkpoint of another network: run with force=true to start anew")
+    return state
+
+
+def _finish(folder: Path, state: State, about: Mapping[str, Any], logger: loggers.Logger) -> dict[str, float]:
+    """Write the ticket, tell the logger of the end, and return the metrics that go into the summary."""
+    rows = loggers.read_metrics(folder)
+    seconds = sum(row["time/round_s"] for row in rows)
+    metrics = rows[-1] | {"time/total_s": seconds}
+    ticket = folder / "ticket.safetensors"
+    save_ticket(plain(state.ticket), state.server.mask, _provenance(about), ticket)
+    logger.finish(metrics, [ticket, folder / STATE])
+    return metrics
+
+
+def _provenance(about: Mapping[str, Any]) -> dict[str, str]:
+    """Where a ticket comes from, and what it takes to make its network again. Nothing that may change when a run goes on."""
+    model = {"option": about["axes"]["model"], "config": about["config"]["model"]}
+    network = model | {"shape": about["shape"], "classes": about["classes"]}
+    texts = {key: json.dumps(value) for key, value in (("axes", about["axes"]), ("network", network))}
+    return {"name": about["name"], "seed": str(about["seed"]), "id": about["id"], "fedprune": __version__} | texts
+
+
+def _about(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> dict[str, Any]:
+    """What a run is, as far as its configuration says. attempt: how often it was begun anew with force=true."""
+    before = _before(folder)
+    return {
+        "name": config.name,
+        "id": folder_hash(config),
+        "attempt": before.get("attempt", 0) + bool(before and config.force),
+        "sweep": sweep,
+        "axes": names,
+        "seed": config.seed,
+        "density": config.density,
+        "overrides": list(overrides),
+        "config": OmegaConf.to_container(config, resolve=True),
+    }
+
+
+def _facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
+    """What a run is, as far as its data and its network say."""
+    plan = experiment.plan
+    return {
+        "plan": {
+            "events": [asdict(event) for event in plan.events],
+            "rounds": plan.rounds,
+            "gate": plan.gate and str(plan.gate.opens),
+        },
+        "parameters": sum(t.numel() for name, t in experiment.net.named_parameters() if not is_companion(name)),
+        "prunable": sum(dict(experiment.net.named_parameters())[name].numel() for name in experiment.axes.what.names),
+        "clients": config.federated.clients,
+        "cohort": config.federated.cohort,
+        "examples": sum(sizes(experiment.clients.train)),
+        "shape": list(experiment.dataset.shape),
+        "classes": experiment.dataset.classes,
+        "metric": {"name": experiment.task.metric, "larger_is_better": experiment.task.larger_is_better},
+        "begin": None if experiment.begin is None else {"density": density(experiment.begin.mask)},
+    }
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"

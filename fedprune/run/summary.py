@@ -1,0 +1,35 @@
+"""What is said at the end of a run: what did not come about, who was left out, and where the time went."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from fedprune.federated.loop import FederatedLoop
+from fedprune.federated.masks.gates import unmet, unmet_by_clients
+from fedprune.run import display, loggers
+from fedprune.run.display import console
+from fedprune.types import State
+
+log = logging.getLogger(__name__)
+
+
+def conclude(folder: Path, loop: FederatedLoop, state: State) -> None:
+    """Say it, of the run in this folder; a profile is written there, too."""
+    rows = loggers.read_metrics(folder)
+    problem, left_out = _unmet(loop, state), display.left_out_text(rows)
+    if problem:
+        log.warning(problem)
+    if left_out:
+        console.print(left_out)
+    if loop.profile:
+        from fedprune.analysis import profile  # pandas and matplotlib: only now
+
+        console.print(profile.write(rows, folder) or "")
+
+
+def _unmet(loop: FederatedLoop, state: State) -> str | None:
+    """What there is to say of events that did not come about, or None."""
+    if loop.whose.asks:
+        return unmet(loop.plan, state)
+    return unmet_by_clients(loop.plan, state, loop.clients, getattr(loop.whose, "plans", ()))

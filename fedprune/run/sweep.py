@@ -1,0 +1,87 @@
+"""What happens around the jobs of a sweep: which belong to it, and the table and figures at its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from fedprune.identity import resolved
+from fedprune.run.display import console
+from fedprune.run_id import digest_of
+
+SWEEP = "FEDPRUNE_SWEEP"  # an environment variable, because a launcher may run the jobs in other processes
+
+
+def enroll(folder: Path) -> None:
+    """Note that this run belongs to the sweep that is going on, if one is."""
+    sweep = os.environ.get(SWEEP)
+    if sweep:
+        members = _members(folder.parent.parent, sweep)
+        members.parent.mkdir(parents=True, exist_ok=True)
+        with open(members, "a") as file:  # one short line: whole, even if several processes append
+            file.write(f"{folder.parent.name}/{folder.name}\n")
+
+
+def _members(outputs: Path, sweep: str) -> Path:
+    return outputs / ".sweeps" / sweep
+
+
+class Report(Callback):
+    """Gives a sweep its name, and at its end prints one table over its jobs and writes table and figures."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        given = [config.hydra.overrides.task, config.hydra.sweeper.get("params")]
+        with suppress(OmegaConfBaseException):  # what refers to a key that only the cells have
+            given.append(resolved(config))
+        os.environ[SWEEP] = f"{config.name}-{digest_of(given)}"  # the same command again is the same sweep
+        _members(Path(config.hydra.sweep.dir).parent, os.environ[SWEEP]).unlink(missing_ok=True)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder, sweep = Path(config.hydra.sweep.dir), os.environ.pop(SWEEP)
+        if config.dry_run:  # which leaves nothing to summarise
+            return
+        members = _members(folder.parent, sweep)
+        names = members.read_text().splitlines() if members.exists() else []
+        runs = [folder.parent / name for name in dict.fromkeys(names)]
+        reported = _reported(runs, folder)
+        if not reported or any(map(has_failed, runs)):
+            sys.exit(1)
+
+
+def _reported(runs: list[Path], into: Path) -> bool:
+    """Whether the sweep has a table now. Where it could not be made, the reason is said: the runs are done all the same."""
+    try:
+        summarise(runs, into)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        print(
+            f"the sweep has ended, and its table could not be made ({why}): once that is mended, "
+            f"`python -m fedprune.analysis {into}` makes one of all runs there",
+            file=sys.stderr,
+        )
+        return False
+    return True
+
+
+def has_failed(run: Path) -> bool:
+    """Whether a run has ended without a result, by a fault and not because its cell makes no sense."""
+    failed = run / "failed.json"
+    return failed.exists() and json.loads(failed.read_text())["status"] == "failed"
+
+
+def summarise(runs: list[Path], into: Path) -> None:
+    """Print the table of these runs, and write it and the figures."""
+    from fedprune import analysis  # pandas and matplotlib: only now
+
+    table = analysis.report(runs, into)
+    console.print(analysis.show(table))
+    written = [*sorted(path.name for path in into.iterdir() if path.suffix in (".csv", ".md")), "figures/*.png and *.svg"]
+    console.print(f"results: {into}  ({', '.join(written)}; one folder per job)")

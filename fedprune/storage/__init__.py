@@ -1,0 +1,1 @@
+"""What lies on disk: checkpoints and tickets (safetensors, no pickle), and masks that are spilled from memory."""

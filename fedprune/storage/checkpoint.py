@@ -1,0 +1,171 @@
+"""State <-> file: one safetensors file, written atomically. No pickle: loading never runs code."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fedprune.errors import RunError
+from fedprune.storage import safetensors_writer
+from fedprune.storage.safetensors_writer import Buffer, Rows
+from fedprune.storage.spilled import Stored
+from fedprune.types import Mask, Params, Personal, State, Subnet
+
+NUMBERS = ("round", "clock", "events", "up_bytes", "down_bytes", "pruned", "opened")
+
+
+def save_state(state: State, path: Path) -> None:
+    """Write the state over the one before it; whoever reads sees the old one or the new one. Raises RunError if it cannot."""
+    groups: dict[str, Params] = {
+        "server": state.server.params,
+        "mask": state.server.mask,
+        "init": state.init,
+        "ticket": state.ticket,
+        "candidate": state.candidate,
+        "stale": state.stale,
+        "reached": {"clients": torch.tensor(sorted(state.reached))} if state.reached else {},
+        **{f"anchors/{clock}": params for clock, params in state.anchors.items()},
+        **{f"momentum/{key}": params for key, params in state.momentum.items()},
+        **{f"kept/{client}": params for client, params in state.kept.items()},
+        "personal": _personal(state),
+    }
+    rows = {"personal/masks": _masks(state)} if state.personal else {}
+    write(groups, {"state": json.dumps({name: getattr(state, name) for name in NUMBERS})}, path, rows)
+
+
+def load_state(path: Path) -> State:
+    """The state of a file. Raises RunError, naming it, if it is damaged or is something else."""
+    groups, metadata = read(path)
+    try:
+        numbers = json.loads(metadata["state"])
+        return State(
+            server=Subnet(groups["server"], groups.get("mask", {})),
+            init=groups["init"],
+            ticket=groups["ticket"],
+            candidate=groups.get("candidate", {}),
+            stale=groups.get("stale", {}),
+            reached=frozenset(groups["reached"]["clients"].tolist()) if "reached" in groups else frozenset(),
+            anchors={int(key): params for key, params in _below(groups, "anchors/").items()},
+            momentum=_below(groups, "momentum/"),
+            kept={int(key): params for key, params in _below(groups, "kept/").items()},
+            personal=_read_personal(groups.get("personal"), path),
+            **{name: numbers[name] for name in NUMBERS},
+        )
+    except (KeyError, ValueError) as error:
+        raise RunError(f"{path} is not a checkpoint of fedprune ({error}): remove it, or run with force=true") from error
+
+
+def _personal(state: State) -> Params:
+    """The clients' own positions, as three tensors with a row per client; nothing if there are none."""
+    if not state.personal:
+        return {}
+    return {
+        "clients": torch.tensor([*state.personal]),
+        "events": torch.tensor([own.events for own in state.personal.values()]),
+        "pruned": torch.tensor([own.pruned for own in state.personal.values()]),
+    }
+
+
+def _masks(state: State) -> Rows:
+    """The clients' own masks, a row for each."""
+    return Rows(len(next(iter(state.personal.values())).mask), [own.mask for own in state.personal.values()])
+
+
+def _read_personal(tensors: Params | None, path: Path) -> dict[int, Personal]:
+    """The masks stay where they are until somebody asks: the file is never written to again, only replaced."""
+    if tensors is None:
+        return {}
+    clients, events, pruned = (tensors[name].tolist() for name in ("clients", "events", "pruned"))
+    (number, length), start = safetensors_writer.place(path, "personal/masks")
+    if number != len(clients):
+        raise ValueError(f"{number} masks of {len(clients)} clients")
+    file = open(path, "rb")  # noqa: SIM115  it lives as long as the masks in it
+    rows = zip(range(number), clients, events, pruned, strict=True)
+    return {client: Personal(Stored(file, start + length * row, length), *place) for row, client, *place in rows}
+
+
+def save_ticket(params: Params, mask: Mask, provenance: Mapping[str, str], path: Path) -> None:
+    """A ticket: the mask, the weights it is to be trained from, and where it comes from. Raises RunError if it cannot."""
+    write({"params": params, "mask": mask}, provenance, path)
+
+
+def write(
+    groups: Mapping[str, Params], metadata: Mapping[str, str], path: Path, rows: Mapping[str, Rows] = MappingProxyType({})
+) -> None:
+    """Groups of named tensors as one safetensors file (names group/name; the order of names is kept in the metadata).
+
+    rows: more of them, by full name, that are not in the order: for readers who know where to look.
+    """
+    tensors = {f"{group}/{_escaped(name)}": tensor for group, params in groups.items() for name, tensor in params.items()}
+    notes = {"order": json.dumps(list(tensors))}
+    pairs = [full for full, tensor in tensors.items() if tensor.is_complex() and tensor.dtype not in safetensors_writer.DTYPES]
+    if pairs:  # the format has no such types: they are written as their real and imaginary parts
+        tensors |= {full: torch.view_as_real(tensors[full]) for full in pairs}
+        notes["complex"] = json.dumps(pairs)
+    replace_by(path, safetensors_writer.pieces({**tensors, **rows}, {**metadata, **notes}))
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `replace_file`, for text."""
+    replace_file(path, text.encode())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """As `replace_by`, for what is in one piece."""
+    replace_by(path, [content])
+
+
+def replace_by(path: Path, pieces: Iterable[Buffer]) -> None:
+    """Write a file in one step: complete and on the disk, or not at all. Raises RunError if it cannot."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise RunError(
+            f"cannot write {path}: {error.strerror}. What was saved before is intact: make room, and the same command resumes"
+        ) from error
+
+
+def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+    """The groups of tensors of a file, in the order they were written, and its metadata. Raises RunError if it is damaged."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            pairs = set(json.loads(metadata.get("complex", "[]")))
+            for full in json.loads(metadata.get("order", "[]")):
+                group, name = _split(full)
+                tensor = file.get_tensor(full)
+                groups.setdefault(group, {})[name] = torch.view_as_complex(tensor) if full in pairs else tensor
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged ({error}): remove it, or run with force=true to start anew") from error
+    return groups, metadata
+
+
+def _escaped(name: str) -> str:
+    """A tensor's name without a slash: those are for groups, and torch allows them in the names of layers."""
+    return name.replace("%", "%25").replace("/", "%2F")
+
+
+def _split(full: str) -> tuple[str, str]:
+    group, _, name = full.rpartition("/")
+    return group, name.replace("%2F", "/").replace("%25", "%")
+
+
+def _below(groups: Mapping[str, Params], prefix: str) -> dict[str, Params]:
+    return {group.removeprefix(prefix): params for group, params in groups.items() if group.startswith(prefix)}

@@ -1,0 +1,179 @@
+"""Start a run from a ticket: on another data set, another head or another optimizer. Morcos et al. 2019.
+
+permute: none: the ticket's mask and weights. within_layers, global: the controls, which keep the number of living units, of
+each layer or of all, and nothing else: the mask is shuffled, and weights are newly initialised, as a ticket has none elsewhere.
+head: keep; or fresh: the output layer is left out of the ticket, newly initialised and dense, as it must be for other classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedprune.errors import ConfigError, Incompatible
+from fedprune.pruning.evidence.gates import is_companion
+from fedprune.pruning.mask import apply, ones
+from fedprune.pruning.what import CHANNELLED, LAYERS, What, prunable
+from fedprune.pruning.what.layer_order import LayerOrder, by_definition
+from fedprune.randomness import torch_stream
+from fedprune.tensors import tensors_of
+from fedprune.ticket.model import changed, model_of
+from fedprune.ticket.read import Ticket, load_ticket
+from fedprune.types import Mask, Params, Subnet
+
+log = logging.getLogger(__name__)
+
+PERMUTE = ("none", "within_layers", "global")
+HEAD = ("keep", "fresh")
+UNKNOWN = "choose the model and data set that it comes from"
+
+
+@dataclass(frozen=True)
+class Begin:
+    """From which file, and what is changed about it."""
+
+    path: str | None = None
+    permute: str = "none"
+    head: str = "keep"
+
+    def __post_init__(self) -> None:
+        known = {"permute": PERMUTE, "head": HEAD}
+        wrong = [
+            f"ticket.{key}={getattr(self, key)}: choose one of {', '.join(of)}"
+            for key, of in known.items()
+            if getattr(self, key) not in of
+        ]
+        changed = {key: getattr(self, key) for key, of in known.items() if getattr(self, key) != of[0]}
+        if self.path is None and changed and not wrong:
+            wrong = [
+                f"ticket.{key}={value} changes a ticket, and there is none: set ticket.path=FILE"
+                for key, value in changed.items()
+            ]
+        if wrong:
+            raise ConfigError(wrong)
+
+    def __call__(
+        self, net: nn.Module, what: What, seed: int, names: Mapping[str, str], model: Mapping[str, Any] | None = None
+    ) -> Subnet | None:
+        """What the run starts from (None: from a dense initialisation, `net`'s). names: the chosen option of each group. model:
+        the config of `net`; where the ticket's network had another one of the same shapes, a warning says so.
+
+        Raises DataError if the file is no ticket; Incompatible, with what to choose instead, if it is one for another network.
+        """
+        if self.path is None:
+            return None
+        ticket, fresh = load_ticket(self.path), tensors_of(net)
+        companions = tuple(name for name in fresh if is_companion(name))  # a ticket is without: they begin anew
+        head = head_names(net, what.order)
+        left_out = companions + (head if self.head == "fresh" else ())
+        _check(misfits(ticket, fresh, left_out, head, names))
+        _check(unprunable(ticket, net, what, left_out, names))
+        _warn_of_another(ticket, names["model"], model)
+        mask = ones(fresh, what.names) | {
+            name: alive for name, alive in ticket.mask.items() if name in what.names and name not in left_out
+        }
+        if self.permute == "none":
+            params = {name: (fresh if name in left_out else ticket.params)[name].detach().clone() for name in fresh}
+            return Subnet(apply(params, mask), mask)
+        _check(
+            [
+                f"ticket: its mask of {name} is not of whole units of what={names['what']}, and ticket.permute={self.permute} "
+                "shuffles them: choose what=weights_global"
+                for name in what.broken(mask)[:1]
+            ]
+        )
+        pool = tuple(name for name in what.names if name not in left_out)
+        mask |= PERMUTATIONS[self.permute]({name: mask[name] for name in pool}, what, seed)
+        return Subnet(apply({name: tensor.detach().clone() for name, tensor in fresh.items()}, mask), mask)
+
+
+def head_names(net: nn.Module, order: LayerOrder | None = None) -> tuple[str, ...]:
+    """Return the tensors of the output layer: the last convolution or linear layer to run, or all that are last side by side.
+    order: None: layers run as they are defined."""
+    weights = [weight for weights in prunable(net, CHANNELLED).values() for weight in weights]
+    heads = {weight.rpartition(".")[0] for weight in (order or by_definition(prunable(net))).last(weights)}
+    return tuple(name for name in tensors_of(net) if name.rpartition(".")[0] in heads)
+
+
+def within_layers(mask: Mask, what: What, seed: int) -> Mask:
+    """Each layer's units shuffled: its density is kept, and nothing else."""
+    return {name: _shuffled({name: alive}, what, torch_stream(seed, f"permute/{name}"))[name] for name, alive in mask.items()}
+
+
+def globally(mask: Mask, what: What, seed: int) -> Mask:
+    """All units shuffled over all layers: the density of the whole is kept, and nothing else."""
+    return _shuffled(mask, what, torch_stream(seed, "permute"))
+
+
+PERMUTATIONS: dict[str, Callable[[Mask, What, int], Mask]] = {"within_layers": within_layers, "global": globally}
+
+
+def _shuffled(mask: Mask, what: What, generator: torch.Generator) -> Mask:
+    units = {name: what.unit(mask[name].float()) > 0 for name in sorted(mask)}
+    flat = torch.cat([alive.reshape(-1) for alive in units.values()])
+    parts = flat[torch.randperm(len(flat), generator=generator)].split([alive.numel() for alive in units.values()])
+    return {
+        name: part.view(units[name].shape).expand(mask[name].shape).clone() for name, part in zip(units, parts, strict=True)
+    }
+
+
+def misfits(
+    ticket: Ticket, fresh: Params, left_out: tuple[str, ...], head: tuple[str, ...], names: Mapping[str, str]
+) -> list[str]:
+    """Layers in which the ticket and the network differ, each with what to choose instead."""
+    here = f"model={names['model']} on data={names['data']}"
+    known = {"model", "data"} <= set(ticket.axes)
+    origin = "choose model={model} with images of the shape of data={data}".format_map(ticket.axes) if known else UNKNOWN
+    problems = []
+    for name in [*fresh, *(name for name in ticket.params if name not in fresh)]:
+        theirs, ours = _shape(ticket.params.get(name)), _shape(fresh.get(name))
+        if name not in left_out and theirs != ours:
+            instead = "choose ticket.head=fresh" if name in head else origin
+            problems.append(f"{ticket.path}: {name} is {theirs} in the ticket and {ours} in {here}: {instead}")
+    return problems[:3] + ([f"... and {len(problems) - 3} more tensors"] if len(problems) > 3 else [])
+
+
+def unprunable(ticket: Ticket, net: nn.Module, what: What, left_out: tuple[str, ...], names: Mapping[str, str]) -> list[str]:
+    """Layers that are sparse in the ticket, and that this run would never prune."""
+    sparse = [name for name, alive in ticket.mask.items() if name not in (*what.names, *left_out) and not alive.all()]
+    instead = _pruning(sparse, ticket, net, what, names)
+    return [
+        f"{ticket.path}: {name} is sparse in it, and what={names['what']} does not prune it as it is set: choose {instead}"
+        for name in sparse
+    ]
+
+
+def _pruning(sparse: list[str], ticket: Ticket, net: nn.Module, what: What, names: Mapping[str, str]) -> str:
+    """Return what to type so that these are pruned too: the ticket's own option, or keys of the one that is the same."""
+    option = ticket.axes.get("what", "weights_global")
+    if option != names["what"]:
+        return f"what={option}"
+    theirs = [kind for kind in LAYERS if any(name in weights for weights in prunable(net, (kind,)).values() for name in sparse)]
+    kinds = list(dict.fromkeys([*what.layers, *theirs]))
+    keys = [f"what.layers=[{','.join(kinds)}]"] * (kinds != [*what.layers]) + ["what.skip=[]"] * bool(what.skip)
+    return " with ".join(keys) or UNKNOWN.removeprefix("choose ")
+
+
+def _warn_of_another(ticket: Ticket, option: str, config: Mapping[str, Any] | None) -> None:
+    """Say in which values of its config the ticket's network differs: a stride or an activation is in no tensor's shape."""
+    if config is None or "network" not in ticket.provenance:
+        return
+    model = model_of(ticket)
+    differences = [f"{key}={was} in the ticket, {now} here" for key, (was, now) in changed(model, config).items()]
+    if differences:
+        text = "%s is of model=%s, and the network of this run, model=%s, differs: %s"
+        log.warning(text, ticket.path, model.option, option, "; ".join(differences))
+
+
+def _shape(tensor: torch.Tensor | None) -> str:
+    return "missing" if tensor is None else "x".join(map(str, tensor.shape)) or "a number"
+
+
+def _check(problems: list[str]) -> None:
+    if problems:
+        raise Incompatible(*problems)
