@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from fedprune.storage.spilled import Stored
+if TYPE_CHECKING:
+    from fedprune.storage.spilled import Stored
+
 
 Params = dict[str, Tensor]
 """A network's parameters and buffers, each under one name, see tensors.py."""
