@@ -23,10 +23,10 @@ install: $(STAMP)  ## the environment in .venv
 run: $(STAMP)  ## the main job: the lottery ticket grid inside FedAvg, on data that comes along (ARGS= changes it)
 	$(BIN)/python -m fedprune $(ARGS)
 
-test: $(STAMP)  ## all tests, one process per core (5 minutes on 2 cores)
+test: $(STAMP)  ## all tests, one process per core (7 minutes on 2 cores)
 	$(PYTEST)
 
-test-fast: $(STAMP)  ## those that take no whole runs and no other processes (under a minute)
+test-fast: $(STAMP)  ## those that take no whole runs and no other processes (a minute on 2 cores)
 	$(PYTEST) -m "not slow"
 
 lint: $(STAMP)  ## style and types

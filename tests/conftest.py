@@ -57,12 +57,12 @@ torch.set_num_threads(1)  # as in every executor: what a test measures must not 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would its children
 
 
-SLOW = {"command", "fedprune", "perform"}
-"""Fixtures of whole runs through the command line."""
+SLOW = {"command", "fedprune", "perform", "play"}
+"""Fixtures of whole runs, through the command line or in this process."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs the command line as slow; modules that are slow for other reasons mark themselves."""
+    """Mark whole runs as slow; modules that are slow for other reasons mark themselves."""
     for item in items:
         if SLOW.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slow")

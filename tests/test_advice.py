@@ -23,6 +23,8 @@ from fedprune.pruning.mask import apply, ones
 from fedprune.storage.checkpoint import save_ticket
 from fedprune.types import Mask, Params
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     **{"rounds": "10", "federated.clients": "4", "federated.cohort": "2", "partition": "iid", "local.epochs": "null"},
     **{"local.steps": "3", "local.batch_size": "16", "logger": "none", "executor": "serial", "density": "0.3"},

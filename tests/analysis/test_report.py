@@ -15,6 +15,8 @@ from fedprune import analysis
 from fedprune.analysis import __main__
 from fedprune.errors import FedpruneError
 
+pytestmark = pytest.mark.slow
+
 AXES = {"criterion": "magnitude", "how_often": "iterative", "rewind": "init", "executor": "serial", "data": "digits"}
 
 

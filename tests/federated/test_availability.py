@@ -40,6 +40,8 @@ from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import Job, State, Subnet, Update
 from fedprune.wire.frame import length
 
+pytestmark = pytest.mark.slow
+
 ANSWERS, SILENT, LATE = Fate.ANSWERS, Fate.SILENT, Fate.LATE
 ROUND = ("round", "clock")  # what a round changes in any case
 ONE_SHOT = ("how_often=one_shot", "when=before_training")

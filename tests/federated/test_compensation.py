@@ -13,6 +13,8 @@ from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import SERVER, Job, Params, State
 from fedprune.wire.frame import Message, length
 
+pytestmark = pytest.mark.slow
+
 TRAINED = ("when=during_training", "when.start=0.7", "when.stop=0.9", "how_often=one_shot", "rounds=4")
 SHORT = ("when=before_training", "how_often=one_shot", "rounds=1", "where.examples=40", "criterion=woodfisher")
 

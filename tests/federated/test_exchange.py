@@ -21,6 +21,8 @@ from fedprune.types import SERVER, Job, State, Subnet, Update
 from fedprune.wire.frame import Message, length
 from fedprune.wire.message import Wire
 
+pytestmark = pytest.mark.slow
+
 ONE_SHOT = ("how_often=one_shot", "when=before_training")
 
 

@@ -10,6 +10,8 @@ import pytest
 from fedprune.execution import shared_memory
 from fedprune.execution.shared_memory import LEAST, Receiver, Sender
 
+pytestmark = pytest.mark.slow
+
 
 def ends(size: int | None, hold=bytearray) -> tuple[Sender, Receiver, mmap.mmap | None]:
     """A sender and a receiver within this process, with shared memory of so many bytes."""

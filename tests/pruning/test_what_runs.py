@@ -10,6 +10,8 @@ from fedprune.pruning.mask import count, size
 from fedprune.run.display import brief, plan_text
 from fedprune.storage.checkpoint import save_ticket
 
+pytestmark = pytest.mark.slow
+
 CONF = Path(__file__).parents[2] / "conf" / "what"
 OPTIONS = sorted(file.stem for file in CONF.glob("*.yaml"))
 CONVOLUTIONS = [o for o in OPTIONS if o.startswith(("filters", "channels", "kernels")) and o != "filters_and_weights"]

@@ -27,6 +27,8 @@ from fedprune.ticket.read import load_ticket
 from fedprune.ticket.torch_prune import from_torch_prune, to_torch_prune
 from fedprune.types import Subnet
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     *("rounds=1", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=2"),
     *("local.batch_size=16", "logger=none", "executor=serial", "local.optimizer.lr=0.5"),
