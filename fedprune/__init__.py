@@ -1,3 +1,3 @@
-"""fedprune: which pruning recipe survives federated training? A method is a point on six axes (see README.md)."""
+"""fedprune: which pruning recipe survives federated training? A method is a point on seven axes (see README.md)."""
 
 __version__ = "0.1.0"

@@ -54,6 +54,7 @@ class MultiLabel(LocalModule):
         return over_places(losses) if reduction == "none" else losses
 
     def outcome(self, batch: Batch) -> Outcome:
+        """Return per example [B] its loss and the fraction of its labels that are right; and the micro F1 over all labels."""
         inputs, targets = batch
         logits = self.net(inputs)
         there = logits > 0
