@@ -31,13 +31,8 @@ ROOT = Path(fedprune.__file__).parent
 CONF = ROOT.parent / "conf"
 
 SMALL = (
-    "data=digits",
-    "model=lenet_300_100",
-    "logger=none",
-    "executor=serial",
-    "device=cpu",
-    "local.epochs=null",
-    "local.steps=2",
+    *("data=digits", "model=lenet_300_100", "local.epochs=null", "local.steps=2", "federated.clients=10", "federated.cohort=3"),
+    *("logger=none", "executor=serial", "device=cpu"),
 )
 ROUNDS = {
     "dense FedAvg": ("+experiment=fedavg",),
