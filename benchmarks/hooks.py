@@ -19,7 +19,7 @@ from table import machine, spread, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedprune.local.lightning.hooks import CALLED
+from fedprune.local.hooks import CALLED
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.train import fit

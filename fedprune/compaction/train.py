@@ -20,7 +20,7 @@ from fedprune.compaction.fx_graph import Wiring, wiring
 from fedprune.compaction.liveness import Parts, matrices, parts, saved
 from fedprune.compaction.module import Smaller
 from fedprune.compaction.sparse_linear import pays, remaining
-from fedprune.local.lightning.hooks import KNOWN, patched
+from fedprune.local.hooks import KNOWN, patched
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.regularisers.base import Regulariser

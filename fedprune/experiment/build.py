@@ -104,7 +104,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
         problems.attempt(together, *added, net, what.names)
         if isinstance(criterion, Adjusted):
             problems.attempt(layer_times, criterion.times, what.names, what.ends)
-    regularisers = tuple(one.told(order) for one in (*added, *work.regularisers))
+    regularisers = tuple(one.told(order) for one in (*added, *work.regularisers) if one.acts)
     problems.add(checks.evidence(criterion, names))
     problems.stop_if_any()
     recipe = replace(recipe, smallest=problems.attempt(checks.smallest, module, recipe, dataset) or 1)

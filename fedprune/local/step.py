@@ -6,7 +6,7 @@
 3. Before the optimizer's step: gradients are clipped (`clip`), and then corrected (`correct`: SCAFFOLD).
 4. After the optimizer's step, dead weights are zero again (`keep_dead`).
 
-local/lightning/train_with_hooks.py says where the hooks of a module are called between these.
+local/train_with_hooks.py says where the hooks of a module are called between these.
 """
 
 from __future__ import annotations

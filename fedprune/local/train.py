@@ -1,10 +1,12 @@
-"""fit: (module, subnet, batches) -> what training made of the subnet. The module's own hooks in a lean loop.
+"""Train one client: `fit` takes a module, a subnet and batches, and returns what training made of the subnet.
 
-A `pl.Trainer` per client and round costs several milliseconds against a step of one; nothing that it does is needed here.
+`lean` is the loop of a module that overrides nothing; train_with_hooks.py has the loop that calls Lightning's hooks; `loop_of`
+chooses between them. A `pl.Trainer` per client and round would cost several milliseconds, and a small step costs one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -13,11 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fedprune.local import train_with_hooks
 from fedprune.local.frozen import held
-from fedprune.local.lightning import train_with_hooks
-from fedprune.local.lightning.hooks import plain
+from fedprune.local.hooks import plain
 from fedprune.local.lightning.job_trainer import Planned
-from fedprune.local.lightning.schedules import configured, needs_closure
+from fedprune.local.lightning.schedules import needs_closure
 from fedprune.local.lightning.self_log import Logged
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
@@ -27,13 +29,18 @@ from fedprune.precision import wide, wide_zeros
 from fedprune.tensors import load_tensors, tensors_of
 from fedprune.types import Mask, Params, Subnet
 
+Loop = Callable[[LocalModule, Iterable[Batch], Planned | None, Rules, float, Params], tuple[torch.optim.Optimizer, Seen]]
+"""(module, batches, how many there are, what its steps do, factor of the learning rate, the optimizer's state) -> the optimizer
+that trained the module in place, and what it has seen."""
+
 
 class Trained(NamedTuple):
-    """What training made of a subnet's parameters and buffers.
+    """A subnet's parameters and buffers after training, and what is reported of the training.
 
-    loss: the mean over the examples seen. steps: of the optimizer. examples: seen, passes counted. optimizer: its state, if the
-    recipe keeps it. reach: how far a gradient of one at every step would have moved each parameter, if training was corrected.
-    gradients: of the tensors that were asked for, the sum over the steps, dead entries too. logged: what the module logged.
+    loss: the mean over the examples seen. steps: the optimizer's. examples: how many were seen, each pass counted.
+    optimizer: its state, if the recipe keeps it. reach: how far a gradient of one at every step would have moved each
+    parameter, if gradients were corrected. gradients: of the tensors that were asked for, the sum over the steps, dead entries
+    too. logged: what the module logged with `self.log`.
     """
 
     params: Params
@@ -57,54 +64,62 @@ def fit(
     correction: Params | None = None,
     summed: tuple[str, ...] = (),
     planned: Planned | None = None,
+    loop: Loop | None = None,
 ) -> Trained:
-    """Train `subnet` on `batches`. Dead entries are zero after every step, whatever the optimizer does to them; except under
-    error feedback, where they are zero in every forward and backward pass, and what they come to is returned.
+    """Train `subnet` on `batches`; `subnet` is not changed. Dead entries are zero after every step, whatever the optimizer does
+    to them. Under error feedback they are zero in every forward and backward pass instead, and their trained values are
+    returned.
 
-    `decay` multiplies the learning rate. `penalty`, a function of the module's parameters as they are, is added to each batch's
-    loss, but is no part of the loss that is told. `kept` is the state that the optimizer goes on from. `correction`, by
-    parameter, is added to the gradient of every batch, after clipping. `summed`: the tensors whose gradients (of loss and
-    penalty, before all that is done to them) are added up. `planned`: how many batches there are (None: all are one pass), for
-    modules with hooks or schedules. `subnet` is not changed.
+    decay: multiplies the learning rate. penalty: a function of the module's parameters; it is added to each batch's loss, but
+    not to the loss that is reported. kept: the state that the optimizer goes on from. correction: by parameter, what is added
+    to the gradient of every batch after clipping. summed: the tensors whose gradients (of loss and penalty, before clipping or
+    masking) are added up. planned: how many batches there are (None: all are one pass), for modules with hooks or schedules.
+    loop: what `loop_of` chose for the module (None: it is asked now).
     """
     load(module, subnet.params)
     set_mode(module, recipe)
     weights, masks = _masked(module, subnet)
     decay *= recipe.retrain_lr if masks else 1.0
-    with held(module.net, recipe.fixed if masks else ()):
+    with held(module.net, recipe.fixed) if masks and recipe.fixed else contextlib.nullcontext():
         sums = {name: wide_zeros(module.net.get_parameter(name).detach()) for name in summed}
         rules = Rules(recipe, (weights, masks), penalty, correction or {}, sums)
-        optimizer = _alone(module)
-        if optimizer is None:
-            optimizer, seen = train_with_hooks.train(module, batches, planned, rules, decay, kept or {})
-        else:
-            optimizer_state.resume(slowed(optimizer, decay), kept or {})
-            seen = _steps(module, optimizer, batches, step_of(module.net, optimizer, rules))
+        train = loop or loop_of(module)
+        optimizer, seen = train(module, batches, planned, rules, decay, kept or {})
         reach = scaffold.reach(module.net, optimizer, seen.steps) if correction else {}
-    losses, sizes = seen.losses, seen.sizes
-    total = _weighted_sum(losses, sizes) if losses else 0.0
     state = optimizer_state.of(optimizer, dict(zip(weights, masks, strict=True))) if recipe.keep_optimizer else {}
-    gradients = {name: g.detach().to("cpu", copy=True) for name, g in sums.items()}
-    mean = total / max(sum(sizes), 1)
-    return Trained(unload(module), mean, seen.steps, sum(sizes), state, reach, gradients, seen.logged)
+    gradients = {name: total.detach().to("cpu", copy=True) for name, total in sums.items()}
+    return Trained(unload(module), _mean_loss(seen), seen.steps, sum(seen.sizes), state, reach, gradients, seen.logged)
 
 
-def _weighted_sum(losses: list[Tensor], sizes: list[int]) -> float:
-    """Return sum_b size_b loss_b, taken in float32 where the losses are of half precision."""
-    stacked = wide(torch.stack(losses).flatten())
-    return float(stacked @ torch.tensor(sizes, dtype=stacked.dtype, device=stacked.device))
-
-
-def _alone(module: LocalModule) -> torch.optim.Optimizer | None:
-    """Return the optimizer of a module that needs nothing but its steps; None if there are hooks, schedules or closures."""
+def loop_of(module: LocalModule) -> Loop:
+    """Return the loop that a module needs: `lean`, unless it has hooks, schedules, or an optimizer that calls a closure."""
     if not plain(module):
-        return None
-    optimizer, schedules = configured(module)
-    return None if schedules or needs_closure(optimizer) else optimizer
+        return train_with_hooks.train
+    optimizer: object = module.configure_optimizers()  # that of the user's `local.optimizer`, which may return anything
+    lone = isinstance(optimizer, torch.optim.Optimizer) and not needs_closure(optimizer)
+    return lean if lone else train_with_hooks.train
+
+
+def lean(
+    module: LocalModule, batches: Iterable[Batch], planned: Planned | None, rules: Rules, decay: float, kept: Params
+) -> tuple[torch.optim.Optimizer, Seen]:
+    """Take a step of the optimizer per batch. This is the Loop of modules that override nothing."""
+    optimizer = slowed(module.configure_optimizers(), decay)
+    if kept:
+        optimizer_state.resume(optimizer, kept)
+    return optimizer, _steps(module, optimizer, batches, step_of(module.net, optimizer, rules))
+
+
+def _mean_loss(seen: Seen) -> float:
+    """Return sum_b size_b loss_b / sum_b size_b, taken in float32 where the losses are of half precision; 0 without batches."""
+    if not seen.losses:
+        return 0.0
+    stacked = wide(torch.stack(seen.losses).flatten())
+    total = float(stacked @ torch.tensor(seen.sizes, dtype=stacked.dtype, device=stacked.device))
+    return total / max(sum(seen.sizes), 1)
 
 
 def _steps(module: LocalModule, optimizer: torch.optim.Optimizer, batches: Iterable[Batch], step: Step) -> Seen:
-    """A step of the optimizer per batch, for modules that override nothing (others: train_with_hooks.py)."""
     losses, sizes = [], []
     for number, batch in enumerate(batches):
         optimizer.zero_grad()

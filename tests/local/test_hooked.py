@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from fedprune.errors import RunError
-from fedprune.local.lightning import hooks
+from fedprune.local import hooks
 from fedprune.local.lightning.job_trainer import Planned
 from fedprune.local.module import LocalModule, SquaredError
 from fedprune.local.recipe import Recipe
@@ -320,7 +320,7 @@ def test_every_hook_of_lightning_is_called_or_refused_or_a_trainers():
 
 
 def test_known_modules_go_the_lean_way(monkeypatch):
-    monkeypatch.setattr("fedprune.local.lightning.train_with_hooks.train", None)
+    monkeypatch.setattr("fedprune.local.train_with_hooks.train", None)
     for kind in (LocalModule, SquaredError):
         federated(kind(net(), SGD))
 

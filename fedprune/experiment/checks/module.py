@@ -9,7 +9,7 @@ import torch
 
 from fedprune.data.batches import Batch
 from fedprune.errors import ConfigError, FedpruneError, Incompatible
-from fedprune.local.lightning.hooks import TRAINERS, overridden, plain, problems
+from fedprune.local.hooks import TRAINERS, overridden, plain, problems
 from fedprune.local.lightning.job_trainer import Planned
 from fedprune.local.lightning.schedules import configured, needs_closure
 from fedprune.local.module import LocalModule

@@ -16,7 +16,7 @@ from fedprune.data.datasets import Dataset
 from fedprune.errors import ConfigError
 from fedprune.experiment.checks.axes import evidence_of
 from fedprune.federated.masks import Whose
-from fedprune.local.lightning.hooks import transferred
+from fedprune.local.hooks import transferred
 from fedprune.local.module import LocalModule
 from fedprune.local.outcomes import TaskMetrics, by_name, metrics_in
 from fedprune.pruning.criterion import Criterion

@@ -11,7 +11,7 @@ import warnings
 
 import torch
 
-from fedprune.local.lightning.hooks import KNOWN, patched
+from fedprune.local.hooks import KNOWN, patched
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.step import ENTRYWISE

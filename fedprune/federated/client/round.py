@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from fedprune.execution.failures import explained
 from fedprune.federated.client import client_values
 from fedprune.federated.client.prune_event import Looks, OnClient, Pruned
 from fedprune.federated.client.upload import Upload, everything
-from fedprune.local.lightning.hooks import transferred
+from fedprune.local.hooks import has_transfers, transferred
 from fedprune.local.lightning.job_trainer import Planned
 from fedprune.local.memory_format import as_laid_out
 from fedprune.local.module import Batch, LocalModule
@@ -31,7 +32,7 @@ from fedprune.local.recipe import Recipe
 from fedprune.local.regularisers.base import Regulariser, in_use, regularised
 from fedprune.local.state import optimizer_state, scaffold, squared_gradients
 from fedprune.local.state.scaffold import Controls
-from fedprune.local.train import Trained, fit, load, set_mode, unload
+from fedprune.local.train import Loop, Trained, fit, load, loop_of, set_mode, unload
 from fedprune.phase_clock import Clock
 from fedprune.pruning.event import Measure
 from fedprune.pruning.evidence import FROM_DATA, FROM_TRAINING, OF_LIVING, OF_REMOVAL, at_hand, needs
@@ -93,6 +94,11 @@ class ClientRound:
     def examples_of_all(self) -> int:
         """How many training examples all clients have together: counted once, for there may be many clients."""
         return sum(sizes(self.clients.train))
+
+    @functools.cached_property
+    def _loop(self) -> Loop:
+        """The loop that trains the module."""
+        return loop_of(self.module)
 
     def run(self, message: Message, kept: Arrays, held: bytes) -> tuple[Message, Arrays, dict[str, float]]:
         """A job's bytes in, its update's bytes out. `kept`, `held` (its own mask) and the seconds spent go past the wire."""
@@ -169,9 +175,20 @@ class ClientRound:
                 return small.fit(subnet, batches, recipe, decay, momenta, correction)
             prunable = {name: subnet.mask[name] for name in self.wire.layout.masked or subnet.mask}
             summed = tuple(prunable) if self.accumulates else ()
-            with regularised(self.module.net, prunable, now, self.examples_of_all) as penalty:
+            net, planned = self.module.net, self._planned(job)
+            with regularised(net, prunable, now, self.examples_of_all) if now else contextlib.nullcontext() as penalty:
                 return fit(
-                    self.module, subnet, batches, recipe, decay, penalty, momenta, correction, summed, self._planned(job)
+                    module=self.module,
+                    subnet=subnet,
+                    batches=batches,
+                    recipe=recipe,
+                    decay=decay,
+                    penalty=penalty,
+                    kept=momenta,
+                    correction=correction,
+                    summed=summed,
+                    planned=planned,
+                    loop=self._loop,
                 )
 
     def _planned(self, job: Job) -> Planned:
@@ -229,7 +246,7 @@ class ClientRound:
         indices = self.clients.val[client]
         if not len(indices):
             return {"val_accuracy": 0.0, "val_metric": math.nan}
-        load(self.module, in_use(params, self.wire.layout.masked, self.regularisers))
+        load(self.module, self._in_use(params, self.wire.layout.masked))
         self.module.eval()
         outcomes = measured(self.module, self._transferred(self.batches.of(indices, self.batches.evaluated)))
         return self.task.validated(self.task.means(outcomes))
@@ -255,7 +272,7 @@ class ClientRound:
         pool, names = self._pool(job.client), tuple(job.subnet.mask)
         order = torch.randperm(len(pool), generator=torch_stream(job.seed, "evidence", job.round, job.client))
         indices = pool[order[: self.examples]]
-        used = in_use(job.subnet.params, names, self.regularisers)
+        used = self._in_use(job.subnet.params, names)
         params = as_laid_out(used, self.module.net)
         cover = about(answered_under(job), job.about)
         removal = (on_device(cover, self.module.device),)
@@ -275,15 +292,24 @@ class ClientRound:
             evidence[name] = apply({n: e.cpu().float() for n, e in found.items()}, cover)  # as it travels
         return evidence
 
+    def _in_use(self, params: Params, names: Sequence[str]) -> Params:
+        """Return the network that is in use between two steps."""
+        return in_use(params, names, self.regularisers) if self.regularisers else params
+
+    @functools.cached_property
+    def _transfers(self) -> bool:
+        """Whether the module has transfer hooks."""
+        return has_transfers(self.module)
+
     def _transferred(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches as the module's transfer hooks leave them."""
-        return (transferred(self.module, batch) for batch in batches)
+        """Return the batches as the module's transfer hooks leave them."""
+        return (transferred(self.module, batch) for batch in batches) if self._transfers else batches
 
     def evaluate(self, block: Piece, kept: Arrays, held: bytes, where: Slice) -> Outcomes:
         """Return what the module measures on a slice, for the network of a wire block under a client's own mask."""
         params = self.untrained | self.wire.read_subnet(block).params | _tensors(kept)
         params = apply(params, self.wire.mask_of(held) or {})
-        return self._outcomes(in_use(params, self.wire.layout.masked, self.regularisers), where)
+        return self._outcomes(self._in_use(params, self.wire.layout.masked), where)
 
     def _outcomes(self, params: Params, where: Slice) -> Outcomes:
         load(self.module, params)

@@ -57,6 +57,11 @@ class Regulariser:
     rounds: int = 1
     of_any_layer: bool = False
 
+    @property
+    def acts(self) -> bool:
+        """Whether it changes anything; what does not is left out when a run is built."""
+        return any((self.formula, self.layers, self.companion, self.used, self.paired))
+
     def told(self, order: LayerOrder) -> Regulariser:
         """Return this one for a network that runs its layers in this order."""
         if not self.ordered:

@@ -38,7 +38,7 @@ from torchmetrics import Metric
 from fedprune.data.batches import Batch
 from fedprune.errors import RunError
 from fedprune.local.answer import read, takes_number
-from fedprune.local.lightning.hooks import CALLED, SEE_GRADIENTS, TRANSFERS, called, overridden, transferred
+from fedprune.local.hooks import CALLED, SEE_GRADIENTS, called, has_transfers, overridden, transferred
 from fedprune.local.lightning.job_trainer import JobTrainer, Planned, attached
 from fedprune.local.lightning.schedules import Rates, configured, takes_closure
 from fedprune.local.module import LocalModule
@@ -89,7 +89,7 @@ class _Job:
         self.module, self.trainer, self.step, self.rates = module, trainer, step, rates
         self.hooks, self.optimizer = called(module), trainer.optimizers[0]
         self.losses, self.sizes, self.steps = list[Tensor](), list[int](), 0
-        self._transfers = not overridden(module).isdisjoint(TRANSFERS)
+        self._transfers = has_transfers(module)
         self._watched = bool(step.masks) and sees_gradients(module)
         self._takes_closure = takes_closure(self.optimizer)
         self._touches_weights = bool(step.masks) and not overridden(module).isdisjoint(CALLED)

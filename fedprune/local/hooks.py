@@ -103,6 +103,11 @@ def problems(module: LocalModule) -> list[str]:
     return wrong
 
 
+def has_transfers(module: LocalModule) -> bool:
+    """Return whether the module overrides one of the hooks that a batch goes through before it is trained on."""
+    return not overridden(module).isdisjoint(TRANSFERS)
+
+
 def transferred(module: LocalModule, batch: Batch) -> Batch:
     """Return the batch as the module's transfer hooks leave it; the batch itself if it has none."""
     own = overridden(module)
