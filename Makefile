@@ -35,7 +35,7 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/mypy
 
 taxonomy: $(STAMP)  ## draw docs/taxonomy.svg, the figure at the top of the README, from conf/
-	$(BIN)/python -m fedprune.analysis.taxonomy
+	$(BIN)/python docs/drawing/taxonomy.py
 
 taxonomy_grid: $(STAMP)  ## run the grid over the taxonomy, 3 seeds (15 minutes on 2 cores), and fill docs/taxonomy_grid.md with it
 	$(BIN)/python -m fedprune +experiment=taxonomy_grid seed=0,1,2 hydra/launcher=joblib -m

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fedprune.__main__ import CONF
-from fedprune.analysis.heat_maps import label_histogram
+from fedprune.analysis.figures import label_histogram
 from fedprune.data.federate import save_partition
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.experiment.build import build

@@ -1,17 +1,17 @@
-"""From run folders to tidy DataFrames (read), cells, tables (tables, by_level, by_axes) and figures (figures, heat_maps).
+"""Run folders become tidy DataFrames (read), tables (cells, by_level, by_axes, by_method) and figures (figures).
 
     python -m fedprune.analysis outputs/lth_fedavg
 
-The rest of the package imports this only at the end of a sweep, because pandas and matplotlib take their time.
+The rest of the package imports this only at the end of a sweep, because loading pandas and matplotlib takes long.
 """
 
-from fedprune.analysis import figures, heat_maps
+from fedprune.analysis import figures
 from fedprune.analysis.by_axes import by_axes
 from fedprune.analysis.by_level import by_level, early_stopping
 from fedprune.analysis.cells import levels, table, varying
 from fedprune.analysis.read import find_runs, load_rounds, load_runs
 from fedprune.analysis.report import draw, report
-from fedprune.analysis.tables import show
+from fedprune.analysis.terminal import show
 
 __all__ = [
     "by_axes",
@@ -20,7 +20,6 @@ __all__ = [
     "early_stopping",
     "figures",
     "find_runs",
-    "heat_maps",
     "levels",
     "load_rounds",
     "load_runs",

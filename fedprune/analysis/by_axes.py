@@ -10,13 +10,25 @@ from __future__ import annotations
 import pandas as pd
 
 from fedprune.analysis.cells import varying
+from fedprune.analysis.markdown import markdown_lines
 from fedprune.analysis.metric import ACCURACY, Metric, metric_of
-from fedprune.analysis.order import rank
-from fedprune.analysis.tables import markdown_lines
 
 ROWS, COLUMNS, PANEL = ["what", "criterion"], ["when", "how_often"], "density"
 
+OPTION_ORDER = (
+    *("before_training", "during_training", "after_training", "once_accurate", "once_settled", "once_moving"),
+    *("never", "one_shot", "iterative", "gradual", "stepwise", "dynamic", "progressive"),
+    *("server", "one_client", "cohort", "all_clients", "shared", "voted", "voted_densities", "personal", "nested"),
+    *("none", "learning_rate", "early", "init", "random_reinit"),
+)
+"""The options of the axes in the order in which tables and figures list them."""
+
 INTRODUCTION = "{} at the end, mean ± sample standard deviation over seeds; – is a composition that means nothing.\n"
+
+
+def option_rank(option: str) -> tuple[int, str]:
+    """Return a key to sort options by: those of OPTION_ORDER first, in its order, then the others by name."""
+    return (OPTION_ORDER.index(option) if option in OPTION_ORDER else len(OPTION_ORDER), option)
 
 
 def over_taxonomy(runs: pd.DataFrame) -> bool:
@@ -85,8 +97,8 @@ def _text(metric: Metric, mean: float, sd: float, seeds: int, refused: bool) -> 
 
 
 def _told(column: pd.Series) -> pd.Series:
-    """Ranks to sort by: dense first, options in the order of order.py."""
+    """Ranks to sort by: dense first, options in the order of `option_rank`."""
     if column.name == PANEL:
         return -column
-    places = {option: place for place, option in enumerate(sorted(column.unique(), key=rank))}
+    places = {option: place for place, option in enumerate(sorted(column.unique(), key=option_rank))}
     return column.map(places)

@@ -14,8 +14,8 @@ import pandas as pd
 
 from fedprune.analysis.cells import levels
 from fedprune.analysis.curves import at_densities, evaluated, labels, panel_column, telling
+from fedprune.analysis.markdown import markdown_lines
 from fedprune.analysis.metric import ACCURACY, Metric, metric_of
-from fedprune.analysis.tables import markdown_lines
 
 LEVEL, DENSITY, SEEDS = "level", "weights remaining (%)", "seeds"
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from fedprune.analysis.markdown import markdown_lines
 from fedprune.analysis.metric import ACCURACY, Metric, metric_of
-from fedprune.analysis.tables import markdown_lines
 from fedprune.analysis.tuning import tuned
 from fedprune.run_id import METHOD
 
@@ -98,7 +98,7 @@ def _reached(rounds: pd.DataFrame, target: float, metric: Metric) -> pd.DataFram
     return pd.DataFrame({"run": first["run"], REACHED[0]: first["round"] + 1.0, REACHED[1]: sent})
 
 
-def front(table: pd.DataFrame, metric: Metric = ACCURACY) -> pd.Series:
+def pareto_front(table: pd.DataFrame, metric: Metric = ACCURACY) -> pd.Series:
     """Which rows no other one of the table beats: none is as accurate with fewer bytes, nor as cheap and more accurate."""
     sent, good = table["up (MB)"] + table["down (MB)"], table[metric.head("client")]
     good = good if metric.larger_is_better else -good
@@ -118,7 +118,8 @@ def methods_markdown(table: pd.DataFrame, target: float, metric: Metric = ACCURA
         f"other method is as {accurate} with fewer bytes, or {'more accurate' if metric.percent else 'better'} with as many.\n"
     ]
     for density, part in table.groupby("density", sort=False):
-        rows = [_texts(row, best, metric) for row, best in zip(part.to_dict("records"), front(part, metric), strict=True)]
+        records, unbeaten = part.to_dict("records"), pareto_front(part, metric)
+        rows = [_texts(record, best, metric) for record, best in zip(records, unbeaten, strict=True)]
         shown = [column for column in measured if column not in (_validation(metric), "time (s)")]
         head = ["method", *shown, f"rounds to {to}", f"MB to {to}", "time (s)"]
         parts += [f"## Density {density:.10g}\n", markdown_lines(head, ["---"] + ["---:"] * (len(head) - 1), rows)]

@@ -9,10 +9,9 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from fedprune.analysis.curves import COLOURS
-from fedprune.analysis.figures import STYLE, save
+from fedprune.analysis.figures.looks import COLOURS
+from fedprune.analysis.figures.style import STYLE, save, whole_numbers
 from fedprune.phase_clock import PHASES, PREFIX
 
 BARS = 60
@@ -66,7 +65,7 @@ def seconds_rounds(table: pd.DataFrame) -> Figure:
             bottom += height
         figure.legend(loc="outside right upper", reverse=True)
         axes.grid(visible=False, axis="x")
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+        whole_numbers(axes.xaxis)
         axes.set_xlabel("rounds")
         axes.set_ylabel("seconds a round")
     return figure

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedprune.analysis import figures, fronts, heat_maps
+from fedprune.analysis import figures
 from fedprune.analysis.by_axes import axes_markdown, by_axes, over_taxonomy
 from fedprune.analysis.by_level import DENSITY, by_level, levels_markdown
 from fedprune.analysis.by_method import by_method, methods_markdown, named, over_methods, target_of
 from fedprune.analysis.cells import levels, table, varying
+from fedprune.analysis.markdown import markdown
 from fedprune.analysis.metric import metric_of, warn_of_several
 from fedprune.analysis.read import Runs, load_rounds, load_runs
-from fedprune.analysis.tables import markdown
 from fedprune.analysis.tuning import settings, tuning_markdown
 from fedprune.errors import FedpruneError
 
@@ -70,7 +70,7 @@ def _write_taxonomy(runs: pd.DataFrame, into: Path) -> None:
     by = by_axes(runs)
     written[0].write_text(axes_markdown(by, metric))
     with suppress(FedpruneError):  # that there is nothing to draw is said of the other figures
-        figures.save(heat_maps.accuracy_taxonomy(by, metric), written[1])
+        figures.save(figures.accuracy_taxonomy(by, metric), written[1])
 
 
 def _write_methods(runs: pd.DataFrame, rounds: pd.DataFrame, into: Path) -> None:
@@ -86,7 +86,7 @@ def _write_methods(runs: pd.DataFrame, rounds: pd.DataFrame, into: Path) -> None
     written[0].write_text(methods_markdown(by, target, metric))
     by.to_csv(written[1], index=False)
     with suppress(FedpruneError):  # that there is nothing to draw is said of the other figures
-        figures.save(fronts.accuracy_bytes_methods(by, metric), written[2])
+        figures.save(figures.accuracy_bytes_methods(by, metric), written[2])
 
 
 def _write_tuning(runs: pd.DataFrame, into: Path) -> None:

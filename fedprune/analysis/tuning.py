@@ -9,8 +9,8 @@ from __future__ import annotations
 import pandas as pd
 
 from fedprune.analysis.cells import varying
+from fedprune.analysis.markdown import markdown_lines
 from fedprune.analysis.metric import Metric, metric_of
-from fedprune.analysis.tables import markdown_lines
 from fedprune.run_id import METHOD
 
 

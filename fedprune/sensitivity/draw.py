@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedprune.analysis.figures import STYLE
+from fedprune.analysis.figures.style import STYLE
 from fedprune.analysis.metric import metric_of
 from fedprune.sensitivity.delete import ALL
 

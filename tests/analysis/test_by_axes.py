@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from fedprune import analysis
 from fedprune.analysis.by_axes import axes_markdown, over_taxonomy
-from fedprune.analysis.heat_maps import accuracy_taxonomy
+from fedprune.analysis.figures import accuracy_taxonomy
 from fedprune.errors import FedpruneError
 
 AXES = {

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from fedprune import analysis
-from fedprune.analysis.by_method import by_method, front, methods_markdown, over_methods, target_of
-from fedprune.analysis.fronts import accuracy_bytes_methods, apart
+from fedprune.analysis.by_method import by_method, methods_markdown, over_methods, pareto_front, target_of
+from fedprune.analysis.figures.pareto import accuracy_bytes_methods, apart
 from fedprune.errors import FedpruneError
 from fedprune.run_id import METHOD
 
@@ -79,10 +79,10 @@ def test_what_the_target_took_is_said_where_every_seed_reached_it():
 def test_the_front_is_whom_nobody_beats():
     table = by_method(*sweep(), target=0.75)
     ten = table[table["density"] == 0.1]
-    assert dict(zip(ten[METHOD], front(ten), strict=True)) == {"dense": True, "sparse": True, "slow": False}
+    assert dict(zip(ten[METHOD], pareto_front(ten), strict=True)) == {"dense": True, "sparse": True, "slow": False}
     # As accurate as another one for more bytes is beaten, too; two that are the same in both are not.
     points = pd.DataFrame({"up (MB)": [1.0, 2, 1], "down (MB)": [0.0, 0, 0], "client accuracy (%)": [80.0, 80, 80]})
-    assert list(front(points)) == [True, False, True]
+    assert list(pareto_front(points)) == [True, False, True]
 
 
 def test_the_target_is_five_points_below_the_best_run_that_is_done():

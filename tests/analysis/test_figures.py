@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 
 from fedprune import analysis
-from fedprune.analysis import curves, figures, heat_maps
+from fedprune.analysis import curves, figures
+from fedprune.analysis.figures.looks import looks
 from fedprune.data import datasets
 from fedprune.data.federate import federate, save_partition
 from fedprune.data.partition import Dirichlet
@@ -154,14 +155,14 @@ def test_24_lines_are_spread_over_panels_of_at_most_8(kind: str):
 def test_no_two_lines_look_the_same(values: dict[str, list[Any]]):
     frame = grid(**values)
     by = analysis.varying(frame)
-    looks = curves.looks(frame.assign(line=curves.labels(frame, by)), by)
-    distinct = {tuple(look.values()) for look in looks.values()}
-    assert len(looks) == len(distinct) == len(frame["run"].unique())
+    chosen = looks(frame.assign(line=curves.labels(frame, by)), by)
+    distinct = {tuple(look.values()) for look in chosen.values()}
+    assert len(chosen) == len(distinct) == len(frame["run"].unique())
 
 
 def test_nothing_to_draw_is_said():
     untested = rounds([(0, 0, 1, None)])
-    for kind in (figures.accuracy_density, figures.accuracy_bytes, figures.accuracy_rounds, heat_maps.layer_density):
+    for kind in (figures.accuracy_density, figures.accuracy_bytes, figures.accuracy_rounds, figures.layer_density):
         for frame in (pd.DataFrame(), untested):
             with pytest.raises(FedpruneError, match="nothing to draw"):
                 kind(frame, [])
@@ -183,7 +184,7 @@ def test_drawing_leaves_nothing_behind(tmp_path: Path):
 
 
 def test_layer_density_is_that_of_the_last_level():
-    figure = heat_maps.layer_density(analysis.levels(grid(criterion=["magnitude", "random"])), ["criterion"])
+    figure = figures.layer_density(analysis.levels(grid(criterion=["magnitude", "random"])), ["criterion"])
     (axes,) = figure.axes
     assert np.asarray(axes.get_images()[0].get_array()).tolist() == [[25, 100], [25, 100]]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["fc1", "fc2"]
@@ -198,7 +199,7 @@ def test_label_histogram_shows_clients_and_classes(tmp_path: Path, clients: int)
     counts = np.zeros((clients, 10), int)
     for client, part in enumerate(zip(parts.train, parts.val, parts.test, strict=True)):
         np.add.at(counts[client], digits.y[torch.cat(part)].numpy(), 1)
-    totals, classes, _ = heat_maps.label_histogram(tmp_path).axes
+    totals, classes, _ = figures.label_histogram(tmp_path).axes
     assert np.array_equal(np.asarray(classes.get_images()[0].get_array()), counts.T)
     (bars,) = totals.patches
     assert isinstance(bars, StepPatch)
@@ -207,4 +208,4 @@ def test_label_histogram_shows_clients_and_classes(tmp_path: Path, clients: int)
 
 def test_label_histogram_without_a_partition_names_the_file(tmp_path: Path):
     with pytest.raises(FedpruneError, match=r"partition\.safetensors' does not exist"):
-        heat_maps.label_histogram(tmp_path)
+        figures.label_histogram(tmp_path)

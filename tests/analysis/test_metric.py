@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from fedprune import analysis
-from fedprune.analysis import figures, fronts, heat_maps
+from fedprune.analysis import figures
 from fedprune.analysis.by_axes import axes_markdown, by_axes
 from fedprune.analysis.by_level import levels_markdown
-from fedprune.analysis.by_method import by_method, front, methods_markdown, target_of
+from fedprune.analysis.by_method import by_method, methods_markdown, pareto_front, target_of
 from fedprune.analysis.metric import Metric, metric_of
 from fedprune.analysis.tuning import tried, tuned, tuning_markdown
 from fedprune.run_id import METHOD
@@ -145,11 +145,11 @@ def test_methods_are_compared_by_the_least_error():
     assert table[METHOD].tolist() == ["good", "cheap", "bad"]
     assert table["worst decile (↓)"].tolist() == pytest.approx([0.3, 0.4, 0.6])
     assert table["rounds to target"].tolist()[:2] == [2, 2] and pd.isna(table["rounds to target"].iloc[2])
-    assert front(table, MAE).tolist() == [True, True, False]
+    assert pareto_front(table, MAE).tolist() == [True, True, False]
     text = methods_markdown(table, 0.3, MAE)
     assert "*Client mae* is of" in text and "rounds to 0.3" in text and "the 90th percentile" in text and "accura" not in text
     assert "| **good** (1 seed) | 0.2 |" in text
-    assert fronts.accuracy_bytes_methods(table, MAE).axes[0].get_ylabel() == "mae of the mean client"
+    assert figures.accuracy_bytes_methods(table, MAE).axes[0].get_ylabel() == "mae of the mean client"
 
 
 def test_of_several_settings_the_one_of_the_least_error_is_taken():
@@ -170,7 +170,7 @@ def test_a_taxonomy_of_errors():
     table = by_axes(runs)
     assert table["test mae (↓)"].tolist() == [0.25]
     assert axes_markdown(table, MAE).startswith("Test mae (↓) at the end") and "| 0.25 |" in axes_markdown(table, MAE)
-    assert "0.25" in [text.get_text() for text in heat_maps.accuracy_taxonomy(table, MAE).axes[0].texts]
+    assert "0.25" in [text.get_text() for text in figures.accuracy_taxonomy(table, MAE).axes[0].texts]
 
 
 def test_levels_of_accuracy_are_called_as_they_were(tmp_path: Path):

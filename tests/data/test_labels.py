@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedprune.analysis.heat_maps import label_histogram
+from fedprune.analysis.figures import label_histogram
 from fedprune.data import cache
 from fedprune.data.batches import Batches, Slice
 from fedprune.data.datasets import Dataset, diabetes

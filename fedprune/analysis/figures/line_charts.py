@@ -1,15 +1,13 @@
-"""The task's metric, such as accuracy, against density, bytes and rounds, a line per cell; and saving figures. Heat maps are in
-heat_maps.py.
+"""The task's metric, such as accuracy, against density, bytes and rounds, a line per cell.
 
-The frames are those of analysis.py, and `by` is its `varying(frame)`. A figure is a plain matplotlib `Figure`: it needs no
-screen and leaves nothing behind in pyplot. Lines are means over seeds, with one sample standard deviation around them.
+The frames are those of `fedprune.analysis`, and `by` is its `varying(frame)`. A figure is a plain matplotlib `Figure`: it needs
+no screen and leaves nothing behind in pyplot. Lines are means over seeds, with one sample standard deviation around them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -17,31 +15,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from fedprune.analysis.curves import Looks, at_densities, complete, curve, evaluated, labels, looks, panel_column, telling
+from fedprune.analysis.curves import at_densities, complete, curve, evaluated, labels, panel_column, telling
+from fedprune.analysis.figures.looks import Looks, looks
+from fedprune.analysis.figures.style import STYLE, logarithmic, whole_numbers
 from fedprune.analysis.metric import metric_of
-
-SUFFIXES = (".png", ".svg")
-
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "figure.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "0.93",
-    "grid.linewidth": 0.6,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "legend.handlelength": 3,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.6,
-    "savefig.dpi": 200,
-    "svg.hashsalt": "fedprune",  # the same figure is the same file, byte for byte
-}
 
 MANY_EVENTS = 12
 """With more prune events than this, marks at events would hide what they mark."""
@@ -58,7 +36,8 @@ def accuracy_density(levels: pd.DataFrame, by: list[str]) -> Figure:
     rows, by = at_densities(complete(evaluated(levels, "density/weights", by), "prune/events"), by)
     figure = _chart(rows, by, "x", _with_bars, "weights remaining (%)")
     least, most = rows["x"].min(), rows["x"].max()
-    _logarithmic(figure, most * 1.15, min(least, most / 2) / 1.15)
+    for axes in figure.axes:
+        logarithmic(axes, most * 1.15, min(least, most / 2) / 1.15)
     return figure
 
 
@@ -71,7 +50,8 @@ def accuracy_bytes(rounds: pd.DataFrame, by: list[str]) -> Figure:
     rows = rows.assign(x=rows["wire/total_bytes"] / 1e6)
     figure = _chart(rows, by, "round", _with_climbs, "sent up and down (MB)")
     least, most = rows["x"].min(), rows["x"].max()
-    _logarithmic(figure, min(least, most / 2) / 1.15, most * 1.15)
+    for axes in figure.axes:
+        logarithmic(axes, min(least, most / 2) / 1.15, most * 1.15)
     return figure
 
 
@@ -85,20 +65,8 @@ def accuracy_rounds(rounds: pd.DataFrame, by: list[str]) -> Figure:
     for axes in figure.axes:
         axes.grid(visible=False, axis="x")
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+        whole_numbers(axes.xaxis)
     return figure
-
-
-def save(figure: Figure, path: Path | str) -> list[Path]:
-    """Write the figure to `path` with .png and with .svg; return both. The same figure gives the same bytes."""
-    path = Path(path)
-    name = path.stem if path.suffix in SUFFIXES else path.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files = [path.with_name(name + suffix) for suffix in SUFFIXES]
-    with matplotlib.rc_context(STYLE):
-        for file in files:
-            figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else {})
-    return files
 
 
 def _chart(rows: pd.DataFrame, by: list[str], point: str, draw: DrawLine, xlabel: str) -> Figure:
@@ -186,12 +154,3 @@ def _with_marks(axes: Axes, line: pd.DataFrame, style: dict[str, Any]) -> None:
 def _ends_level(line: pd.DataFrame) -> pd.Series:
     """Which points are the last with their count of prune events; the round before an event is always evaluated."""
     return line["events"].diff().shift(-1) != 0
-
-
-def _logarithmic(figure: Figure, left: float, right: float) -> None:
-    ticks = (1, 2, 5) if max(left, right) > 20 * min(left, right) else (1, 1.5, 2, 3, 5, 7)
-    for axes in figure.axes:
-        axes.set(xscale="log", xlim=(left, right))
-        axes.xaxis.set_major_locator(LogLocator(subs=ticks))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.10g}"))
-        axes.xaxis.set_minor_locator(NullLocator())

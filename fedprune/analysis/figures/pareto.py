@@ -6,10 +6,9 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from fedprune.analysis.by_method import front
-from fedprune.analysis.figures import STYLE
+from fedprune.analysis.by_method import pareto_front
+from fedprune.analysis.figures.style import STYLE, plain_ticks
 from fedprune.analysis.metric import ACCURACY, Metric
 from fedprune.errors import FedpruneError
 from fedprune.run_id import METHOD
@@ -39,16 +38,14 @@ def accuracy_bytes_methods(table: pd.DataFrame, metric: Metric = ACCURACY) -> Fi
 
 
 def _panel(axes: Axes, part: pd.DataFrame, metric: Metric) -> None:
-    best, judged = front(part, metric), metric.head("client")
+    best, judged = pareto_front(part, metric), metric.head("client")
     for unbeaten, points in part.groupby(best):
         color = COLORS[bool(unbeaten)]
         axes.errorbar(points["sent"], points[judged], points[f"{judged} sd"], fmt="o", color=color, elinewidth=0.7)
     line = part[best].sort_values("sent")
     axes.plot(line["sent"], line[judged], color=COLORS[True], linewidth=0.8, drawstyle="steps-post", zorder=0)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.10g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    plain_ticks(axes, (1, 2, 5))
     axes.margins(x=0.05)
     _name(axes, part.assign(unbeaten=best).sort_values(judged), judged)
 

@@ -14,20 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fedprune.analysis.markdown import rounded
+
 DISPENSABLE = (r"val .*\(", r"client (?!p\d).*\(", r"training \(", r"client p\d+ \(", r"time \(", r"sent down \(", "seeds$")
 """What a narrow terminal has to do without, first things first: how its columns begin."""
-
-
-def markdown(results: pd.DataFrame) -> str:
-    """A table in Markdown with every column, numbers rounded."""
-    rules = ["---:" if _is_number(results[column]) else "---" for column in results]
-    return markdown_lines(list(results), rules, _texts(results))
-
-
-def markdown_lines(head: list[str], rules: list[str], rows: list[list[str]]) -> str:
-    """Texts as a table in Markdown. rules: the alignment of each column, `---` or `---:` for right."""
-    lines = [head, rules, *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n" for line in lines)
 
 
 def show(results: pd.DataFrame, console: Console | None = None) -> Group:
@@ -60,7 +50,7 @@ def _rich(results: pd.DataFrame) -> Table:
 
 def _with_spread(results: pd.DataFrame) -> pd.DataFrame:
     """All cells as texts, columns without any left out; the standard deviation joins the mean."""
-    texts = pd.DataFrame(_texts(results), columns=list(results))
+    texts = pd.DataFrame(rounded(results), columns=list(results))
     place = next(number for number, column in enumerate(texts) if column.startswith("test sd ("))
     test, sd = texts.columns[place - 1 : place + 1]
     spread = texts.pop(sd)
@@ -71,29 +61,8 @@ def _with_spread(results: pd.DataFrame) -> pd.DataFrame:
 def _notes(results: pd.DataFrame, left_out: list[str]) -> list[Text]:
     labels = list(results.columns[: list(results).index("seeds")])
     reasons = results[results["reason"] != ""]
-    which = [" · ".join(row) for row in _texts(reasons[labels])]
+    which = [" · ".join(row) for row in rounded(reasons[labels])]
     notes = [
         f"{cell}: {status}: {reason}" for cell, status, reason in zip(which, reasons["status"], reasons["reason"], strict=True)
     ]
     return [Text(note) for note in notes + [f"not shown for want of room: {', '.join(left_out)}"] * bool(left_out)]
-
-
-def _is_number(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column)
-
-
-def _texts(results: pd.DataFrame) -> list[list[str]]:
-    rows = results.itertuples(index=False)
-    return [[_text(value, column) for column, value in zip(results, row, strict=True)] for row in rows]
-
-
-def _text(value: object, column: str) -> str:
-    if pd.isna(value):
-        return ""
-    if not isinstance(value, float):
-        return str(value)
-    if column.endswith("(%)"):
-        return f"{value:.2f}"
-    if column.endswith(("(↑)", "(↓)")):
-        return f"{value:.4g}"
-    return f"{value:.10g}" if "(" not in column else f"{value:.0f}" if value >= 100 else f"{value:#.3g}"

@@ -15,19 +15,25 @@ from matplotlib.transforms import Bbox
 from omegaconf import OmegaConf
 
 from fedprune.__main__ import CONF
-from fedprune.analysis import taxonomy
-from fedprune.analysis.taxonomy_figure import WIDTH, draw
 from fedprune.pruning import evidence
 from fedprune.run_id import METHOD
 
+DOCS = Path(__file__).parents[1] / "docs"
+FIGURE = DOCS / "taxonomy.svg"
+
+with pytest.MonkeyPatch.context() as patched_path:
+    patched_path.syspath_prepend(DOCS / "drawing")
+    import taxonomy
+    import taxonomy_facts
+    from taxonomy_figure import WIDTH, draw
+
 pytestmark = pytest.mark.slow
 
-FIGURE = Path(__file__).parents[2] / "docs" / "taxonomy.svg"
 LONG = {
     "name": "x" * 19,
     "paper": "Abcdefghij & Klmnopqr 2019",
     "year": 2019,
-    "part": taxonomy.FEDERATED,
+    "part": taxonomy_facts.FEDERATED,
     "with": ["dropout=variational"],
 }
 
@@ -35,16 +41,16 @@ LONG = {
 @pytest.fixture(scope="module", autouse=True)
 def composed_once() -> Iterator[None]:
     """Hydra composes each experiment once, whoever asks: it takes most of the time of these tests."""
-    compose = taxonomy._compose
+    compose = taxonomy_facts._compose
     once = functools.cache(lambda conf, *overrides: compose(conf, list(overrides)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(taxonomy, "_compose", lambda conf, overrides: once(conf, *overrides))
+        patch.setattr(taxonomy_facts, "_compose", lambda conf, overrides: once(conf, *overrides))
         yield
 
 
 @pytest.fixture(scope="module")
-def facts(composed_once) -> taxonomy.Facts:
-    return taxonomy.facts()
+def facts(composed_once) -> taxonomy_facts.Facts:
+    return taxonomy_facts.facts()
 
 
 def test_the_committed_figure_is_not_stale(facts):
@@ -71,11 +77,11 @@ def test_families_by_what_a_criterion_asks_for_and_what_lives_together(facts):
 
 def test_every_evidence_but_the_mask_and_what_compensates_is_in_one_family():
     known = {*evidence.FROM_SERVER, *evidence.FROM_NETWORK, *evidence.FROM_DATA} - {"mask", *evidence.OF_REMOVAL}
-    assert sorted(known) == sorted(piece for family in taxonomy.EVIDENCE.values() for piece in family)
+    assert sorted(known) == sorted(piece for family in taxonomy_facts.EVIDENCE.values() for piece in family)
 
 
 def test_options_that_go_together_exist_and_stand_together(facts):
-    for axis, families in taxonomy.TOGETHER.items():
+    for axis, families in taxonomy_facts.TOGETHER.items():
         assert {name: sorted(options) for name, options in families.items()}.items() <= {
             name: sorted(options) for name, options in facts["axes"][axis].items()
         }.items()
@@ -94,12 +100,12 @@ def test_every_experiment_is_a_method_at_its_place_or_a_grid_over_the_taxonomy(f
 
 
 def test_the_founding_papers_come_first_those_made_for_federation_last_and_each_part_goes_by_year(facts):
-    parts = [*taxonomy.PARTS, taxonomy.FEDERATED]
+    parts = [*taxonomy_facts.PARTS, taxonomy_facts.FEDERATED]
     keys = [(parts.index(method["part"]), method["year"]) for method in facts["methods"]]
     assert keys == sorted(keys)
     part = {method["name"]: method["part"] for method in facts["methods"]}
     assert (part["lth"], part["lth_fedavg"], part["feddst"]) == tuple(parts)
-    assert {name for names in taxonomy.PARTS.values() for name in names} <= part.keys()
+    assert {name for names in taxonomy_facts.PARTS.values() for name in names} <= part.keys()
 
 
 def test_what_a_method_has_besides_its_answers_is_told(facts):
@@ -125,7 +131,7 @@ def test_what_a_method_has_besides_its_answers_is_told(facts):
     ],
 )
 def test_the_paper_is_the_first_that_the_comments_name(comment, cited):
-    assert taxonomy._cited(comment) == cited
+    assert taxonomy_facts._cited(comment) == cited
 
 
 def boxes(figure: Figure) -> list[tuple[str, Bbox]]:

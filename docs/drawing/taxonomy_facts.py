@@ -1,29 +1,22 @@
-"""The taxonomy as conf/ has it: the options of each axis, and every published method at its place. `make taxonomy` draws it.
+"""The taxonomy as conf/ has it: the options of each axis, and every published method at its place.
 
-    python -m fedprune.analysis.taxonomy        # writes docs/taxonomy.svg
-
-A method is an experiment that does not sweep the taxonomy itself. What it sweeps is the method against its controls: the first
-value is the method's. The figure holds the facts it was drawn from, so that a test can tell a stale one.
+A method is an experiment that does not sweep the taxonomy itself. Where its yaml sweeps, the first value is the method's
+and the others are its controls.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import hydra
-import matplotlib
 from omegaconf import OmegaConf
 
 from fedprune import run_id
 from fedprune.__main__ import CONF
-from fedprune.analysis.figures import STYLE
-from fedprune.analysis.order import rank
+from fedprune.analysis.by_axes import option_rank
 from fedprune.config import schema
 from fedprune.config.instantiate import make
 from fedprune.pruning.evidence import needs
@@ -85,23 +78,6 @@ def facts(conf: Path = CONF) -> Facts:
     return {"axes": axes, "methods": order}
 
 
-def write(shown: Facts, into: Path) -> Path:
-    """Draw the facts into the folder as taxonomy.svg, which holds them, too."""
-    from fedprune.analysis.taxonomy_figure import draw
-
-    path = into / "taxonomy.svg"
-    into.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
-        draw(shown).savefig(path, metadata={"Date": None, "Description": json.dumps(shown, sort_keys=True)})
-    return path
-
-
-def read_facts(svg: Path) -> Facts | None:
-    """The facts that a figure was drawn from; None where it holds none."""
-    described = ElementTree.parse(svg).getroot().iter("{http://purl.org/dc/elements/1.1/}description")
-    return next((json.loads(element.text or "null") for element in described), None)
-
-
 def _swept(path: Path) -> dict[str, str]:
     """Each key that the experiment sweeps, with its first value."""
     swept = OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params") or {}
@@ -110,7 +86,7 @@ def _swept(path: Path) -> dict[str, str]:
 
 def _families(conf: Path, axis: str) -> dict[str, list[str]]:
     """The options of an axis by family: of criterion as EVIDENCE goes, of what as STRUCTURE goes, else as options go."""
-    options = sorted((path.stem for path in (conf / axis).glob("*.yaml")), key=rank)
+    options = sorted((path.stem for path in (conf / axis).glob("*.yaml")), key=option_rank)
     family = {"criterion": _by_evidence, "what": _by_structure}.get(axis)
     if family is None:
         named = {option: name for name, members in TOGETHER.get(axis, {}).items() for option in members}
@@ -175,16 +151,3 @@ def _compose(conf: Path, overrides: list[str]) -> Mapping[str, str]:
     with hydra.initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         config = hydra.compose("config", overrides=overrides, return_hydra_config=True)
     return {group: str(option) for group, option in config.hydra.runtime.choices.items()}
-
-
-def main() -> None:
-    """`python -m fedprune.analysis.taxonomy [--into DIR]`: draw the taxonomy as it is."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fedprune.analysis.taxonomy", description="Draw the taxonomy as conf/ has it."
-    )
-    parser.add_argument("--into", type=Path, default=Path("docs"), help="the folder of the figure (default: docs)")
-    print(write(facts(), parser.parse_args().into))
-
-
-if __name__ == "__main__":
-    main()

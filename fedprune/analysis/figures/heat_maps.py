@@ -11,11 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from fedprune.analysis.by_axes import grid
 from fedprune.analysis.curves import evaluated, labels, telling
-from fedprune.analysis.figures import STYLE
+from fedprune.analysis.figures.style import STYLE, whole_numbers
 from fedprune.analysis.metric import ACCURACY, Metric
 from fedprune.data.federate import label_histogram as histogram_of
 from fedprune.data.federate import load_partition
@@ -111,7 +110,7 @@ def label_histogram(run: Path | str) -> Figure:
         shown = classes.imshow(counts.T, aspect="auto", cmap="Blues", interpolation="nearest", origin="lower")
         classes.set(xlabel="client", ylabel="class")
         for axis in (classes.xaxis, classes.yaxis):
-            axis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+            whole_numbers(axis)
         figure.colorbar(shown, ax=classes, label=counted)
     return figure
 

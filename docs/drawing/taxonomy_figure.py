@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from fedprune.analysis.figures import STYLE
+from fedprune.analysis.figures.style import STYLE
 
 QUESTIONS = {
     "what": "is pruned",

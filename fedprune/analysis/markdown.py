@@ -1,0 +1,38 @@
+"""A results table as Markdown, numbers rounded."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+
+def markdown(results: pd.DataFrame) -> str:
+    """A table in Markdown with every column, numbers rounded."""
+    rules = ["---:" if pd.api.types.is_numeric_dtype(results[column]) else "---" for column in results]
+    return markdown_lines(list(results), rules, rounded(results))
+
+
+def markdown_lines(head: list[str], rules: list[str], rows: list[list[str]]) -> str:
+    """Texts as a table in Markdown. rules: the alignment of each column, `---` or `---:` for right."""
+    lines = [head, rules, *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n" for line in lines)
+
+
+def _is_number(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column)
+
+
+def rounded(results: pd.DataFrame) -> list[list[str]]:
+    rows = results.itertuples(index=False)
+    return [[_text(value, column) for column, value in zip(results, row, strict=True)] for row in rows]
+
+
+def _text(value: object, column: str) -> str:
+    if pd.isna(value):
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    if column.endswith("(%)"):
+        return f"{value:.2f}"
+    if column.endswith(("(↑)", "(↓)")):
+        return f"{value:.4g}"
+    return f"{value:.10g}" if "(" not in column else f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
