@@ -37,19 +37,12 @@ def cached(source: Source, kind: type[Kind]) -> Callable[[Loader[P, Kind]], Load
     """
 
     def around(load: Loader[P, Kind]) -> Loader[P, Kind]:
-        code = _code(load)
+        code = code_of(load)
 
         @functools.wraps(load)
         def loader(root: str, *args: P.args, **kwargs: P.kwargs) -> Kind:
-            marks = [_mark(path) for file in obtain(source, root) for path in _all(file)]
-            known = [__version__, code, kind.__qualname__, marks, args, kwargs]
-            path = home() / f"{source.name}-{digest_of(known)}.safetensors"
-            with suppress(OSError, SafetensorError, KeyError, ValueError, TypeError):
-                return _read(path, kind)
-            found = load(root, *args, **kwargs)
-            with suppress(OSError, SafetensorError):
-                _write(found, path)
-            return found
+            marks = [mark(path) for file in obtain(source, root) for path in _all(file)]
+            return read_once(source.name, [code, marks, args, kwargs], kind, lambda: load(root, *args, **kwargs))
 
         loader.depends_on = functools.partial(in_place_of, source)  # type: ignore[attr-defined]  # see identity.py
         return loader
@@ -57,15 +50,26 @@ def cached(source: Source, kind: type[Kind]) -> Callable[[Loader[P, Kind]], Load
     return around
 
 
+def read_once(name: str, known: list[Any], kind: type[Kind], load: Callable[[], Kind]) -> Kind:
+    """Return what `load` returns, from the cache if it was loaded before with the same `known` (what JSON holds)."""
+    path = home() / f"{name}-{digest_of([__version__, kind.__qualname__, *known])}.safetensors"
+    with suppress(OSError, SafetensorError, KeyError, ValueError, TypeError):
+        return _read(path, kind)
+    loaded = load()
+    with suppress(OSError, SafetensorError):
+        _write(loaded, path)
+    return loaded
+
+
 def home() -> Path:
     """Where what was read is kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedprune"
 
 
-def _code(load: Callable[..., object]) -> list[Any]:
+def code_of(load: Callable[..., object]) -> list[Any]:
     """Which loader it is, and the mark of the file that it is written in; of one that is in none (a notebook), its bytecode."""
     file = Path(load.__code__.co_filename)  # type: ignore[attr-defined]
-    written = _mark(file) if file.exists() else marshal.dumps(load.__code__).hex()  # type: ignore[attr-defined]
+    written = mark(file) if file.exists() else marshal.dumps(load.__code__).hex()  # type: ignore[attr-defined]
     return [load.__module__, load.__qualname__, written]
 
 
@@ -73,7 +77,8 @@ def _all(path: Path) -> Iterable[Path]:
     return sorted(path.rglob("*")) if path.is_dir() else [path]
 
 
-def _mark(path: Path) -> tuple[str, int, int]:
+def mark(path: Path) -> tuple[str, int, int]:
+    """Return what changes when a file does: its path, its size and when it was changed."""
     seen = path.stat()
     return str(path.absolute()), seen.st_size, seen.st_mtime_ns
 

@@ -147,11 +147,17 @@ def cifar100(root: str) -> Dataset:
     return _from_cifar("cifar100", path, train, test, classes=100, mean=mean, std=std)
 
 
-def _fifth_held_out(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(x, y, test_x, test_y) of a set without an official split: stratified, and a function of y alone."""
+def fifth_held_out(y: Tensor) -> Tensor:
+    """Return which examples of a set without an official split are its test set: a stratified fifth, a function of y alone."""
     held_out = stratified(y.numpy(), round(0.2 * len(y)), np.random.Generator(np.random.PCG64(0)))
     test = torch.zeros(len(y), dtype=torch.bool)
     test[torch.from_numpy(held_out)] = True
+    return test
+
+
+def _fifth_held_out(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(x, y, test_x, test_y) of a set without an official split."""
+    test = fifth_held_out(y)
     return x[~test], y[~test], x[test], y[test]
 
 

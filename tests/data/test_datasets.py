@@ -15,6 +15,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from PIL import Image
 
 from fedprune.data import sources
 from fedprune.data.datasets import Dataset, cifar10, cifar100, digits, fashion_mnist, mnist, mnist_10k
@@ -159,6 +160,10 @@ def test_every_yaml_gives_its_data_set(file, tmp_path, monkeypatch, fifty_five_a
     write_cifar10(tmp_path, cifar10_contents())
     write_cifar100(tmp_path)
     write_mnist_10k(tmp_path, mnist_10k_contents())
+    for image in ("train/cat/1.png", "train/dog/1.png", "test/dog/2.png"):
+        for name in ("image_folder", "cifar10_jpeg"):
+            (path := tmp_path / name / image).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (1, 2, 3)).save(path)
     monkeypatch.setenv("FEDPRUNE_DATA", str(tmp_path))
     data = instantiate(OmegaConf.load(file), _convert_="all")
     assert data.name == file.stem
