@@ -4,7 +4,8 @@
     <class>/*                                a fifth of every class is held out as the test set, always the same
 
 These folders are in `root/<name of the data set>` or, if there is none, in `root`. Every file that Pillow reads by its ending
-is an image; other files and hidden ones are left out. The pixels are cached as bytes (cache.py), so that files are decoded once.
+is an image; other files and hidden ones are left out. The pixels are cached as bytes (cache.py), so that
+files are decoded once.
 """
 
 from __future__ import annotations
