@@ -37,7 +37,8 @@ from fedprune.local.lightning.schedules import configured
 from fedprune.local.module import LocalModule
 from fedprune.local.outcomes import TaskMetrics
 from fedprune.local.recipe import Recipe
-from fedprune.local.regularisers.base import Regulariser, add_companions, in_use, together
+from fedprune.local.regularisers.base import Regulariser, add_companions, in_use
+from fedprune.local.regularisers.check import check_together
 from fedprune.local.state.scaffold import refuse
 from fedprune.local.train import set_mode
 from fedprune.precision import FUSED, asks_for_fused
@@ -101,7 +102,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     controlled = problems.attempt(_controlled, config, net, own)
     task = problems.attempt(checks.task, module, dataset, names) if module is not None else TaskMetrics()
     if what is not None:
-        problems.attempt(together, *added, net, what.names)
+        problems.attempt(check_together, *added, net, what.names)
         if isinstance(criterion, Adjusted):
             problems.attempt(layer_times, criterion.times, what.names, what.ends)
     regularisers = tuple(one.told(order) for one in (*added, *work.regularisers) if one.acts)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.local.regularisers.base import none, regularised, together
+from fedprune.local.regularisers.base import none, regularised
+from fedprune.local.regularisers.check import check_together
 from fedprune.local.regularisers.width_dropout import choices, living_units, ordered, ordered_distilled, scaled
 from fedprune.local.regularisers.width_slices import leading
 from fedprune.models.cnn import cnn_small
@@ -164,8 +165,8 @@ def test_what_cannot_be_ordered_is_refused(option):
             option(levels)
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     with pytest.raises(Incompatible, match="choose model=cnn_small, or local/dropout=none"):
-        together(none(), option([1.0]), net, ())
-    together(none(), option([1.0]), mlp(), ())
+        check_together(none(), option([1.0]), net, ())
+    check_together(none(), option([1.0]), mlp(), ())
 
 
 def test_ordered_dropout_does_not_go_with_sampled_gates(tiny):

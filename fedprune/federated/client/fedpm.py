@@ -24,12 +24,14 @@ from fedprune.federated.masks import Shared
 from fedprune.federated.server.beta_mode import BetaMode
 from fedprune.federated.server.optimizer import Average
 from fedprune.local.outcomes import Outcomes, averaged
-from fedprune.local.regularisers.base import Regulariser, others, unruly
+from fedprune.local.regularisers.base import Regulariser
+from fedprune.local.regularisers.check import changed_layers
 from fedprune.local.regularisers.sampled_masks import GRADIENTS, sampled
 from fedprune.local.train import is_batchnorm
 from fedprune.pruning.evidence.data_free import offers
 from fedprune.pruning.evidence.gates import companion, companion_of
 from fedprune.pruning.mask import ones
+from fedprune.pruning.what import others
 from fedprune.pruning.what.unit import weights
 from fedprune.randomness import torch_stream
 from fedprune.tensors import shared
@@ -74,7 +76,7 @@ class SampledMasks:
         if others(net, names):
             told = ", ".join(f"{name} ({type(layer).__name__})" for name, layer in others(net, names).items())
             raise Incompatible(f"{CHOSEN} samples conv and linear layers, and not {told}: choose what.layers=[conv,linear]")
-        unknown = unruly(net, names, self.regularisers[0])
+        unknown = changed_layers(net, names, self.regularisers[0])
         if unknown:
             raise Incompatible(
                 f"{CHOSEN} runs layers by the formula of their class, and {', '.join(unknown)} has a forward or a hook of its "

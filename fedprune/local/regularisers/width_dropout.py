@@ -1,7 +1,7 @@
-"""Training of networks that are cut by width: what clients of different widths need so that what they learn fits together.
+"""Training of networks that are cut by width, so that what clients of different widths learn fits together.
 
-Every option is (its keys) -> Regulariser, for `local.dropout`. A layer's units are counted by the rows of its weight that have
-a living entry; the output layer keeps all of its own. Evaluation runs the network as it is.
+Every option is a function of its keys that returns a Regulariser, for `local.dropout`. The living units of a layer are the
+rows of its weight with a living entry; the output layer keeps all of its units. Evaluation runs the network as it is.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedprune.local.regularisers.base import Forward, Regulariser, require, run
-from fedprune.local.regularisers.width_slices import CUT, output_layers, sliced, width
+from fedprune.local.regularisers.base import Forwards, Regulariser, as_defined, run, weight_and_bias
+from fedprune.local.regularisers.check import require
+from fedprune.local.regularisers.width_slices import CUT, output_layers, sliced, ungrouped, width
 from fedprune.pruning.plain_layers import is_plain
 from fedprune.pruning.what.layer_order import LayerOrder
 from fedprune.types import Mask
@@ -25,22 +26,22 @@ Widths = dict[str, int]
 
 
 def scaled() -> Regulariser:
-    """What a hidden layer puts out is divided by the fraction of its units that are alive. Diao et al. 2021 (the Scaler).
+    """Divide the outputs of a hidden layer by the fraction of its units that are alive. Diao et al. 2021 (the Scaler).
 
-    As with dropout, those who read it then see activations of the same size as in the whole network. (The paper divides by the
-    nominal rate; where ceil(rate x units) rounds up, this is the rate that there is.)
+    As with dropout, the next layer then sees activations of the same size as in the whole network. (The paper divides by the
+    nominal rate; ceil(rate x units) may be more than that, and here the outputs are divided by the actual fraction.)
     """
     return Regulariser(layers=_scaled, ordered=True, of_any_layer=True)
 
 
-def _scaled(net: nn.Module, mask: Mask, order: LayerOrder | None = None) -> dict[str, Forward]:
+def _scaled(net: nn.Module, mask: Mask, order: LayerOrder | None = None) -> Forwards:
     living = living_units(net, mask, order)
     rates = {name: units / len(net.get_parameter(f"{name}.weight")) for name, units in living.items()}
     return {name: functools.partial(_divided, rate=rate) for name, rate in rates.items() if 0 < rate < 1}
 
 
 def _divided(layer: nn.Module, inputs: Tensor, rate: float) -> Tensor:
-    return type(layer).forward(layer, inputs) / rate
+    return as_defined(layer, inputs) / rate
 
 
 def living_units(net: nn.Module, mask: Mask, order: LayerOrder | None = None) -> Widths:
@@ -53,111 +54,104 @@ def living_units(net: nn.Module, mask: Mask, order: LayerOrder | None = None) ->
 
 
 def ordered(levels: Sequence[float]) -> Regulariser:
-    """Ordered dropout: each batch runs a width drawn among the `levels` below that of the client and the client's own, all
-    equally likely; of a layer with n units the first ceil(p n) run. Horvath et al. 2021 (FjORD), section 3.
+    """Run each batch at a width drawn among the `levels` below the client's width and that width itself, all equally likely: of
+    a layer with n units the first ceil(p n) run at level p. Horvath et al. 2021 (FjORD), section 3: ordered dropout.
 
-    So units are ordered by importance, and every leading part of the network is one that works.
+    So units are ordered by importance, and every leading part of the network works by itself.
     """
     _check(levels)
     return Regulariser(layers=functools.partial(_ordered, levels=levels), ordered=True, obstacle=_obstacle)
 
 
 def ordered_distilled(levels: Sequence[float]) -> Regulariser:
-    """Ordered dropout with self-distillation: the whole of what the client has learns from the labels, and the width that is
-    drawn from the whole. Horvath et al. 2021, section 3.2, with alpha = T = 1.
+    """Train the client's whole width on the labels, and the width that is drawn on the outputs of the whole one. Horvath et al.
+    2021, section 3.2, with alpha = T = 1: ordered dropout with self-distillation.
 
-    loss = CE(F_max, y) + CE(F_p, softmax F_max), the teacher held fixed; the second is the divergence of F_p from F_max but for
-    a constant. The loss that is told is the first.
+    loss = CE(F_max, y) + CE(F_p, softmax F_max), the teacher held fixed; the second is the divergence of F_p from F_max plus a
+    constant. The loss that is reported is the first.
     """
     _check(levels)
     return Regulariser(paired=functools.partial(_distilled, levels=levels), ordered=True, obstacle=_obstacle)
 
 
 def _check(levels: Sequence[float]) -> None:
-    require(
-        {
-            f"local.dropout.levels={list(levels)}: give fractions of the width, above 0 and at most 1": bool(levels)
-            and all(0 < level <= 1 for level in levels)
-        }
-    )
+    valid = bool(levels) and all(0 < level <= 1 for level in levels)
+    require({f"local.dropout.levels={list(levels)}: give fractions of the width, above 0 and at most 1": valid})
 
 
 def choices(net: nn.Module, mask: Mask, levels: Sequence[float], order: LayerOrder | None = None) -> list[Widths]:
-    """The widths that a batch may run: those of the levels that are less than the client has, and last what it has."""
-    own = living_units(net, mask, order)
-    units = {name: len(net.get_parameter(f"{name}.weight")) for name in own}
-    found = [{name: width(number, level) for name, number in units.items()} for level in sorted(set(levels))]
-    return [one for one in found if one != own and all(one[name] <= own[name] for name in own)] + [own]
+    """Return the widths that a batch may run at: the levels below the client's width, and last that width itself."""
+    living = living_units(net, mask, order)
+    units = {name: len(net.get_parameter(f"{name}.weight")) for name in living}
+    at_levels = [{name: width(number, level) for name, number in units.items()} for level in sorted(set(levels))]
+    below = [widths for widths in at_levels if widths != living and all(widths[name] <= living[name] for name in living)]
+    return [*below, living]
 
 
 @dataclass
 class _Running:
-    """One client's training: the widths that it may run, and those that it runs now. seen: what is left to do about the last
-    batch, once the whole has run."""
+    """One client's training. choices: the widths that it may run at. now: those that it runs at. term: the term of the
+    loss about the last batch; None before the first batch has run."""
 
     choices: list[Widths]
     now: Widths = field(default_factory=dict)
-    seen: Callable[[], Tensor] | None = None
+    term: Callable[[], Tensor] | None = None
 
     def draw(self) -> Widths:
-        """One of the choices, by torch's global generator."""
+        """Draw one of the choices, by torch's global generator."""
         return self.choices[int(torch.randint(len(self.choices), ()))]
 
-    def layers(self) -> dict[str, Forward]:
-        """Hidden layers that run as wide as it is now."""
+    def layers(self) -> Forwards:
+        """Return how hidden layers run at the width of the moment."""
         return {name: functools.partial(self._leading, name) for name in self.choices[-1]}
 
     def _leading(self, name: str, layer: nn.Module, inputs: Tensor) -> Tensor:
-        weight, bias, wide = layer.weight, layer.bias, self.now[name]
-        outputs = run(layer, inputs, weight[:wide], None if bias is None else bias[:wide])  # type: ignore[index,arg-type]
-        last = outputs.dim() - 1 if isinstance(layer, nn.Linear) else 1
-        return F.pad(outputs, [0, 0] * (outputs.dim() - 1 - last) + [0, len(weight) - wide])  # type: ignore[arg-type]
+        (weight, bias), units = weight_and_bias(layer), self.now[name]
+        outputs = run(layer, inputs, weight[:units], None if bias is None else bias[:units])
+        channels = outputs.dim() - 1 if isinstance(layer, nn.Linear) else 1
+        return F.pad(outputs, [0, 0] * (outputs.dim() - 1 - channels) + [0, len(weight) - units])
 
     def at(self, widths: Widths, net: nn.Module, inputs: Tensor) -> Tensor:
-        """The network's outputs at these widths."""
+        """Return the network's outputs at these widths."""
         self.now = widths
-        return type(net).forward(net, inputs)
+        return as_defined(net, inputs)
 
 
-def _ordered(net: nn.Module, mask: Mask, levels: Sequence[float], order: LayerOrder | None = None) -> dict[str, Forward]:
+def _ordered(net: nn.Module, mask: Mask, levels: Sequence[float], order: LayerOrder | None = None) -> Forwards:
     running = _Running(choices(net, mask, levels, order))
     return {"": lambda net, inputs: running.at(running.draw(), net, inputs)} | running.layers()
 
 
 def _distilled(
     net: nn.Module, mask: Mask, levels: Sequence[float], order: LayerOrder | None = None
-) -> tuple[dict[str, Forward], Callable[[], Tensor]]:
+) -> tuple[Forwards, Callable[[], Tensor]]:
     running = _Running(choices(net, mask, levels, order))
 
     def teach(net: nn.Module, inputs: Tensor) -> Tensor:
         drawn = running.draw()
         outputs = running.at(running.choices[-1], net, inputs)
-        running.seen = functools.partial(_imitation, running, drawn, net, inputs, outputs.detach().softmax(1))
+        running.term = functools.partial(_imitation, running, drawn, net, inputs, outputs.detach().softmax(1))
         return outputs
 
     def term() -> Tensor:
-        assert running.seen is not None, "a batch's loss comes before its term"
-        return running.seen()
+        assert running.term is not None, "a batch's loss comes before its term"
+        return running.term()
 
     return {"": teach} | running.layers(), term
 
 
 def _imitation(running: _Running, drawn: Widths, net: nn.Module, inputs: Tensor, taught: Tensor) -> Tensor:
-    """The cross-entropy of a narrower network from what the whole one says."""
+    """Return the cross-entropy of the network at the drawn width from the probabilities of the whole one."""
     return F.cross_entropy(running.at(drawn, net, inputs), taught)
 
 
 def _obstacle(net: nn.Module) -> str | None:
-    """Why a network cannot run at several widths, or None."""
-    others = [
-        f"{name} ({type(layer).__name__})"
-        for name, layer in net.named_modules()
-        if any(True for _ in layer.parameters(recurse=False))
-        and not (is_plain(layer, CUT) and getattr(layer, "groups", 1) == 1)
-    ]
-    if not others:
-        return None
-    return (
-        f"local.dropout runs layers at several widths, and {others[0]} would need one of its own for each: "
-        "choose model=cnn_small, or local/dropout=none"
-    )
+    """Return why a network cannot run at several widths, or None."""
+    for name, layer in net.named_modules():
+        owns_parameters = next(layer.parameters(recurse=False), None) is not None
+        if owns_parameters and not (is_plain(layer, CUT) and ungrouped(layer)):
+            return (
+                f"local.dropout runs layers at several widths, and {name} ({type(layer).__name__}) would need one of its own "
+                "for each: choose model=cnn_small, or local/dropout=none"
+            )
+    return None
