@@ -58,8 +58,8 @@ def _sparse(net: nn.Module, mask: Mask, density: float) -> Forwards:
 
 
 def _run(layer: nn.Module, inputs: Tensor, density: float) -> Tensor:
-    outputs: Tensor = SparseLayer.apply(layer, inputs, *weight_and_bias(layer), density)  # type: ignore[no-untyped-call]  #
-    torch's return outputs
+    outputs: Tensor = SparseLayer.apply(layer, inputs, *weight_and_bias(layer), density)
+    return outputs
 
 
 class SparseLayer(torch.autograd.Function):
