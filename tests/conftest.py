@@ -21,15 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import torch
 from hydra._internal import defaults_list
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
-from fedprune import run_id
-from fedprune.__main__ import CONF, main
-from fedprune.config import schema
+from fedprune.__main__ import main
 from fedprune.data.datasets import digits
 from fedprune.data.sources import FASHION_MNIST
 from fedprune.execution import Executor
@@ -38,19 +35,7 @@ from fedprune.experiment.experiment import Experiment
 from fedprune.run import sweep
 from fedprune.storage.checkpoint import NUMBERS
 from fedprune.types import Params, State
-
-TINY = (
-    *("rounds=3", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=3"),
-    *("local.batch_size=16", "logger=none", "executor=serial", "density=0.3"),
-)
-"""Overrides that make a run take milliseconds."""
-
-NESTED = (
-    *("federated/aggregate", "federated/availability", "federated/capacity", "federated/client", "federated/round"),
-    "federated/upload",
-    *("local/optimizer", "local/penalty", "local/dropout"),
-)
-"""Config groups inside another one."""
+from helpers.composed import TINY, assemble, composed
 
 gc.set_threshold(100_000, 20, 20)  # looking for garbage as often as by default takes a tenth of the time of all tests
 torch.set_num_threads(1)  # as in every executor: what a test measures must not depend on the tests before it
@@ -68,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
-TOGETHER = ("test_product.py", "test_cluster.py", "test_taxonomy.py", "test_wheel.py", "test_executor.py")
+TOGETHER = ("test_product.py", "execution/test_ray.py", "test_taxonomy.py", "test_wheel.py", "test_execution.py")
 """Modules whose tests share what takes long to make: each of them is one process's."""
 
 
@@ -106,52 +91,15 @@ class Result:
         return self.out + self.err
 
 
-@functools.cache
-def _composed(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
-    schema.register()
-    run_id.register()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
-    names = {group: config.hydra.runtime.choices[group] for group in run_id.GROUPS}
-    with open_dict(config):
-        del config["hydra"]
-    return config, names
-
-
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., tuple[DictConfig, dict[str, str]]]:
     """compose(*overrides) -> (config, the chosen option of each group), as `fedprune.experiment.build.build` takes them."""
 
-    def composed(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
-        config, names = _composed(*overrides)
+    def copied(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
+        config, names = composed(*overrides)
         return config.copy(), dict(names)
 
-    return composed
-
-
-@functools.cache
-def _option(group: str, option: str) -> DictConfig:
-    """One option's own node, composed without all the other groups, a third of the time; with them where it has a schema."""
-    if group in ("federated", "local"):
-        return _composed(f"{group}={option}")[0][group]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.select(hydra.compose(None, overrides=[f"+{group}={option}"]), group.replace("/", "."))
-
-
-def assemble(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
-    """What `compose` gives, put together from options that were composed once: a tenth of the time."""
-    composed, names = _composed()
-    config, names = composed.copy(), dict(names)
-    pairs = [override.partition("=") for override in overrides]
-    groups = {key: value for key, _, value in pairs if key in {*run_id.GROUPS, *NESTED}}
-    for group, option in sorted(groups.items()):
-        OmegaConf.update(config, group.replace("/", "."), _option(group, option), merge=False)
-        names[group] = option
-    for key, _, value in pairs:
-        if key not in groups:
-            typed = OmegaConf.from_dotlist([f"value={value}"]).value
-            OmegaConf.update(config, key.lstrip("+"), typed, merge=False, force_add=key.startswith("+"))
-    return config, {group: names[group] for group in run_id.GROUPS}
+    return copied
 
 
 @pytest.fixture(scope="session", name="assemble")

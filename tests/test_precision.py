@@ -81,7 +81,7 @@ class Stubborn(LocalModule):
         return torch.optim.SGD(self.net.parameters(), lr=0.1, fused=True)
 
 
-HALF = ("model._target_=odd_networks.Odd", "+model.half=bfloat16", "+model.whole=false")
+HALF = ("model._target_=helpers.odd_networks.Odd", "+model.half=bfloat16", "+model.whole=false")
 
 
 def test_the_user_is_told_that_fused_is_off(tiny, caplog):
@@ -97,7 +97,7 @@ def test_nobody_is_told_where_it_is_on_or_was_never_asked_for(tiny, caplog):
 
 def test_an_optimizer_of_a_modules_own_that_would_not_train_is_refused(tiny):
     with pytest.raises(ConfigError, match="fused=True.*bfloat16.*leave fused out"):
-        tiny(*HALF, "local.module._target_=test_precision.Stubborn")
+        tiny(*HALF, f"local.module._target_={__name__}.Stubborn")
 
 
 # --- training --------------------------------------------------------------------------------------------------------------

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from user_networks import OnePath, Tied, TwoPaths
 
 from fedprune.pruning.what import prunable
 from fedprune.tensors import load_tensors, one_name, other_names, shared_by_layers, tensors_of
+from helpers.user_networks import OnePath, Tied, TwoPaths
 
 SHAPE = (1, 8, 8)
 
@@ -48,7 +48,7 @@ def test_a_run_is_that_of_the_same_network_without_further_names(method, other, 
     runs = []
     for model in (other, plain):
         torch.manual_seed(0)
-        experiment = tiny(f"model._target_=user_networks.{model}", *method, "local.compact=never")
+        experiment = tiny(f"model._target_=helpers.user_networks.{model}", *method, "local.compact=never")
         runs.append(play(experiment))
     for (one, metrics), (two, expected) in zip(*runs, strict=True):
         for mine, theirs in ((one.server.params, two.server.params), (one.server.mask, two.server.mask)):

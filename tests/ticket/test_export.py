@@ -176,7 +176,7 @@ def test_a_model_of_ones_own_is_found_in_its_folder(run_folder, exported, tmp_pa
     assert exported(path, "--to", tmp_path / "m.pt", "--config-dir", tmp_path / "mine")[0] == 0
 
 
-OWN = "_target_: user_networks.Strided\nstrides: [1, 2]\nmake:\n  _target_: torch.nn.Tanh\n  _partial_: true\n"
+OWN = "_target_: helpers.user_networks.Strided\nstrides: [1, 2]\nmake:\n  _target_: torch.nn.Tanh\n  _partial_: true\n"
 
 
 def test_the_whole_config_makes_the_network_again_lists_dicts_and_added_options(command, folder, exported, tmp_path):
@@ -194,9 +194,9 @@ def test_the_whole_config_makes_the_network_again_lists_dicts_and_added_options(
     assert exported(folder(), "--to", tmp_path / "m.pt", "--config-dir", tmp_path / "mine")[0] == 0
     rc, _, err = exported(folder(), "--to", tmp_path / "m.pt")
     assert rc == 1 and "give --config-dir DIR" in err
-    (tmp_path / "mine" / "model" / "base.yaml").write_text(OWN.replace("user_networks.Strided", "nowhere.Strided"))
+    (tmp_path / "mine" / "model" / "base.yaml").write_text(OWN.replace("helpers.user_networks.Strided", "nowhere.Strided"))
     rc, _, err = exported(folder(), "--to", tmp_path / "m.pt", "--config-dir", tmp_path / "mine")
-    assert rc == 1 and "model is user_networks.Strided in it, and nowhere.Strided in model/net-1.yaml here" in err
+    assert rc == 1 and "model is helpers.user_networks.Strided in it, and nowhere.Strided in model/net-1.yaml here" in err
 
 
 # --- torch.nn.utils.prune --------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from odd_networks import odd_tensors
 from omegaconf import OmegaConf
 
 from fedprune.config.instantiate import make
@@ -14,6 +13,7 @@ from fedprune.pruning.mask import apply
 from fedprune.types import Mask, Params
 from fedprune.wire.codec import Layout, auto, bitmap, bits, decode, dense, gaps
 from fedprune.wire.gaps import pack_gaps
+from helpers.odd_networks import odd_tensors
 
 CODECS = [dense, bitmap, gaps, auto]
 MASKED = ("conv.weight", "fc.weight")

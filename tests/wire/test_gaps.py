@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_symbols import ByHand
 
 from fedprune.types import Mask
 from fedprune.wire.codec import auto, bitmap, gaps
 from fedprune.wire.gaps import ALIVE, BITS, BLOCKS, BYTES, DEAD, GAPS, HOLES, pack_gaps, unpack_gaps
 from fedprune.wire.symbols import Reader, bits, counted, join, number
+from helpers.symbols_by_hand import ByHand
 
 SHAPE = (512, 3136)  # 1,605,632 weights: the largest layer of cnn_fedavg
 DENSITIES = (0.5, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)

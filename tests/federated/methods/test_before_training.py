@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from federation import arrays, assert_same, cohort_of, data_of, played, published
-from in_numpy import PRUNABLE, Arrays, averaged, best, dense, descend, gradient, masked
 
 from fedprune.federated.tally import Tally
 from fedprune.pruning.mask import density
+from helpers.federation import arrays, assert_same, cohort_of, data_of, played, published
+from helpers.in_numpy import PRUNABLE, Arrays, averaged, best, dense, descend, gradient, masked
 
 Data = dict[int, tuple[np.ndarray, np.ndarray]]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from by_hand import S, T, assert_weights, begun, two_clients
+
+from helpers.by_hand import S, T, assert_weights, begun, two_clients
 
 W, B = [[1.0, -2.0, 3.0], [2.0, -1.0, 4.0]], [1.0, 0.0]
 """Logits of class 1 are 1 above those of class 0 before the biases, and equal to them after: p is (1/2, 1/2) everywhere."""

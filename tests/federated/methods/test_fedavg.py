@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from by_hand import assert_weights, begun, two_clients
-from federation import arrays, assert_same, cohort_of, data_of, played, published
 from hydra.utils import get_method
-from in_numpy import RATE, SIZES, averaged, dense, descend, erk, gradient, masked
 
 from fedprune.pruning.mask import density
+from helpers.by_hand import assert_weights, begun, two_clients
+from helpers.federation import arrays, assert_same, cohort_of, data_of, played, published
+from helpers.in_numpy import RATE, SIZES, averaged, dense, descend, erk, gradient, masked
 
 DENSE = ("fedavg", "fedavg_small_dense")
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from federation import arrays, assert_same, cohort_of, data_of, played, published
-from in_numpy import PRUNABLE, RATE, best, gradient, held_mean, masked
 from torch import nn
 
 from fedprune.errors import ConfigError
@@ -16,6 +14,8 @@ from fedprune.local.regularisers.penalty import incremental, l2
 from fedprune.local.train import fit
 from fedprune.pruning.mask import count
 from fedprune.types import Subnet
+from helpers.federation import arrays, assert_same, cohort_of, data_of, played, published
+from helpers.in_numpy import PRUNABLE, RATE, best, gradient, held_mean, masked
 
 
 class Halves(LocalModule):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from federation import arrays, assert_same, cohort_of, data_of, played, published
-from in_numpy import PRUNABLE, SIZES, Arrays, best_of_layers, descend, erk, gradient, held_mean, masked
 
 from fedprune.federated.masks import Receipt, Terms, Voted
 from fedprune.federated.masks.voting import by_magnitude
@@ -20,6 +18,8 @@ from fedprune.pruning.what import What
 from fedprune.pruning.what.scope import globally
 from fedprune.pruning.what.unit import weights
 from fedprune.types import Job, Plan, PruneEvent, State, Subnet
+from helpers.federation import arrays, assert_same, cohort_of, data_of, played, published
+from helpers.in_numpy import PRUNABLE, SIZES, Arrays, best_of_layers, descend, erk, gradient, held_mean, masked
 
 
 def test_one_readjustment_of_two_clients_by_hand():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from by_hand import S, assert_weights, begun, two_clients
-from federation import arrays, assert_same, data_of, played, published
-from in_numpy import PRUNABLE, averaged, best, dense, descend, masked
 
 from fedprune.pruning.mask import count
+from helpers.by_hand import S, assert_weights, begun, two_clients
+from helpers.federation import arrays, assert_same, data_of, played, published
+from helpers.in_numpy import PRUNABLE, averaged, best, dense, descend, masked
 
 
 def test_masks_nest_along_the_cubic_curve_and_are_those_of_numpy(compose):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from federation import arrays, assert_same, cohort_of, data_of, played, published
-from in_numpy import PRUNABLE, SIZES, Arrays, averaged, best_of_layers, descend, erk, gradient, masked
 
 from fedprune.errors import ConfigError
 from fedprune.federated.client.round import largest
@@ -21,6 +19,8 @@ from fedprune.types import PruneEvent, Subnet, Update
 from fedprune.wire.codec import Layout, auto, bitmap
 from fedprune.wire.frame import length
 from fedprune.wire.message import Wire
+from helpers.federation import arrays, assert_same, cohort_of, data_of, played, published
+from helpers.in_numpy import PRUNABLE, SIZES, Arrays, averaged, best_of_layers, descend, erk, gradient, masked
 
 
 def test_blocks_go_from_the_output_to_the_input():

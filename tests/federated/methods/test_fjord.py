@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from carried import carrying, cut, merged
-from federation import arrays, federation, inputs
-from in_numpy import Arrays
 
 from fedprune.pruning.mask import apply
 from fedprune.randomness import torch_seed
 from fedprune.types import Subnet, Update
+from helpers.capacities import carrying, cut, merged
+from helpers.federation import arrays, federation, inputs
+from helpers.in_numpy import Arrays
 
 LEVELS = (0.2, 0.6, 1.0)  # of 5 hidden units: 1, 3, 5
 FJORD = (
@@ -35,7 +35,7 @@ def test_each_slice_is_the_mean_over_those_who_can_carry_it_by_their_examples():
     """
     experiment = federation(
         *FJORD, "rounds=1", train=([0], [1, 2], [3, 4, 5]), val=([],) * 3, test=([],) * 3,
-        model={"_target_": "federation.mlp", "hidden": 4}, features=1,
+        model={"_target_": "helpers.federation.mlp", "hidden": 4}, features=1,
     )  # fmt: skip
     loop = carrying(experiment, (0.25, 0.5, 1.0)).loop(experiment.executor())
     state, answers = loop.start(), []

@@ -6,8 +6,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from federation import arrays, assert_same, cohort_of, data_of, played, published
-from in_numpy import PRUNABLE, SIZES, Arrays, averaged, best, best_of_layers, dense, descend, held_mean, masked, seats
 
 from fedprune.federated.masks import Receipt, Terms, Voted
 from fedprune.federated.masks.voting import by_layer_density
@@ -21,6 +19,8 @@ from fedprune.pruning.what.scope import globally
 from fedprune.pruning.what.unit import weights
 from fedprune.randomness import torch_stream
 from fedprune.types import Job, Plan, PruneEvent, State, Subnet
+from helpers.federation import arrays, assert_same, cohort_of, data_of, played, published
+from helpers.in_numpy import PRUNABLE, SIZES, Arrays, averaged, best, best_of_layers, dense, descend, held_mean, masked, seats
 
 PROPOSED = (
     {"a": torch.tensor([[1, 1, 1, 0]]).bool(), "b": torch.tensor([[1, 1, 1, 0, 0, 0, 0, 0]]).bool()},

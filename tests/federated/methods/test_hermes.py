@@ -8,8 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from federation import arrays, federation, inputs
-from in_numpy import accuracy, train
 
 from fedprune.errors import ConfigError
 from fedprune.federated.client.client_values import common
@@ -18,13 +16,15 @@ from fedprune.federated.sampling import cohort
 from fedprune.pruning.mask import pack, unpack
 from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import Personal, Subnet
+from helpers.federation import arrays, federation, inputs
+from helpers.in_numpy import accuracy, train
 
 HERMES = (
     *("what=neurons_per_layer", "criterion=filter_norm", "how_often=stepwise", "when=once_accurate", "when.start=0.0"),
     *("when.stop=1.0", "whose=personal", "whose.uncommon=own", "rewind=none", "federated/aggregate=intersection"),
     "federated.weighting=examples",
 )
-LINEAR = {"_target_": "federation.mlp", "hidden": 0}
+LINEAR = {"_target_": "helpers.federation.mlp", "hidden": 0}
 
 
 # --- by hand ---------------------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def test_it_is_the_algorithm_of_the_paper_written_down_in_numpy(gate, members, p
     experiment = federation(
         *(*HERMES, "what.skip=[last]", f"when.accuracy={gate}", f"how_often.rate={rate}", f"density={final}"),
         *(f"rounds={rounds}", f"local.epochs={epochs}", "local.optimizer.momentum=0.5"),
-        "local.optimizer.lr=0.5", model={"_target_": "federation.mlp", "hidden": 24}, cohort=members,
+        "local.optimizer.lr=0.5", model={"_target_": "helpers.federation.mlp", "hidden": 24}, cohort=members,
         train=[range(0, 30, 3), range(1, 20, 3), range(2, 36, 3)],  # a class for each, so that they come to hold other rows
     )  # fmt: skip
     played = play(experiment)

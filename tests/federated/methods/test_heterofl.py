@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from carried import carrying, cut, merged
-from federation import arrays, federation, inputs
-from in_numpy import Arrays
 
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.mask import apply, count
 from fedprune.types import Subnet, Update
 from fedprune.wire.frame import length
+from helpers.capacities import carrying, cut, merged
+from helpers.federation import arrays, federation, inputs
+from helpers.in_numpy import Arrays
 
 HETEROFL = ("whose=nested", "whose.by=width", "whose.labels=own", "how_often=never", "local/dropout=scaled")
 
@@ -31,7 +31,7 @@ def test_an_entry_is_the_plain_mean_over_those_who_have_its_units_and_its_label(
     """
     experiment = federation(
         *HETEROFL, "rounds=1", train=([0, 1, 3, 4], [1, 4, 7, 10]), val=([], []), test=([], []),
-        model={"_target_": "federation.mlp", "hidden": 2}, features=1,
+        model={"_target_": "helpers.federation.mlp", "hidden": 2}, features=1,
     )  # fmt: skip
     loop = carrying(experiment, (1.0, 0.5)).loop(experiment.executor())
     state = loop.start()

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from federation import arrays, assert_personal, assert_same, federation, inputs, masks_of
-from in_numpy import accuracy, held_mean, largest, train
 
 from fedprune.federated.sampling import cohort
 from fedprune.types import Subnet
+from helpers.federation import arrays, assert_personal, assert_same, federation, inputs, masks_of
+from helpers.in_numpy import accuracy, held_mean, largest, train
 
 LOTTERYFL = (
     *("what=weights_per_layer", "what.scope.rates.last=1.0", "criterion=magnitude", "how_often=stepwise"),
@@ -32,7 +32,7 @@ def test_a_round_of_two_clients_by_hand(play):
     # Mean over who holds an entry, uniform: [[(1 + 4)/2, (1 - 3)/2], [2, 1]] = [[2.5, -1], [2, 1]].
     experiment = federation(
         *(*LOTTERYFL, "density=0.5", "how_often.rate=0.5", "rounds=3", "local.optimizer.lr=1e-9"),
-        model={"_target_": "federation.mlp", "hidden": 0},
+        model={"_target_": "helpers.federation.mlp", "hidden": 0},
         train=[[0], [1]], val=[[0], [1]], test=[[0], [1]], features=2, classes=2, number=30,
     )  # fmt: skip
     images = torch.tensor([[4, 0], [0, 4]], dtype=torch.uint8).view(2, 1, 1, 2)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from federation import arrays, assert_same, cohort_of, data_of, played, published
-from in_numpy import PRUNABLE, RATE, Arrays, averaged, best, gradient, masked
 
 from fedprune.errors import ConfigError
 from fedprune.local.state import squared_gradients
 from fedprune.pruning.mask import count
 from fedprune.storage.checkpoint import load_state, save_state
+from helpers.federation import arrays, assert_same, cohort_of, data_of, played, published
+from helpers.in_numpy import PRUNABLE, RATE, Arrays, averaged, best, gradient, masked
 
 OVERRIDES = (
     "rounds=10",

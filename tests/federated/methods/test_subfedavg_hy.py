@@ -7,8 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from federation import SCALE, arrays, assert_personal, assert_same, federation
-from in_numpy import held_mean, largest
 from torch import nn
 
 from fedprune.errors import Incompatible
@@ -16,6 +14,8 @@ from fedprune.federated.sampling import cohort
 from fedprune.pruning.criterion.structured import bn_scale_or_magnitude
 from fedprune.pruning.evidence.data_free import Network, filter_scales
 from fedprune.pruning.mask import shrink
+from helpers.federation import SCALE, arrays, assert_personal, assert_same, federation
+from helpers.in_numpy import held_mean, largest
 
 HYBRID = (
     *("what=filters_and_weights", "criterion=bn_scale_or_magnitude", "how_often=stepwise", "when=once_moving"),

@@ -7,8 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from federation import arrays, assert_personal, assert_same, federation, inputs
-from in_numpy import accuracy, held_mean, largest, train
 
 from fedprune.federated.client.prune_event import Looks, OnClient
 from fedprune.federated.sampling import cohort
@@ -16,6 +14,8 @@ from fedprune.pruning.event import Axes
 from fedprune.pruning.gate import Moving
 from fedprune.pruning.rewind import Keep
 from fedprune.types import Job, PruneEvent, Subnet
+from helpers.federation import arrays, assert_personal, assert_same, federation, inputs
+from helpers.in_numpy import accuracy, held_mean, largest, train
 
 SUBFEDAVG = (
     *("what=weights_per_layer", "what.scope.rates.last=1.0", "criterion=magnitude", "how_often=stepwise"),
@@ -40,7 +40,7 @@ SUBFEDAVG = (
 )
 def test_a_client_prunes_while_its_mask_moves_and_only_if_what_is_left_is_accurate(shift, accurate, pruned):
     experiment = federation(*SUBFEDAVG, "density=0.5", "how_often.rate=0.5", "rounds=3", model={
-        "_target_": "federation.mlp", "hidden": 0}, features=2, classes=2)  # fmt: skip
+        "_target_": "helpers.federation.mlp", "hidden": 0}, features=2, classes=2)  # fmt: skip
     first, last = {"fc2.weight": torch.tensor([[4.0, 3.0], [2.0, 1.0]])}, {"fc2.weight": torch.tensor([[1.0, 3.0], [2.0, 4.0]])}
     alive = {"fc2.weight": torch.ones(2, 2, dtype=torch.bool)}
     asked = []
@@ -76,7 +76,7 @@ def test_it_is_the_algorithm_of_the_paper_written_down_in_numpy(shift, gate, mem
     experiment = federation(
         *(*SUBFEDAVG, f"when.shift={shift}", f"when.accuracy={gate}", f"how_often.rate={rate}", f"density={final}"),
         *(f"rounds={rounds}", f"local.epochs={epochs}", f"local.optimizer.lr={lr}", "local.optimizer.momentum=0.5"),
-        model={"_target_": "federation.mlp", "hidden": 16}, cohort=members,
+        model={"_target_": "helpers.federation.mlp", "hidden": 16}, cohort=members,
     )  # fmt: skip
     played = play(experiment)
 
