@@ -1,4 +1,4 @@
-"""`python -m fedprune.analysis FOLDER`."""
+"""The command `python -m fedprune.analysis FOLDER`: tables and figures of all runs in a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedprune.errors import FedpruneError
 
 
 def main() -> None:
-    """`python -m fedprune.analysis FOLDER [--into DIR]`: write the report, print the table and what was written."""
+    """Run `python -m fedprune.analysis FOLDER [--into DIR]`: write the report, print its table and the paths of its files."""
     parser = argparse.ArgumentParser(prog="python -m fedprune.analysis", description="One table and figures over all runs.")
     parser.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/lth_fedavg")
     parser.add_argument("--into", type=Path, help="where the report goes (default: the folder itself)")

@@ -1,8 +1,8 @@
-"""A sweep over the taxonomy, seen whole: the task's metric by what and criterion (rows), when and how_often (columns),
-and density.
+"""The table of a sweep over the taxonomy: the task's metric by what and criterion (rows), when and how_often (columns), and
+density (panels).
 
-Only a sweep that varies all four axes, and nothing besides but the density, is seen like this: what else varied would be
-averaged away.
+It is made only of a sweep that varies all four axes, and nothing else but the density: another varying key would be averaged
+away.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ OPTION_ORDER = (
 )
 """The options of the axes in the order in which tables and figures list them."""
 
+REFUSED = "–"
+
 INTRODUCTION = "{} at the end, mean ± sample standard deviation over seeds; – is a composition that means nothing.\n"
 
 
@@ -32,16 +34,16 @@ def option_rank(option: str) -> tuple[int, str]:
 
 
 def over_taxonomy(runs: pd.DataFrame) -> bool:
-    """Whether what, criterion, when and how_often vary in these runs, and at most the density besides."""
+    """Return whether what, criterion, when and how_often vary in these runs, and at most the density besides."""
     return {*ROWS, *COLUMNS} == {*varying(runs)} - {PANEL}
 
 
 def by_axes(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row per cell: density, what, criterion, when, how_often, seeds (done), test accuracy (%) or the task's metric, its sd,
-    refused.
+    """Return a row per cell: density, what, criterion, when, how_often, seeds (done), test accuracy (%) or the task's metric,
+    its sample standard deviation, refused.
 
-    refused: every run of the cell was skipped because the composition means nothing. A cell that has neither a result nor a
-    refusal has failed or is not done. `runs`: from `analysis.load_runs`. Rows are in the order in which one would tell them.
+    refused: every run of the cell was skipped because its composition is meaningless. A cell that has neither a result nor a
+    refusal has failed or is not done. `runs`: from `analysis.load_runs`. Rows go from dense to sparse, then by `option_rank`.
     """
     cells = runs.groupby([PANEL, *ROWS, *COLUMNS], sort=False)
     metric = metric_of(runs)
@@ -57,11 +59,12 @@ def by_axes(runs: pd.DataFrame) -> pd.DataFrame:
             "refused": cells["status"].agg(lambda statuses: bool((statuses == "skipped").all())),
         }
     ).reset_index()
-    return table.sort_values([PANEL, *ROWS, *COLUMNS], key=_told, kind="stable").reset_index(drop=True)
+    return table.sort_values([PANEL, *ROWS, *COLUMNS], key=_sort_key, kind="stable").reset_index(drop=True)
 
 
 def grid(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """One density's `column` of `by_axes`, as a grid of (what, criterion) x (when, how_often), in their order."""
+    """Return a `column` of `by_axes` at one density as a grid of (what, criterion) x (when, how_often), in the table's
+    order."""
     wide = table.set_index([*ROWS, *COLUMNS])[column].unstack(COLUMNS)
     return wide.reindex(
         index=pd.MultiIndex.from_frame(table[ROWS].drop_duplicates()),
@@ -70,24 +73,19 @@ def grid(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def axes_markdown(table: pd.DataFrame, metric: Metric = ACCURACY) -> str:
-    """What `by_axes` returns for reading: a table for each density; columns in which all is refused are left out."""
-    parts = [INTRODUCTION.format(metric.test[0].upper() + metric.test[1:])]
-    for density, part in table.groupby(PANEL, sort=False):
-        texts = grid(
-            part.assign(text=[_text(metric, *row) for row in zip(*_measured(part, metric), strict=True)]), "text"
-        ).fillna("")
-        kept = texts.loc[:, (texts != REFUSED).any()]
-        rows = [[*which, *kept.loc[which]] for which in kept.index]
-        head, rules = [*ROWS, *(" · ".join(column) for column in kept)], ["---"] * 2 + ["---:"] * kept.shape[1]
-        parts += [f"## {density:.10g} of the units alive\n", markdown_lines(head, rules, rows)]
-    return "\n".join(parts)
+    """Return `by_axes` as Markdown: a table for each density, without the columns in which every cell is refused."""
+    sections = [INTRODUCTION.format(metric.test[0].upper() + metric.test[1:])]
+    for density, cells in table.groupby(PANEL, sort=False):
+        sections += [f"## {density:.10g} of the units alive\n", _section(cells, metric)]
+    return "\n".join(sections)
 
 
-REFUSED = "–"
-
-
-def _measured(table: pd.DataFrame, metric: Metric) -> list[pd.Series]:
-    return [table[column] for column in (metric.test, metric.test_sd, "seeds", "refused")]
+def _section(cells: pd.DataFrame, metric: Metric) -> str:
+    measured = zip(*(cells[column] for column in (metric.test, metric.test_sd, "seeds", "refused")), strict=True)
+    texts = grid(cells.assign(text=[_text(metric, *values) for values in measured]), "text").fillna("")
+    shown = texts.loc[:, (texts != REFUSED).any()]
+    head, rules = [*ROWS, *(" · ".join(column) for column in shown)], ["---"] * 2 + ["---:"] * shown.shape[1]
+    return markdown_lines(head, rules, [[*which, *shown.loc[which]] for which in shown.index])
 
 
 def _text(metric: Metric, mean: float, sd: float, seeds: int, refused: bool) -> str:
@@ -96,9 +94,9 @@ def _text(metric: Metric, mean: float, sd: float, seeds: int, refused: bool) -> 
     return metric.spread(mean, sd)
 
 
-def _told(column: pd.Series) -> pd.Series:
-    """Ranks to sort by: dense first, options in the order of `option_rank`."""
+def _sort_key(column: pd.Series) -> pd.Series:
+    """Return ranks to sort by: dense first, options in the order of `option_rank`."""
     if column.name == PANEL:
         return -column
-    places = {option: place for place, option in enumerate(sorted(column.unique(), key=option_rank))}
-    return column.map(places)
+    ranks = {option: rank for rank, option in enumerate(sorted(column.unique(), key=option_rank))}
+    return column.map(ranks)

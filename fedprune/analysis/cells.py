@@ -1,4 +1,4 @@
-"""Runs -> cells. A *cell* is all runs that differ in nothing but the seed: a row of the table, a line in the figures."""
+"""The table by cell. A *cell* is all runs that differ in nothing but the seed: a row of the table, a line in the figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedprune.identity import VOLATILE
 
 NOT_IDENTIFYING = {"run", "status", "reason", "seed", "round", METRIC, LARGER}
 
-# A run that was resumed with other workers stays in its cell: these tell cells apart only where nothing else does.
+# A run that was resumed with other workers stays in its cell: these keys tell cells apart only where no other key does.
 CIRCUMSTANCES = {*VOLATILE, "data.root"}
 
 STATUSES = ("done", "unfinished", "failed", "skipped")
@@ -23,19 +23,19 @@ COSTS = {
     "training (GFLOPs)": ("total/flops", 1e-9),
     "time (s)": ("time/total_s", 1),
 }
-"""Columns of the table whatever the task: (metric, factor to the unit)."""
+"""The columns of cost, for every task: (metric, factor to the unit)."""
 
 
 def columns(metric: Metric) -> dict[str, tuple[str, float]]:
-    """Return the columns of the table: (metric, factor to the unit)."""
+    """Return all measured columns of the table: (metric, factor to the unit)."""
     parts = {metric.head(part): (metric.column(part), metric.factor) for part in ("test", "val", "client")}
     return parts | {f"client {metric.tail} ({metric.unit})": (metric.tail_column, metric.factor)} | COSTS
 
 
 def levels(rounds: pd.DataFrame) -> pd.DataFrame:
-    """Of each run and each number of prune events done, the last round that was evaluated on test data.
+    """Return the last round that was evaluated on test data of each run and each number of prune events done.
 
-    This is accuracy, or what else the task is judged by, as a function of density, the lottery-ticket curve: level 0 is the
+    These are the points of accuracy (or the task's other metric) against density, the lottery-ticket curve: level 0 is the
     dense network, and an iterative run has a level per prune event. A level that ended without an evaluation has no row.
     """
     test = metric_of(rounds).column("test")
@@ -46,27 +46,28 @@ def levels(rounds: pd.DataFrame) -> pd.DataFrame:
 
 
 def varying(frame: pd.DataFrame) -> list[str]:
-    """The identifying columns (name, axes, density, swept keys; never the seed) that take more than one value.
+    """Return the identifying columns (name, axes, density, swept keys; never the seed) that take more than one value.
 
-    They tell cells apart: the first columns of the table, the labels of the legends. Columns of mere circumstance (executor,
-    logger, ...) are left out, unless two runs would then be one and the same.
+    They tell cells apart: they are the first columns of the table, and the labels of the legends. Columns of circumstances
+    (executor, logger, ...) are left out, unless two runs could then not be told apart.
     """
     runs = frame.drop_duplicates("run")
-    # nunique ignores a missing density, which is that of a job that failed before it had a plan.
+    # A job that failed before it had a plan has no density; nunique does not count that as a value.
     several = [c for c in runs if c not in NOT_IDENTIFYING and "/" not in c and runs[c].nunique() > 1]
     telling = [column for column in several if not CIRCUMSTANCES & {column, column.split(".")[0]}]
     return several if runs.duplicated([*telling, "seed"]).any() else telling
 
 
 def table(runs_frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per cell: the varying columns (the name where nothing varies), means over the seeds that are done, status, reason.
+    """Return a row per cell: the varying columns (the name where nothing varies), means over the seeds that are done, status,
+    reason.
 
     The best on test data comes first; cells without a finished run are at the bottom, with their reason. `test sd (%)` is
     the sample standard deviation over seeds, NaN with one seed. MB are 10^6 bytes, sent over the whole run.
     """
     by, metric = varying(runs_frame) or ["name"], metric_of(runs_frame)
     rows = pd.DataFrame([_row(which, cell, metric) for which, cell in _cells(runs_frame, by)])
-    rank = rows["status"].map(lambda status: next(i for i, known in enumerate(STATUSES) if known in status))
+    rank = rows["status"].map(lambda status: next(rank for rank, known in enumerate(STATUSES) if known in status))
     ascending = [True, not metric.larger_is_better]
     order = rows.assign(rank=rank).sort_values(["rank", metric.test], ascending=ascending, kind="stable").index
     return rows.loc[order].reset_index(drop=True)
@@ -82,10 +83,15 @@ def _row(which: dict[str, object], cell: pd.DataFrame, metric: Metric) -> dict[s
     means = {column: _measured(done, name).mean() * factor for column, (name, factor) in columns(metric).items()}
     sd = _measured(done, metric.column("test")).std(ddof=1) * metric.factor
     test = {metric.test: means.pop(metric.test), metric.test_sd: sd}
-    counts = {status: n for status in STATUSES if (n := int((cell["status"] == status).sum()))}
-    status = ", ".join(f"{n} {status}" for status, n in counts.items()) if len(counts) > 1 else next(iter(counts))
     reason = "; ".join(dict.fromkeys(reason for reason in cell["reason"] if reason))
-    return {**which, "seeds": len(done), **test, **means, "status": status, "reason": reason}
+    return {**which, "seeds": len(done), **test, **means, "status": _status(cell), "reason": reason}
+
+
+def _status(cell: pd.DataFrame) -> str:
+    """Return the status of all runs, or how many have which: '2 done, 1 failed'."""
+    counts = {status: int((cell["status"] == status).sum()) for status in STATUSES}
+    texts = {status: f"{count} {status}" for status, count in counts.items() if count}
+    return ", ".join(texts.values()) if len(texts) > 1 else next(iter(texts))
 
 
 def _measured(runs: pd.DataFrame, metric: str) -> pd.Series:

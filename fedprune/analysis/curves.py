@@ -1,7 +1,7 @@
-"""Tidy rows of all runs -> the lines of a figure: their labels and points. Knows pandas, not matplotlib.
+"""The lines of a figure from the tidy rows of all runs: their points and labels. This module needs pandas only, not matplotlib.
 
-A line is the mean over a cell's seeds. It has a point where every one of its seeds has a value, so that it never jumps because
-a seed joins or leaves.
+A line is the mean over a cell's seeds. It has a point only where every one of its seeds has a value, so that it never jumps
+because a seed joins or leaves.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import pandas as pd
 from fedprune.analysis.metric import metric_of
 from fedprune.errors import FedpruneError
 
-LINES_IN_A_PANEL, PANELS = 8, 6
+LINES_IN_A_PANEL, PANELS = 8, 6  # at most
 
 
 def evaluated(frame: pd.DataFrame, x: str, by: list[str]) -> pd.DataFrame:
-    """The rows with the task's metric on test data, and an `x`, cells in the order of their values, each with its label in
-    `cell`.
+    """Return the rows that have the task's metric on test data and a value of `x`, sorted by `by`, with their labels as `cell`.
 
     Raises FedpruneError if there is none.
     """
@@ -30,17 +29,18 @@ def evaluated(frame: pd.DataFrame, x: str, by: list[str]) -> pd.DataFrame:
 
 
 def complete(rows: pd.DataFrame, point: str) -> pd.DataFrame:
-    """The rows of those points of each cell at which every one of its seeds has a value."""
+    """Return the rows of those points of each cell at which every one of its seeds has a value."""
     seeds = rows.groupby("cell")["seed"].transform("nunique")
     return rows[rows.groupby(["cell", point])["seed"].transform("nunique") == seeds]
 
 
 def at_densities(rows: pd.DataFrame, by: list[str]) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of levels, at the density x (% of weights, three digits) their cell has come to; and `by` without the density.
+    """Return the rows of levels with the density that their cell has reached as `x` (% of weights, three digits); and `by`
+    without the density.
 
-    Cells that differ in nothing but the target density become one. Of levels of equal density it is the last that counts.
+    Cells that differ in nothing but the target density become one. Of levels of equal density the last one counts.
     """
-    # With personal masks or gates a level's density differs a little from seed to seed; it is one point all the same.
+    # With personal masks or gates the density of a level differs a little from seed to seed; the mean makes it one point.
     density = rows.groupby(["cell", "prune/events"])["density/weights"].transform("mean") * 100
     rows = rows.assign(x=[float(f"{percent:.3g}") for percent in density])
     by = [column for column in by if column != "density"]
@@ -48,8 +48,8 @@ def at_densities(rows: pd.DataFrame, by: list[str]) -> tuple[pd.DataFrame, list[
 
 
 def curve(rows: pd.DataFrame, point: str) -> pd.DataFrame:
-    """One line's points: x, mean and sample standard deviation (in the metric's unit; NaN with one seed) on test data of what
-    the task is judged by, prune events done."""
+    """Return the points of one line: `x`; `mean` and `sd`, the sample standard deviation (NaN with one seed), of the task's
+    metric on test data, in its unit; and `events`, the prune events done."""
     points, metric = rows.groupby(point), metric_of(rows)
     test = points[metric.column("test")]
     values = {"x": points["x"].mean(), "mean": test.mean() * metric.factor, "sd": test.std(ddof=1) * metric.factor}
@@ -57,20 +57,21 @@ def curve(rows: pd.DataFrame, point: str) -> pd.DataFrame:
 
 
 def labels(rows: pd.DataFrame, by: list[str]) -> pd.Series:
-    """'magnitude · init · clients=100' for each row; empty where nothing varies."""
+    """Return the label of each row, such as 'magnitude · init · clients=100'; empty where nothing varies."""
     words = [[_word(column, value) for value in rows[column]] for column in by] or [[""] * len(rows)]
     return pd.Series([" · ".join(label) for label in zip(*words, strict=True)], index=rows.index, dtype=str)
 
 
-def telling(rows: pd.DataFrame, by: list[str]) -> list[str]:
-    """`by`, or the name alone where each cell has one of its own, as when published methods are compared."""
+def label_columns(rows: pd.DataFrame, by: list[str]) -> list[str]:
+    """Return the columns that suffice as a label: the name alone if no two cells share one, as published methods do not; else
+    `by`."""
     return ["name"] if "name" in by and rows["name"].nunique() == rows["cell"].nunique() else by
 
 
 def panel_column(rows: pd.DataFrame, by: list[str]) -> list[str]:
-    """At most one column whose values get a panel each, where all lines would be too many for one panel.
+    """Return the column whose values get a panel each, as a list; [] if all lines fit into one panel.
 
-    Of the columns that make the panels small enough, the one with fewest values; if none does, the one that gets nearest.
+    Of the columns that make the panels small enough it is the one with fewest values; if none does, the one that comes nearest.
     """
     few = [column for column in by if rows[column].nunique() <= PANELS]
     if len(by) < 2 or rows["cell"].nunique() <= LINES_IN_A_PANEL or not few:
@@ -80,7 +81,7 @@ def panel_column(rows: pd.DataFrame, by: list[str]) -> list[str]:
 
 
 def _word(column: str, value: object) -> str:
-    """An answer speaks for itself; a number, a switch or a default needs the last part of its key before it."""
+    """Return an option by its name, and a number, a switch or a default as key=value, with the last part of the key."""
     number = isinstance(value, (int, float))
     text = f"{value:.10g}" if number else str(value)
     return f"{column.split('.')[-1]}={text}" if number or text in {"true", "false", "default", "none", "null"} else text

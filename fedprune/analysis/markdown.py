@@ -6,22 +6,23 @@ import pandas as pd
 
 
 def markdown(results: pd.DataFrame) -> str:
-    """A table in Markdown with every column, numbers rounded."""
+    """Return a table in Markdown with every column, numbers rounded."""
     rules = ["---:" if pd.api.types.is_numeric_dtype(results[column]) else "---" for column in results]
     return markdown_lines(list(results), rules, rounded(results))
 
 
 def markdown_lines(head: list[str], rules: list[str], rows: list[list[str]]) -> str:
-    """Texts as a table in Markdown. rules: the alignment of each column, `---` or `---:` for right."""
-    lines = [head, rules, *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n" for line in lines)
+    """Return texts as a table in Markdown. rules: the alignment of each column, `---` or `---:` for right."""
+    return "".join(_line(cells) for cells in [head, rules, *rows])
 
 
-def _is_number(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column)
+def _line(cells: list[str]) -> str:
+    escaped = [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
+    return f"| {' | '.join(escaped)} |\n"
 
 
 def rounded(results: pd.DataFrame) -> list[list[str]]:
+    """Return the rows of a table as texts, numbers rounded as their columns' units ask for."""
     rows = results.itertuples(index=False)
     return [[_text(value, column) for column, value in zip(results, row, strict=True)] for row in rows]
 

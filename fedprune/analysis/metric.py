@@ -1,6 +1,6 @@
-"""The metric that runs are judged by: what its columns are called, which way is better, and how its numbers are written.
+"""The metric that runs are judged by: the names of its columns, which direction is better, and how its numbers are written.
 
-A frame has it in its columns `metric` and `larger_is_better`, which `read` takes from run.json; without them it is accuracy.
+A frame has it in its columns `metric` and `larger_is_better`, which read.py takes from run.json; without them it is accuracy.
 """
 
 from __future__ import annotations
@@ -13,44 +13,48 @@ import pandas as pd
 log = logging.getLogger(__name__)
 
 METRIC, LARGER = "metric", "larger_is_better"
+"""Columns of a frame."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """name: as in `test/<name>`."""
+    """A metric of a task. name: as in `test/<name>`."""
 
     name: str = "accuracy"
     larger_is_better: bool = True
 
     @property
     def percent(self) -> bool:
-        """Return whether it is a fraction that is shown in percent: an accuracy."""
+        """Return whether the metric is a fraction that is shown in percent: an accuracy."""
         return self.name.endswith("accuracy")
 
     @property
     def factor(self) -> int:
+        """Return the factor from the values of a frame to those of tables and figures."""
         return 100 if self.percent else 1
 
     @property
     def words(self) -> str:
+        """Return the metric's name as words."""
         return self.name.replace("_", " ")
 
     @property
     def unit(self) -> str:
-        """Return what stands in brackets: a unit, or an arrow to the better side."""
+        """Return the text in brackets after a column's name: a unit, or an arrow to the better side."""
         return "%" if self.percent else "↑" if self.larger_is_better else "↓"
 
     @property
     def tail(self) -> str:
-        """Return the name of the percentile of clients that is the bad one."""
+        """Return the percentile of clients that is the worst decile: p10, or p90 where less is better."""
         return "p10" if self.larger_is_better else "p90"
 
     def column(self, part: str) -> str:
-        """Return its name in metrics.jsonl: of `test`, `val` or `client` (the mean over clients)."""
+        """Return the metric's name in metrics.jsonl for `test`, `val` or `client` (the mean over clients)."""
         return f"client/{self.name}_mean" if part == "client" else f"{part}/{self.name}"
 
     @property
     def tail_column(self) -> str:
+        """Return the name in metrics.jsonl of the worst decile of clients."""
         return f"client/{self.name}_{self.tail}"
 
     def head(self, part: str, which: str = "") -> str:
@@ -59,10 +63,12 @@ class Metric:
 
     @property
     def test(self) -> str:
+        """Return the head of the column of means on test data."""
         return self.head("test")
 
     @property
     def test_sd(self) -> str:
+        """Return the head of the column of their standard deviations."""
         return "test sd (%)" if self.percent else f"test sd ({self.words})"
 
     def axis(self, part: str) -> str:
@@ -70,14 +76,15 @@ class Metric:
         return f"{part} {self.words} (%)" if self.percent else f"{part} {self.words}"
 
     def text(self, value: float) -> str:
-        """Return a value, in its unit, as text."""
+        """Return a value in the metric's unit as text."""
         return f"{value:.1f}" if self.percent else f"{value:.4g}"
 
     def spread(self, mean: float, sd: float) -> str:
-        """Return a mean and a sample standard deviation (or none, NaN) as text; nothing if there is no mean."""
+        """Return a mean and a sample standard deviation (NaN for none) as text; '' if the mean is NaN."""
         if pd.isna(mean):
             return ""
-        return self.text(mean) + ("" if pd.isna(sd) else f" ± {self.text(sd) if self.percent else f'{sd:.2g}'}")
+        deviation = self.text(sd) if self.percent else f"{sd:.2g}"
+        return self.text(mean) + ("" if pd.isna(sd) else f" ± {deviation}")
 
     def best(self, values: pd.DataFrame) -> pd.Series:
         """Return the column of each row's best value; of equals the first."""
@@ -88,20 +95,20 @@ ACCURACY = Metric()
 
 
 def metrics_of(frame: pd.DataFrame) -> list[Metric]:
-    """Return the metrics of a frame's runs, each once, in their order; accuracy if no run says what it is judged by."""
+    """Return the metrics of a frame's runs, each once, in their order; accuracy if no run names one."""
     if METRIC not in frame:
-        return [Metric()]
-    told = frame[[METRIC, LARGER]].dropna().drop_duplicates()
-    return [Metric(str(name), bool(larger)) for name, larger in told.itertuples(index=False)] or [Metric()]
+        return [ACCURACY]
+    distinct = frame[[METRIC, LARGER]].dropna().drop_duplicates()
+    return [Metric(str(name), bool(larger)) for name, larger in distinct.itertuples(index=False)] or [ACCURACY]
 
 
 def metric_of(frame: pd.DataFrame) -> Metric:
-    """Return the metric of a frame's runs: where they have several, the first; runs with another have no value then."""
+    """Return the metric of a frame's runs. Where they have several it is the first; the other runs then have no value."""
     return metrics_of(frame)[0]
 
 
 def warn_of_several(frame: pd.DataFrame) -> None:
-    """Say that runs which are judged by different metrics cannot be compared."""
+    """Log a warning if the runs are judged by different metrics, which cannot be compared."""
     first, *others = metrics_of(frame)
     if others:
         log.warning(

@@ -1,4 +1,4 @@
-"""Where the time of a run's rounds went, by the phases of phase_clock.py: what profile=true leaves in a run's folder."""
+"""The profile that profile=true leaves in a run's folder: the seconds of each round by the phases of phase_clock.py."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from fedprune.analysis.figures.style import STYLE, save, whole_numbers
 from fedprune.phase_clock import PHASES, PREFIX
 
 BARS = 60
-"""With more rounds than this, neighbouring rounds share a bar: evaluation, which is not in all of them, would hide the rest."""
+"""At most so many bars: neighbouring rounds share one. Else evaluation, which only some rounds do, would hide the other
+phases."""
 
-LOOKS = dict(zip(PHASES, (*COLOURS, "0.8"), strict=True))
+COLOUR_OF = dict(zip(PHASES, (*COLOURS, "0.8"), strict=True))
 
 
 def write(rows: Sequence[Mapping[str, float]], folder: Path) -> str | None:
     """Write profile.csv and figures/profile.{png,svg} of a run's metrics into its folder; return the lines for the screen.
 
-    Nothing, and None, if no round was profiled.
+    Returns None, and writes nothing, if no round was profiled.
     """
     table = by_round(rows)
     if table.empty:
@@ -34,14 +35,14 @@ def write(rows: Sequence[Mapping[str, float]], folder: Path) -> str | None:
 
 
 def by_round(rows: Sequence[Mapping[str, float]]) -> pd.DataFrame:
-    """A row per profiled round: `round` (0-based), and the seconds of each phase, which add up to `round_s`."""
+    """Return a row per profiled round: `round` (0-based), and the seconds of each phase, which add up to `round_s`."""
     profiled = [row for row in rows if f"{PREFIX}other_s" in row]
     columns = {"round": "round", **{f"{name}_s": f"{PREFIX}{name}_s" for name in PHASES}, "round_s": "time/round_s"}
     return pd.DataFrame([[row[metric] for metric in columns.values()] for row in profiled], columns=list(columns))
 
 
 def text(table: pd.DataFrame) -> str:
-    """The phases, the longest first, with their share of the time."""
+    """Return the phases as text, the longest first, with their share of the time."""
     total = {name: float(table[f"{name}_s"].sum()) for name in PHASES}
     longest = sorted((name for name in PHASES if total[name] > 0), key=lambda name: -total[name])
     whole, rounds = sum(total.values()), len(table)
@@ -50,7 +51,7 @@ def text(table: pd.DataFrame) -> str:
 
 
 def seconds_rounds(table: pd.DataFrame) -> Figure:
-    """Seconds of a round, stacked by phase, against rounds. Of many rounds, a bar is the mean of those that share it."""
+    """Draw the seconds of a round, stacked by phase, against rounds. A bar that rounds share is their mean."""
     width = ceil(len(table) / BARS)
     bars = table.groupby(table.reset_index().index // width).mean()
     share = table[[f"{name}_s" for name in PHASES]].sum() / table["round_s"].sum()
@@ -61,7 +62,7 @@ def seconds_rounds(table: pd.DataFrame) -> Figure:
         for name in PHASES:
             height = bars[f"{name}_s"]
             label = f"{name} {100 * share[f'{name}_s']:.1f} %"
-            axes.bar(bars["round"] + 1, height, 0.9 * width, bottom, color=LOOKS[name], label=label)
+            axes.bar(bars["round"] + 1, height, 0.9 * width, bottom, color=COLOUR_OF[name], label=label)
             bottom += height
         figure.legend(loc="outside right upper", reverse=True)
         axes.grid(visible=False, axis="x")

@@ -1,7 +1,7 @@
-"""Run folders -> tidy pandas DataFrames.
+"""Read run folders into tidy pandas DataFrames.
 
-A *run* is one folder with a `run.json`. A frame's columns are of two kinds: those without a `/` say which run it is (name,
-axes, density, swept keys, seed), those with a `/` are metrics, named as in metrics.jsonl.
+A *run* is a folder with a `run.json`. A frame has two kinds of columns: those without a `/` identify the run (name, axes,
+density, swept keys, seed), those with a `/` are metrics, named as in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -22,13 +22,16 @@ Runs = Path | str | Sequence[Path]
 """A folder with run folders at or below it, or the run folders themselves."""
 
 UNSET = "default"
-"""What a run has in the column of a key that it was not given."""
+"""The value in the column of a key that a run was not given."""
+
+Description = dict[str, Any]
+"""The contents of a run.json, or of another JSON file of a run."""
 
 SUMS = {"total/up_bytes": "wire/up_bytes", "total/down_bytes": "wire/down_bytes", "total/flops": "flops/train"}
 
 
 def find_runs(folder: Path | str) -> list[Path]:
-    """All run folders at or below `folder`, sorted. Raises FedpruneError where there is none."""
+    """Return all run folders at or below `folder`, sorted. Raises FedpruneError if there is none."""
     runs = sorted(path.parent for path in Path(folder).rglob("run.json"))
     if not runs:
         what = "has no run.json in it or below it" if Path(folder).is_dir() else "is not a folder"
@@ -40,9 +43,9 @@ def find_runs(folder: Path | str) -> list[Path]:
 
 
 def load_runs(runs: Runs) -> pd.DataFrame:
-    """A row per run: run (folder), status (done, failed, skipped, unfinished), reason, name, axes, density, metric and
-    larger_is_better (what it is judged by), swept keys, seed, the last round's metrics, and the sums over all rounds
-    `total/up_bytes`, `total/down_bytes`, `total/flops`.
+    """Return a row per run: run (folder), status (done, failed, skipped, unfinished), reason, name, axes, density, metric and
+    larger_is_better (of what the run is judged by), swept keys, seed, the metrics of the last round, and the sums over all
+    rounds `total/up_bytes`, `total/down_bytes`, `total/flops`.
 
     Densities and accuracies are fractions, times are seconds. Raises FedpruneError for a folder without runs and for damaged
     files.
@@ -51,58 +54,63 @@ def load_runs(runs: Runs) -> pd.DataFrame:
 
 
 def load_rounds(runs: Runs) -> pd.DataFrame:
-    """A row per finished round of every run: the identifying columns of `load_runs`, `round` (0-based) and its metrics.
+    """Return a row per finished round of every run: the identifying columns of `load_runs`, `round` (0-based) and its metrics.
 
-    Raises as `load_runs`.
+    Raises what `load_runs` raises.
     """
     return _frame([{**which, **row} for which in _identities(runs) for row in read_metrics(Path(which["run"]))])
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Identifying columns first, metrics after them, else in order of appearance."""
+    """Return the rows with identifying columns first and metrics after them, each in order of appearance."""
     names = dict.fromkeys(name for row in rows for name in row)
     return pd.DataFrame(rows, columns=sorted(names, key=lambda name: "/" in name))
 
 
 def _identities(runs: Runs) -> list[dict[str, Any]]:
-    """What each run is, with the same keys for all: every axis, and whatever any of them was swept over."""
-    listed = (
-        find_runs(runs) if isinstance(runs, (str, Path)) else [run for run in map(Path, runs) if (run / "run.json").exists()]
-    )
-    described = {folder: _read(folder / "run.json") for folder in listed}
-    axes = dict.fromkeys(axis for about in described.values() for axis in about["axes"])
-    swept = dict.fromkeys(key for about in described.values() for key in _overrides(about))
+    """Return the identifying columns of each run, the same for all: every axis, and each key that any run was swept over."""
+    described = {folder: _read(folder / "run.json") for folder in _folders(runs)}
+    axes = dict.fromkeys(axis for description in described.values() for axis in description["axes"])
+    swept = dict.fromkeys(key for description in described.values() for key in _overrides(description))
     keys = [key for key in swept if key not in {*axes, "name", "density", "seed"}]
-    return [_identity(folder, about, axes, keys) for folder, about in described.items()]
+    return [_identity(folder, description, axes, keys) for folder, description in described.items()]
 
 
-def _identity(folder: Path, about: dict[str, Any], axes: Iterable[str], keys: Iterable[str]) -> dict[str, Any]:
-    status, reason = _status(folder, about)
-    told = about.get("metric") or ({"name": "accuracy", "larger_is_better": True} if "plan" in about else {})
+def _folders(runs: Runs) -> list[Path]:
+    if isinstance(runs, (str, Path)):
+        return find_runs(runs)
+    return [run for run in map(Path, runs) if (run / "run.json").exists()]
+
+
+def _identity(folder: Path, description: Description, axes: Iterable[str], keys: Iterable[str]) -> dict[str, Any]:
+    status, reason = _status(folder, description)
+    # Runs of before the metric was recorded are judged by accuracy; a run without a plan never came to a metric.
+    recorded = description.get("metric") or ({"name": "accuracy", "larger_is_better": True} if "plan" in description else {})
     return {
-        **{"run": str(folder), "status": status, "reason": reason, "name": about["name"]},
-        **{_column(axis): about["axes"].get(axis, UNSET) for axis in axes},
-        **{"density": about.get("density"), METRIC: told.get("name"), LARGER: told.get("larger_is_better")},
-        **{_column(key): _configured(about, key) for key in keys},
-        **{"seed": about["seed"]},
+        **{"run": str(folder), "status": status, "reason": reason, "name": description["name"]},
+        **{_column(axis): description["axes"].get(axis, UNSET) for axis in axes},
+        **{"density": description.get("density"), METRIC: recorded.get("name"), LARGER: recorded.get("larger_is_better")},
+        **{_column(key): _configured(description, key) for key in keys},
+        **{"seed": description["seed"]},
     }
 
 
-def _overrides(about: dict[str, Any]) -> dict[str, str]:
-    """['+a.b=1', '~c'] -> {'a.b': '1', 'c': 'removed'}; without an experiment that the run is named after anyway."""
-    pairs = [override.partition("=") for override in about["overrides"]]
+def _overrides(description: Description) -> dict[str, str]:
+    """Return overrides by key: ['+a.b=1', '~c'] -> {'a.b': '1', 'c': 'removed'}; without the experiment if the run has its
+    name."""
+    pairs = [override.partition("=") for override in description["overrides"]]
     swept = {key.lstrip("+~"): "removed" if key.startswith("~") else value.strip("'\"") for key, _, value in pairs}
-    return {key: value for key, value in swept.items() if (key, value) != ("experiment", about["name"])}
+    return {key: value for key, value in swept.items() if (key, value) != ("experiment", description["name"])}
 
 
-def _configured(about: dict[str, Any], key: str) -> int | float | str:
-    """The value of a swept key: as the run's configuration has it, else as the override says."""
-    value: Any = about.get("config", {})
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
+def _configured(description: Description, key: str) -> int | float | str:
+    """Return the value of a swept key as the run's configuration has it, else as the override says."""
+    value: Any = description.get("config", {})
+    for word in key.split("."):
+        value = value.get(word) if isinstance(value, dict) else None
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         return value
-    return _number(_overrides(about).get(key, UNSET if value is None else json.dumps(value)))
+    return _number(_overrides(description).get(key, UNSET if value is None else json.dumps(value)))
 
 
 def _column(key: str) -> str:
@@ -119,32 +127,33 @@ def _number(text: str) -> int | float | str:
     return text
 
 
-def _status(folder: Path, about: dict[str, Any]) -> tuple[str, str]:
+def _status(folder: Path, description: Description) -> tuple[str, str]:
+    """Return (status, reason)."""
     if (folder / "summary.json").exists():
         return "done", ""
     if (folder / "failed.json").exists():
         failed = _read(folder / "failed.json")
         return failed["status"], failed["reason"]
-    of_all = f" of {about['plan']['rounds']}" if "plan" in about else ""
+    of_all = f" of {description['plan']['rounds']}" if "plan" in description else ""
     return "unfinished", f"{len(read_metrics(folder))}{of_all} rounds done"
 
 
 def _outcome(folder: Path) -> dict[str, float]:
-    """The last metrics of a run and the sums over its rounds; nothing for a run that never finished a round."""
+    """Return the last metrics of a run and the sums over its rounds; {} for a run that never finished a round."""
     rounds = read_metrics(folder)
     if not rounds:
         return {}
-    there = {metric: [row[metric] for row in rounds if metric in row] for metric in SUMS.values()}
-    sums = {total: sum(there[metric]) if there[metric] else math.nan for total, metric in SUMS.items()}
+    values = {total: [row[metric] for row in rounds if metric in row] for total, metric in SUMS.items()}
+    sums = {total: sum(of_rounds) if of_rounds else math.nan for total, of_rounds in values.items()}
     seconds = {"time/total_s": sum(row.get("time/round_s", 0) for row in rounds)}
     summary = folder / "summary.json"
     last = _read(summary)["metrics"] if summary.exists() else rounds[-1]
     return {**seconds, **{name: value for name, value in last.items() if "/" in name}, **sums}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Description:
     try:
-        return json.loads(path.read_text())
+        return cast(Description, json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         mend = "delete that run's folder and start the same command again to repeat the run"
         raise FedpruneError(f"{path} is damaged ({error}): {mend}") from error

@@ -1,12 +1,14 @@
-"""One table, three figures and the tables by level over all runs of a sweep."""
+"""The report of a sweep: one table and three figures over all its runs; tables by level, axes and methods where they apply."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from fedprune.analysis import figures
 from fedprune.analysis.by_axes import axes_markdown, by_axes, over_taxonomy
@@ -25,11 +27,11 @@ log = logging.getLogger(__name__)
 def report(runs: Runs, into: Path | str) -> pd.DataFrame:
     """Write table.csv, table.md and figures/accuracy_{density,bytes,rounds}.{png,svg} into `into`; return the table.
 
-    Where runs come to more than one density, also levels.csv and levels.md; of a sweep over the taxonomy also taxonomy.md and
-    figures/accuracy_taxonomy.{png,svg}; of one over methods methods.{md,csv} and figures/accuracy_bytes_methods.{png,svg}, and
-    tuning.md if it tries several settings of each. Where runs are judged by another metric, files have its name instead of
-    `accuracy`. Levels and figures show the runs that are done. A figure that has no data
-    is not drawn, an older one of its name is removed, and the log says why. Raises as `load_runs`.
+    Runs that reach more than one density also get levels.csv and levels.md. A sweep over the taxonomy also gets taxonomy.md and
+    figures/accuracy_taxonomy.{png,svg}; a sweep over methods gets methods.{md,csv}, figures/accuracy_bytes_methods.{png,svg},
+    and tuning.md if it tries several settings of each. If runs are judged by another metric, files have its name instead of
+    `accuracy`. Levels and figures show the runs that are done. A figure without data is not drawn, an older one of its name is
+    removed, and the log says why. Raises what `load_runs` raises.
     """
     frame, into = load_runs(runs), Path(into)
     warn_of_several(frame)
@@ -48,7 +50,7 @@ def report(runs: Runs, into: Path | str) -> pd.DataFrame:
 
 
 def _write_levels(rounds: pd.DataFrame, into: Path) -> None:
-    """The tables by level; where there are none to tell apart, older ones are removed."""
+    """Write the tables by level if there are several levels; else remove older ones."""
     for name in ("levels.csv", "levels.md"):
         (into / name).unlink(missing_ok=True)
     if levels(rounds).empty:
@@ -60,60 +62,63 @@ def _write_levels(rounds: pd.DataFrame, into: Path) -> None:
 
 
 def _write_taxonomy(runs: pd.DataFrame, into: Path) -> None:
-    """The tables and the heat map of a sweep over the taxonomy; older ones of another sweep are removed."""
+    """Write the tables and the heat map of a sweep over the taxonomy; remove those of an earlier sweep."""
     metric = metric_of(runs)
-    written = [into / "taxonomy.md", *_figure(into, f"{metric.name}_taxonomy")]
-    for path in written:
-        path.unlink(missing_ok=True)
+    page, figure = into / "taxonomy.md", into / "figures" / f"{metric.name}_taxonomy"
+    _remove(page, *_files(figure))
     if not over_taxonomy(runs):
         return
-    by = by_axes(runs)
-    written[0].write_text(axes_markdown(by, metric))
-    with suppress(FedpruneError):  # that there is nothing to draw is said of the other figures
-        figures.save(figures.accuracy_taxonomy(by, metric), written[1])
+    cells = by_axes(runs)
+    page.write_text(axes_markdown(cells, metric))
+    with suppress(FedpruneError):  # `draw` has logged already that there is nothing to draw
+        figures.save(figures.accuracy_taxonomy(cells, metric), figure)
 
 
 def _write_methods(runs: pd.DataFrame, rounds: pd.DataFrame, into: Path) -> None:
-    """The comparison of methods and its front; older ones of another sweep are removed."""
+    """Write the comparison of methods and the figure of its front; remove those of an earlier sweep."""
     metric = metric_of(runs)
-    written = [into / "methods.md", into / "methods.csv", *_figure(into, f"{metric.name}_bytes_methods")]
-    for path in written:
-        path.unlink(missing_ok=True)
+    page, values, figure = into / "methods.md", into / "methods.csv", into / "figures" / f"{metric.name}_bytes_methods"
+    _remove(page, values, *_files(figure))
     if not over_methods(runs):
         return
     target = target_of(runs)
-    by = by_method(runs, rounds, target)
-    written[0].write_text(methods_markdown(by, target, metric))
-    by.to_csv(written[1], index=False)
-    with suppress(FedpruneError):  # that there is nothing to draw is said of the other figures
-        figures.save(figures.accuracy_bytes_methods(by, metric), written[2])
+    methods = by_method(runs, rounds, target)
+    page.write_text(methods_markdown(methods, target, metric))
+    methods.to_csv(values, index=False)
+    with suppress(FedpruneError):  # `draw` has logged already that there is nothing to draw
+        figures.save(figures.accuracy_bytes_methods(methods, metric), figure)
 
 
 def _write_tuning(runs: pd.DataFrame, into: Path) -> None:
-    """What was tried of each method, if several settings were; an older one of another sweep is removed."""
-    (into / "tuning.md").unlink(missing_ok=True)
+    """Write the tried settings of each method if there are several; remove the file of an earlier sweep."""
+    _remove(into / "tuning.md")
     if over_methods(runs) and settings(named(runs)):
         (into / "tuning.md").write_text(tuning_markdown(named(runs)))
 
 
-def _figure(into: Path, name: str) -> list[Path]:
-    return [into / "figures" / f"{name}{suffix}" for suffix in figures.SUFFIXES]
+def _files(figure: Path) -> list[Path]:
+    """Return the files of a figure, from their path without suffix."""
+    return [figure.with_name(figure.name + suffix) for suffix in figures.SUFFIXES]
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def draw(rounds: pd.DataFrame, folder: Path) -> list[Path]:
     """Write the three figures of `report` over all cells in `rounds` into `folder`; return the files written."""
     by, judged = varying(rounds) if len(rounds) else [], metric_of(rounds).name
-    kinds = {
+    drawings: dict[str, Callable[[], Figure]] = {
         f"{judged}_density": lambda: figures.accuracy_density(levels(rounds), by),
         f"{judged}_bytes": lambda: figures.accuracy_bytes(rounds, by),
         f"{judged}_rounds": lambda: figures.accuracy_rounds(rounds, by),
     }
     written: list[Path] = []
-    for name, figure in kinds.items():
+    for name, drawing in drawings.items():
         try:
-            written += figures.save(figure(), folder / name)
+            written += figures.save(drawing(), folder / name)
         except FedpruneError as error:
             log.warning("figure %s is left out: %s", name, error)
-            for suffix in figures.SUFFIXES:
-                (folder / name).with_suffix(suffix).unlink(missing_ok=True)
+            _remove(*_files(folder / name))
     return written

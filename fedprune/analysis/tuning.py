@@ -1,7 +1,7 @@
-"""A sweep that tries settings for each of several methods: which setting of each is best on validation data.
+"""The best setting of each method on validation data, of a sweep that tries several.
 
-A setting is whatever a method was given more than one value of besides the density and the seed, such as
-`local.optimizer.lr=0.01,0.03,0.1,0.3`. Every method gets as many: no method at its best is compared with another at its worst.
+A setting is the values of those keys, besides density and seed, of which a method was given more than one, such as
+`local.optimizer.lr=0.01,0.03,0.1,0.3`. So every method is compared at its best.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from fedprune.run_id import METHOD
 
 
 def settings(runs: pd.DataFrame) -> list[str]:
-    """The columns that vary within a method; none where each was run as it is."""
-    among = [column for column in varying(runs) if column not in (METHOD, "density")]
-    return [column for column in among if bool((runs.groupby(METHOD)[column].nunique() > 1).any())]
+    """Return the columns that vary within a method; none if each was run with one setting."""
+    candidates = [column for column in varying(runs) if column not in (METHOD, "density")]
+    return [column for column in candidates if bool((runs.groupby(METHOD)[column].nunique() > 1).any())]
 
 
 def tried(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row per density and method, a column per setting: what the task is judged by on validation data (accuracy in %), mean
+    """Return a row per density and method, a column per setting: the task's metric on validation data (accuracy in %), mean
     over the seeds that are done.
 
     Methods are in the order of the runs; a setting that no run of a method finished is NaN.
@@ -33,7 +33,8 @@ def tried(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def tuned(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of each density and method at its best setting (of equals the first); all of them where nothing varies."""
+    """Return the runs of each density and method at its best setting (of equals the first); all runs if there is one
+    setting."""
     by = settings(runs)
     if not by:
         return runs
@@ -43,23 +44,27 @@ def tuned(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def tuning_markdown(runs: pd.DataFrame) -> str:
-    """What was tried, for reading: a table for each density, the setting that `tuned` takes in bold."""
+    """Return `tried` as Markdown: a table for each density, with the setting that `tuned` takes in bold."""
     metric = metric_of(runs)
     judged = metric.head("validation").capitalize()
-    parts = [f"{judged}, mean over seeds, by {', '.join(settings(runs))}. **Bold**: the best, which is taken.\n"]
-    for density, part in tried(runs).groupby(level="density", sort=False):
-        best = metric.best(part.dropna(how="all"))
-        rows = [
-            [str(key[1]), *(_text(metric, value, best.get(key) == column) for column, value in values.items())]
-            for key, values in part.iterrows()
-        ]
-        head = ["method", *part.columns]
-        parts += [f"## Density {density:.10g}\n", markdown_lines(head, ["---"] + ["---:"] * (len(head) - 1), rows)]
-    return "\n".join(parts)
+    sections = [f"{judged}, mean over seeds, by {', '.join(settings(runs))}. **Bold**: the best, which is taken.\n"]
+    for density, methods in tried(runs).groupby(level="density", sort=False):
+        sections += [f"## Density {density:.10g}\n", _section(methods, metric)]
+    return "\n".join(sections)
+
+
+def _section(methods: pd.DataFrame, metric: Metric) -> str:
+    best = metric.best(methods.dropna(how="all"))
+    rows = []
+    for key, values in methods.iterrows():
+        texts = [_text(metric, value, best.get(key) == setting) for setting, value in values.items()]
+        rows.append([str(key[1]), *texts])
+    head = ["method", *methods.columns]
+    return markdown_lines(head, ["---"] + ["---:"] * (len(head) - 1), rows)
 
 
 def _labels(runs: pd.DataFrame, by: list[str]) -> pd.Series:
-    """The setting of each run in a word."""
+    """Return the setting of each run as text."""
     return runs[by].astype(str).agg(", ".join, axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Heat maps: accuracy over the taxonomy, how dense each layer of each cell came out, and which labels each client holds."""
+"""Heat maps: accuracy over the taxonomy, the density of each layer of each cell, and the labels of each client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from fedprune.analysis.by_axes import grid
-from fedprune.analysis.curves import evaluated, labels, telling
+from fedprune.analysis.curves import evaluated, label_columns, labels
 from fedprune.analysis.figures.style import STYLE, whole_numbers
 from fedprune.analysis.metric import ACCURACY, Metric
 from fedprune.data.federate import label_histogram as histogram_of
@@ -24,10 +24,10 @@ MAP_STYLE = STYLE | {"axes.grid": False, "axes.spines.left": False, "axes.spines
 
 
 def accuracy_taxonomy(table: pd.DataFrame, metric: Metric = ACCURACY) -> Figure:
-    """Test accuracy (%, mean over seeds), or what else the task is judged by, of what and criterion x when and how_often, a
-    panel per density, dense first.
+    """Draw test accuracy (%, mean over seeds), or the task's other metric: what and criterion x when and how_often, a panel per
+    density, dense first.
 
-    `table` is what `analysis.by_axes` returns. Compositions that mean nothing are hatched; what failed is blank. Raises
+    `table` is what `analysis.by_axes` returns. Meaningless compositions are hatched; failed cells are blank. Raises
     FedpruneError if there is nothing to draw.
     """
     test = metric.test
@@ -39,34 +39,34 @@ def accuracy_taxonomy(table: pd.DataFrame, metric: Metric = ACCURACY) -> Figure:
         size = (1.9 + len(panels) * (0.2 + 0.3 * shape[1]), 1.6 + 0.19 * shape[0])
         figure = Figure(figsize=size, layout="constrained")
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axes, (density, part) in zip(row, panels, strict=True):
+        for axes, (density, cells) in zip(row, panels, strict=True):
             axes.set_title(f"{100 * density:.10g} % of the units alive")
-            shown = _taxonomy_panel(axes, part, metric, table[test].min(), table[test].max())
-        figure.colorbar(shown, ax=row, label=metric.axis("test"), fraction=0.02, pad=0.01)
+            image = _taxonomy_panel(axes, cells, metric, table[test].min(), table[test].max())
+        figure.colorbar(image, ax=row, label=metric.axis("test"), fraction=0.02, pad=0.01)
     return figure
 
 
-def _taxonomy_panel(axes: Axes, part: pd.DataFrame, metric: Metric, least: float, most: float) -> AxesImage:
-    means, refused = grid(part, metric.test), grid(part, "refused") == True  # noqa: E712 (a cell that is not there is not refused)
-    shown = axes.imshow(means, aspect="auto", cmap="viridis", vmin=least, vmax=most, interpolation="nearest")
+def _taxonomy_panel(axes: Axes, cells: pd.DataFrame, metric: Metric, least: float, most: float) -> AxesImage:
+    means, refused = grid(cells, metric.test), grid(cells, "refused") == True  # noqa: E712  # an absent cell is not refused
+    image = axes.imshow(means, aspect="auto", cmap="viridis", vmin=least, vmax=most, interpolation="nearest")
     for y, x in np.argwhere(refused.to_numpy()):
         axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="0.93", edgecolor="0.75", hatch="////", linewidth=0))
     for y, x in np.argwhere(means.notna().to_numpy()):
         mean = means.iat[y, x]
         number = f"{mean:.0f}" if metric.percent else f"{mean:.2g}"
         axes.text(x, y, number, ha="center", va="center", fontsize=6, color="black" if mean > (least + most) / 2 else "white")
-    for labels_of, line in ((means.index, axes.axhline), (means.columns, axes.axvline)):
-        first = labels_of.get_level_values(0)
-        for at in np.flatnonzero(first[1:] != first[:-1]):
-            line(at + 0.5, color="white", linewidth=2)
+    for options, draw_line in ((means.index, axes.axhline), (means.columns, axes.axvline)):
+        first = options.get_level_values(0)
+        for border in np.flatnonzero(first[1:] != first[:-1]):
+            draw_line(border + 0.5, color="white", linewidth=2)
     axes.set_xticks(range(means.shape[1]), [" · ".join(column) for column in means], rotation=90)
     axes.set_yticks(range(means.shape[0]), [" · ".join(which) for which in means.index])
     axes.tick_params(length=0)
-    return shown
+    return image
 
 
 def layer_density(levels: pd.DataFrame, by: list[str]) -> Figure:
-    """The density (%) of every layer at each cell's last level, mean over seeds: a heat map of cells x layers.
+    """Draw the density (%) of every layer at each cell's last level, mean over seeds: a heat map of cells x layers.
 
     `levels` is what `analysis.levels` returns. Raises FedpruneError if there is nothing to draw.
     """
@@ -74,7 +74,7 @@ def layer_density(levels: pd.DataFrame, by: list[str]) -> Figure:
     if not layers or levels.empty:
         raise FedpruneError("nothing to draw: no evaluated round of these runs has a value of density/layer/<name>")
     last = evaluated(levels, layers[0], by).drop_duplicates("run", keep="last")
-    means = last.groupby(labels(last, telling(last, by)), sort=False)[layers].mean() * 100
+    means = last.groupby(labels(last, label_columns(last, by)), sort=False)[layers].mean() * 100
     names = [layer.removeprefix("density/layer/") for layer in layers]
     with matplotlib.rc_context(MAP_STYLE):
         size = (0.5 + 0.06 * max(map(len, means.index)) + max(2, 0.5 * len(names)), 1.0 + 0.2 * len(means))
@@ -89,7 +89,7 @@ def layer_density(levels: pd.DataFrame, by: list[str]) -> Figure:
 
 
 def label_histogram(run: Path | str) -> Figure:
-    """How many training examples of each class (colour) each client holds, and how many in all (bars above).
+    """Draw the number of training examples of each class (colour) that each client has, and the number of all (bars above).
 
     run: a run's folder. Raises FedpruneError without a readable `partition.safetensors` in it.
     """
@@ -107,11 +107,11 @@ def label_histogram(run: Path | str) -> Figure:
         totals.stairs(counts.sum(axis=1), np.arange(len(counts) + 1) - 0.5, fill=True, color="0.6")
         counted = "examples" if labels.dim() == 1 else "characters"
         totals.set_ylabel(counted)
-        shown = classes.imshow(counts.T, aspect="auto", cmap="Blues", interpolation="nearest", origin="lower")
+        image = classes.imshow(counts.T, aspect="auto", cmap="Blues", interpolation="nearest", origin="lower")
         classes.set(xlabel="client", ylabel="class")
         for axis in (classes.xaxis, classes.yaxis):
             whole_numbers(axis)
-        figure.colorbar(shown, ax=classes, label=counted)
+        figure.colorbar(image, ax=classes, label=counted)
     return figure
 
 

@@ -1,7 +1,7 @@
-"""The task's metric, such as accuracy, against density, bytes and rounds, a line per cell.
+"""Line charts of the task's metric, such as accuracy, against density, bytes and rounds: a line per cell.
 
-The frames are those of `fedprune.analysis`, and `by` is its `varying(frame)`. A figure is a plain matplotlib `Figure`: it needs
-no screen and leaves nothing behind in pyplot. Lines are means over seeds, with one sample standard deviation around them.
+Lines are means over seeds, with one sample standard deviation around them. `levels` and `rounds` are what `analysis.levels` and
+`analysis.load_rounds` return, `by` is `analysis.varying` of them.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fedprune.analysis.curves import at_densities, complete, curve, evaluated, labels, panel_column, telling
+from fedprune.analysis.curves import at_densities, complete, curve, evaluated, label_columns, labels, panel_column
 from fedprune.analysis.figures.looks import Looks, looks
 from fedprune.analysis.figures.style import STYLE, logarithmic, whole_numbers
 from fedprune.analysis.metric import metric_of
 
 MANY_EVENTS = 12
-"""With more prune events than this, marks at events would hide what they mark."""
+"""Lines with more prune events than this are not marked at every event: the marks would hide the line."""
 
 DrawLine = Callable[[Axes, pd.DataFrame, dict[str, Any]], None]
 
 
 def accuracy_density(levels: pd.DataFrame, by: list[str]) -> Figure:
-    """Test accuracy (%) against weights remaining (%, log, from dense to sparse): a line per cell, a point per level.
+    """Draw test accuracy (%) against weights remaining (%, log, from dense to sparse): a line per cell, a point per level.
 
-    `levels` is what `analysis.levels` returns. Cells that differ in nothing but the target density make one line together. A
-    cell that was never pruned is also drawn as a horizontal line. Raises FedpruneError if there is nothing to draw.
+    Cells that differ in nothing but the target density make one line together. A cell that was never pruned is also drawn as a
+    horizontal line. Raises FedpruneError if there is nothing to draw.
     """
     rows, by = at_densities(complete(evaluated(levels, "density/weights", by), "prune/events"), by)
     figure = _chart(rows, by, "x", _with_bars, "weights remaining (%)")
@@ -42,9 +42,9 @@ def accuracy_density(levels: pd.DataFrame, by: list[str]) -> Figure:
 
 
 def accuracy_bytes(rounds: pd.DataFrame, by: list[str]) -> Figure:
-    """Test accuracy (%) against the megabytes (10^6 bytes, up and down, log) sent so far: a line per cell.
+    """Draw test accuracy (%) against the megabytes (10^6 bytes, up and down, log) sent so far: a line per cell.
 
-    Markers are at the ends of levels. `rounds`: from `analysis.load_rounds`. Raises FedpruneError if there is nothing to draw.
+    Markers are at the ends of levels. Raises FedpruneError if there is nothing to draw.
     """
     rows = complete(evaluated(rounds, "wire/total_bytes", by), "round")
     rows = rows.assign(x=rows["wire/total_bytes"] / 1e6)
@@ -56,9 +56,9 @@ def accuracy_bytes(rounds: pd.DataFrame, by: list[str]) -> Figure:
 
 
 def accuracy_rounds(rounds: pd.DataFrame, by: list[str]) -> Figure:
-    """Test accuracy (%) against rounds of training: a line per cell, grey marks at prune events.
+    """Draw test accuracy (%) against rounds of training: a line per cell, grey marks at prune events.
 
-    Markers are at the ends of levels. `rounds`: from `analysis.load_rounds`. Raises FedpruneError if there is nothing to draw.
+    Markers are at the ends of levels. Raises FedpruneError if there is nothing to draw.
     """
     rows = complete(evaluated(rounds, "round", by), "round")
     figure = _chart(rows.assign(x=rows["round"] + 1), by, "round", _with_marks, "rounds (grey: prune events)")
@@ -70,8 +70,11 @@ def accuracy_rounds(rounds: pd.DataFrame, by: list[str]) -> Figure:
 
 
 def _chart(rows: pd.DataFrame, by: list[str], point: str, draw: DrawLine, xlabel: str) -> Figure:
-    """All lines in one panel; where they are too many, a panel for each value of one column, with shared axes."""
-    by = telling(rows, by)
+    """Draw all lines in one panel; where they are too many, a panel for each value of one column, with shared axes.
+
+    point: the column whose values are the points of a line.
+    """
+    by = label_columns(rows, by)
     split = panel_column(rows, by)
     within = [column for column in by if column not in split]
     rows = rows.assign(panel=labels(rows, split), line=labels(rows, within))
@@ -80,8 +83,8 @@ def _chart(rows: pd.DataFrame, by: list[str], point: str, draw: DrawLine, xlabel
         figure, grid = _beside(styles) if len(panels) == 1 else _below(styles, len(panels))
         for axes, (title, panel) in zip(grid, panels, strict=True):
             axes.set_title(": ".join([*split, title]))
-            for line, mine in panel.groupby("line", sort=False):
-                draw(axes, curve(mine, point), styles[line])
+            for line, rows_of_line in panel.groupby("line", sort=False):
+                draw(axes, curve(rows_of_line, point), styles[line])
         figure.supylabel(metric_of(rows).axis("test"))
         for axes in grid:
             axes.set_xlabel(xlabel if axes.xaxis.get_tick_params().get("labelbottom", True) else "")
@@ -89,21 +92,22 @@ def _chart(rows: pd.DataFrame, by: list[str], point: str, draw: DrawLine, xlabel
 
 
 def _beside(styles: Looks) -> tuple[Figure, list[Axes]]:
-    """One panel of always the same width, with the legend to its right."""
-    alone = list(styles) == [""]
-    figure = Figure(figsize=(4.6 + (0 if alone else _width(styles)), max(3.4, 0.3 + 0.17 * len(styles))), layout="constrained")
-    if not alone:
+    """Return one panel, whose width is always the same, with the legend to its right; a single line without label has none."""
+    unlabelled = list(styles) == [""]
+    size = (4.6 + (0 if unlabelled else _width(styles)), max(3.4, 0.3 + 0.17 * len(styles)))
+    figure = Figure(figsize=size, layout="constrained")
+    if not unlabelled:
         figure.legend(handles=_handles(styles), loc="outside right upper")
     return figure, [figure.add_subplot()]
 
 
 def _below(styles: Looks, panels: int) -> tuple[Figure, list[Axes]]:
-    """Panels in one row or two, with the legend below them."""
-    lines, width = 1 if panels <= 3 else 2, 7.5
-    columns = ceil(panels / lines)
-    figure = Figure(figsize=(width, 0.9 + 2.5 * lines), layout="constrained")
+    """Return panels in one row or two, with the legend below them."""
+    rows, width = 1 if panels <= 3 else 2, 7.5
+    columns = ceil(panels / rows)
+    figure = Figure(figsize=(width, 0.9 + 2.5 * rows), layout="constrained")
     figure.legend(handles=_handles(styles), loc="outside lower center", ncols=max(1, min(4, int(width / _width(styles)))))
-    grid = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten())
+    grid = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten())
     for axes in grid[panels:]:
         axes.remove()
     for axes in grid[panels - columns : panels]:  # the lowest of each column
@@ -112,7 +116,7 @@ def _below(styles: Looks, panels: int) -> tuple[Figure, list[Axes]]:
 
 
 def _width(styles: Looks) -> float:
-    """About how many inches an entry of the legend takes."""
+    """Return about how many inches an entry of the legend takes."""
     return 0.65 + 0.06 * max(map(len, styles))
 
 
@@ -127,7 +131,8 @@ def _with_bars(axes: Axes, line: pd.DataFrame, style: dict[str, Any]) -> None:
 
 
 def _with_climbs(axes: Axes, line: pd.DataFrame, style: dict[str, Any]) -> None:
-    # Late levels of an iterative run lie close together on this axis: their ends are joined, the way to each is only hinted at.
+    # Late levels of an iterative run lie close together on this axis, so only their ends are joined; the rounds between are
+    # faint.
     ends = line[_ends_level(line)]
     if len(ends) == 1:
         return _with_band(axes, line, style)
@@ -152,5 +157,5 @@ def _with_marks(axes: Axes, line: pd.DataFrame, style: dict[str, Any]) -> None:
 
 
 def _ends_level(line: pd.DataFrame) -> pd.Series:
-    """Which points are the last with their count of prune events; the round before an event is always evaluated."""
+    """Return which points are the last with their count of prune events; the round before an event is always evaluated."""
     return line["events"].diff().shift(-1) != 0

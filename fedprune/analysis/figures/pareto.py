@@ -1,4 +1,4 @@
-"""Accuracy against bytes, a point per method: what one pays for what, and who is not beaten."""
+"""The Pareto front of methods: accuracy against bytes sent, a point per method."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from fedprune.analysis.metric import ACCURACY, Metric
 from fedprune.errors import FedpruneError
 from fedprune.run_id import METHOD
 
-COLORS = {True: "C0", False: "0.45"}  # of those who are not beaten, and of the others
-LINE = 0.036  # the height of a name, of a panel's
+COLORS = {True: "C0", False: "0.45"}  # on the front, and not
+NAME_HEIGHT = 0.036  # as a fraction of the panel's height
+
+LEAD = {"arrowstyle": "-", "linewidth": 0.4, "alpha": 0.6, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 2}
+"""The line from a name to its point."""
 
 
 def accuracy_bytes_methods(table: pd.DataFrame, metric: Metric = ACCURACY) -> Figure:
-    """Client accuracy (%), or what else the task is judged by, against megabytes sent in the whole run (log), a panel per
-    density, the front as a line.
+    """Draw client accuracy (%), or the task's other metric, against megabytes sent in the whole run (log): a panel per density,
+    the Pareto front as a line.
 
     `table` is what `by_method` returns; bars are sample standard deviations over seeds. Raises FedpruneError if it is empty.
     """
@@ -29,49 +32,40 @@ def accuracy_bytes_methods(table: pd.DataFrame, metric: Metric = ACCURACY) -> Fi
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axes, (density, part) in zip(row, panels, strict=True):
+        for axes, (density, methods) in zip(row, panels, strict=True):
             axes.set_title(f"density {density:.10g}")
-            _panel(axes, part.assign(sent=part["up (MB)"] + part["down (MB)"]), metric)
+            _panel(axes, methods.assign(sent=methods["up (MB)"] + methods["down (MB)"]), metric)
         figure.supxlabel("sent up and down in the whole run (MB)")
         row[0].set_ylabel(f"{metric.words} of the mean client{' (%)' * metric.percent}")
     return figure
 
 
-def _panel(axes: Axes, part: pd.DataFrame, metric: Metric) -> None:
-    best, judged = pareto_front(part, metric), metric.head("client")
-    for unbeaten, points in part.groupby(best):
+def _panel(axes: Axes, methods: pd.DataFrame, metric: Metric) -> None:
+    on_front, judged = pareto_front(methods, metric), metric.head("client")
+    for unbeaten, points in methods.groupby(on_front):
         color = COLORS[bool(unbeaten)]
         axes.errorbar(points["sent"], points[judged], points[f"{judged} sd"], fmt="o", color=color, elinewidth=0.7)
-    line = part[best].sort_values("sent")
-    axes.plot(line["sent"], line[judged], color=COLORS[True], linewidth=0.8, drawstyle="steps-post", zorder=0)
+    front = methods[on_front].sort_values("sent")
+    axes.plot(front["sent"], front[judged], color=COLORS[True], linewidth=0.8, drawstyle="steps-post", zorder=0)
     axes.set_xscale("log")
     plain_ticks(axes, (1, 2, 5))
     axes.margins(x=0.05)
-    _name(axes, part.assign(unbeaten=best).sort_values(judged), judged)
+    _write_names(axes, methods.assign(unbeaten=on_front).sort_values(judged), judged)
 
 
-def _name(axes: Axes, points: pd.DataFrame, judged: str) -> None:
-    """The methods' names beside the panel, in the order of what they come to, each with a line to its point."""
-    heights = apart(axes.transLimits.transform([(1.0, y) for y in points[judged]])[:, 1].tolist(), LINE)
+def _write_names(axes: Axes, points: pd.DataFrame, judged: str) -> None:
+    """Write the methods' names beside the panel, in the order of their metric, each with a line to its point."""
+    heights = apart(axes.transLimits.transform([(1.0, y) for y in points[judged]])[:, 1].tolist(), NAME_HEIGHT)
     for row, height in zip(points.to_dict("records"), heights, strict=True):
-        color = COLORS[bool(row["unbeaten"])]
-        lead = {
-            "arrowstyle": "-",
-            "color": color,
-            "linewidth": 0.4,
-            "alpha": 0.6,
-            "relpos": (0, 0.5),
-            "shrinkA": 0,
-            "shrinkB": 2,
-        }
-        point = row["sent"], row[judged]
+        color, point = COLORS[bool(row["unbeaten"])], (row["sent"], row[judged])
+        lead = LEAD | {"color": color}
         text = axes.annotate(row[METHOD], point, (1.04, height), textcoords="axes fraction", arrowprops=lead)
         text.set(va="center", fontsize=6.5, color=color, annotation_clip=False)
 
 
 def apart(heights: list[float], least: float) -> list[float]:
-    """Ascending heights from 0 to 1, moved as little as need be from below, so that each is `least` above the one before."""
-    found: list[float] = []
+    """Return ascending heights from 0 to 1, each moved up as little as necessary to be `least` above the one before."""
+    moved: list[float] = []
     for height in heights:
-        found.append(max(height, found[-1] + least if found else 0.0))
-    return [min(height, 1 - least * (len(found) - 1 - place)) for place, height in enumerate(found)]
+        moved.append(max(height, moved[-1] + least if moved else 0.0))
+    return [min(height, 1 - least * (len(moved) - 1 - rank)) for rank, height in enumerate(moved)]

@@ -1,4 +1,4 @@
-"""The style of all figures, their axes, and saving them."""
+"""The style and axes that all figures share, and `save`."""
 
 from __future__ import annotations
 
