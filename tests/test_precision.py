@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from fedprune.errors import ConfigError
 from fedprune.execution.arrays import as_array, as_tensor
-from fedprune.federated.server.aggregate import intersection, mean_with_zeros, overlap_mean
+from fedprune.federated.server.accumulator import merged
+from fedprune.federated.server.aggregate import OverlapMean, intersection, mean_with_zeros
 from fedprune.federated.server.optimizer import FedAdam, FedAvgM
 from fedprune.federated.server.robust import CoordinateMedian, TrimmedMean
 from fedprune.federated.server.scaffold import stepped, summed
@@ -195,7 +196,7 @@ def clients(values: list[float], dtype: torch.dtype) -> list[tuple[Subnet, float
     return [(Subnet({"w": torch.tensor([v], dtype=dtype), "b": torch.tensor([v], dtype=dtype)}, alive), 1.0) for v in values]
 
 
-@pytest.mark.parametrize("merge", [overlap_mean, mean_with_zeros, intersection, CoordinateMedian(), TrimmedMean(0.0)])
+@pytest.mark.parametrize("merge", [OverlapMean(), mean_with_zeros, intersection, CoordinateMedian(), TrimmedMean(0.0)])
 @pytest.mark.parametrize("dtype", HALVES)
 def test_the_mean_of_half_precision_is_rounded_once(dtype, merge):
     # Twice as many at 1 as at 1 + 1/64, one after the other: the mean is 1 + 1/192. A running mean in bfloat16 (steps of 1/128)
@@ -203,15 +204,15 @@ def test_the_mean_of_half_precision_is_rounded_once(dtype, merge):
     values = [1.0, 1.0, 1.0 + 1 / 64] * 20
     server = {name: torch.zeros(1, dtype=dtype) for name in ("w", "b")}
     mean = np.median(values) if isinstance(merge, CoordinateMedian) else np.mean(values)
-    merged = merge(server, clients(values, dtype))
-    assert all(tensor.dtype == dtype for tensor in merged.values())
-    assert merged["w"].tolist() == merged["b"].tolist() == torch.tensor([mean]).to(dtype).tolist()
+    found = merged(merge, server, clients(values, dtype))
+    assert all(tensor.dtype == dtype for tensor in found.values())
+    assert found["w"].tolist() == found["b"].tolist() == torch.tensor([mean]).to(dtype).tolist()
 
 
 def test_a_running_mean_in_bfloat16_would_be_another():
     # 256 clients at 1 and as many at 3: the mean is 2; taken in bfloat16, each late step of 1/256 of the way is lost.
     server = {name: torch.zeros(1, dtype=torch.bfloat16) for name in ("w", "b")}
-    assert overlap_mean(server, clients([1.0] * 256 + [3.0] * 256, torch.bfloat16))["w"].tolist() == [2.0]
+    assert merged(OverlapMean(), server, clients([1.0] * 256 + [3.0] * 256, torch.bfloat16))["w"].tolist() == [2.0]
 
 
 def test_momentum_of_the_server_is_not_rounded_to_half_precision():

@@ -31,6 +31,7 @@ from fedprune.federated.costs import flops_per_example
 from fedprune.federated.masks import PersonalMask, Whose
 from fedprune.federated.masks.capacity import nobodys, of_all, personal
 from fedprune.federated.masks.nested import Nested
+from fedprune.federated.server.accumulator import check as check_aggregate
 from fedprune.local.frozen import held
 from fedprune.local.lightning.job_trainer import Planned
 from fedprune.local.lightning.schedules import configured
@@ -76,6 +77,7 @@ def build(config: DictConfig, names: dict[str, str]) -> Experiment:
     added = tuple(problems.attempt(make, config.local[group]) for group in ("penalty", "dropout"))
     ticket = problems.attempt(_ticket, config)
     device = problems.attempt(chosen, config.device)
+    problems.attempt(check_aggregate, options["aggregate"])
     problems.attempt(make, {**config.executor, "_partial_": True})
     problems.add(checks.executor(config.executor["_target_"], device or config.device))
     problems.stop_if_any()

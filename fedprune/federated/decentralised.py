@@ -22,7 +22,8 @@ from fedprune.federated.client.dispfl import NEXT, EvolvingMask, as_bytes, as_te
 from fedprune.federated.client.upload import everything
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.masks import PersonalMask, Receipt
-from fedprune.federated.server.aggregate import overlap_mean
+from fedprune.federated.server.accumulator import merged
+from fedprune.federated.server.aggregate import OverlapMean
 from fedprune.federated.server.optimizer import Average
 from fedprune.federated.tally import Tally
 from fedprune.federated.topology import Topology
@@ -142,8 +143,9 @@ class NeighbourLoop(FederatedLoop):
         after, receipts = self._trained(state, jobs, trained)
         sent = _bytes(heard, messages)
         after = replace(after, up_bytes=state.up_bytes + sent["wire/up_bytes"])
-        metrics = {"round": state.round, "prune/events": state.events, **self._densities(jobs)}
-        metrics |= trained.metrics() | sent | {"wire/total_bytes": after.up_bytes} | self._flops(receipts)
+        metrics = {"round": state.round, "prune/events": state.events, **self.report.densities(jobs)}
+        metrics |= trained.metrics() | sent | {"wire/total_bytes": after.up_bytes}
+        metrics |= {"flops/train": self.report.training_flops(receipts)} if self.flops else {}
         ended = time.perf_counter()
         if self._evaluates(after):
             with phase("evaluate", whole=True):
@@ -161,19 +163,22 @@ class NeighbourLoop(FederatedLoop):
 
     def _meet(self, state: State, heard: Mapping[int, tuple[int, ...]], messages: Mapping[int, Message]) -> list[Job]:
         """What each client is to train: the mean over itself and what it hears, under the mask that it goes on with."""
-        networks = {
-            client: self.exchange.wire.decode_update(sent, state.server.mask).subnet for client, sent in messages.items()
-        }
+        networks = {client: self._heard(state, sent) for client, sent in messages.items()}
         jobs = []
         for client, others in heard.items():
             own, held = networks[client], bytes(state.personal[client].mask)
-            assert own is not None, "a message between neighbours is a network"
-            mean = self.aggregate(own.params, [(networks[one], 1.0) for one in sorted((client, *others))])  # type: ignore[misc]
+            mean = merged(self.aggregate, own.params, [(networks[one], 1.0) for one in sorted((client, *others))])
             event, events = self.whose.on_client(self.plan, state, client)
             mask = self._mask(state, held)
             subnet = Subnet(apply(state.server.params | mean, mask), mask)
             jobs.append(Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, held=held))
         return jobs
+
+    def _heard(self, state: State, sent: Message) -> Subnet:
+        """Return the network in a message."""
+        subnet = self.exchange.wire.decode_update(sent, state.server.mask).subnet
+        assert subnet is not None, "a message between neighbours is a network"
+        return subnet
 
     def _trained(self, state: State, jobs: list[Job], tally: Tally) -> tuple[State, list[Receipt]]:
         """What each client has after training, and its next mask."""
@@ -192,7 +197,7 @@ class NeighbourLoop(FederatedLoop):
         """Every client's own network on its own data; and, as test/*, the mean of all networks, which nobody has, on the global
         test set."""
         everyone = ((self._network(state, client), 1.0) for client in state.kept)
-        mean = overlap_mean(state.init, everyone, uncovered="zero")
+        mean = merged(OverlapMean("zero"), state.init, everyone)
         whole = replace(self.exchange, own=self._travels)
         server = Subnet(mean, ones(mean, self.axes.what.names))
         evaluation = replace(self.evaluation, exchange=whole, held=_whole)

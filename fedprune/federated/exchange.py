@@ -52,11 +52,6 @@ def _sent(job: Job) -> tuple[int, bytes, int]:
     return id(job.subnet), job.held, id(job.common)
 
 
-def nothing(state: State) -> Mapping[str, Params]:
-    """What is carried where the network is all that travels."""
-    return {}
-
-
 @dataclass(frozen=True)
 class Exchange:
     """The server's end of the wire.
@@ -64,8 +59,9 @@ class Exchange:
     examples: the number of training examples of each client. own: names of the tensors that clients keep to themselves.
     broken: what to do about an update that fails its checks: `stop` the run, or `drop` the update from the round. One that is
     lost with its worker is dropped in any case, for the client may do better in its next round; if all are, `stop` stops.
-    fates: who answers in which round. carries: what of a state travels beside the network to clients that train. upload: what
-    they send back of it. feedback: whether clients may let live at an event what was dead in the network that they were sent.
+    fates: who answers in which round. carries: what of a state travels beside the network to clients that train (None:
+    nothing). upload: what they send back of it. feedback: whether clients may let live at an event what was dead in the network
+    that they were sent.
     learnt: names of the tensors that training changes, which have to stay finite (None: all of them).
     """
 
@@ -76,15 +72,17 @@ class Exchange:
     own: tuple[str, ...] = ()
     broken: str = "stop"
     fates: Fates = everybody
-    carries: Callable[[State], Mapping[str, Params]] = nothing
+    carries: Callable[[State], Mapping[str, Params]] | None = None
     upload: Upload = field(default_factory=everything)
     feedback: bool = False
     learnt: tuple[str, ...] | None = None
 
     def train(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
-        """What clients send back after training what these jobs give them, in the order of the jobs."""
-        carried = self.carries(state)
-        return self._run([replace(job, carried=carried) for job in jobs], state, tally)
+        """Yield what clients send back after training what these jobs give them, in the order of the jobs."""
+        if self.carries is not None:
+            carried = self.carries(state)
+            jobs = [replace(job, carried=carried) for job in jobs]
+        return self._run(jobs, state, tally)
 
     def measure(
         self,
@@ -159,6 +157,8 @@ class Exchange:
 
     def _answers(self, job: Job, tally: Tally) -> bool:
         """Whether the client answers; the server always hears itself."""
+        if self.fates is everybody:
+            return True
         fate = Fate.ANSWERS if job.client == SERVER else self.fates(job.client, job.clock)
         if fate is not Fate.ANSWERS:
             tally.miss(job, fate)
@@ -199,7 +199,7 @@ class Exchange:
         tensors += [_of(update.subnet.params, self.learnt)] if update.subnet else []
         if not math.isfinite(loss) or not all(finite(tensor) for params in tensors for tensor in params.values()):
             return f"the training has diverged (loss {loss:.3g}; not all numbers are finite). {DIVERGED}"
-        if problem := unmeasured(update.evidence):
+        if update.evidence and (problem := unmeasured(update.evidence)):
             return problem
         grows = job.event is not None and (job.event.swap > 0 or self.feedback)
         return None if update.subnet is None else _stray(update.subnet, job.subnet.mask, grows)

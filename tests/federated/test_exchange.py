@@ -14,7 +14,8 @@ import torch
 from fedprune.errors import RunError
 from fedprune.execution import Task
 from fedprune.federated.exchange import Exchange
-from fedprune.federated.server.aggregate import overlap_mean
+from fedprune.federated.server.accumulator import merged
+from fedprune.federated.server.aggregate import OverlapMean
 from fedprune.federated.tally import Tally
 from fedprune.pruning.mask import apply
 from fedprune.types import SERVER, Job, State, Subnet, Update
@@ -118,9 +119,9 @@ def test_whether_equal_masks_are_one_object_cannot_be_seen_in_the_mean():
     mask = {"w": torch.rand(50, 40, generator=generator) < 0.5}
     server, *weights = (apply({"w": torch.randn(50, 40, generator=generator)}, mask) for _ in range(6))
     for examples in ((3.0, 7.0, 2.0, 5.0, 1.0), (1.0,) * 5):
-        one = overlap_mean(server, [(Subnet(w, mask), n) for w, n in zip(weights, examples, strict=True)])
+        one = merged(OverlapMean(), server, [(Subnet(w, mask), n) for w, n in zip(weights, examples, strict=True)])
         copies = [{"w": mask["w"].clone()} for _ in weights]
-        other = overlap_mean(server, [(Subnet(w, m), n) for w, m, n in zip(weights, copies, examples, strict=True)])
+        other = merged(OverlapMean(), server, [(Subnet(w, m), n) for w, m, n in zip(weights, copies, examples, strict=True)])
         assert torch.equal(one["w"], other["w"])
 
 
@@ -198,9 +199,11 @@ def test_a_broken_update_is_left_out_and_counted_if_told_so(how, reason, tiny, p
 
     # As if the three others had been the cohort. The broken answer is still counted: it did cross the wire.
     others = experiment.loop(experiment.executor())
-    exchange, start = others.exchange, others._prune(others.start(), others.plan.events[0], Tally())
-    merged = others._merge(start, exchange.train([others._job(start, client) for client in (0, 1, 3)], start, Tally()))[0]
-    assert equal(state.server.params, merged.server.params)
+    exchange, start = others.exchange, others.pruning.prune(others.start(), others.plan.events[0], Tally())
+    fold = others._fold(start)
+    for job, answer in exchange.train([others._job(start, client) for client in (0, 1, 3)], start, Tally()):
+        fold.add(job, answer)
+    assert equal(state.server.params, others._step(start, fold).server.params)
     assert all(torch.isfinite(tensor).all() for tensor in state.server.params.values())
     assert metrics["wire/up_bytes"] > 0
 

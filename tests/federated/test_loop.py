@@ -257,7 +257,7 @@ def starts(experiment, play) -> list[State]:
     for state in [loop.start(), *(state for state, _ in play(experiment, executor))][:-1]:
         remembered = loop._remember(state)
         for event in loop.whose.on_server(loop.plan, remembered):
-            remembered = loop._prune(remembered, event, Tally())
+            remembered = loop.pruning.prune(remembered, event, Tally())
             found.append(remembered)
     return found
 

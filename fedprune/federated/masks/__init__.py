@@ -7,8 +7,8 @@ Every `whose` has
     known(state, client) -> the mask that the client holds before it is told, packed likewise; empty if it holds none
     common(state) -> the entries whose values are the server's to say; None if all are (see client_values.py)
     merged(state, params, receipts, terms) -> the state with the merged parameters, and with what the clients' events come to
-and says `at` which moment of their round clients carry out events (prune_event.py), and by `asks` whether it is the server
-that asks the gate.
+and says `at` which moment of their round clients carry out events (prune_event.py), by `asks` whether it is the server
+that asks the gate, and by `by_client` whether clients are sent different jobs, so that each is asked about.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Whose(Protocol):
     """What all options have in common; see above."""
 
     asks: ClassVar[bool]
+    by_client: ClassVar[bool]
 
     @property
     def at(self) -> Any: ...
@@ -116,6 +117,7 @@ class OneMask:
     """What options have in common under which no client has a mask of its own: all train the server's network as it is."""
 
     asks: ClassVar[bool] = True
+    by_client: ClassVar[bool] = True
 
     def held(self, state: State, client: int) -> bytes:
         return b""
@@ -132,6 +134,7 @@ class Shared(OneMask):
     """One mask for all: the server prunes the merged network."""
 
     at: ClassVar[None] = None
+    by_client: ClassVar[bool] = False
 
     def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]:
         return due(plan, state)
@@ -204,6 +207,7 @@ class PersonalMask:
     memory_mb: float = 256
     plans: tuple[Plan, ...] = ()
     asks: ClassVar[bool] = False
+    by_client: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check(self.at)

@@ -61,6 +61,7 @@ class Nested:
     own: tuple[str, ...] = ()
 
     asks: ClassVar[bool] = True
+    by_client: ClassVar[bool] = True
     at: ClassVar[None] = None
 
     def __post_init__(self) -> None:

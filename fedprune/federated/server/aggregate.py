@@ -1,139 +1,183 @@
-"""How the updates of a round become one network: means. What withstands clients that send anything is in robust.py.
+"""Means of the updates of a round. Aggregates that withstand clients that send anything are in robust.py.
 
-Every option is an `Aggregate`, and pure; a server optimizer (optimizer.py) then makes a step of what it returns. Names that
-no mask has (biases, BatchNorm's scales and statistics, counters) are held by everybody, and go by the same rule. Means of half
-precision are taken in float32 and rounded once, those of whole numbers in float64 and rounded to the nearest; what all clients
-have alike stays as it is, bit for bit (unanimous.py). Without updates the server's network stays.
+Every option is an `Aggregate` (accumulator.py), and pure; a server optimizer (optimizer.py) then makes a step of its result.
+Names that no mask has (biases, BatchNorm's scales and statistics, counters) are held by everybody, and go by the same rule.
+Means of half precision are taken in float32 and rounded once, those of whole numbers in float64 and rounded to the nearest.
+
+Updates are taken up in the given order into a running mean: memory does not grow with the cohort, and networks that are equal
+average to themselves, bit for bit. Clients in a row that share one mask are taken up together.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedprune.errors import ConfigError
-from fedprune.federated.server.unanimous import Updates, keeps_alike
+from fedprune.federated.server.accumulator import Accumulator, Unanimous
 from fedprune.precision import is_number, wide
 from fedprune.pruning.mask import pack, places
 from fedprune.types import Mask, Params, Subnet
 
-Aggregate = Callable[[Params, Updates], Params]
-"""(server, updates) -> one network, of the server's names and types."""
+Cover = Mapping[str, Tensor | float]
+"""How much weight stands behind each entry of a mean: by entry, or one number for a whole tensor."""
 
 
 @dataclass(frozen=True)
 class OverlapMean:
-    """`overlap_mean`, under a rule for what nobody holds: `keep` is the server's value, `zero` is 0."""
+    """Each entry is the weighted mean over the clients whose mask holds it, sum_k a_k m_k w_k / sum_k a_k m_k.
+
+    With equal masks this is FedAvg (McMahan et al. 2017). uncovered: the rule for entries that nobody holds: `keep` is the
+    server's value, `zero` is 0.
+    """
 
     uncovered: str = "keep"
 
     def __post_init__(self) -> None:
         check_uncovered(self.uncovered)
 
-    def __call__(self, server: Params, updates: Updates) -> Params:
-        return overlap_mean(server, updates, self.uncovered)
+    def __call__(self, server: Params) -> Accumulator:
+        return Unanimous(_OverlapMean(server, self.uncovered))
 
 
-@keeps_alike
-def overlap_mean(server: Params, updates: Updates, uncovered: str = "keep") -> Params:
-    """Each entry is the weighted mean over the clients whose mask holds it, sum_k a_k m_k w_k / sum_k a_k m_k.
-
-    Where nobody holds it, the server's value stays, or, with `uncovered` zero, it is 0. With equal masks this is FedAvg
-    (McMahan et al. 2017). Updates are taken up one by one, in the given order, into a running mean: memory does not grow with
-    the cohort, and networks that are equal average to themselves, bit for bit. Clients in a row that share one mask are taken
-    up together.
-    """
-    mean: Params = {}
-    cover: dict[str, Tensor | float] = {}  # the weight of those who hold an entry
-    for mask, params, weight in _alike(updates):
-        mean, cover = _join(mean, cover, params, {name: _held(mask.get(name), weight) for name in params})
-    return settled(mean, cover, server, uncovered)
-
-
-@keeps_alike
-def mean_with_zeros(server: Params, updates: Updates) -> Params:
-    """The mean over all clients, whoever holds an entry: sum_k a_k m_k w_k / sum_k a_k. A dead entry counts as a zero.
+def mean_with_zeros(server: Params) -> Accumulator:
+    """Take the mean over all clients, whoever holds an entry: sum_k a_k m_k w_k / sum_k a_k. A dead entry counts as a zero.
 
     Plain FedAvg of sparse networks, as in ZeroFL (Qiu et al. 2022): it draws what few hold towards zero. What nobody holds
-    becomes 0. A running mean: memory does not grow with the cohort.
+    becomes 0.
     """
-    _, mean, total = _running_mean(updates)  # dead entries of a Subnet are zeros
-    return settled(mean, dict.fromkeys(mean, total), server)
+    return Unanimous(_MeanWithZeros(server))
 
 
-@keeps_alike
-def intersection(server: Params, updates: Updates) -> Params:
-    """The weighted mean of the entries that every client holds; every other entry keeps the server's value.
+def intersection(server: Params) -> Accumulator:
+    """Take the weighted mean of the entries that every client holds; every other entry keeps the server's value.
 
-    Hermes (Li et al. 2021, MobiCom), its server's part. Running means: memory does not grow with the cohort.
+    Hermes (Li et al. 2021, MobiCom), its server's part.
     """
-    mean: Params = {}
-    total: Mapping[str, Tensor | float] = {}
-    common: Mask = {}
-    for mask, params, weight in _alike(updates):
-        mean, total = _join(mean, total, params, dict.fromkeys(params, weight))
-        common = {name: alive & common.get(name, alive) for name, alive in mask.items()}
-    return settled(mean, {**total, **common}, server)
+    return Unanimous(_Intersection(server))
 
 
-def settled(mean: Params, cover: Mapping[str, Tensor | float], server: Params, uncovered: str = "keep") -> Params:
-    """`mean` in the server's types, and by the rule of `uncovered` where `cover` is not above zero."""
+class _RunningMean:
+    """The weighted mean of networks, taken up one by one."""
+
+    def __init__(self) -> None:
+        self.mean: Params = {}
+        self.total = 0.0
+
+    def add(self, params: Params, weight: float) -> None:
+        self.total += weight
+        values = {name: wide(value) if is_number(value) else value.double() for name, value in params.items()}
+        if not self.mean:
+            self.mean = {name: value.clone() for name, value in values.items()}
+            return
+        for name, value in values.items():
+            self.mean[name].lerp_(value, weight / self.total)
+
+
+class _ByMask:
+    """What means have in common that ask who holds an entry: one running mean for clients in a row that share a mask."""
+
+    def __init__(self, server: Params) -> None:
+        self._server = server
+        self._bits: bytes | None = None  # the mask of the clients in the row, by its content
+        self._mask: Mask = {}
+        self._row = _RunningMean()
+        self._mean: Params = {}
+        self._cover: Cover = {}
+
+    def add(self, subnet: Subnet, weight: float) -> None:
+        bits = _bits(*subnet.mask.values())
+        if bits != self._bits:
+            self._end_row()
+            self._bits, self._row = bits, _RunningMean()
+        self._mask = subnet.mask
+        self._row.add(subnet.params, weight)
+
+    def _end_row(self) -> None:
+        if self._bits is not None:
+            self._mean, self._cover = _join(self._mean, self._cover, self._row.mean, self._weights())
+            self._bits = None
+
+    def _weights(self) -> Cover:
+        """Return the weight of the clients in the row, by name."""
+        raise NotImplementedError
+
+
+class _OverlapMean(_ByMask):
+    def __init__(self, server: Params, uncovered: str) -> None:
+        super().__init__(server)
+        self._uncovered = uncovered
+
+    def _weights(self) -> Cover:
+        return {name: _held(self._mask.get(name), self._row.total) for name in self._row.mean}
+
+    def result(self) -> Params:
+        self._end_row()
+        return settled(self._mean, self._cover, self._server, self._uncovered)
+
+
+class _Intersection(_ByMask):
+    def __init__(self, server: Params) -> None:
+        super().__init__(server)
+        self._held_by_all: Mask = {}
+
+    def _weights(self) -> Cover:
+        return dict.fromkeys(self._row.mean, self._row.total)
+
+    def _end_row(self) -> None:
+        super()._end_row()
+        self._held_by_all = {name: alive & self._held_by_all.get(name, alive) for name, alive in self._mask.items()}
+
+    def result(self) -> Params:
+        self._end_row()
+        return settled(self._mean, {**self._cover, **self._held_by_all}, self._server)
+
+
+class _MeanWithZeros:
+    def __init__(self, server: Params) -> None:
+        self._server, self._mean = server, _RunningMean()
+
+    def add(self, subnet: Subnet, weight: float) -> None:
+        self._mean.add(subnet.params, weight)  # dead entries of a Subnet are zeros
+
+    def result(self) -> Params:
+        return settled(self._mean.mean, dict.fromkeys(self._mean.mean, self._mean.total), self._server)
+
+
+def settled(mean: Params, cover: Cover, server: Params, uncovered: str = "keep") -> Params:
+    """Return `mean` in the server's types, and by the rule of `uncovered` where `cover` is not above zero."""
     otherwise = {name: server[name] if uncovered == "keep" else torch.zeros_like(server[name]) for name in mean}
     return server | {name: _where_held(value, cover[name], otherwise[name]) for name, value in mean.items()}
 
 
 def check_uncovered(rule: str) -> None:
-    """Raises ConfigError unless it is one of the rules."""
+    """Raise ConfigError unless it is one of the rules."""
     if rule not in ("keep", "zero"):
         raise ConfigError([f"federated.aggregate.uncovered={rule}: choose one of keep, zero"])
 
 
 def _held(alive: Tensor | None, weight: float) -> Tensor | float:
-    """The weight of those who hold an entry, by entry if not all are held."""
+    """Return the weight of those who hold an entry, by entry if not all are held."""
     return weight if alive is None or isinstance(places(alive), slice) else weight * alive
-
-
-def _alike(updates: Updates) -> Iterator[tuple[Mask, Params, float]]:
-    """(mask, mean, total weight) of clients in a row that share one mask."""
-    return (_running_mean(alike) for _, alike in itertools.groupby(updates, key=_mask_of))
-
-
-def _mask_of(update: tuple[Subnet, float]) -> bytes:
-    return _bits(*update[0].mask.values())
 
 
 @functools.lru_cache(maxsize=8)
 def _bits(*mask: Tensor) -> bytes:
-    """A mask by its content, so that it does not matter which object it is; remembered, since most updates share one."""
-    return pack(dict(enumerate(mask)))  # type: ignore[arg-type]
+    """Return a mask by its content, whichever object it is; remembered, since most updates share one."""
+    return pack({str(number): alive for number, alive in enumerate(mask)})
 
 
-def _running_mean(updates: Iterable[tuple[Subnet, float]]) -> tuple[Mask, Params, float]:
-    """(mask, mean, total weight) of networks that share one mask."""
-    mean, total, mask = Params(), 0.0, Mask()
-    for subnet, weight in updates:
-        total, mask = total + weight, subnet.mask
-        values = {name: wide(value) if is_number(value) else value.double() for name, value in subnet.params.items()}
-        if not mean:
-            mean = {name: value.clone() for name, value in values.items()}
-            continue
-        for name, value in values.items():
-            mean[name].lerp_(value, weight / total)
-    return mask, mean, total
-
-
-def _join(mean: Params, cover: Mapping, more: Params, weight: Mapping) -> tuple[Params, dict[str, Tensor | float]]:
-    """Two means as one; `cover` and `weight` say, by entry or for a whole tensor, how much stands behind them."""
+def _join(mean: Params, cover: Cover, more: Params, weight: Cover) -> tuple[Params, Cover]:
+    """Return two means as one, and how much weight stands behind its entries."""
     if not mean:
-        return more, dict(weight)
+        return more, weight
     both = {name: cover[name] + weight[name] for name in more}
-    part = {name: _share(weight[name], both[name]) for name in more}
-    return {name: mean[name] + (more[name] - mean[name]) * part[name] for name in more}, both
+    share = {name: _share(weight[name], both[name]) for name in more}
+    return {name: mean[name] + (more[name] - mean[name]) * share[name] for name in more}, both
 
 
 def _share(weight: Tensor | float, both: Tensor | float) -> Tensor | float:

@@ -1,14 +1,15 @@
-"""The server of FedPM: the mode of a Beta posterior over each weight's probability. An `Aggregate`, see aggregate.py."""
+"""The server of FedPM: the mode of a Beta posterior over each weight's probability. An `Aggregate`, see accumulator.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fedprune.errors import ConfigError
-from fedprune.federated.server.unanimous import Updates
-from fedprune.types import Params
+from fedprune.federated.server.accumulator import Accumulator
+from fedprune.types import Params, Subnet
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,26 @@ class BetaMode:
         if problems:
             raise ConfigError(problems)
 
-    def __call__(self, server: Params, updates: Updates) -> Params:
-        there, clients = Params(), 0
-        for subnet, _ in updates:
-            clients += 1
-            there = {name: there.get(name, 0) + bits.double() for name, bits in subnet.params.items()}
-        return server | {name: self._score(total, clients).to(server[name]) for name, total in there.items()}
+    def __call__(self, server: Params) -> Accumulator:
+        return _BetaMode(server, self.prior, self.clip)
 
-    def _score(self, there: torch.Tensor, clients: int) -> torch.Tensor:
-        """The log odds of the mode, of how many of the clients have an entry."""
-        alpha, beta = self.prior + there, self.prior + clients - there
-        return torch.logit((alpha - 1) / (alpha + beta - 2), eps=self.clip)
+
+class _BetaMode:
+    """How many of the clients have each entry."""
+
+    def __init__(self, server: Params, prior: float, clip: float) -> None:
+        self._server, self._prior, self._clip = server, prior, clip
+        self._counts: Params = {}
+        self._clients = 0
+
+    def add(self, subnet: Subnet, weight: float) -> None:
+        self._clients += 1
+        self._counts = {name: self._counts.get(name, 0) + bits.double() for name, bits in subnet.params.items()}
+
+    def result(self) -> Params:
+        return self._server | {name: self._score(count).to(self._server[name]) for name, count in self._counts.items()}
+
+    def _score(self, count: Tensor) -> Tensor:
+        """Return the log odds of the mode. count: how many of the clients have an entry."""
+        alpha, beta = self._prior + count, self._prior + self._clients - count
+        return torch.logit((alpha - 1) / (alpha + beta - 2), eps=self._clip)

@@ -1,9 +1,9 @@
-"""How the updates of a round become one network if some of them may be anything: by the rank of each entry among the clients.
+"""Aggregates for rounds in which some updates may be anything: each entry by its rank among the clients.
 
-Every option is an `Aggregate` (aggregate.py). An entry counts where its client's mask holds it. The weights of the clients are
-ignored: who claims many examples must not have more of a say. Names that no mask has, BatchNorm's statistics and counters
+Every option is an `Aggregate` (accumulator.py). An entry counts where its client's mask holds it. The weights of the clients
+are ignored: who claims many examples must not have more of a say. Names that no mask has, BatchNorm's statistics and counters
 too, go by the same rule over all clients; whole numbers are then rounded to the nearest, and complex ones are ranked by their
-real and their imaginary parts. What all clients have alike stays as it is. Memory: all updates of the round at
+real and their imaginary parts. Memory: all updates of the round at
 once, and CHUNK x clients numbers of 8 bytes. The order of the clients does not matter to a bit.
 
 What is ranked are weights, where the paper ranks gradients: clients start from the same network, so the middle of what they
@@ -12,6 +12,7 @@ have arrived at is where it was, plus the middle of how far they have moved it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,8 +21,8 @@ import torch
 from torch import Tensor
 
 from fedprune.errors import ConfigError
-from fedprune.federated.server.aggregate import check_uncovered, settled
-from fedprune.federated.server.unanimous import Updates, keeps_alike
+from fedprune.federated.server.accumulator import Accumulator, Unanimous
+from fedprune.federated.server.aggregate import Cover, check_uncovered, settled
 from fedprune.types import Params, Subnet
 
 CHUNK = 2**16  # entries of a tensor that are ranked at once
@@ -43,8 +44,8 @@ class CoordinateMedian:
     def __post_init__(self) -> None:
         check_uncovered(self.uncovered)
 
-    def __call__(self, server: Params, updates: Updates) -> Params:
-        return _by_rank(server, updates, median, self.uncovered)
+    def __call__(self, server: Params) -> Accumulator:
+        return Unanimous(_ByRank(server, median, self.uncovered))
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class TrimmedMean:
                 ]
             )
 
-    def __call__(self, server: Params, updates: Updates) -> Params:
-        return _by_rank(server, updates, lambda ranked, holders: trimmed_mean(ranked, holders, self.trim), self.uncovered)
+    def __call__(self, server: Params) -> Accumulator:
+        return Unanimous(_ByRank(server, functools.partial(trimmed_mean, trim=self.trim), self.uncovered))
 
 
 def median(ranked: np.ndarray, holders: np.ndarray) -> np.ndarray:
@@ -88,15 +89,27 @@ def trimmed_mean(ranked: np.ndarray, holders: np.ndarray, trim: float) -> np.nda
     return np.where(inside, ranked, 0).sum(1) / np.maximum(holders - 2 * cut, 1)
 
 
-@keeps_alike
-def _by_rank(server: Params, updates: Updates, middle: Middle, uncovered: str) -> Params:
-    subnets = [subnet for subnet, _ in updates]
-    if not subnets:
-        return server
-    masks = subnets[0].mask
-    found = {name: _tensor(subnets, name, middle) for name in subnets[0].params}
-    cover = {name: sum(subnet.mask[name].int() for subnet in subnets) if name in masks else 1.0 for name in found}
-    return settled(found, cover, server, uncovered)
+class _ByRank:
+    """The middle of each entry over the clients that hold it. It keeps all updates of the round."""
+
+    def __init__(self, server: Params, middle: Middle, uncovered: str) -> None:
+        self._server, self._middle, self._uncovered = server, middle, uncovered
+        self._subnets: list[Subnet] = []
+
+    def add(self, subnet: Subnet, weight: float) -> None:
+        self._subnets.append(subnet)
+
+    def result(self) -> Params:
+        if not self._subnets:
+            return self._server
+        names, masks = self._subnets[0].params, self._subnets[0].mask
+        middles = {name: _tensor(self._subnets, name, self._middle) for name in names}
+        holders: Cover = {name: self._holders(name) if name in masks else 1.0 for name in names}
+        return settled(middles, holders, self._server, self._uncovered)
+
+    def _holders(self, name: str) -> Tensor:
+        """Return how many clients hold each entry of a tensor."""
+        return torch.stack([subnet.mask[name] for subnet in self._subnets]).sum(0)
 
 
 def _tensor(subnets: Sequence[Subnet], name: str, middle: Middle) -> Tensor:

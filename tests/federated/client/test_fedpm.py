@@ -12,6 +12,7 @@ import helpers.federation as small
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.experiment.estimate import estimate
 from fedprune.federated.client.fedpm import SampledMasks
+from fedprune.federated.server.accumulator import merged
 from fedprune.federated.server.beta_mode import BetaMode
 from fedprune.federated.tally import Tally
 from fedprune.local.regularisers.sampled_masks import straight_through, times_probability
@@ -41,13 +42,13 @@ def test_the_servers_scores_are_the_log_odds_of_a_beta_posteriors_mode():
     bits = [[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]
     updates = [(Subnet({"w_score": torch.tensor(row)}, {}), weight) for row, weight in zip(bits, (1.0, 1.0, 1.0), strict=True)]
     server = {"w": torch.tensor([7.0] * 4), "w_score": torch.tensor([0.5] * 4)}
-    after = BetaMode()(server, updates)
+    after = merged(BetaMode(), server, updates)
     assert after["w_score"].tolist() == pytest.approx([math.log(99), math.log(2), -math.log(2), -math.log(99)], abs=1e-6)
     assert after["w"] is server["w"]
     # With a prior of 2: alpha = 5, 4, 3, 2, beta = 2, 3, 4, 5, theta = 4/5, 3/5, 2/5, 1/5; odds 4, 3/2, 2/3, 1/4.
-    after = BetaMode(prior=2.0)(server, updates)
+    after = merged(BetaMode(prior=2.0), server, updates)
     assert after["w_score"].tolist() == pytest.approx([math.log(x) for x in (4, 3 / 2, 2 / 3, 1 / 4)], abs=1e-6)
-    assert BetaMode()(server, []) == server
+    assert merged(BetaMode(), server, []) == server
 
 
 @pytest.mark.parametrize(("rule", "factor"), [(straight_through, lambda p: 1.0), (times_probability, lambda p: p)])

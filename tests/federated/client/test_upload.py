@@ -10,7 +10,8 @@ from fedprune.errors import ConfigError
 from fedprune.experiment.estimate import estimate
 from fedprune.federated.client.upload import difference_on_top_weights, everything, greatest, top_difference, top_weights
 from fedprune.federated.sampling import cohort
-from fedprune.federated.server.aggregate import mean_with_zeros, overlap_mean
+from fedprune.federated.server.accumulator import merged
+from fedprune.federated.server.aggregate import OverlapMean, mean_with_zeros
 from fedprune.local.regularisers.swat import used
 from fedprune.pruning.mask import count
 from fedprune.randomness import torch_stream
@@ -68,14 +69,14 @@ def test_the_greatest_changes_by_hand():
     ],
 )
 def test_what_the_server_makes_of_two_clients_by_hand(option, expected):
-    def merged(aggregate):
+    def of_both(aggregate):
         arrived = [option(0.5).unpack(SENT, option(0.5).pack(SENT.params, client)) for client in (FIRST, SECOND)]
-        return aggregate(SENT.params, zip(arrived, (1.0, 3.0), strict=True))
+        return merged(aggregate, SENT.params, zip(arrived, (1.0, 3.0), strict=True))
 
-    assert merged(mean_with_zeros)["w"].tolist() == expected
-    assert merged(mean_with_zeros)["b"].tolist() == [7.0]  # (1 x 4 + 3 x 8) / 4
+    assert of_both(mean_with_zeros)["w"].tolist() == expected
+    assert of_both(mean_with_zeros)["b"].tolist() == [7.0]  # (1 x 4 + 3 x 8) / 4
     if option is not top_weights:  # differences need no aggregate of their own
-        assert merged(overlap_mean)["w"].tolist() == expected
+        assert of_both(OverlapMean())["w"].tolist() == expected
 
 
 def test_all_travels_as_it_is():

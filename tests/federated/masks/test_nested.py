@@ -69,7 +69,10 @@ def test_an_entry_is_the_mean_over_those_who_have_it_and_stays_where_nobody_has_
     loop = experiment.loop(experiment.executor())
     state = loop.start()
     answers = list(loop.exchange.train(loop._jobs(state, loop._cohort(state)), state, tally := Tally()))
-    after = loop._merge(state, iter(answers))[0].server.params
+    fold = loop._fold(state)
+    for job, update in answers:
+        fold.add(job, update)
+    after = loop._step(state, fold).server.params
     assert tally.dropped == []
     for name, before in state.server.params.items():
         above, below = np.zeros(before.shape), np.zeros(before.shape)

@@ -8,7 +8,8 @@ import torch
 
 from fedprune.federated.masks import Receipt, Terms, Voted
 from fedprune.federated.masks.voting import by_magnitude
-from fedprune.federated.server.aggregate import overlap_mean
+from fedprune.federated.server.accumulator import merged
+from fedprune.federated.server.aggregate import OverlapMean
 from fedprune.pruning.criterion import Criterion, magnitude
 from fedprune.pruning.criterion import gradient as by_gradient
 from fedprune.pruning.event import Axes, prune
@@ -46,7 +47,8 @@ def test_one_readjustment_of_two_clients_by_hand():
         receipts.append(Receipt(Job(client, 1, 1, 0, trained, event=event, events=1), pruned.mask, examples, 1, True))
     state = State(Subnet({"a": torch.zeros(1, 6)}, sent), init={}, ticket={}, round=2, clock=2, events=1)
     terms = Terms(Plan((event,), 4), axes, Keep(), Draws(dict, lambda name: torch.Generator()))
-    after = Voted(by_magnitude).merged(state, overlap_mean(state.server.params, updates), receipts, terms)
+    mean = merged(OverlapMean(), state.server.params, updates)
+    after = Voted(by_magnitude).merged(state, mean, receipts, terms)
     assert after.server.params["a"].tolist() == [[1.75, 0.0, -1.0, 0.0, 0.0, 0.0]]
     assert after.server.mask["a"].tolist() == [[True, False, True, False, True, False]]
     assert after.events == 2

@@ -43,7 +43,10 @@ def test_each_slice_is_the_mean_over_those_who_can_carry_it_by_their_examples():
         job = loop._job(state, client)
         params = apply({name: torch.full_like(old, value) for name, old in state.init.items()}, job.subnet.mask)
         answers.append((job, Update(client, Subnet(params, job.subnet.mask), client + 1, metrics={"seen": 1})))
-    found = loop._merge(state, answers)[0].server.params
+    fold = loop._fold(state)
+    for job, update in answers:
+        fold.add(job, update)
+    found = loop._step(state, fold).server.params
     by_unit = torch.tensor([14.0, 15.6, 18.0, 18.0])
     assert torch.allclose(found["fc1.weight"][:, 0], by_unit) and torch.allclose(found["fc1.bias"], by_unit)
     assert torch.allclose(found["fc2.weight"], by_unit.expand(3, 4))

@@ -43,7 +43,10 @@ def test_an_entry_is_the_plain_mean_over_those_who_have_its_units_and_its_label(
         job = loop._job(state, client)
         params = apply({name: torch.full_like(old, value) for name, old in state.server.params.items()}, job.subnet.mask)
         answers.append((job, Update(client, Subnet(params, job.subnet.mask), examples, metrics={"seen": 1})))
-    found = loop._merge(state, answers)[0].server.params
+    fold = loop._fold(state)
+    for job, update in answers:
+        fold.add(job, update)
+    found = loop._step(state, fold).server.params
     assert found["fc1.weight"].tolist() == [[3.0], [2.0]]
     assert found["fc1.bias"].tolist() == [3.0, 2.0]
     assert found["fc2.weight"].tolist() == [[2.0, 2.0], [3.0, 2.0], [9.0, 9.0]]

@@ -1,13 +1,15 @@
 """Means of networks whose masks differ: by hand, and against numpy."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.federated.server.aggregate import OverlapMean, intersection, mean_with_zeros, overlap_mean
+from fedprune.federated.server.accumulator import check, merged
+from fedprune.federated.server.aggregate import OverlapMean, intersection, mean_with_zeros
 from fedprune.pruning.mask import apply
 from fedprune.types import Subnet
 
@@ -37,15 +39,15 @@ def test_each_entry_is_the_weighted_mean_over_the_clients_that_hold_it():
     #   held by 2 alone:       -6
     #   held by nobody:        the server's 40
     # and b, which no mask covers: (1 x 8 + 3 x 0 + 4 x 2) / 8 = 2
-    mean = overlap_mean(SERVER, three())
+    mean = merged(OverlapMean(), SERVER, three())
     assert mean["w"].tolist() == [23 / 8, 9.0, -6.0, 40.0]
     assert mean["b"].tolist() == [2.0]
 
 
 def test_what_nobody_holds_is_the_servers_or_zero():
     # As above, but for the last entry, which is 0 instead of the server's 40.
-    assert OverlapMean("keep")(SERVER, three())["w"].tolist() == [23 / 8, 9.0, -6.0, 40.0]
-    zero = OverlapMean("zero")(SERVER, three())
+    assert merged(OverlapMean("keep"), SERVER, three())["w"].tolist() == [23 / 8, 9.0, -6.0, 40.0]
+    zero = merged(OverlapMean("zero"), SERVER, three())
     assert zero["w"].tolist() == [23 / 8, 9.0, -6.0, 0.0]
     assert zero["b"].tolist() == [2.0]
 
@@ -53,21 +55,21 @@ def test_what_nobody_holds_is_the_servers_or_zero():
 def test_the_mean_with_zeros_divides_by_everybody():
     # The same sums as above, all divided by 1 + 3 + 4 = 8, whoever holds the entry:
     #   (1 x 1 + 3 x 2 + 4 x 4) / 8 = 23 / 8;  (1 x 5 + 4 x 10) / 8 = 45 / 8;  3 x -6 / 8 = -18 / 8;  0
-    mean = mean_with_zeros(SERVER, three())
+    mean = merged(mean_with_zeros, SERVER, three())
     assert mean["w"].tolist() == [23 / 8, 45 / 8, -18 / 8, 0.0]
     assert mean["b"].tolist() == [2.0]
 
 
 def test_the_intersection_is_averaged_and_the_rest_stays_with_the_server():
     # Only the first entry is held by all three: 23 / 8. The others are the server's 20, 30 and 40, also the one of two holders.
-    mean = intersection(SERVER, three())
+    mean = merged(intersection, SERVER, three())
     assert mean["w"].tolist() == [23 / 8, 20.0, 30.0, 40.0]
     assert mean["b"].tolist() == [2.0]
 
 
 def test_a_zero_that_lives_counts_and_a_zero_that_is_dead_does_not():
     updates = [(client([4, 4, 0, 0], [1, 1, 0, 0]), 1.0), (client([0, 0, 0, 0], [1, 0, 0, 0]), 1.0)]
-    assert overlap_mean(SERVER, updates)["w"].tolist() == [2.0, 4.0, 30.0, 40.0]
+    assert merged(OverlapMean(), SERVER, updates)["w"].tolist() == [2.0, 4.0, 30.0, 40.0]
 
 
 @pytest.mark.parametrize("same_object", [True, False])
@@ -81,7 +83,7 @@ def test_with_equal_masks_it_is_the_weighted_mean_of_fedavg(seed, same_object):
         (Subnet(apply({"w": torch.from_numpy(w)}, mask), mask if same_object else {"w": mask["w"].clone()}), float(n))
         for w, n in zip(weights, shares, strict=True)
     ]
-    mean = overlap_mean({"w": torch.zeros(5, 7)}, updates)["w"]
+    mean = merged(OverlapMean(), {"w": torch.zeros(5, 7)}, updates)["w"]
     np.testing.assert_allclose(mean.numpy(), np.average(weights * alive, axis=0, weights=shares), rtol=1e-5, atol=1e-6)
 
 
@@ -100,21 +102,21 @@ def test_with_different_masks_it_is_a_masked_average_whatever_the_order(seed):
     )
     for order in (range(6), reversed(range(6)), random.permutation(6)):
         updates = ((Subnet({"w": torch.from_numpy(weights[i])}, masks[i]), float(shares[i])) for i in order)
-        mean = overlap_mean({"w": torch.from_numpy(server)}, updates)
+        mean = merged(OverlapMean(), {"w": torch.from_numpy(server)}, updates)
         np.testing.assert_allclose(mean["w"].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_what_nobody_holds_keeps_the_servers_value_to_the_bit():
     server = {"w": torch.tensor([0.1, -0.0, math.pi]), "untouched": torch.tensor([0.3])}
     update = Subnet({"w": torch.zeros(3)}, {"w": torch.zeros(3, dtype=torch.bool)})
-    mean = overlap_mean(server, [(update, 2.0)])
+    mean = merged(OverlapMean(), server, [(update, 2.0)])
     assert mean["w"].view(torch.int32).tolist() == server["w"].view(torch.int32).tolist()
     assert mean["untouched"] is server["untouched"]
 
 
 @pytest.mark.parametrize("mean", MEANS)
 def test_without_updates_the_server_stays(mean):
-    assert mean(SERVER, []) == SERVER
+    assert merged(mean, SERVER, []) == SERVER
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -135,7 +137,7 @@ def test_every_mean_is_its_formula_in_numpy_over_random_masks(seed):
         intersection: np.where(alive.all(0), over_holders, server),
     }
     for mean, by_hand in expected.items():
-        found = mean({"w": torch.from_numpy(server)}, iter(updates))["w"].numpy()
+        found = merged(mean, {"w": torch.from_numpy(server)}, iter(updates))["w"].numpy()
         np.testing.assert_allclose(found, by_hand, rtol=1e-5, atol=1e-6)
 
 
@@ -145,13 +147,13 @@ def test_where_all_hold_all_every_mean_is_that_of_fedavg_bit_for_bit(mean, equal
     full = {"w": torch.ones(50, dtype=torch.bool)}
     server = {"w": torch.zeros(50), "n": torch.tensor(0)}
     updates = [(Subnet({"w": torch.randn(50, generator=generator), "n": torch.tensor(n)}, full), n + 1.0) for n in range(4)]
-    assert equal(mean(server, updates), overlap_mean(server, updates))
+    assert equal(merged(mean, server, updates), merged(OverlapMean(), server, updates))
 
 
 @pytest.mark.parametrize("mean", MEANS)
 def test_networks_that_are_equal_average_to_themselves_bit_for_bit(mean, equal):
     update = Subnet({"w": torch.tensor([0.1, math.pi, 1e-42, 0.0])}, {"w": torch.tensor([True, True, True, True])})
-    assert equal(mean({"w": torch.ones(4)}, [(update, share) for share in (3.0, 7.0, 0.1)]), update.params)
+    assert equal(merged(mean, {"w": torch.ones(4)}, [(update, share) for share in (3.0, 7.0, 0.1)]), update.params)
 
 
 def test_a_rule_for_what_nobody_holds_is_keep_or_zero():
@@ -168,7 +170,7 @@ def test_counters_are_rounded_to_the_nearest_whole_number_of_their_own_type(merg
             (Subnet({"n": torch.tensor(base + n), "small": torch.tensor([s], dtype=torch.int32)}, {}), share)
             for n, s, share in ((10, 1, 1.0), (12, 2, 2.0))
         ]
-        mean = merge(server, updates)
+        mean = merged(merge, server, updates)
         assert (int(mean["n"]), mean["small"].tolist()) == (base + 11, [2])
         assert (mean["n"].dtype, mean["small"].dtype) == (torch.int64, torch.int32)
 
@@ -176,14 +178,33 @@ def test_counters_are_rounded_to_the_nearest_whole_number_of_their_own_type(merg
 @pytest.mark.parametrize("mean", MEANS)
 def test_updates_and_server_are_left_as_they_were(mean):
     update = client([1, 2, 3, 4], [1, 1, 1, 1], b=5)
-    mean(SERVER, iter([(update, 2.0), (client([0, 0, 0, 0], [0, 0, 0, 0]), 1.0)]))
+    merged(mean, SERVER, iter([(update, 2.0), (client([0, 0, 0, 0], [0, 0, 0, 0]), 1.0)]))
     assert update.params["w"].tolist() == [1, 2, 3, 4]
     assert SERVER["w"].tolist() == [10, 20, 30, 40]
 
 
 def test_the_mean_of_a_single_update_is_not_the_update_itself():
     update = client([1, 2, 3, 4], [1, 1, 1, 1], b=5)
-    for tensor in overlap_mean(SERVER, iter([(update, 2.0)])).values():
+    for tensor in merged(OverlapMean(), SERVER, iter([(update, 2.0)])).values():
         tensor.fill_(99)
     assert update.params["w"].tolist() == [1, 2, 3, 4]
     assert SERVER["w"].tolist() == [10, 20, 30, 40]
+
+
+def test_a_mean_holds_no_update_but_the_one_that_it_is_given():
+    accumulator, watched = OverlapMean()(SERVER), []
+    for value in range(4):
+        update = client([value] * 4, [1, 1, value % 2, 0])
+        watched.append(weakref.ref(update.params["w"]))
+        accumulator.add(update, 1.0)
+        del update
+        assert [reference() for reference in watched] == [None] * len(watched)
+    assert accumulator.result()["w"].tolist() == [1.5, 1.5, 2.0, 40.0]
+
+
+@pytest.mark.parametrize("aggregate", [lambda server, updates: server, lambda server: server, None])
+def test_what_is_no_aggregate_is_refused_with_a_reason(aggregate):
+    with pytest.raises(ConfigError, match=r"federated\.aggregate .*: an aggregate is \(server\) -> an object with add"):
+        check(aggregate)
+    for option in MEANS:
+        check(option)

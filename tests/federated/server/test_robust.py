@@ -12,7 +12,8 @@ import torch
 
 from fedprune.errors import ConfigError
 from fedprune.federated.server import robust
-from fedprune.federated.server.aggregate import overlap_mean
+from fedprune.federated.server.accumulator import merged
+from fedprune.federated.server.aggregate import OverlapMean
 from fedprune.federated.server.robust import CoordinateMedian, TrimmedMean
 from fedprune.types import Job, Params, Subnet
 
@@ -40,7 +41,7 @@ def test_the_median_by_hand():
     # held by two:    3 7: 5
     # held by nobody: the server's 40
     # b, four:        -3 0 2 8: 1
-    found = CoordinateMedian()(SERVER, FOUR)
+    found = merged(CoordinateMedian(), SERVER, FOUR)
     assert found["w"].tolist() == [1.5, 5.0, 5.0, 40.0]
     assert found["b"].tolist() == [1.0]
 
@@ -51,20 +52,21 @@ def test_the_trimmed_mean_by_hand():
     # held by three:  (1 + 5 + 9) / 3 = 5
     # held by two:    (3 + 7) / 2 = 5
     # b, four:        -3 (0 2) 8: 1
-    found = TrimmedMean(0.3)(SERVER, FOUR)
+    found = merged(TrimmedMean(0.3), SERVER, FOUR)
     assert found["w"].tolist() == [1.5, 5.0, 5.0, 40.0]
     assert found["b"].tolist() == [1.0]
     # trim 0.2 leaves out floor(0.8) = 0 of four: (-4 + 1 + 2 + 90) / 4 = 22.25; b: (-3 + 0 + 2 + 8) / 4 = 1.75.
-    found = TrimmedMean(0.2)(SERVER, FOUR)
+    found = merged(TrimmedMean(0.2), SERVER, FOUR)
     assert (found["w"].tolist(), found["b"].tolist()) == ([22.25, 5.0, 5.0, 40.0], [1.75])
     # trim 0.34 leaves out floor(1.02) = 1 of three, whose middle is 5: as before.
-    assert TrimmedMean(0.34)(SERVER, [*FOUR[:2], client([-4, 4, 0, 0], [1, 1, 0, 0])])["w"].tolist() == [1.0, 5.0, 7.0, 40.0]
+    found = merged(TrimmedMean(0.34), SERVER, [*FOUR[:2], client([-4, 4, 0, 0], [1, 1, 0, 0])])
+    assert found["w"].tolist() == [1.0, 5.0, 7.0, 40.0]
 
 
 @pytest.mark.parametrize("option", [CoordinateMedian, TrimmedMean])
 def test_what_nobody_holds_is_the_servers_or_zero(option):
-    assert option(uncovered="keep")(SERVER, FOUR)["w"][3] == 40.0
-    assert option(uncovered="zero")(SERVER, FOUR)["w"][3] == 0.0
+    assert merged(option(uncovered="keep"), SERVER, FOUR)["w"][3] == 40.0
+    assert merged(option(uncovered="zero"), SERVER, FOUR)["w"][3] == 0.0
 
 
 def random_clients(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,8 +90,8 @@ def test_it_is_python_s_statistics_entry_by_entry_over_random_masks(seed, chunk,
     server, values, alive = random_clients(seed)
     updates = updates_of(values, alive)
     tensors = {"w": torch.from_numpy(server)}
-    found = {trim: TrimmedMean(trim)(tensors, updates)["w"].numpy() for trim in (0.0, 0.1, 0.25, 0.4)}
-    medians = CoordinateMedian()(tensors, iter(updates))["w"].numpy()
+    found = {trim: merged(TrimmedMean(trim), tensors, updates)["w"].numpy() for trim in (0.0, 0.1, 0.25, 0.4)}
+    medians = merged(CoordinateMedian(), tensors, iter(updates))["w"].numpy()
     for place in itertools.product(range(4), range(6)):
         held = sorted(float(w[place]) for w, m in zip(values, alive, strict=True) if m[place])
         if not held:
@@ -106,21 +108,21 @@ def test_it_is_python_s_statistics_entry_by_entry_over_random_masks(seed, chunk,
 def test_the_order_of_the_clients_does_not_matter_to_a_bit(merge, seed, equal):
     server, values, alive = random_clients(seed)
     updates, tensors = updates_of(values, alive), {"w": torch.from_numpy(server)}
-    first = merge(tensors, updates)
+    first = merged(merge, tensors, updates)
     for order in itertools.islice(itertools.permutations(updates), 1, None, 7 if seed < 6 else 997):
-        assert equal(merge(tensors, order), first)
+        assert equal(merged(merge, tensors, order), first)
 
 
 @pytest.mark.parametrize("merge", ALL)
 def test_the_sign_of_a_zero_does_not_depend_on_the_order(merge):
     for zeros in itertools.permutations([-0.0, 0.0, -0.0]):
-        found = merge(SERVER, [client([zero] * 4, [1, 1, 1, 1]) for zero in zeros])
+        found = merged(merge, SERVER, [client([zero] * 4, [1, 1, 1, 1]) for zero in zeros])
         assert found["w"].view(torch.int32).tolist() == [0] * 4
 
 
 @pytest.mark.parametrize("merge", ALL)
 def test_the_weights_of_the_clients_play_no_part(merge, equal):
-    assert equal(merge(SERVER, [(subnet, 10.0**n) for n, (subnet, _) in enumerate(FOUR)]), merge(SERVER, FOUR))
+    assert equal(merged(merge, SERVER, [(subnet, 10.0**n) for n, (subnet, _) in enumerate(FOUR)]), merged(merge, SERVER, FOUR))
 
 
 @pytest.mark.parametrize("merge", ALL)
@@ -128,15 +130,15 @@ def test_the_weights_of_the_clients_play_no_part(merge, equal):
 def test_networks_that_are_equal_come_out_as_they_are_bit_for_bit_and_as_the_mean_of_all(merge, number, equal):
     update, _ = client([0.1, math.pi, 1e-42, 0.0], [1, 1, 1, 0], b=-7.7)
     server = SERVER | {"w": torch.zeros(4)}
-    found = merge(server, [(update, 1.0)] * number)
+    found = merged(merge, server, [(update, 1.0)] * number)
     assert equal(found, update.params)
-    assert equal(found, overlap_mean(server, [(update, 1.0)] * number))
+    assert equal(found, merged(OverlapMean(), server, [(update, 1.0)] * number))
 
 
 def test_without_trimming_it_is_the_uniform_mean():
     server, values, alive = random_clients(8)
     updates, tensors = updates_of(values, alive), {"w": torch.from_numpy(server)}
-    torch.testing.assert_close(TrimmedMean(0.0)(tensors, updates), overlap_mean(tensors, updates))
+    torch.testing.assert_close(merged(TrimmedMean(0.0), tensors, updates), merged(OverlapMean(), tensors, updates))
 
 
 @pytest.mark.parametrize("value", [1e6, -1e6, 3.4e38])
@@ -148,17 +150,17 @@ def test_one_client_that_sends_anything_moves_it_within_what_the_others_sent(mer
     liar = (Subnet({"w": torch.full((200,), value)}, full), 1e9)
     sent = torch.stack([subnet.params["w"] for subnet, _ in honest])
     server = {"w": torch.zeros(200)}
-    found = merge(server, [*honest[:2], liar, *honest[2:]])["w"]
+    found = merged(merge, server, [*honest[:2], liar, *honest[2:]])["w"]
     assert bool(((found >= sent.min(0).values) & (found <= sent.max(0).values)).all())
-    assert overlap_mean(server, [*honest, (liar[0], 1.0)])["w"].abs().min() > 1e5  # which is what it withstands
+    assert merged(OverlapMean(), server, [*honest, (liar[0], 1.0)])["w"].abs().min() > 1e5  # which is what it withstands
 
 
 def test_two_liars_are_more_than_a_trimmed_mean_of_one_withstands():
     liars = [client([1e6] * 4, [1, 1, 1, 1])] * 2
     honest = [client([0] * 4, [1, 1, 1, 1])] * 3
-    assert TrimmedMean(0.2)(SERVER, honest + liars)["w"].min() > 1e5
-    assert TrimmedMean(0.4)(SERVER, honest + liars)["w"].tolist() == [0.0] * 4
-    assert CoordinateMedian()(SERVER, honest + liars)["w"].tolist() == [0.0] * 4
+    assert merged(TrimmedMean(0.2), SERVER, honest + liars)["w"].min() > 1e5
+    assert merged(TrimmedMean(0.4), SERVER, honest + liars)["w"].tolist() == [0.0] * 4
+    assert merged(CoordinateMedian(), SERVER, honest + liars)["w"].tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize(("trim", "number", "cut"), [(0.29, 100, 29), (0.1, 10, 1), (0.1, 9, 0), (0.3, 10, 3), (0.499, 3, 1)])
@@ -168,15 +170,15 @@ def test_how_many_are_trimmed_is_exact_where_floats_are_not(trim, number, cut):
     values = [float(n**2) for n in range(number)]
     left = values[cut : number - cut]
     updates = [(Subnet({"b": torch.tensor([v], dtype=torch.float64)}, {}), 1.0) for v in values]
-    found = TrimmedMean(trim)({"b": torch.zeros(1, dtype=torch.float64)}, updates)["b"]
+    found = merged(TrimmedMean(trim), {"b": torch.zeros(1, dtype=torch.float64)}, updates)["b"]
     assert found.item() == pytest.approx(sum(left) / len(left), rel=1e-12)
 
 
 @pytest.mark.parametrize("merge", ALL)
 def test_without_updates_the_server_stays_and_nothing_is_written_to(merge):
-    assert merge(SERVER, []) == SERVER
+    assert merged(merge, SERVER, []) == SERVER
     before = [{name: tensor.clone() for name, tensor in params.items()} for params in (SERVER, FOUR[0][0].params)]
-    for tensor in merge(SERVER, FOUR[:1]).values():
+    for tensor in merged(merge, SERVER, FOUR[:1]).values():
         tensor.fill_(99)
     after: list[Params] = [SERVER, FOUR[0][0].params]
     assert all(torch.equal(new[name], old[name]) for new, old in zip(after, before, strict=True) for name in new)
@@ -188,7 +190,7 @@ def test_counters_and_other_types_stay_what_they_are():
         updates = [(Subnet({"n": torch.tensor(n), "half": torch.tensor([0.5 * n]).bfloat16()}, {}), 1.0) for n in numbers]
         server: Params = {"n": torch.tensor(0), "half": torch.zeros(1).bfloat16()}
         for merge in (CoordinateMedian(), TrimmedMean(0.25)):
-            found = merge(server, updates)
+            found = merged(merge, server, updates)
             assert (found["n"].item(), found["n"].dtype, found["n"].shape) == (middle, torch.int64, ())
             assert found["half"].dtype == torch.bfloat16
 

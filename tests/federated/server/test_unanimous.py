@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fedprune.errors import RunError
-from fedprune.federated.server.aggregate import OverlapMean, intersection, mean_with_zeros, overlap_mean
+from fedprune.federated.server.accumulator import merged
+from fedprune.federated.server.aggregate import OverlapMean, intersection, mean_with_zeros
 from fedprune.federated.server.optimizer import Average, FedAdam, FedAvgM
 from fedprune.federated.server.robust import CoordinateMedian, TrimmedMean
 from fedprune.local.memory_format import in_own_memory
@@ -14,7 +15,7 @@ from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import Params, Subnet
 from helpers.odd_networks import odd_tensors
 
-MERGES = [overlap_mean, OverlapMean("zero"), mean_with_zeros, intersection, CoordinateMedian(), TrimmedMean(0.3)]
+MERGES = [OverlapMean(), OverlapMean("zero"), mean_with_zeros, intersection, CoordinateMedian(), TrimmedMean(0.3)]
 BIG = 2**60 + 1  # no float64 is that: in one, it is 2^60
 
 
@@ -22,20 +23,20 @@ def bits_of(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().tobytes()
 
 
-def merged(merge, tensors: list[torch.Tensor], weights=(1.0, 2.0, 5.0)) -> torch.Tensor:
+def merged_buffer(merge, tensors: list[torch.Tensor], weights=(1.0, 2.0, 5.0)) -> torch.Tensor:
     """What becomes of a buffer `b`, beside a weight that two of the clients hold."""
     masks = [torch.tensor(alive) for alive in ([True, True], [True, False], [True, True])]
     params = [{"w": torch.where(alive, 1.5, 0.0), "b": tensor} for alive, tensor in zip(masks, tensors, strict=True)]
     updates = [(Subnet(own, {"w": alive}), weight) for own, alive, weight in zip(params, masks, weights, strict=True)]
     server = {"w": torch.zeros(2), "b": torch.zeros_like(tensors[0])}
-    return merge(server, updates)["b"]
+    return merged(merge, server, updates)["b"]
 
 
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("name", odd_tensors())
 def test_what_all_have_alike_stays_bit_for_bit(name, merge):
     tensor = odd_tensors()[name]
-    found = merged(merge, [tensor.clone() for _ in range(3)])
+    found = merged_buffer(merge, [tensor.clone() for _ in range(3)])
     assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
     assert bits_of(found) == bits_of(tensor)
 
@@ -46,7 +47,7 @@ def test_what_all_have_alike_stays_bit_for_bit(name, merge):
     [*((merge, 4.5) for merge in MERGES[:4]), *((merge, 3.0) for merge in MERGES[4:])],
 )
 def test_entries_that_are_alike_stay_beside_others_that_are_averaged(merge, mean):
-    found = merged(merge, [torch.tensor([x, -torch.inf, torch.nan, torch.inf, 1.0]) for x in (0.0, 3.0, 6.0)])
+    found = merged_buffer(merge, [torch.tensor([x, -torch.inf, torch.nan, torch.inf, 1.0]) for x in (0.0, 3.0, 6.0)])
     assert found[0] == mean
     assert found[1:].tolist()[0] == -torch.inf
     assert torch.isnan(found[2])
@@ -56,22 +57,22 @@ def test_entries_that_are_alike_stay_beside_others_that_are_averaged(merge, mean
 @pytest.mark.parametrize("merge", MERGES)
 def test_whole_numbers_are_exact_where_they_are_equal_and_rounded_means_elsewhere(merge):
     # (0 + 2 x 3 + 5 x 6) / 8 = 4.5 is rounded to 4, the even one; the middle is 3.
-    found = merged(merge, [torch.tensor([BIG, x, -BIG]) for x in (0, 3, 6)])
+    found = merged_buffer(merge, [torch.tensor([BIG, x, -BIG]) for x in (0, 3, 6)])
     assert found.tolist() == [BIG, 3 if merge in MERGES[4:] else 4, -BIG]
 
 
 @pytest.mark.parametrize("merge", MERGES)
 def test_complex_numbers_are_averaged_by_their_parts(merge):
     # Real parts 0, 3, 6 and imaginary parts 6, 3, 0: 4.5 and (6 + 6 + 0) / 8 = 1.5; the middles are 3 and 3.
-    found = merged(merge, [torch.tensor([complex(x, 6 - x), 1j]) for x in (0, 3, 6)])
+    found = merged_buffer(merge, [torch.tensor([complex(x, 6 - x), 1j]) for x in (0, 3, 6)])
     assert found.tolist() == [3 + 3j if merge in MERGES[4:] else 4.5 + 1.5j, 1j]
 
 
 def test_one_of_three_who_disagrees_is_heard():
     minus = torch.tensor([-torch.inf])
-    found = merged(overlap_mean, [minus, torch.tensor([0.0]), minus])
+    found = merged_buffer(OverlapMean(), [minus, torch.tensor([0.0]), minus])
     assert not torch.isfinite(found).any()
-    assert merged(overlap_mean, [torch.tensor([BIG]), torch.tensor([BIG]), torch.tensor([BIG + 2**20])])[0] > BIG
+    assert merged_buffer(OverlapMean(), [torch.tensor([BIG]), torch.tensor([BIG]), torch.tensor([BIG + 2**20])])[0] > BIG
 
 
 def test_what_is_alike_and_dead_is_by_the_rule_of_what_nobody_holds():
@@ -79,13 +80,13 @@ def test_what_is_alike_and_dead_is_by_the_rule_of_what_nobody_holds():
     alive = {"w": torch.tensor([True, False])}
     updates = [(Subnet({"w": torch.tensor([torch.inf, 0.0])}, alive), 1.0)] * 2
     server = {"w": torch.tensor([1.0, 7.0])}
-    assert overlap_mean(server, updates)["w"].tolist() == [torch.inf, 7.0]
-    assert intersection(server, updates)["w"].tolist() == [torch.inf, 7.0]
+    assert merged(OverlapMean(), server, updates)["w"].tolist() == [torch.inf, 7.0]
+    assert merged(intersection, server, updates)["w"].tolist() == [torch.inf, 7.0]
 
 
 def test_one_update_alone_is_what_comes_out():
     tensors = odd_tensors()
-    found = overlap_mean(tensors, [(Subnet(dict(tensors), {}), 3.0)])
+    found = merged(OverlapMean(), tensors, [(Subnet(dict(tensors), {}), 3.0)])
     assert {name: bits_of(value) for name, value in found.items()} == {name: bits_of(t) for name, t in tensors.items()}
 
 

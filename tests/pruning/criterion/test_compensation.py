@@ -26,7 +26,7 @@ def before_and_after(experiment, executor=None) -> tuple[State, State]:
     while not loop.whose.on_server(loop.plan, state):
         state, _ = loop.round(state)
     (event,) = loop.whose.on_server(loop.plan, state)
-    return state, loop._prune(state, event, Tally())
+    return state, loop.pruning.prune(state, event, Tally())
 
 
 def loss(experiment, params: Params, indices: torch.Tensor) -> float:

@@ -1,0 +1,41 @@
+"""The updates of a round, folded one after the other: only the aggregate's accumulator ever holds their parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedprune.federated.masks import Receipt
+from fedprune.federated.server import scaffold
+from fedprune.federated.server.accumulator import Accumulator
+from fedprune.types import Job, Params, Subnet, Update
+
+
+@dataclass
+class Fold:
+    """What the updates of a round come to. weighting: `examples` or `uniform`. private: the names of tensors that clients keep.
+
+    kept: by client, what it keeps until its next round. control_changes: the sum of the changes of SCAFFOLD's controls.
+    """
+
+    accumulator: Accumulator
+    weighting: str
+    private: tuple[str, ...]
+    kept: dict[int, Params]
+    receipts: list[Receipt] = field(default_factory=list)
+    control_changes: Params = field(default_factory=dict)
+
+    def add(self, job: Job, update: Update) -> None:
+        """Take up one client's update."""
+        assert update.subnet is not None, "a client that was told to train sends a subnet"
+        weight = float(update.examples if self.weighting == "examples" else 1)
+        subnet = self._whole(update.subnet, update) if self.private else update.subnet
+        self.accumulator.add(subnet, weight)
+        self.receipts.append(Receipt(job, subnet.mask, weight, int(update.metrics["seen"]), update.pruned))
+        if update.kept:
+            self.kept[update.client] = update.kept
+        if update.carried:
+            self.control_changes = self.control_changes | scaffold.summed(self.control_changes, update)
+
+    def _whole(self, subnet: Subnet, update: Update) -> Subnet:
+        """Return the subnet with the tensors that the client keeps: the server reports their mean, and never sends it."""
+        return Subnet(subnet.params | {name: update.kept[name] for name in self.private}, subnet.mask)

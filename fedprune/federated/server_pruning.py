@@ -1,0 +1,72 @@
+"""The server's part in pruning: events that it carries out before a round, and the gate that it asks after one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from fedprune.errors import Unheard
+from fedprune.federated.evaluate import Evaluation
+from fedprune.federated.exchange import Exchange
+from fedprune.federated.masks import Terms, Whose, carry_out
+from fedprune.federated.masks.gates import ask, waiting
+from fedprune.federated.server import scaffold
+from fedprune.federated.tally import Tally
+from fedprune.federated.where import Where, measuring
+from fedprune.pruning.event import Measure
+from fedprune.pruning.evidence.data_free import Network
+from fedprune.types import PruneEvent, State
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServerPruning:
+    """How the server prunes. network: its own, for evidence that takes no data. clients: the number of all of them.
+
+    cohort: (state) -> the clients of the coming round. terms: (state) -> what an event at this state goes by.
+    """
+
+    whose: Whose
+    where: Where
+    network: Network
+    exchange: Exchange
+    evaluation: Evaluation
+    clients: int
+    cohort: Callable[[State], tuple[int, ...]]
+    terms: Callable[[State], Terms]
+
+    def before_round(self, state: State, tally: Tally) -> tuple[State, int]:
+        """Return the state after the events that are due, and how many of them are still to come.
+
+        An event about which nobody answers, and those after it, wait for the next round (under a gate, until it opens again).
+        """
+        events = self.whose.on_server(self.terms(state).plan, state)
+        for done, event in enumerate(events):
+            try:
+                state = self.prune(state, event, tally)
+            except Unheard as unheard:
+                log.warning("round %d: %s; it waits for the next round", state.round, unheard)
+                return replace(state, opened=False), len(events) - done
+        return state, 0
+
+    def prune(self, state: State, event: PruneEvent, tally: Tally) -> State:
+        """Return the state after one event, on evidence measured at this very state."""
+        return scaffold.pruned(state, carry_out(state, event, self.terms(state), self._measure(state, tally)))
+
+    def ask_gate(self, state: State, tally: Tally) -> tuple[State, dict[str, float]]:
+        """Ask the gate whether the next event may happen. Return the state that knows, and the metrics of that."""
+        plan, axes = self.terms(state).plan, self.terms(state).axes
+        event = waiting(plan, state)
+        if event is None or plan.gate is None:
+            return state, {}
+        measure = self._measure(state, tally)
+        try:
+            return ask(plan.gate, event, state, axes, measure, lambda: self.evaluation.outcomes(state))
+        except Unheard:  # there is nothing to compare, now or in the next round
+            return replace(state, opened=False, candidate={}), {}
+
+    def _measure(self, state: State, tally: Tally) -> Measure:
+        clients = self.where(self.cohort(state), self.clients, self.exchange.seed)
+        return measuring(self.exchange, self.network, state, clients, tally)
