@@ -18,8 +18,7 @@ from omegaconf import OmegaConf
 from table import machine, table
 
 from fedprune import run_id
-from fedprune.__main__ import CONF
-from fedprune.config import schema
+from fedprune.config import CONF, schema
 from fedprune.config.instantiate import make
 from fedprune.experiment.build import build
 from fedprune.federated.client.round import ClientRound

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from fedprune import run_id
-from fedprune.__main__ import CONF
+from fedprune.config import CONF
 from fedprune.experiment.build import build
 from fedprune.experiment.experiment import Experiment
 from fedprune.federated.sampling import cohort

@@ -20,8 +20,7 @@ from hydra import compose, initialize_config_dir
 from table import machine, table
 
 from fedprune import run_id
-from fedprune.__main__ import CONF
-from fedprune.config import schema
+from fedprune.config import CONF, schema
 from fedprune.experiment.build import build
 
 SAME = (

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedprune import run_id
-from fedprune.__main__ import CONF
 from fedprune.compaction import train as compacted
-from fedprune.config import schema
+from fedprune.config import CONF, schema
 from fedprune.execution import Serial
 from fedprune.experiment.build import build
 from fedprune.federated.client.round import ClientRound

@@ -1,4 +1,4 @@
-"""Which device a run is on."""
+"""The device that a run is on."""
 
 from __future__ import annotations
 

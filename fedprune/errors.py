@@ -1,12 +1,12 @@
-"""What can go wrong in a way that the user can mend. Each message says what is wrong and what to type instead."""
+"""Errors that the user can mend. Each message says what is wrong and what to type instead."""
 
 
 class FedpruneError(Exception):
-    """Anything the user can mend: shown as a message, without a traceback, with a non-zero exit."""
+    """Any error that the user can mend. A command shows its message without a traceback, and exits with a non-zero status."""
 
 
 class ConfigError(FedpruneError):
-    """All problems of a configuration at once, found before the first batch."""
+    """A configuration is wrong. The message lists all problems at once, found before the first batch."""
 
     def __init__(self, problems: list[str]):
         self.problems = problems
@@ -14,7 +14,7 @@ class ConfigError(FedpruneError):
 
 
 class Incompatible(ConfigError):
-    """Every option is valid, but together they mean nothing. Inside a sweep such a cell is skipped, with its reason."""
+    """Every option is valid, but together they are meaningless. A sweep skips such a cell, with its reason."""
 
     def __init__(self, *problems: str):
         super().__init__(list(problems))
@@ -29,4 +29,4 @@ class RunError(FedpruneError):
 
 
 class Unheard(RunError):
-    """Nobody answered who was asked for evidence, and somebody may the next time: a prune event waits for that."""
+    """No client that was asked for evidence answered. One may answer the next time, so a prune event waits."""

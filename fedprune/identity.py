@@ -1,82 +1,101 @@
-"""What a run's result depends on, as far as its configuration tells: two runs of one identity are one run.
+"""The identity of a run: all of its configuration that its result depends on. Two runs of one identity are one run.
 
-Every key is in it, at its value after interpolation, so that ${oc.env:X} counts with what X is. Left out are those of VOLATILE,
-which change no result. What `executor` and `device` do change is how sums are rounded: see `arithmetic`.
+Every key is in it, at its value after interpolation, so that ${oc.env:X} counts with the value of X. Left out are the keys of
+VOLATILE, which change no result. `executor` and `device` do change how sums are rounded: see `arithmetic`.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
 from fedprune.errors import ConfigError
 
 VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_every", "profile", "hydra")
-"""Keys that do not change a result: a run is the same run whatever they are."""
+"""Keys that do not change a result."""
 
 AT_ONCE = 32
-"""How many clients are trained as one batched model, where `executor.at_once` does not say."""
+"""The number of clients that are trained as one batched model, unless `executor.at_once` says another."""
 
 NOTHING = {"_target_": "fedprune.local.regularisers.base.none"}
-"""What a penalty or dropout is where there is none."""
+"""The node of a penalty or dropout that is off."""
+
+Loader = TypeVar("Loader", bound=Callable[..., object])
+
+
+def root_counts_as(stand_in: Callable[[str], str | None]) -> Callable[[Loader], Loader]:
+    """Declare on a loader `(root, ...) -> data set` what takes the place of its root in the identity of a run.
+
+    stand_in: root -> that text; None if the loader gives the same data wherever root is. Without a declaration it is the root.
+    """
+
+    def declare(loader: Loader) -> Loader:
+        loader.__dict__["depends_on"] = stand_in
+        return loader
+
+    return declare
 
 
 def identity(config: DictConfig) -> dict[str, Any]:
-    """Return all that may change the result, as plain values. Raises omegaconf's errors for what cannot be interpolated."""
+    """Return every key that may change the result, as plain values. Raises omegaconf's errors for a bad interpolation."""
     plain = resolved(config)
     kept = {key: value for key, value in plain.items() if key not in VOLATILE}
     if kept["ticket"]["path"] is None:
-        del kept["ticket"]  # a run without one is what it was before there were any
-    kept["local"] = {key: value for key, value in kept["local"].items() if value != NOTHING}  # likewise
+        del kept["ticket"]  # a run without a ticket keeps the identity that it had before there were tickets
+    kept["local"] = {key: value for key, value in kept["local"].items() if value != NOTHING}  # so do these
     kept["data"] = _data(kept["data"])
     return kept | arithmetic(plain["executor"], plain["device"])
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """Return the values of all keys but hydra's, whose folder is named by the others. Raises omegaconf's errors."""
-    plain = OmegaConf.to_container(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True)
+    """Return the values of all keys but hydra's, whose folder is named after them. Raises omegaconf's errors."""
+    ours = [str(key) for key in config if key != "hydra"]
+    plain = OmegaConf.to_container(OmegaConf.masked_copy(config, ours), resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
-def _data(option: Any) -> Any:
-    """A data set's keys, with what stands for its root in place of that, or nothing where the root makes no difference."""
+def _data(option: object) -> object:
+    """Return a data set's keys, with its root replaced by what it counts as, or left out where that is None."""
     if not isinstance(option, Mapping) or "root" not in option:
         return option
-    of_root = _declared(option.get("_target_"), "depends_on", lambda root: root)
-    root = of_root(option["root"])
-    return {key: value for key, value in option.items() if key != "root"} | ({} if root is None else {"root": root})
+    stand_in = _declared(option.get("_target_"), "depends_on", lambda root: root)
+    root = stand_in(option["root"])
+    others = {key: value for key, value in option.items() if key != "root"}
+    return others if root is None else others | {"root": root}
 
 
-def arithmetic(executor: Any, device: str) -> dict[str, Any]:
-    """Return {} where sums are taken in the order of executor=serial on a CPU, as they are by default; else what decides it.
+def arithmetic(executor: Mapping[str, Any], device: str) -> dict[str, object]:
+    """Return the keys that decide the order in which sums are taken; {} for the default, executor=serial on a CPU.
 
     serial, processes and ray give the same bits on one kind of device. executor=batched and cuda, and any GPU, differ from them
-    by rounding, which training makes larger: another result, and another run. An executor that declares `batches_on`, the kinds
-    of device on which it trains several clients as one model, is taken at its word.
+    by rounding, which training makes larger: the result is another, and so is the run. An executor declares in `batches_on` the
+    kinds of device on which it trains several clients as one model.
     """
     kind = _kind(device)
     batched = kind in _declared(executor.get("_target_"), "batches_on", ())
     at_once = executor.get("at_once", AT_ONCE) if batched else 1
-    return {} if (kind, at_once) == ("cpu", 1) else {"arithmetic": {"device": kind, "at_once": at_once}}
+    if (kind, at_once) == ("cpu", 1):
+        return {}
+    return {"arithmetic": {"device": kind, "at_once": at_once}}
 
 
 def _kind(device: str) -> str:
-    from fedprune.device import chosen  # torch takes a second to import: a typo need not wait for it
+    from fedprune.device import chosen  # importing torch takes a second: a typo need not wait for it
 
-    with suppress(ConfigError):  # which build reports
+    with suppress(ConfigError):  # build reports it
         device = chosen(device)
     return device.partition(":")[0]
 
 
-def _declared(target: Any, attribute: str, otherwise: Any) -> Any:
-    """Return what the object that `_target_` names declares about itself; `otherwise`, too, if there is no such object."""
+def _declared(target: object, attribute: str, otherwise: Any) -> Any:
+    """Return an attribute of the object that `_target_` names; `otherwise` if it has none, or if there is no such object."""
     module, _, name = str(target).rpartition(".")
     try:
         return getattr(getattr(importlib.import_module(module), name), attribute, otherwise)
-    except Exception:  # a module of the user's own may raise anything; build tells what
+    except Exception:  # a user's module may raise anything; build reports it
         return otherwise

@@ -1,7 +1,7 @@
-"""Where a round's time goes, by phase. One clock per round, in its tally; and one per job, in a worker.
+"""The time of a round by phase. There is one clock per round, in its tally, and one per job, in a worker.
 
-The clock always stands in one phase. What a server waits for is shared out among what its workers did meanwhile, in proportion:
-so the seconds of all phases add up to those of the round, however many workers there are.
+The clock is always in exactly one phase. The time that a server waits for its workers is divided among the phases of the
+workers, in proportion. So the seconds of all phases add up to those of the round, however many workers there are.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import TypeVar
 T = TypeVar("T")
 
 PHASES = ("sampling", "broadcast", "decode", "train", "encode", "merge", "prune", "evaluate", "other")
-"""sampling: who takes part. broadcast: the server encodes its jobs. decode: clients their jobs, the server what comes back.
-train, encode: what clients do. merge: the aggregate, and the step that is made of it. prune: all that events and gates take,
-what clients measure for them included. evaluate: likewise. other: metrics."""
+"""sampling: the cohort is drawn. broadcast: the server encodes its jobs. decode: clients decode jobs, the server updates.
+train, encode: the work of clients. merge: the aggregate and the server's step. prune: events and gates, with the measurements
+of clients for them. evaluate: evaluation, with the measurements of clients. other: metrics."""
 
 PREFIX = "profile/"
 
 
 class Clock:
-    """Adds up the seconds of each phase; it begins with the one that is called other."""
+    """A clock that adds up the seconds of each phase. It begins in the phase `other`."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = defaultdict(float)
@@ -32,7 +32,7 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str, whole: bool = False) -> Iterator[None]:
-        """What is done inside, without the phases that are inside it; if `whole`, these too."""
+        """Count the time inside as this phase, without the phases that are entered inside it; with them if `whole`."""
         if self._whole:
             yield
             return
@@ -45,32 +45,33 @@ class Clock:
             self._whole = False
 
     def waiting(self, results: Iterable[T]) -> Iterator[T]:
-        """The same results; that they have to be waited for is for `train`, or for what workers say that they did."""
+        """Yield the results; the time until each comes counts as `train`, or as the phases that workers report by `add`."""
         each = iter(results)
         while True:
             with self.phase("train"):
-                result = next(each, self)
-            if result is self:
-                return
-            yield result  # type: ignore[misc]
+                try:
+                    result = next(each)
+                except StopIteration:
+                    return
+            yield result
 
     def add(self, of_worker: Mapping[str, float]) -> None:
-        """Take up how a worker spent the time in which it was waited for."""
+        """Add the seconds by phase of a worker that the server waited for."""
         if not self._whole:
             for name, seconds in of_worker.items():
                 self._of_workers[name] += seconds
 
     def seconds(self) -> dict[str, float]:
-        """So far, by phase; those that took no time are absent."""
+        """Return the seconds so far by phase; a phase that took no time is absent."""
         self._turn(self._phase)
-        found, worked = dict(self._seconds), sum(self._of_workers.values())
-        waited = found.pop("train", 0.0) if worked else 0.0
+        seconds, worked = dict(self._seconds), sum(self._of_workers.values())
+        waited = seconds.pop("train", 0.0) if worked else 0.0
         for name, spent in self._of_workers.items():
-            found[name] = found.get(name, 0.0) + waited * spent / worked
-        return found
+            seconds[name] = seconds.get(name, 0.0) + waited * spent / worked
+        return seconds
 
     def metrics(self) -> dict[str, float]:
-        """profile/<phase>_s of every phase."""
+        """Return `profile/<phase>_s` of every phase."""
         seconds = self.seconds()
         return {f"{PREFIX}{name}_s": seconds.get(name, 0.0) for name in PHASES}
 

@@ -1,7 +1,7 @@
-"""Every random stream is a function of (seed, purpose, round, client), and of nothing else.
+"""All random streams. Each is a function of (seed, purpose, round, client), and of nothing else.
 
-So the executor, the number of workers and the order of the clients cannot change a result, and a resumed run draws what the
-uninterrupted one would have drawn.
+So the executor, the number of workers and the order of the clients cannot change a result, and a resumed run draws the same
+numbers as an uninterrupted one.
 """
 
 import zlib
@@ -18,20 +18,20 @@ def _sequence(seed: int, purpose: str, round: int, client: int) -> np.random.See
 
 
 def numpy_stream(seed: int, purpose: str, round: int = 0, client: int = -1) -> np.random.Generator:
-    """A numpy generator for one purpose of one client in one round (client -1 is the server)."""
+    """Return a numpy generator for one purpose of one client in one round (client -1 is the server)."""
     return np.random.Generator(np.random.PCG64(_sequence(seed, purpose, round, client)))
 
 
 def torch_seed(seed: int, purpose: str, round: int = 0, client: int = -1) -> int:
-    """A 63-bit seed for torch, independent of every other (seed, purpose, round, client)."""
+    """Return a 63-bit seed for torch, independent of every other (seed, purpose, round, client)."""
     return int(_sequence(seed, purpose, round, client).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """The global generator seeded inside, for layers that draw from it (dropout), and as it was before afterwards.
+    """Seed the global generator inside, for layers that draw from it (dropout), and restore it afterwards.
 
-    Not torch.manual_seed, which takes a millisecond to tell devices that are not there.
+    torch.manual_seed would take a millisecond more, to seed devices that are not there.
     """
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
@@ -44,5 +44,5 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def torch_stream(seed: int, purpose: str, round: int = 0, client: int = -1) -> torch.Generator:
-    """A torch CPU generator for one purpose of one client in one round (client -1 is the server)."""
+    """Return a torch CPU generator for one purpose of one client in one round (client -1 is the server)."""
     return torch.Generator().manual_seed(torch_seed(seed, purpose, round, client))

@@ -1,4 +1,4 @@
-"""The folder of a job: what distinguishes it, and a hash of its configuration, so that the same command finds what is done."""
+"""The name of a job's folder: its overrides, and a hash of its identity, so that the same command finds a finished run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,49 +15,49 @@ GROUPS = (
     *("what", "criterion", "when", "how_often", "where", "whose", "rewind"),
     *("federated", "partition", "data", "model", "local", "executor", "wire", "logger"),
 )
-"""The config groups, in the order in which they are asked; the first seven are the axes."""
+"""The config groups in order; the first seven are the axes."""
 
 METHOD = "experiment@_global_"
 """The key by which one experiment adds another to itself: conf/experiment/benchmark.yaml sweeps over methods with it."""
 
 QUOTES = "\"'"
-MOST = 200  # characters of a folder's name
+LONGEST = 200  # characters of a folder's name before its hash
 
 
 def register() -> None:
-    """The resolver that names a job's folder."""
+    """Register the resolver that names a job's folder."""
     OmegaConf.register_new_resolver("fedprune.folder", folder_name, replace=True)
 
 
 def folder_hash(config: DictConfig) -> str:
-    """Eight hexadecimal digits of a run's identity."""
+    """Return eight hexadecimal digits of a run's identity."""
     return digest_of(identity(config))
 
 
-def digest_of(value: Any) -> str:
-    """Eight hexadecimal digits of anything that prints as JSON or text."""
+def digest_of(value: object) -> str:
+    """Return eight hexadecimal digits of anything that prints as JSON or text."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def folder_name(*, _root_: DictConfig) -> str:
-    """What distinguishes this job, as its overrides say, and the hash; an older folder of the same hash is used again."""
+    """Return a job's overrides in short and its hash; or the name of an existing folder with the same hash."""
     digest = folder_hash(_root_)
     existing = sorted(Path(_root_.hydra.sweep.dir).glob(f"*{digest}"))
     if existing:
         return existing[0].name
     words = [_word(override) for override in _root_.hydra.overrides.task]
-    return "-".join(["-".join(filter(None, words))[:MOST], digest]).lstrip("-")
+    return "-".join(["-".join(filter(None, words))[:LONGEST], digest]).lstrip("-")
 
 
 def _ticket(path: Path) -> str:
-    """A ticket by the hash of its run, or by its own name."""
+    """Return a ticket's name: the hash of its run, or the file's own name if it was given one."""
     if path.suffix == ".safetensors" and path.name != "ticket.safetensors":
         return path.stem
     return (path.parent if path.suffix == ".safetensors" else path).name.rpartition("-")[2]
 
 
 def _word(override: str) -> str:
-    """A group's override by its option alone, another one whole; nothing for what does not distinguish a result."""
+    """Return an override in short: of a group its option, of another key `key=value`; '' for a key that changes no result."""
     key, _, value = override.lstrip("+~").partition("=")
     if key == "ticket.path":
         return f"ticket={_ticket(Path(value.strip(QUOTES)))}"

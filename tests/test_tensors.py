@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedprune.pruning.what import prunable
-from fedprune.tensors import load_tensors, one_name, other_names, shared_by_layers, tensors_of
+from fedprune.tensors import load_tensors, one_name, other_names, tensors_of, tied_layers
 from helpers.user_networks import OnePath, Tied, TwoPaths
 
 SHAPE = (1, 8, 8)
@@ -20,7 +20,7 @@ def test_each_tensor_has_the_first_of_its_names_in_the_order_of_the_network():
     assert list(tensors_of(two)) == list(tensors_of(one))
     assert other_names(two)["encoder.0.weight"] == other_names(two)["first.weight"] == "body.0.weight"
     assert one_name(two, "first") == "body.0" and one_name(two, "encoder") == "body" and one_name(Tied(), "back") == "there"
-    assert shared_by_layers(Tied()) == {"there.weight": ("there", "back")} and shared_by_layers(two) == {}
+    assert tied_layers(Tied()) == {"there.weight": ("there", "back")} and tied_layers(two) == {}
     assert list(prunable(Tied())) == ["there", "fc"] and list(prunable(two)) == ["body.0", "fc"]
 
 

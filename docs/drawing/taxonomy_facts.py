@@ -15,9 +15,8 @@ import hydra
 from omegaconf import OmegaConf
 
 from fedprune import run_id
-from fedprune.__main__ import CONF
 from fedprune.analysis.by_axes import option_rank
-from fedprune.config import schema
+from fedprune.config import CONF, schema
 from fedprune.config.instantiate import make
 from fedprune.pruning.evidence import needs
 from fedprune.run_id import METHOD

@@ -22,7 +22,7 @@ from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.evidence.data_free import tensors_in
 from fedprune.pruning.mask import apply
 from fedprune.pruning.plain_layers import is_plain
-from fedprune.tensors import load_tensors, shared, tensors_of
+from fedprune.tensors import load_tensors, tensors_of, tied_parameter
 from fedprune.types import Mask
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def compact(net: nn.Module, mask: Mask, example: Tensor) -> Compact:
         raise ConfigError(
             [f"compact follows what does not depend on the input, and {example.dtype} cannot say so: give floats"]
         )
-    tied = shared(net, mask)
+    tied = tied_parameter(net, mask)
     if tied:
         raise Incompatible(f"{tied}, and it cannot be cut for one of them alone: keep the network masked")
     masked = _masked(net, mask)

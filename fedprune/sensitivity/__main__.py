@@ -10,10 +10,10 @@ import pandas as pd
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from fedprune.__main__ import CONF
 from fedprune.analysis.figures.style import save
 from fedprune.analysis.markdown import markdown
 from fedprune.analysis.read import find_runs
+from fedprune.config import CONF
 from fedprune.config.instantiate import make
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.pruning.criterion import Criterion

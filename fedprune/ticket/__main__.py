@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fedprune.config import CONF
 from fedprune.errors import FedpruneError
 from fedprune.ticket import show
 from fedprune.ticket.export import export, load_network
@@ -46,8 +47,6 @@ def _show(given: argparse.Namespace) -> None:
 
 
 def _export(given: argparse.Namespace) -> None:
-    from fedprune.__main__ import CONF  # Hydra: not needed to show one
-
     network = load_network(given.file, [folder for folder in (given.config_dir, CONF) if folder])
     dense = sum(parameter.numel() for parameter in network.net.parameters())
     network = network.smaller() if given.compact else network

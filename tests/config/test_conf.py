@@ -14,7 +14,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fedprune import run_id
-from fedprune.__main__ import CONF
+from fedprune.config import CONF
 from fedprune.config.instantiate import make
 from fedprune.data.datasets import Dataset
 from fedprune.errors import DataError

@@ -16,7 +16,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fedprune.__main__ import CONF
+from fedprune.config import CONF
 from fedprune.config.instantiate import make
 from fedprune.errors import Incompatible
 from fedprune.experiment import build as builder

@@ -8,8 +8,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedprune import run_id
-from fedprune.__main__ import CONF
-from fedprune.config import schema
+from fedprune.config import CONF, schema
 
 TINY = (
     *("rounds=3", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=3"),

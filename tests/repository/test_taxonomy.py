@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from omegaconf import OmegaConf
 
-from fedprune.__main__ import CONF
+from fedprune.config import CONF
 from fedprune.pruning import evidence
 from fedprune.run_id import METHOD
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import prune
 
-from fedprune.__main__ import CONF
 from fedprune.compaction.resize import resize
+from fedprune.config import CONF
 from fedprune.errors import ConfigError, DataError
 from fedprune.models.cnn import cnn_small
 from fedprune.models.resnet import resnet20

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.__main__ import CONF, arguments
+from fedprune.command_line import arguments
+from fedprune.config import CONF
 from fedprune.run_id import folder_hash
 
 TINY = (

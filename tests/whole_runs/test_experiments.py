@@ -12,7 +12,7 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from omegaconf import OmegaConf
 
-from fedprune.__main__ import CONF
+from fedprune.config import CONF
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fedprune.__main__ import CONF
 from fedprune.analysis.figures import label_histogram
+from fedprune.config import CONF
 from fedprune.data.federate import save_partition
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.experiment.build import build

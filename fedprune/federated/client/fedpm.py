@@ -34,7 +34,7 @@ from fedprune.pruning.mask import ones
 from fedprune.pruning.what import others
 from fedprune.pruning.what.unit import weights
 from fedprune.randomness import torch_stream
-from fedprune.tensors import shared
+from fedprune.tensors import tied_parameter
 from fedprune.types import Job, Params, Subnet, Update
 from fedprune.wire.codec import Codec, Layout, bits
 from fedprune.wire.frame import Piece
@@ -82,7 +82,7 @@ class SampledMasks:
                 f"{CHOSEN} runs layers by the formula of their class, and {', '.join(unknown)} has a forward or a hook of its "
                 f"own: choose what.skip=[{','.join(unknown)}], or federated/client=trained_weights"
             )
-        if tied := shared(net, names):
+        if tied := tied_parameter(net, names):
             raise Incompatible(f"{CHOSEN} samples each layer by itself, and {tied}: choose federated/client=trained_weights")
         for name in names:
             layer = net.get_submodule(name.rpartition(".")[0])

@@ -11,7 +11,7 @@ from fedprune.local.regularisers.base import Regulariser, scales
 from fedprune.pruning.evidence import needs
 from fedprune.pruning.plain_layers import is_plain
 from fedprune.pruning.what import CHANNELLED, LAYERS, kind_of, others
-from fedprune.tensors import shared
+from fedprune.tensors import tied_parameter
 
 
 def check_together(penalty: Regulariser, dropout: Regulariser, net: nn.Module, names: Sequence[str]) -> None:
@@ -49,7 +49,7 @@ def _changed_layers(net: nn.Module, names: Sequence[str], key: str, option: Regu
 
 
 def _shared_weights(net: nn.Module, names: Sequence[str], chosen: Mapping[str, Regulariser]) -> list[str]:
-    keys, tied = [key for key, option in chosen.items() if option.layers or option.paired], shared(net, names)
+    keys, tied = [key for key, option in chosen.items() if option.layers or option.paired], tied_parameter(net, names)
     if not tied or not keys:
         return []
     return [f"{keys[0]} changes how one layer runs, and {tied}: choose {keys[0].replace('.', '/')}=none"]

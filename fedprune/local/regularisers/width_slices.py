@@ -25,7 +25,7 @@ from fedprune.pruning.evidence.gates import is_companion
 from fedprune.pruning.plain_layers import is_plain
 from fedprune.pruning.what import CHANNELLED, LAYERS, prunable
 from fedprune.pruning.what.layer_order import LayerOrder, by_definition
-from fedprune.tensors import shared, tensors_of
+from fedprune.tensors import tensors_of, tied_parameter
 from fedprune.types import Mask
 
 CUT = tuple(kind for name in CHANNELLED for kind in LAYERS[name])
@@ -148,7 +148,7 @@ def _norms(network: Network, rows: Mask) -> Mask:
 
 def _unknown(net: nn.Module) -> list[str]:
     """Return the problems with layers that have parameters but no units to cut, or that cannot be cut by themselves."""
-    tied = shared(net, (name for name, _ in net.named_parameters()))
+    tied = tied_parameter(net, (name for name, _ in net.named_parameters()))
     problems = [f"whose.by=width cuts each layer by itself, and {tied}: {INSTEAD}"] if tied else []
     for name, layer in net.named_modules():
         owns_parameters = next(layer.parameters(recurse=False), None) is not None

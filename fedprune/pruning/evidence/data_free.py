@@ -17,7 +17,7 @@ from fedprune.pruning.evidence.loss import Call, blank, calls, evaluated, owners
 from fedprune.pruning.plain_layers import is_plain
 from fedprune.pruning.what import others
 from fedprune.pruning.what.layer_order import LayerOrder
-from fedprune.tensors import call, shared, tensors_of
+from fedprune.tensors import call, tensors_of, tied_parameter
 from fedprune.types import Params
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
@@ -112,7 +112,7 @@ def puts_out(network: Network, names: tuple[str, ...]) -> str | None:
         left = [name for name in names if name.rpartition(".")[0] not in rowless]
         kinds = "what.layers=[conv,linear] or " if len(left) > 1 else ""  # the last one left puts out the network's outputs
         return f"rows of {told} put out no activation of their own: choose {kinds}criterion=taylor"
-    tied = shared(network.net, names)
+    tied = tied_parameter(network.net, names)
     if tied:
         return f"{tied}, whose units put out one thing in each: choose criterion=taylor"
     with torch.no_grad(), calls(owners(network.net, names)) as seen:
@@ -166,7 +166,7 @@ def some(parts: list[str], number: int = 3) -> str:
 
 def normalised(network: Network, names: tuple[str, ...]) -> dict[str, str]:
     """The normalisation with a scale that takes in the outputs of the layer of each name; only the layers that have one."""
-    names = tuple(name for name in names if not shared(network.net, (name,)))  # of several layers, nothing follows all
+    names = tuple(name for name in names if not tied_parameter(network.net, (name,)))  # of several layers, nothing follows all
     layers = owners(network.net, names)
     norms = {name: norm for name, norm in normalisations(network.net).items() if is_plain(norm, SCALED)}
     with torch.no_grad(), calls(layers | norms) as seen:

@@ -25,7 +25,7 @@ from fedprune.pruning.evidence.curvature import instead_of_hessian
 from fedprune.pruning.evidence.data_free import Network, some
 from fedprune.pruning.evidence.loss import Batch, gathered, loss_hessian, loss_of_outputs, over_examples, split
 from fedprune.pruning.plain_layers import changed
-from fedprune.tensors import shared
+from fedprune.tensors import tied_parameter
 from fedprune.types import Params
 
 PASSES = (
@@ -80,7 +80,7 @@ def unswept(net: nn.Module) -> list[str]:
     if output.args[0] is not nodes[-1]:
         return [f"the outputs of {type(net).__name__}, which are not what its last operation gives"]
     modules = dict(net.named_modules())
-    tied = shared(net, (name for name, _ in net.named_parameters()))
+    tied = tied_parameter(net, (name for name, _ in net.named_parameters()))
     known = {*PASSES, *CURVES, *AVERAGES, *WEIGHTED}
     times = Counter(node.target for node in nodes if node.op == "call_module")
     again = [node for node in nodes if times[node.target] > 1 and _kind(node, modules) in WEIGHTED]

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
-from fedprune.__main__ import CONF
+from fedprune.config import CONF
 from fedprune.config.instantiate import make
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.federated.tally import Tally

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
-from fedprune.__main__ import CONF
+from fedprune.config import CONF
 from fedprune.config.instantiate import make
 from fedprune.errors import ConfigError
 from fedprune.local.module import LocalModule

@@ -1,0 +1,63 @@
+"""The words that a user typed, made into what Hydra takes; and whether a command can write its results."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+WITH_VALUE = {
+    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    *("--info", "-i", "--package", "-p", "--cfg", "-c"),
+}
+"""Flags that the next word belongs to."""
+
+READ_ONLY = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
+"""Flags of commands that print an answer and write nothing."""
+
+
+def arguments(typed: Sequence[str]) -> list[str]:
+    """Return the words with flags first and ticket paths in quotes.
+
+    Hydra's parser refuses overrides after a flag, and users append `-m`.
+    """
+    flags, overrides, rest = [], [], iter(typed)
+    for word in rest:
+        if not word.startswith("-") or word.startswith("-="):
+            overrides.append(_with_quoted_ticket(word))
+            continue
+        flags.append(word)
+        value = next(rest, None) if word in WITH_VALUE else None
+        if value is not None:
+            flags.append(value)
+    return flags + overrides
+
+
+def writes(words: Sequence[str]) -> bool:
+    """Return whether a command leaves results in a folder."""
+    return not READ_ONLY & set(words)
+
+
+def writable(folder: Path) -> bool:
+    """Return whether a folder can be written to, or made if it does not exist."""
+    if folder.exists():
+        return folder.is_dir() and os.access(folder, os.W_OK)
+    return os.access(folder.absolute().parent, os.W_OK)
+
+
+def several_experiments(words: Sequence[str]) -> str | None:
+    """Return the word that launches several experiments at once, `+experiment=A,B`, or None."""
+    return next((word for word in words if word.startswith("+experiment=") and "," in word), None)
+
+
+def _with_quoted_ticket(word: str) -> str:
+    """Return `ticket=FILE`, or `ticket=FILE,FILE` of a sweep, as `ticket.path` in quotes: run folders have = and , in their
+    names. Another word stays as it is.
+    """
+    key, _, value = word.partition("=")
+    if key not in ("ticket", "ticket.path") or value.startswith("{"):
+        return word
+    files = [value] if Path(value).exists() else value.split(",")
+    every = all(Path(file).exists() for file in files)
+    return f"ticket.path={','.join(map(json.dumps, files)) if every else value}"
