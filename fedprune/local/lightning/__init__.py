@@ -1,1 +1,1 @@
-"""What a LightningModule of a user's own may override, log and schedule, and the loop that calls it as Lightning does."""
+"""Stand-ins for parts of a pl.Trainer: what `self.trainer`, `self.log` and schedules are while a client trains."""

@@ -1,7 +1,7 @@
-"""JobTrainer: what a module finds as `self.trainer` in the federated loop, where there is no pl.Trainer.
+"""JobTrainer stands in for the pl.Trainer: it is the module's `self.trainer` in the federated loop.
 
-A job (one client's training in one round) is to its module what a `fit` of a new Trainer is: epochs and steps count from 0, the
-optimizer and its schedules are made anew. What a Trainer has and a job has not is refused by name.
+To its module, a job (one client's training in one round) is like a `fit` of a new Trainer: epochs and steps count from 0, and
+the optimizer and its schedules are made anew. Attributes of a Trainer that a job does not have are refused by name.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
@@ -24,59 +24,61 @@ if TYPE_CHECKING:
 
 
 class Planned(NamedTuple):
-    """How long a job is. a_pass: the batches of one pass over the client's examples. total: the batches of the job."""
+    """The length of a job. a_pass: the batches of one pass over the client's examples. total: the batches of the job."""
 
     a_pass: int
     total: int
 
 
 class _NoLogger:
-    """Stands where a Trainer has its logger: it is false, and says what to use instead."""
+    """The logger of a JobTrainer: it is false, and its attributes are errors that say what to use instead."""
 
     def __bool__(self) -> bool:
         return False
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(
             f"self.logger.{name}: clients have no logger; self.log and self.log_dict reach metrics.jsonl and the run's logger"
         )
 
 
 class JobStrategy:
-    """What a module and its optimizers ask of a Trainer's strategy: one process, one device."""
+    """The part of a Trainer's strategy that modules and their optimizers use, for one process and one device."""
 
     def __init__(self, optimizers: list[torch.optim.Optimizer], device: torch.device):
         self.root_device, self._optimizers, self._wrapped = device, optimizers, list[LightningOptimizer]()
-        self.step: Callable[..., Any] | None = None
+        self.step: Callable[..., object] | None = None
 
     @property
     def _lightning_optimizers(self) -> list[LightningOptimizer]:
         if not self._wrapped:  # it takes as long as a small step of training, and few ask for it
-            self._wrapped += [LightningOptimizer._to_lightning_optimizer(one, self) for one in self._optimizers]  # type: ignore[arg-type]
+            for optimizer in self._optimizers:
+                wrapped = LightningOptimizer._to_lightning_optimizer(optimizer, self)  # type: ignore[arg-type]  # no Strategy
+                self._wrapped.append(wrapped)
         return self._wrapped
 
-    def optimizer_step(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any], **options: Any) -> Any:
-        """Do the optimizer's step, and what belongs to it, as the loop does."""
+    def optimizer_step(self, optimizer: torch.optim.Optimizer, closure: Callable[[], object], **options: object) -> object:
+        """Take the optimizer's step as the loop does, with clipping and masking."""
         if self.step is None:
             raise RuntimeError("an optimizer's step is taken inside training only")
         return self.step(optimizer, closure, **options)
 
-    def reduce(self, tensor: Any, *_: Any, **__: Any) -> Any:
+    def reduce(self, tensor: object, *_: object, **__: object) -> object:
         return tensor
 
-    def all_gather(self, tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+    def all_gather(self, tensor: Tensor, *_: object, **__: object) -> Tensor:
         return tensor
 
-    def broadcast(self, value: Any, *_: Any, **__: Any) -> Any:
+    def broadcast(self, value: object, *_: object, **__: object) -> object:
         return value
 
-    def barrier(self, *_: Any, **__: Any) -> None:
+    def barrier(self, *_: object, **__: object) -> None:
         pass
 
 
 class JobTrainer:
-    """`self.trainer` while a module trains: see the attributes. global_step counts steps of the optimizer, current_epoch the
-    passes that are done; setting should_stop ends the job after the batch."""
+    """`self.trainer` while a module trains. global_step counts the optimizer's steps, current_epoch the passes that are done;
+    a module that sets should_stop ends the job after the batch."""
 
     is_global_zero, global_rank, local_rank, node_rank = True, 0, 0, 0
     world_size, num_devices, num_nodes, accumulate_grad_batches = 1, 1, 1, 1
@@ -97,42 +99,42 @@ class JobTrainer:
         self.strategy = JobStrategy(self.optimizers, module.device)
         self.precision_plugin = Precision()
         self.recorder = Recorder()
-        self.loggers, self.callbacks = list[Any](), list[Any]()
+        self.loggers, self.callbacks = list[object](), list[object]()
 
     def log(
         self,
         name: str,
-        value: Any,
+        value: object,
         prog_bar: bool = False,
         logger: bool | None = None,
         on_step: bool | None = None,
         on_epoch: bool | None = None,
-        reduce_fx: Any = "mean",
+        reduce_fx: object = "mean",
         enable_graph: bool = False,
         sync_dist: bool = False,
-        sync_dist_group: Any = None,
+        sync_dist_group: object = None,
         add_dataloader_idx: bool = True,
         batch_size: int | None = None,
         metric_attribute: str | None = None,
         rank_zero_only: bool = False,
     ) -> None:
-        """Take up what LightningModule.log is given. There is one value a round, whether on_step or on_epoch asks for it; none
-        if both are false or if the logger is not to know."""
+        """Record a value; the arguments are those of LightningModule.log. Each round has one value, whether on_step or on_epoch
+        asks for it. It has none if both are False or if `logger` is False."""
         if logger is not False and not (on_step is False and on_epoch is False):
             self.recorder.log(name, value, reduce_fx, batch_size)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
-        there = ", ".join(sorted({*vars(type(self)), *vars(self)} - {"recorder", "log"} - _PRIVATE))
-        raise AttributeError(f"self.trainer.{name}: there is no pl.Trainer in the federated loop. A job has {there}")
+        attributes = ", ".join(sorted({*vars(type(self)), *vars(self)} - {"recorder", "log"} - _PRIVATE))
+        raise AttributeError(f"self.trainer.{name}: there is no pl.Trainer in the federated loop. A job has {attributes}")
 
 
 _PRIVATE = {name for name in vars(JobTrainer) if name.startswith("_")}
 
 
 class Outside(JobTrainer):
-    """`self.trainer` outside of training: where a network is evaluated, or evidence measured."""
+    """`self.trainer` outside of training: while a network is evaluated or evidence is measured."""
 
     def __init__(self, module: LocalModule):
         super().__init__(module, Planned(1_000, 1_000))  # schedules divide by it, though they take no step here
@@ -142,9 +144,9 @@ class Outside(JobTrainer):
 
 @contextmanager
 def attached(module: LocalModule, trainer: JobTrainer) -> Iterator[None]:
-    """Inside, this is the module's trainer. Afterwards there is none, and every parameter is trained or not as before."""
+    """Inside, this is the module's trainer. Afterwards it has none, and the same parameters require gradients as before."""
     trained = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    module.trainer = trainer  # type: ignore[assignment]
+    module.trainer = trainer
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""The optimizer that configure_optimizers gives, in any of the forms that Lightning takes, and its learning-rate schedules.
+"""The optimizer that configure_optimizers returns, in any form that Lightning accepts, and its learning-rate schedules.
 
-Both are made anew for every job: a schedule begins at its beginning in every round. What local.lr_decay and local.retrain_lr
-multiply is the rate that the schedule gives, whatever the schedule: see `Rates`.
+Both are made anew for every job, so a schedule starts at its beginning in every round. local.lr_decay and local.retrain_lr
+multiply the learning rate of the schedule: see `Rates`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import (
     _configure_optimizers,
@@ -18,7 +18,7 @@ from pytorch_lightning.core.optimizer import (
     _validate_optimizers_attached,
     _validate_scheduler_api,
 )
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]  # re-exported
 from pytorch_lightning.utilities.types import LRSchedulerConfig
 
 from fedprune.errors import ConfigError
@@ -26,18 +26,18 @@ from fedprune.errors import ConfigError
 Configured = tuple[torch.optim.Optimizer, list[LRSchedulerConfig]]
 
 
-def configured(module: Any) -> Configured:
+def configured(module: pl.LightningModule) -> Configured:
     """Return the module's optimizer and its schedules. Raises ConfigError for what the federated loop cannot train with."""
-    answer = module.configure_optimizers()
+    answer: object = module.configure_optimizers()
     return (answer, []) if isinstance(answer, torch.optim.Optimizer) else _read(module, answer)
 
 
-def _read(module: Any, answer: Any) -> Configured:
+def _read(module: pl.LightningModule, answer: object) -> Configured:
     name = f"{type(module).__name__}.configure_optimizers"
     if answer is None:
         raise ConfigError([f"{name} returned None: return a torch optimizer"])
     try:
-        optimizers, schedulers, monitor = _configure_optimizers(answer)
+        optimizers, schedulers, monitor = _configure_optimizers(answer)  # type: ignore[arg-type]  # it checks what it is given
         configs = _configure_schedulers_automatic_opt(schedulers, monitor)
         _validate_optimizers_attached(optimizers, configs)
         _validate_scheduler_api(configs, module)
@@ -58,43 +58,44 @@ def _read(module: Any, answer: Any) -> Configured:
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether the optimizer's step evaluates the loss itself, as that of L-BFGS does."""
+    """Return whether the optimizer's step evaluates the loss itself, as the step of L-BFGS does."""
     closure = _parameters(type(optimizer).step).get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def takes_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether the optimizer's step may be given a function that evaluates the loss."""
+    """Return whether the optimizer's step accepts a function that evaluates the loss."""
     parameters = _parameters(type(optimizer).step)
     return "closure" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 @functools.cache
-def _parameters(step: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def _parameters(step: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(step).parameters
 
 
 class Rates:
-    """The learning rates of an optimizer, multiplied by `factor`, also as schedules change them.
+    """The learning rates of an optimizer times `factor`, while schedules change them.
 
-    A schedule computes the next rate from its own last one. So it is shown its own rates while it steps; at all other times the
-    optimizer has the multiplied ones. What a hook sets a rate to is taken as it is, and divided when the schedule sees it.
+    A schedule computes the next rate from its last one. So it sees its own rates, without the factor, while it steps; at all
+    other times the optimizer has the multiplied rates. A rate that a hook has set is used as it is, and divided by the factor
+    before the schedule sees it.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, factor: float):
         self._groups, self._factor = optimizer, factor
-        self._own = [group["lr"] for group in optimizer.param_groups]
+        self._rates = [group["lr"] for group in optimizer.param_groups]
         self._multiply()
 
     def scheduled(self, step: Callable[[], None]) -> None:
-        """Have a schedule take its step."""
+        """Let a schedule take its step."""
         if self._factor == 1:
             step()
             return
-        for group, own in zip(self._groups.param_groups, self._own, strict=True):
-            group["lr"] = own if group["lr"] == own * self._factor else group["lr"] / self._factor
+        for group, rate in zip(self._groups.param_groups, self._rates, strict=True):
+            group["lr"] = rate if group["lr"] == rate * self._factor else group["lr"] / self._factor
         step()
-        self._own = [group["lr"] for group in self._groups.param_groups]
+        self._rates = [group["lr"] for group in self._groups.param_groups]
         self._multiply()
 
     def _multiply(self) -> None:

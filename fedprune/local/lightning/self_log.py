@@ -1,8 +1,8 @@
-"""What a module logs with `self.log` while it trains, from its batches to the metrics of the round.
+"""Values that a module logs with `self.log` while it trains become metrics of the round.
 
-A value is reduced over the client's batches by its `reduce_fx`: "mean" weighs each batch by its examples (or by `batch_size`);
-"sum", "min" and "max" are what they say. Over the cohort the reduction is the same; the mean weighs each client by the examples
-that it trained on. A torchmetrics object is computed once per client, at the end of its round.
+A value is reduced over the client's batches by its `reduce_fx`: "mean" (each batch is weighted by its examples, or by
+`batch_size`), "sum", "min" or "max". Over the cohort it is reduced in the same way, and the mean weights each client by the
+examples that it trained on. A torchmetrics object is computed once per client, at the end of its round.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,35 +18,39 @@ from torchmetrics import Metric
 from fedprune.errors import RunError
 
 Logged = Mapping[str, tuple[str, float]]
-"""What a client logged in a round: by name, how it is reduced over the cohort, and the client's value."""
+"""The values that a client logged in a round, by name: (how it is reduced over the cohort, the client's value)."""
 
 LOSS = "train/loss"
-"""The metric that is reported of every round anyway: the mean of what training_step returns."""
+"""The metric that every round reports anyway: the mean of the losses that training_step returns."""
 
 OURS = ("round", "train/examples", "train/steps")
 OURS_BELOW = (
     *("test/", "val/", "client/", "clients/", "density/", "prune/", "gate/", "wire/", "flops/", "time/", "evidence/"),
     *("profile/", "total/", "early/", "_"),
 )
-"""Names of metrics, and beginnings of names, that a run or the analysis of runs gives a meaning (`_`: W&B)."""
+"""Names of metrics, and beginnings of names, that have a meaning in a run or in the analysis of runs (`_`: in W&B)."""
 
-REDUCTIONS: dict[Any, str] = {
+REDUCTIONS: dict[object, str] = {
     **{name: name for name in ("mean", "sum", "min", "max")},
     **{torch.mean: "mean", torch.sum: "sum", sum: "sum", torch.min: "min", min: "min", torch.max: "max", max: "max"},
 }
 
 
+Value = Tensor | float | Metric
+"""A value that can be logged: a copy of a tensor of one entry, a number, or a torchmetrics object."""
+
+
 @dataclass
 class Recorder:
-    """What one client logs in one round. size: the number of examples of the batch that is trained on now."""
+    """Records the values that one client logs in one round. size: the number of examples of the current batch."""
 
     size: int = 1
     _values: dict[str, _Values] = field(default_factory=dict)
-    _loss: Any = None
-    _unlike: tuple[Any, Tensor] | None = None
+    _loss: object = None
+    _unlike: tuple[Value, Tensor] | None = None
 
-    def log(self, name: str, value: Any, reduce_fx: Any = "mean", batch_size: int | None = None) -> None:
-        """Take up a value. Raises RunError for names, values and reductions that cannot be reported."""
+    def log(self, name: str, value: object, reduce_fx: object = "mean", batch_size: int | None = None) -> None:
+        """Record a value. Raises RunError for names, values and reductions that cannot be reported."""
         if name == LOSS:
             self._loss = value
             return
@@ -59,7 +62,7 @@ class Recorder:
         values.add(_number(name, value), self.size if batch_size is None else batch_size)
 
     def batch_ends(self, loss: Tensor | None) -> None:
-        """Remember whether what was logged as train/loss may be something else than the loss of the batch."""
+        """Compare the value that was logged as train/loss, if any, with the loss of the batch, for `logged` to report."""
         if self._loss is not None:
             if loss is not None and self._loss is not loss:
                 self._unlike = (_number(LOSS, self._loss), loss.detach())
@@ -73,7 +76,7 @@ class Recorder:
                 "reported anyway; log another value under another name: 'train/my_loss'"
             )
         if self._unlike is not None:
-            theirs, ours = float(self._unlike[0]), float(self._unlike[1])
+            theirs, ours = _computed(self._unlike[0]), float(self._unlike[1])
             if abs(theirs - ours) > 1e-4 * abs(ours) + 1e-8:
                 raise RunError(
                     f"self.log({LOSS!r}, {theirs:.6g}): {LOSS!r} is the name of the loss that training_step returns "
@@ -84,21 +87,21 @@ class Recorder:
 
 @dataclass
 class _Values:
-    """The values of one name, batch by batch."""
+    """The values of one name, one per batch, and their weights."""
 
     name: str
     reduction: str
-    values: list[Any] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
     weights: list[int] = field(default_factory=list)
 
-    def add(self, value: Any, weight: int) -> None:
+    def add(self, value: Value, weight: int) -> None:
         self.values.append(value)
         self.weights.append(weight)
 
     def reduced(self) -> float:
         last = self.values[-1]
         if isinstance(last, Metric):
-            return float(last.compute())
+            return _computed(last)
         values = _stacked(self.values)
         if self.reduction == "mean":
             weights = torch.tensor(self.weights, dtype=torch.float64)
@@ -106,11 +109,16 @@ class _Values:
         return float(OF_TENSORS[self.reduction](values))
 
 
-def _stacked(values: list[Any]) -> Tensor:
+def _stacked(values: list[Value]) -> Tensor:
     """Return these numbers as a tensor of float64 on the CPU."""
-    if all(isinstance(value, Tensor) and value.dtype == values[0].dtype for value in values):
-        return torch.stack(values).cpu().double()
-    return torch.tensor([float(value) for value in values], dtype=torch.float64)
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if len(tensors) == len(values) and len({tensor.dtype for tensor in tensors}) == 1:
+        return torch.stack(tensors).cpu().double()
+    return torch.tensor([_computed(value) for value in values], dtype=torch.float64)
+
+
+def _computed(value: Value) -> float:
+    return float(value.compute()) if isinstance(value, Metric) else float(value)
 
 
 OF_TENSORS: dict[str, Callable[[Tensor], Tensor]] = {"sum": torch.sum, "min": torch.min, "max": torch.max}
@@ -128,15 +136,15 @@ def _free(name: object) -> str:
     return name
 
 
-def _reduction(name: str, reduce_fx: Any) -> str:
+def _reduction(name: str, reduce_fx: object) -> str:
     try:
         return REDUCTIONS[reduce_fx]
     except (KeyError, TypeError):
         raise RunError(f"self.log({name!r}, reduce_fx={reduce_fx}): choose mean, sum, min or max") from None
 
 
-def _number(name: str, value: Any) -> Any:
-    """Return a copy of the number, outside of any graph; or the torchmetrics object. Raises RunError for anything else."""
+def _number(name: str, value: object) -> Value:
+    """Return a copy of the number, detached from any graph; or the torchmetrics object. Raises RunError for other values."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         copied = value.detach().clone()
         return copied if copied.dim() == 0 else copied.reshape(())
@@ -150,14 +158,14 @@ def _number(name: str, value: Any) -> Any:
 
 @dataclass
 class OverCohort:
-    """The values that clients logged under one name, reduced while they arrive."""
+    """The values that clients logged under one name, reduced as they arrive."""
 
     reduction: str
     value: float = 0.0
     weight: float = 0.0
 
     def add(self, value: float, examples: int) -> None:
-        """Take up a client's value, and on how many examples it trained."""
+        """Add a client's value. examples: how many the client trained on."""
         first, self.weight = not self.weight, self.weight + max(examples, 1)
         if self.reduction in ("mean", "sum"):
             self.value += value * (max(examples, 1) if self.reduction == "mean" else 1)

@@ -58,7 +58,8 @@ def _sparse(net: nn.Module, mask: Mask, density: float) -> Forwards:
 
 
 def _run(layer: nn.Module, inputs: Tensor, density: float) -> Tensor:
-    outputs: Tensor = SparseLayer.apply(layer, inputs, *weight_and_bias(layer), density)
+    weight, bias = weight_and_bias(layer)
+    outputs: Tensor = SparseLayer.apply(layer, inputs, weight, bias, density)  # type: ignore[no-untyped-call]  # torch's
     return outputs
 
 
