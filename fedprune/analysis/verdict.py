@@ -1,0 +1,93 @@
+"""Judge a published relation, "the method beats its baseline", by runs that share their seeds.
+
+    d_s    = (the method's metric - the baseline's) of seed s; both have the same split, initial weights and cohorts
+    margin = how far below the baseline the claim lets the method be: 0 for "beats", say 0.01 for "within one point of"
+
+The verdict follows from the 95 % interval of the mean of d_s + margin, and from nothing else:
+
+    not testable here                    fewer than two seeds have both
+    held                                 the interval lies above 0
+    held, but so does a simpler control  it does, a control's does, too, and the method is not shown to beat the control
+    reversed                             it lies below 0
+    undecided                            it covers 0
+
+The interval is Student's (1908): mean +- t(0.975, n - 1) s / sqrt(n), with s their sample standard deviation.
+A bootstrap over seeds would be too sure of itself: of normal differences the percentile interval covers the mean in 74 % of
+cases at n = 3, in 83 % at 5 and in 89 % at 10, Student's in 95 % at each (4,000 simulations, 1,000 resamples each).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+HELD, SIMPLER, REVERSED = "held", "held, but so does a simpler control", "reversed"
+UNDECIDED, NOT_TESTABLE = "undecided", "not testable here"
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The mean of n paired differences, and its confidence interval from `low` to `high`; all NaN if n < 2."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3g} ({self.low:+.3g} to {self.high:+.3g}, n = {self.n})"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A verdict in words, the interval of the method's gain over the baseline, and the control that does as well (if any)."""
+
+    words: str
+    gain: Interval
+    control: str | None = None
+
+
+def gain_over(method: pd.Series, other: pd.Series, larger_is_better: bool = True, level: float = LEVEL) -> Interval:
+    """Return the interval of how much better the method is than another, by the seeds that both have.
+
+    Both map seeds to a metric; NaN is no value. Gains are positive where the method is better, in the metric's own unit.
+    """
+    from scipy.stats import t as student  # takes half a second to import
+
+    paired = (method.astype(float) - other.astype(float)).dropna()
+    gains, n = paired if larger_is_better else -paired, len(paired)
+    if n < 2:
+        return Interval(math.nan, math.nan, math.nan, n)
+    half = float(student.ppf((1 + level) / 2, n - 1)) * float(gains.std(ddof=1)) / math.sqrt(n)
+    mean = float(gains.mean())
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def verdict(
+    method: pd.Series,
+    baseline: pd.Series,
+    controls: Mapping[str, pd.Series] | None = None,
+    margin: float = 0.0,
+    larger_is_better: bool = True,
+) -> Verdict:
+    """Return the verdict on "the method beats the baseline" (see above).
+
+    method, baseline, controls: seed -> metric. controls: simpler methods, by name. margin: in the metric's unit.
+    """
+    gain = gain_over(method, baseline, larger_is_better)
+    if gain.n < 2:
+        return Verdict(NOT_TESTABLE, gain)
+    if gain.high < -margin:
+        return Verdict(REVERSED, gain)
+    if gain.low <= -margin:
+        return Verdict(UNDECIDED, gain)
+    for name, control in (controls or {}).items():
+        as_good = gain_over(control, baseline, larger_is_better).low > -margin
+        if as_good and not gain_over(method, control, larger_is_better).low > 0:
+            return Verdict(SIMPLER, gain, name)
+    return Verdict(HELD, gain)

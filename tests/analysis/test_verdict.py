@@ -1,0 +1,90 @@
+"""Verdicts on published relations, computed from paired differences."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fedprune.analysis.verdict import HELD, NOT_TESTABLE, REVERSED, SIMPLER, UNDECIDED, gain_over, verdict
+
+BASELINE = pd.Series([60.0, 70.0, 80.0, 90.0, 50.0], index=[0, 1, 2, 3, 4])
+
+
+def above(*gains: float) -> pd.Series:
+    return BASELINE + pd.Series(gains, index=BASELINE.index)
+
+
+METHOD = above(1, 2, 3, 4, 5)
+
+
+def test_the_interval_is_students_of_the_differences_of_equal_seeds():
+    # Differences 1 2 3 4 5: mean 3, s = sqrt(10 / 4) = 1.58114, s / sqrt(5) = 0.70711, t(0.975, 4) = 2.776445:
+    # 3 +- 1.96324.
+    found = gain_over(METHOD, BASELINE)
+    assert (found.mean, found.low, found.high, found.n) == pytest.approx((3, 1.036757, 4.963243, 5), abs=1e-5)
+    assert gain_over(METHOD.sample(frac=1, random_state=1), BASELINE) == found  # seeds are matched by number, not by place
+    assert str(found) == "+3 (+1.04 to +4.96, n = 5)"
+
+
+def test_the_spread_between_seeds_does_not_matter_only_that_of_the_differences():
+    # The baseline's standard deviation is 15.8 points, and yet a gain of 1.9 to 2.1 is certain.
+    assert verdict(above(2.0, 2.1, 1.9, 2.0, 2.0), BASELINE).words == HELD
+
+
+def test_a_seed_that_one_of_them_has_not_does_not_count():
+    method = METHOD.drop(4).rename({3: 7})
+    method[0] = math.nan
+    assert gain_over(method, BASELINE).n == 2  # seeds 1 and 2
+
+
+def test_where_less_is_better_the_gain_is_how_much_less():
+    assert gain_over(BASELINE, METHOD, larger_is_better=False).mean == pytest.approx(3)
+    assert verdict(BASELINE, METHOD, larger_is_better=False).words == HELD
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (METHOD, HELD),
+        (above(-1, -2, -3, -4, -5), REVERSED),
+        (above(1, 1, 1, 1, -2), UNDECIDED),  # mean 0.4, s = 1.342: +-1.67
+        (above(0, 0, 0, 0, 0), UNDECIDED),  # exactly as good is not better
+        (METHOD[:1], NOT_TESTABLE),
+        (METHOD.rename(lambda seed: seed + 10), NOT_TESTABLE),
+    ],
+)
+def test_the_verdict_follows_from_the_interval(method, words):
+    assert verdict(method, BASELINE).words == words
+
+
+def test_three_seeds_that_agree_are_no_evidence_by_themselves():
+    # 0.5, 3 and 6 points better: mean 3.17, s = 2.754, t(0.975, 2) = 4.3027: +-6.84.
+    assert verdict(above(0.5, 3, 6, math.nan, math.nan), BASELINE).words == UNDECIDED
+
+
+def test_a_control_that_does_as_well_is_named():
+    as_well, weak, worse = above(2, 1, 4, 3, 6), above(1, 1, 1, 1, -2), above(0.1, 0.2, 0.1, 0.2, 0.1)
+    judged = verdict(METHOD, BASELINE, {"weak": weak, "standalone": as_well})
+    assert (judged.words, judged.control) == (SIMPLER, "standalone")
+    assert verdict(METHOD, BASELINE, {"weak": weak}).words == HELD  # it is not shown to beat the baseline
+    assert verdict(METHOD, BASELINE, {"worse": worse}).words == HELD  # it does, and the method beats it by 0.9 to 4.9
+
+
+def test_to_come_close_can_fail():
+    close, far = above(-0.5, -0.4, -0.6, -0.5, -0.5), above(-3, -2.9, -3.1, -3, -3)
+    assert verdict(close, BASELINE).words == REVERSED
+    assert verdict(close, BASELINE, margin=1.0).words == HELD
+    assert verdict(far, BASELINE, margin=1.0).words == REVERSED
+    assert verdict(above(-1, -2, 0, -1, -1), BASELINE, margin=1.0).words == UNDECIDED
+
+
+def test_the_interval_covers_the_truth_in_95_of_100_cases():
+    """An independent check: of 1,000 fives of normal numbers around 0, the number whose interval misses 0 is binomial with
+    p = 0.05: 50 +- 4 standard deviations of 6.9."""
+    numbers = np.random.default_rng(0).normal(size=(1000, 5))
+    zero = pd.Series(np.zeros(5))
+    misses = sum(not found.low <= 0 <= found.high for found in (gain_over(pd.Series(row), zero) for row in numbers))
+    assert 22 <= misses <= 78
