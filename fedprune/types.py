@@ -90,17 +90,29 @@ class Personal:
 
 
 @dataclass(frozen=True)
+class ServerState:
+    """What the server keeps between rounds beside its network: all that its optimizer and SCAFFOLD remember.
+
+    momentum: the server optimizer's buffers, by kind. control: SCAFFOLD's c, the mean of all clients' controls, by parameter
+    (empty where nothing is controlled, or nobody has trained yet).
+    """
+
+    momentum: Mapping[str, Params] = field(default_factory=dict)
+    control: Params = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class State:
     """Everything a run is between two rounds. A checkpoint is this value and nothing else.
 
     round: rounds that are done. clock: the position in the training run as rewinding counts it; learning rate, cohort and data
     order follow the clock, so a rewound network sees what it saw the first time. events: prune events that are done. anchors:
     parameters remembered by the clock at which they were taken. ticket: the weights that training started from after the last
-    event. momentum: the server optimizer's buffers. kept: what each client keeps to itself (never on the wire). sent: bytes
-    so far, up and down. personal: of each client that has a mask of its own. pruned: rounds that were done at the last event.
-    Under a gate, opened: whether it lets the next event through; candidate: the mask that this event would have chosen now
-    (empty if nobody asks). reached: the clients that have what is never trained, if anything is. With federated.regrown=server,
-    stale: what dead entries were when they died, of the prunable names (else empty).
+    event. server_state: what the server keeps beside its network. kept: by client, what it keeps between rounds and never
+    sends. up_bytes, down_bytes: sent so far. personal: of each client that has a mask of its own. pruned: rounds that were done
+    at the last event. Under a gate, opened: whether it lets the next event through; candidate: the mask that this event would
+    have chosen now (empty if nobody asks). reached: the clients that have what is never trained, if anything is. With
+    federated.regrown=server, stale: what dead entries were when they died, of the prunable names (else empty).
     """
 
     server: Subnet
@@ -110,7 +122,7 @@ class State:
     clock: int = 0
     events: int = 0
     anchors: Mapping[int, Params] = field(default_factory=dict)
-    momentum: Mapping[str, Params] = field(default_factory=dict)
+    server_state: ServerState = field(default_factory=ServerState)
     kept: Mapping[int, Params] = field(default_factory=dict)
     personal: Mapping[int, Personal] = field(default_factory=dict)
     up_bytes: int = 0

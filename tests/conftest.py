@@ -197,7 +197,12 @@ def differences(equal) -> Callable[..., list[str]]:
             **{
                 name: list(getattr(a, name)) == list(getattr(b, name))
                 and all(equal(value, getattr(b, name)[key]) for key, value in getattr(a, name).items())
-                for name in ("anchors", "momentum", "kept")
+                for name in ("anchors", "kept")
+            },
+            **{
+                "momentum": list(a.server_state.momentum) == list(b.server_state.momentum)
+                and all(equal(value, b.server_state.momentum[key]) for key, value in a.server_state.momentum.items()),
+                "control": equal(a.server_state.control, b.server_state.control),
             },
             **{name: getattr(a, name) == getattr(b, name) for name in (*NUMBERS, "personal", "reached")},
         }

@@ -34,7 +34,7 @@ class Fold:
         if update.kept:
             self.kept[update.client] = update.kept
         if update.carried:
-            self.control_changes = self.control_changes | scaffold.summed(self.control_changes, update)
+            self.control_changes |= scaffold.summed(self.control_changes, update)
 
     def _whole(self, subnet: Subnet, update: Update) -> Subnet:
         """Return the subnet with the tensors that the client keeps: the server reports their mean, and never sends it."""

@@ -35,7 +35,7 @@ from fedprune.pruning.evidence.data_free import Network
 from fedprune.pruning.mask import apply, ones
 from fedprune.pruning.rewind import Draws, Rewind
 from fedprune.randomness import torch_stream
-from fedprune.types import Job, Mask, Params, Plan, State, Subnet
+from fedprune.types import Job, Mask, Params, Plan, ServerState, State, Subnet
 
 log = logging.getLogger(__name__)
 
@@ -186,10 +186,12 @@ class FederatedLoop:
         if not fold.receipts:
             log.warning("round %d: there is no update to merge; the network stays as it is", state.round)
             return replace(later, opened=False)
-        params, momentum = self.server_step(state.server.params, fold.accumulator.result(), state.momentum, self.trained)
-        if scaffold.KEY in state.momentum or fold.control_changes:
-            momentum = {**momentum, **scaffold.stepped(state.momentum, fold.control_changes, self.clients)}
-        return self.whose.merged(replace(later, momentum=momentum), params, fold.receipts, self._terms(state))
+        momentum, control = state.server_state.momentum, state.server_state.control
+        params, momentum = self.server_step(state.server.params, fold.accumulator.result(), momentum, self.trained)
+        if fold.control_changes:
+            control = scaffold.stepped(control, fold.control_changes, self.clients)
+        after = replace(later, server_state=ServerState(momentum, control))
+        return self.whose.merged(after, params, fold.receipts, self._terms(state))
 
     def _terms(self, state: State) -> Terms:
         """What an event of this round goes by: another initialisation, and other streams, at every event."""

@@ -11,7 +11,6 @@ from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.masks import Terms, Whose, carry_out
 from fedprune.federated.masks.gates import ask, waiting
-from fedprune.federated.server import scaffold
 from fedprune.federated.tally import Tally
 from fedprune.federated.where import Where, measuring
 from fedprune.pruning.event import Measure
@@ -53,7 +52,7 @@ class ServerPruning:
 
     def prune(self, state: State, event: PruneEvent, tally: Tally) -> State:
         """Return the state after one event, on evidence measured at this very state."""
-        return scaffold.pruned(state, carry_out(state, event, self.terms(state), self._measure(state, tally)))
+        return carry_out(state, event, self.terms(state), self._measure(state, tally))
 
     def ask_gate(self, state: State, tally: Tally) -> tuple[State, dict[str, float]]:
         """Ask the gate whether the next event may happen. Return the state that knows, and the metrics of that."""

@@ -17,7 +17,10 @@ from fedprune.errors import RunError
 from fedprune.storage import safetensors_writer
 from fedprune.storage.safetensors_writer import Buffer, Rows
 from fedprune.storage.spilled import Stored
-from fedprune.types import Mask, Params, Personal, State, Subnet
+from fedprune.types import Mask, Params, Personal, ServerState, State, Subnet
+
+FORMAT = 2
+"""Of checkpoints. In the first SCAFFOLD's control was among the server optimizer's buffers, as `c`."""
 
 NUMBERS = ("round", "clock", "events", "up_bytes", "down_bytes", "pruned", "opened")
 
@@ -33,12 +36,14 @@ def save_state(state: State, path: Path) -> None:
         "stale": state.stale,
         "reached": {"clients": torch.tensor(sorted(state.reached))} if state.reached else {},
         **{f"anchors/{clock}": params for clock, params in state.anchors.items()},
-        **{f"momentum/{key}": params for key, params in state.momentum.items()},
+        **{f"momentum/{kind}": params for kind, params in state.server_state.momentum.items()},
+        "control": state.server_state.control,
         **{f"kept/{client}": params for client, params in state.kept.items()},
         "personal": _personal(state),
     }
     rows = {"personal/masks": _masks(state)} if state.personal else {}
-    write(groups, {"state": json.dumps({name: getattr(state, name) for name in NUMBERS})}, path, rows)
+    numbers = {"format": FORMAT} | {name: getattr(state, name) for name in NUMBERS}
+    write(groups, {"state": json.dumps(numbers)}, path, rows)
 
 
 def load_state(path: Path) -> State:
@@ -54,13 +59,20 @@ def load_state(path: Path) -> State:
             stale=groups.get("stale", {}),
             reached=frozenset(groups["reached"]["clients"].tolist()) if "reached" in groups else frozenset(),
             anchors={int(key): params for key, params in _below(groups, "anchors/").items()},
-            momentum=_below(groups, "momentum/"),
+            server_state=_server_state(groups, numbers.get("format", 1)),
             kept={int(key): params for key, params in _below(groups, "kept/").items()},
             personal=_read_personal(groups.get("personal"), path),
             **{name: numbers[name] for name in NUMBERS},
         )
     except (KeyError, ValueError) as error:
         raise RunError(f"{path} is not a checkpoint of fedprune ({error}): remove it, or run with force=true") from error
+
+
+def _server_state(groups: Mapping[str, Params], format: int) -> ServerState:
+    momentum, control = _below(groups, "momentum/"), groups.get("control", {})
+    if format == 1:
+        control = momentum.pop("c", {})
+    return ServerState(momentum, control)
 
 
 def _personal(state: State) -> Params:

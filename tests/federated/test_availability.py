@@ -320,7 +320,7 @@ def test_a_round_in_which_nobody_answers_changes_nothing_but_the_time_and_the_by
     assert differences(before, after, ignore=(*ROUND, "down_bytes")) == []
     assert differences(after, last, ignore=(*ROUND, "down_bytes", "up_bytes")) != []
     assert (after.round, after.clock) == (before.round + 1, before.clock + 1)
-    assert bool(before.momentum) is (name not in ("fedavg", "local batchnorm"))
+    assert bool(before.server_state.momentum) is (name not in ("fedavg", "local batchnorm"))
     assert bool(before.kept) is (name in ("kept", "local batchnorm"))
     assert "train/loss" not in metrics
     assert (metrics["clients/silent"], metrics["train/steps"], metrics["flops/train"], metrics["wire/up_bytes"]) == (4, 0, 0, 0)

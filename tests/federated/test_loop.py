@@ -216,18 +216,18 @@ def test_server_optimizers_keep_masked_momentum_and_forget_it_when_rewound(optio
     experiment = tiny(f"federated={option}", *LTH)
     played = play(experiment)
     for state, metrics in played:
-        assert set(state.momentum) == set(fresh)
-        for key, part in state.momentum.items():
+        assert set(state.server_state.momentum) == set(fresh)
+        for key, part in state.server_state.momentum.items():
             assert set(part) == {name for name, _ in experiment.net.named_parameters()}
             for name, alive in state.server.mask.items():
                 assert torch.equal(part[name][~alive], torch.full_like(part[name][~alive], fresh[key]))
         assert all(torch.isfinite(tensor).all() for tensor in state.server.params.values())
         assert metrics["clients/dropped"] == 0
-    assert [state.momentum for state in starts(experiment, play)] == [{}, {}, {}]
+    assert [state.server_state.momentum for state in starts(experiment, play)] == [{}, {}, {}]
     for state in starts(tiny(f"federated={option}", *LTH, "rewind=none"), play):
-        assert set(state.momentum) == set(fresh)
-        assert all(part["fc1.bias"].any() for part in state.momentum.values())
-        for key, part in state.momentum.items():
+        assert set(state.server_state.momentum) == set(fresh)
+        assert all(part["fc1.bias"].any() for part in state.server_state.momentum.values())
+        for key, part in state.server_state.momentum.items():
             assert not any((part[name][~alive] != np.float32(fresh[key])).any() for name, alive in state.server.mask.items())
 
 
@@ -242,7 +242,7 @@ def test_whatever_a_server_optimizer_does_the_dead_stay_dead(tiny):
     state, _ = loop.round(loop.start())
     for name, alive in state.server.mask.items():
         assert not state.server.params[name][~alive].any()
-        assert not state.momentum["noise"][name][~alive].any()
+        assert not state.server_state.momentum["noise"][name][~alive].any()
         assert state.server.params[name][alive].mean() > 0.5
 
 
@@ -373,7 +373,7 @@ def test_other_values_are_others_at_every_level_and_a_function_of_the_seed(rewin
         assert equal(state.server.params, again[i].server.params)
         assert not equal(state.server.params, other[i].server.params)
         assert torch.equal(state.server.params["fc1.bias"], init["fc1.bias"])
-        assert (state.clock, state.momentum, state.kept) == (0, {}, {})
+        assert (state.clock, state.server_state.momentum, state.kept) == (0, {}, {})
         assert (weights[alive] != init["fc1.weight"][alive]).float().mean() > 0.99
         if rewind.endswith("signs"):
             assert torch.equal(weights[alive].sign(), init["fc1.weight"][alive].sign())
@@ -391,7 +391,7 @@ def test_learning_rate_rewinding_keeps_the_weights_and_goes_back_by_the_clock(ti
     for i, state in enumerate(starts(experiment, play)):
         trained = played[2 * i + 1][0].server.params
         assert equal(state.server.params, apply(trained, state.server.mask))
-        assert (state.clock, state.momentum, state.anchors) == (1, {}, {})
+        assert (state.clock, state.server_state.momentum, state.anchors) == (1, {}, {})
     assert [state.clock for state, _ in played] == [1, 2, 2, 3, 2, 3, 2, 3]
 
 

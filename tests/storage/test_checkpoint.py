@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from fedprune.errors import RunError
 from fedprune.storage import checkpoint
-from fedprune.storage.checkpoint import load_state, read, replace_file, save_state, save_ticket
-from fedprune.types import Params, State, Subnet
+from fedprune.storage.checkpoint import NUMBERS, load_state, read, replace_file, save_state, save_ticket, write
+from fedprune.types import Params, ServerState, State, Subnet
 from helpers.odd_networks import odd_tensors
 
 
@@ -43,7 +43,7 @@ def state(seed: int = 0) -> State:
         clock=3,
         events=2,
         anchors={0: init, 5: params(seed + 2)},
-        momentum={"m": params(seed + 3), "v": params(seed + 4)},
+        server_state=ServerState({"m": params(seed + 3), "v": params(seed + 4)}, control=params(seed + 5)),
         kept={0: {"bn.weight": torch.ones(3)}, 12: {"bn.weight": torch.zeros(3)}},
         up_bytes=2**40 + 1,
         down_bytes=3,
@@ -70,13 +70,24 @@ def test_a_state_with_nothing_in_its_optional_parts_comes_back(path, differences
     assert differences(load_state(path), bare) == []
 
 
+def test_in_a_checkpoint_of_before_the_control_is_among_the_server_optimizers_buffers(path):
+    v, c = params(3), params(4)
+    groups = {"server": v, "init": v, "ticket": v, "momentum/v": v, "momentum/c": c}
+    numbers = dict.fromkeys(NUMBERS, 0)
+    write(groups, {"state": json.dumps(numbers)}, path)
+    found = load_state(path).server_state
+    assert (list(found.momentum), list(found.control)) == (["v"], list(c))
+    write(groups, {"state": json.dumps({"format": 2, **numbers})}, path)
+    assert (list(load_state(path).server_state.momentum), load_state(path).server_state.control) == (["v", "c"], {})
+
+
 EXCHANGES = ("criterion=rigl", "how_often=dynamic", "how_often.every=1", "when.start=0", "when.stop=1")
 
 
 @pytest.mark.parametrize(
     ("part", "overrides"),
     [
-        ("momentum", ("federated=fedadam", "rewind=early", "rewind.round=1", "when=after_training", "how_often=iterative")),
+        ("server_state", ("federated=fedadam", "rewind=early", "rewind.round=1", "when=after_training", "how_often=iterative")),
         ("kept", ("model=resnet20", "model.norm=batch", "federated.batchnorm=local", "local.steps=1", "rounds=2")),
         ("kept", ("local/optimizer=adam", "federated.optimizer_state=kept", "how_often=one_shot")),
         ("stale", ("federated.regrown=server", *EXCHANGES)),
@@ -87,7 +98,7 @@ def test_the_state_of_a_run_comes_back_bit_for_bit_and_goes_on_as_it_would_have(
     experiment = tiny(*overrides)
     played = play(experiment, stop=3)
     reached = played[-2][0]
-    assert getattr(reached, part)
+    assert getattr(reached, part) != getattr(State(reached.server, {}, {}), part)
     save_state(reached, path)
     loaded = load_state(path)
     assert differences(loaded, reached) == []
@@ -239,8 +250,8 @@ def test_content_is_on_the_disk_before_it_replaces_the_old(tmp_path, monkeypatch
 
 def test_tensors_of_every_type_and_shape_come_back_bit_for_bit(path, equal):
     tensors = odd_tensors()
-    save_state(State(Subnet(tensors, {}), init=tensors, ticket=tensors, momentum={"v": tensors}), path)
+    save_state(State(Subnet(tensors, {}), init=tensors, ticket=tensors, server_state=ServerState({"v": tensors})), path)
     found = load_state(path)
-    for params in (found.server.params, found.init, found.ticket, found.momentum["v"]):
+    for params in (found.server.params, found.init, found.ticket, found.server_state.momentum["v"]):
         assert equal(params, tensors)
         assert {name: value.shape for name, value in params.items()} == {name: value.shape for name, value in tensors.items()}

@@ -26,7 +26,8 @@ from fedprune.federated.client import client_values
 from fedprune.federated.client.prune_event import MOMENTS
 from fedprune.federated.masks.gates import due
 from fedprune.federated.masks.voting import Ballot, votes
-from fedprune.federated.server.optimizer import Fresh, masked
+from fedprune.federated.server import scaffold
+from fedprune.federated.server.optimizer import Fresh, state_under
 from fedprune.local.state import squared_gradients
 from fedprune.pruning.criterion.regrowth_init import last_values, of_the_dead
 from fedprune.pruning.event import Axes, Measure, prune
@@ -35,7 +36,7 @@ from fedprune.pruning.rewind import Draws, Rewind
 from fedprune.pruning.what import What
 from fedprune.pruning.what.scope import globally
 from fedprune.pruning.what.unit import weights
-from fedprune.types import Job, Mask, Params, Personal, Plan, PruneEvent, State, Subnet
+from fedprune.types import Job, Mask, Params, Personal, Plan, PruneEvent, ServerState, State, Subnet
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +95,16 @@ def _after(state: State, pruned: Subnet, events: int, terms: Terms, last: Params
     """The state with another mask for all, after a rewind. last: what prunable entries were when they last lived.
 
     After a rewind the server optimizer starts fresh; otherwise its momentum is only masked. Where weights are other ones,
-    clients forget what they kept, and the server what the dead were; what clients add up from event to event begins anew.
+    clients forget what they kept, and the server its control and what the dead were; otherwise both ends forget the controls of
+    the dead alone, so that c is still the mean of all c_k. What clients add up from event to event begins anew.
     """
     weights, clock = terms.rewind(pruned.mask, state.anchors, terms.draws)
+    server_state, kept = ServerState(), dict[int, Params]()
+    if weights is None:
+        server_state = state_under(pruned.mask, state.server_state, terms.fresh)
+        kept = scaffold.without_dead(squared_gradients.forgotten(state.kept), pruned.mask)
+    if clock is not None:
+        server_state = replace(server_state, momentum={})
     server = pruned if weights is None else Subnet(apply(weights, pruned.mask), pruned.mask)
     return replace(
         state,
@@ -104,8 +112,8 @@ def _after(state: State, pruned: Subnet, events: int, terms: Terms, last: Params
         ticket=server.params,
         events=events,
         clock=state.clock if clock is None else clock,
-        momentum=masked(state.momentum, pruned.mask, terms.fresh) if clock is None else {},
-        kept=squared_gradients.forgotten(state.kept) if weights is None else {},
+        server_state=server_state,
+        kept=kept,
         stale=of_the_dead(last, pruned.mask) if weights is None else {},
         pruned=state.round,
         opened=False,
@@ -249,7 +257,8 @@ class PersonalMask:
 
 def under(mask: Mask, state: State, params: Params, fresh: Fresh) -> State:
     """The state with these parameters for the server, under this mask. fresh: what dead entries' momentum goes back to."""
-    return replace(state, server=Subnet(apply(params, mask), mask), momentum=masked(state.momentum, mask, fresh))
+    server = Subnet(apply(params, mask), mask)
+    return replace(state, server=server, server_state=state_under(mask, state.server_state, fresh))
 
 
 def _check(at: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedprune.errors import ConfigError
 from fedprune.precision import wide
-from fedprune.types import Mask, Params
+from fedprune.types import Mask, Params, ServerState
 
 Momentum = Mapping[str, Params]
 ServerStep = Callable[[Params, Params, Momentum, tuple[str, ...]], tuple[Params, Momentum]]
@@ -103,6 +103,12 @@ def masked(momentum: Momentum, mask: Mask, fresh: Fresh = MappingProxyType({})) 
         key: {name: _under(mask[name], t, fresh.get(key, 0.0)) if name in mask else t for name, t in part.items()}
         for key, part in momentum.items()
     }
+
+
+def state_under(mask: Mask, state: ServerState, fresh: Fresh) -> ServerState:
+    """Return what the server keeps, without what it knew of dead entries."""
+    control = {name: _under(mask[name], c, 0.0) if name in mask else c for name, c in state.control.items()}
+    return ServerState(masked(state.momentum, mask, fresh), control)
 
 
 def _under(alive: Tensor, momentum: Tensor, fresh: float) -> Tensor:

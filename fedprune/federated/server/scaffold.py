@@ -1,5 +1,4 @@
-"""The server's end of controls (see local/state/scaffold.py): c, the mean of all clients' c_k, is in State.momentum, like the
-buffers of a server optimizer.
+"""The server's end of controls (see local/state/scaffold.py): c, the mean of all clients' c_k, is State.server_state.control.
 
     c <- c + (|S| / N) mean over S of (c_k+ - c_k)
 
@@ -9,49 +8,39 @@ S are the clients whose updates arrived, N all of them: c stays the mean of all 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-from fedprune.federated.server.optimizer import Momentum, masked
 from fedprune.local.state.scaffold import KEY, PREFIX
 from fedprune.precision import wide, wide_zeros
 from fedprune.types import Mask, Params, State, Update
 
 
-def start(names: tuple[str, ...], params: Params) -> Mapping[str, Params]:
-    """c before anybody has trained: zero. Nothing where nothing is controlled."""
-    return {KEY: {name: wide_zeros(params[name]) for name in names}} if names else {}
+def start(names: tuple[str, ...], params: Params) -> Params:
+    """Return c before anybody has trained: zero for each of these parameters."""
+    return {name: wide_zeros(params[name]) for name in names}
 
 
 def carried(names: tuple[str, ...], state: State) -> Mapping[str, Params]:
-    """What goes to clients that train: c of these parameters, in the parameters' own types."""
-    c = (state.momentum if KEY in state.momentum else start(names, state.server.params)).get(KEY, {})
-    return {KEY: {name: value.to(state.server.params[name].dtype) for name, value in c.items()}} if names else {}
+    """Return what goes to clients that train: c of these parameters, in the parameters' own types; nothing without names."""
+    if not names:
+        return {}
+    params = state.server.params
+    c = state.server_state.control or start(names, params)
+    return {KEY: {name: value.to(params[name].dtype) for name, value in c.items()}}
 
 
 def summed(changes: Params, update: Update) -> Params:
-    """The changes of c_k so far, and those that this update carries."""
+    """Return the changes of c_k so far plus those of this update."""
     return {name: wide(change) + changes.get(name, 0.0) for name, change in update.carried.get(KEY, {}).items()}
 
 
-def stepped(momentum: Momentum, changes: Params, clients: int) -> Momentum:
-    """c after the sum of the cohort's changes; as it was if there are none. clients: all of them."""
-    c = momentum.get(KEY, {})
-    after = {**c, **{name: c.get(name, 0.0) + change / clients for name, change in changes.items()}}
-    return {KEY: after} if after else {}
+def stepped(c: Params, changes: Params, clients: int) -> Params:
+    """Return c after the sum of the cohort's changes; as it was if there are none. clients: the number of all clients."""
+    return {**c, **{name: c.get(name, 0.0) + change / clients for name, change in changes.items()}}
 
 
-def pruned(before: State, after: State) -> State:
-    """The state after a prune event, c still being the mean of all c_k.
-
-    Where weights were replaced, clients have forgotten what they kept, and c goes with it. Otherwise c stays, whatever becomes
-    of a server optimizer, and both ends forget the dead: a weight that is grown again starts without a control.
-    """
-    rest = {key: part for key, part in after.momentum.items() if key != KEY}
-    if KEY not in before.momentum or not after.kept:
-        return replace(after, momentum=rest)
-    c = masked({KEY: before.momentum[KEY]}, after.server.mask)
-    kept = {client: _living(own, after.server.mask) for client, own in after.kept.items()}
-    return replace(after, momentum={**rest, **c}, kept=kept)
+def without_dead(kept: Mapping[int, Params], mask: Mask) -> dict[int, Params]:
+    """Return what clients keep, with the controls of dead entries at zero: a weight that is grown again starts without one."""
+    return {client: _living(state, mask) for client, state in kept.items()}
 
 
 def _living(kept: Params, mask: Mask) -> Params:

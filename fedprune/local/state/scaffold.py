@@ -25,7 +25,7 @@ from fedprune.pruning.mask import apply
 from fedprune.types import Job, Params
 
 KEY = "c"
-"""Under which a job carries c, an update the change of c_k, and State.momentum c."""
+"""Under which a job carries c, and an update the change of c_k."""
 
 PREFIX = "control:"  # of c_k in what a client keeps
 

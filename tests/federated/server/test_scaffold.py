@@ -15,15 +15,21 @@ from fedprune.errors import ConfigError, Incompatible
 from fedprune.execution import Serial
 from fedprune.experiment.estimate import estimate
 from fedprune.federated.client.round import ClientRound
+from fedprune.federated.masks import Terms, carry_out
 from fedprune.federated.sampling import cohort
-from fedprune.federated.server.scaffold import carried, pruned, start, stepped, summed
+from fedprune.federated.server.scaffold import carried, start, stepped, summed
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
+from fedprune.pruning.criterion import Criterion, magnitude
 from fedprune.pruning.event import Axes
 from fedprune.pruning.mask import count
+from fedprune.pruning.rewind import Draws, Early, Keep, LearningRate, Rewind
+from fedprune.pruning.what import What
+from fedprune.pruning.what.scope import globally
+from fedprune.pruning.what.unit import weights
 from fedprune.randomness import torch_stream
 from fedprune.storage.checkpoint import load_state, save_state
-from fedprune.types import State, Subnet, Update
+from fedprune.types import Plan, PruneEvent, ServerState, State, Subnet, Update
 from fedprune.wire.codec import Layout, auto
 from fedprune.wire.message import Wire
 
@@ -80,7 +86,7 @@ def test_two_rounds_of_two_clients_by_hand(tiny):
         state, _ = loop.round(state)
         for name in ("1.weight", "1.bias"):
             assert state.server.params[name].item() == w
-            assert state.momentum["c"][name].item() == c
+            assert state.server_state.control[name].item() == c
             assert tuple(state.kept[client][f"control:{name}"].item() for client in (0, 1)) == own
 
 
@@ -89,10 +95,10 @@ def test_the_servers_control_moves_by_the_sum_of_changes_over_all_clients():
     changes = {}
     for change in (2.0, 3.0):
         changes = summed(changes, Update(0, None, 1, carried={"c": {"w": torch.tensor([change])}}))
-    assert stepped({"c": {"w": torch.tensor([1.0])}}, changes, 5)["c"]["w"].tolist() == [2.0]
-    assert stepped({}, changes, 5)["c"]["w"].tolist() == [1.0]
-    assert stepped({"c": {"w": torch.tensor([1.0])}}, {}, 5)["c"]["w"].tolist() == [1.0]  # nobody's update arrived
-    assert stepped({"v": {}}, summed({}, Update(0, None, 1)), 5) == {}
+    assert stepped({"w": torch.tensor([1.0])}, changes, 5)["w"].tolist() == [2.0]
+    assert stepped({}, changes, 5)["w"].tolist() == [1.0]
+    assert stepped({"w": torch.tensor([1.0])}, {}, 5)["w"].tolist() == [1.0]  # nobody's update arrived
+    assert stepped({}, summed({}, Update(0, None, 1)), 5) == {}
 
 
 # --- against numpy ---------------------------------------------------------------------------------------------------------
@@ -156,7 +162,7 @@ def test_three_rounds_are_those_of_a_straight_line_in_numpy(momentum, pruning, t
     last = states[-1]
     for name in w:
         np.testing.assert_allclose(last.server.params[name].numpy(), w[name], atol=1e-6)
-        np.testing.assert_allclose(last.momentum["c"][name].numpy(), c[name], atol=1e-6)
+        np.testing.assert_allclose(last.server_state.control[name].numpy(), c[name], atol=1e-6)
         for client, kept in last.kept.items():
             np.testing.assert_allclose(kept[f"control:{name}"].numpy(), own[client][name], atol=2e-6)
     assert 2 < len(last.kept) <= 4 and any(np.abs(own[k]["fc1.bias"]).max() > 1e-3 for k in last.kept)
@@ -170,7 +176,7 @@ def dead_are_zero(state: State) -> bool:
         return not any(params[prefix + name][~alive].any() for name, alive in state.server.mask.items())
 
     kept = all(zero(own, "control:") for own in state.kept.values())
-    return zero(state.server.params) and zero(state.momentum["c"]) and kept
+    return zero(state.server.params) and zero(state.server_state.control) and kept
 
 
 @pytest.mark.parametrize("words", [("how_often=gradual", "rounds=4", "when.stop=1"), EXCHANGE], ids=["gradual", "rigl"])
@@ -179,39 +185,65 @@ def test_dead_entries_have_no_weight_and_no_control_at_either_end(words, rate, t
     experiment = tiny(*SCAFFOLD, *words, rate)
     for state, _ in play(experiment):
         assert dead_are_zero(state)
-        everybodys, own = state.momentum["c"], list(state.kept.values())
+        everybodys, own = state.server_state.control, list(state.kept.values())
         for name, c in everybodys.items():  # the mean of all clients' own, those that have not trained too
             assert torch.allclose(c, sum(k[f"control:{name}"] for k in own) / 4, atol=1e-6)
     assert count(state.server.mask) == 15_060 and state.events > 1
 
 
-def event(kept: dict, momentum: dict) -> tuple[State, State]:
-    """A state before and after an event that leaves the first of two weights."""
-    two, one = torch.tensor([True, True]), torch.tensor([True, False])
-    before = State(Subnet({"w": torch.ones(2)}, {"w": two}), {}, {}, kept=kept, momentum={"c": {"w": torch.tensor([3.0, 4.0])}})
-    return before, replace(before, server=Subnet({"w": torch.tensor([1.0, 0.0])}, {"w": one}), momentum=momentum)
+def pruned(rewind: Rewind) -> tuple[State, State]:
+    """A state before and after an event that leaves the first of two weights, by magnitude."""
+    server = Subnet({"w": torch.tensor([[2.0, 1.0]])}, {"w": torch.tensor([[True, True]])})
+    kept = {0: {"control:w": torch.tensor([[5.0, 6.0]]), "bn": torch.ones(2)}, 7: {"control:w": torch.tensor([[1.0, 2.0]])}}
+    server_state = ServerState({"v": {"w": torch.ones(1, 2)}}, control={"w": torch.tensor([[3.0, 4.0]])})
+    before = State(server, server.params, server.params, anchors={0: server.params}, server_state=server_state, kept=kept)
+    axes = Axes(What(weights, globally, names=("w",)), Criterion(magnitude, None))
+    draws = Draws(lambda: server.params, lambda name: torch.Generator())
+    event = PruneEvent(0, 0.5)
+    terms = Terms(Plan((event,), 1), axes, rewind, draws)
+    return before, carry_out(before, event, terms, lambda names, subnet, about: {"params": subnet.params})
 
 
-def test_an_event_takes_the_controls_of_the_dead_from_everybody():
-    kept = {0: {"control:w": torch.tensor([5.0, 6.0]), "bn": torch.ones(2)}, 7: {"control:w": torch.tensor([1.0, 2.0])}}
-    for momentum in ({"v": {"w": torch.ones(2)}, "c": {"w": torch.tensor([3.0, 0.0])}}, {}):  # as masked, or as forgotten
-        after = pruned(*event(kept, momentum))
-        assert after.momentum["c"]["w"].tolist() == [3.0, 0.0] and ("v" in after.momentum) is bool(momentum)
-        assert [after.kept[k]["control:w"].tolist() for k in (0, 7)] == [[5.0, 0.0], [1.0, 0.0]]
-        assert after.kept[0]["bn"].tolist() == [1.0, 1.0]
-    assert kept[0]["control:w"].tolist() == [5.0, 6.0]
+@pytest.mark.parametrize(("rewind", "momentum"), [(Keep(), {"v": [[1.0, 0.0]]}), (LearningRate(0), {})])
+def test_an_event_takes_the_controls_of_the_dead_from_everybody(rewind, momentum):
+    before, after = pruned(rewind)
+    assert {kind: values["w"].tolist() for kind, values in after.server_state.momentum.items()} == momentum
+    assert after.server_state.control["w"].tolist() == [[3.0, 0.0]]
+    assert [after.kept[client]["control:w"].tolist() for client in (0, 7)] == [[[5.0, 0.0]], [[1.0, 0.0]]]
+    assert after.kept[0]["bn"].tolist() == [1.0, 1.0]
+    assert before.kept[0]["control:w"].tolist() == [[5.0, 6.0]]
 
 
 def test_where_clients_have_forgotten_their_controls_the_server_forgets_too():
-    before, after = event({0: {"control:w": torch.ones(2)}}, {"c": {"w": torch.tensor([3.0, 0.0])}})
-    assert pruned(before, replace(after, kept={})).momentum == {}
+    _, after = pruned(Early(0))
+    assert (after.server_state, after.kept) == (ServerState(), {})
+
+
+@pytest.mark.parametrize("controlled", [True, False])
+def test_a_server_optimizer_has_a_buffer_of_its_own_whatever_its_name(controlled, tiny, play):
+    """One that counts its steps in a buffer named `c`, as SCAFFOLD names its control: 1, 2 and 3 after three rounds."""
+
+    def counting(server, mean, momentum, trained):
+        steps = momentum.get("c", {}).get("fc1.bias", torch.zeros_like(server["fc1.bias"]))
+        return mean, {"c": {"fc1.bias": steps + 1}}
+
+    words = ("how_often=one_shot", "when.stop=1")  # an event before the third round, which keeps the momentum
+    experiment = tiny(*(SCAFFOLD if controlled else words[:0]), *words)
+    executor = experiment.executor()
+    loop = replace(experiment.loop(executor), server_step=counting)
+    state, expected = loop.start(), play(experiment)
+    for number in (1, 2, 3):
+        state, _ = loop.round(state)
+        assert state.server_state.momentum["c"]["fc1.bias"].unique().tolist() == [number]
+        assert bool(state.server_state.control) is controlled
+        assert torch.equal(state.server.params["fc1.weight"], expected[number - 1][0].server.params["fc1.weight"])
 
 
 @pytest.mark.parametrize("rewind", ["init", "learning_rate", "none"])
 def test_after_a_rewind_both_ends_agree(rewind, tiny, play):
     words = ("when=after_training", "how_often=one_shot", f"rewind={rewind}", "rounds=2")
     for state, _ in play(tiny(*SCAFFOLD, *words)):
-        for name, c in state.momentum["c"].items():
+        for name, c in state.server_state.control.items():
             assert torch.allclose(c, sum(k[f"control:{name}"] for k in state.kept.values()) / 4, atol=1e-6)
         assert dead_are_zero(state)
     assert state.events == 1
@@ -271,8 +303,8 @@ def test_it_goes_with_a_server_optimizer_and_with_local_batchnorm(words, tiny, p
     small = ("model=resnet20", "model.norm=batch", "federated.batchnorm=local", "local.steps=1", "rounds=2")
     experiment = tiny(*SCAFFOLD, *server, *small)
     state = play(experiment)[-1][0]
-    assert set(state.momentum["c"]) == {n for n, _ in experiment.net.named_parameters() if n not in experiment.own}
-    assert ("v" in state.momentum) is not bool(words)
+    assert set(state.server_state.control) == {n for n, _ in experiment.net.named_parameters() if n not in experiment.own}
+    assert ("v" in state.server_state.momentum) is not bool(words)
     assert state.kept and experiment.own
     assert all(f"control:{name}" not in kept and name in kept for kept in state.kept.values() for name in experiment.own)
 
