@@ -23,7 +23,7 @@ from fedprune.config.instantiate import make
 from fedprune.experiment.build import build
 from fedprune.federated.client.round import ClientRound
 from fedprune.pruning.evidence import FROM_DATA, OBSTACLES, OF_REMOVAL, needs
-from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.mask import ones
 from fedprune.types import Job, Subnet
 

@@ -30,3 +30,11 @@ class RunError(FedpruneError):
 
 class Unheard(RunError):
     """No client that was asked for evidence answered. One may answer the next time, so a prune event waits."""
+
+
+class NotANumber(RunError):
+    """A score is NaN. layer: the name of the tensor that it is in."""
+
+    def __init__(self, layer: str):
+        self.layer = layer
+        super().__init__(f"the criterion gave NaN for layer {layer.removesuffix('.weight')}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedprune.pruning.what import prunable
+from fedprune.pruning.what.layers import prunable
 from fedprune.tensors import load_tensors, one_name, other_names, tensors_of, tied_layers
 from helpers.user_networks import OnePath, Tied, TwoPaths
 

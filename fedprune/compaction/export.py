@@ -19,9 +19,9 @@ from fedprune.compaction.fold import OUTPUT, Work, choose, closed, remove, verdi
 from fedprune.compaction.resize import LAYERS, Kept, resize, resize_mask, widths_of
 from fedprune.compaction.torch_pruning import Group, Unit, couplings
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.pruning.evidence.data_free import tensors_in
+from fedprune.plain_layers import is_plain
+from fedprune.pruning.evidence.network import tensors_in
 from fedprune.pruning.mask import apply
-from fedprune.pruning.plain_layers import is_plain
 from fedprune.tensors import load_tensors, tensors_of, tied_parameter
 from fedprune.types import Mask
 

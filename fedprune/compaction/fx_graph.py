@@ -20,8 +20,8 @@ from torch import Tensor, fx, nn
 
 from fedprune.compaction.op_tables import CURVES, NORMS, POOLS, RELU, asks_for_batch, averages, flattens
 from fedprune.compaction.resize import LAYERS
-from fedprune.pruning.evidence.loss import blank
-from fedprune.pruning.plain_layers import changed, listens
+from fedprune.plain_layers import changed, listens
+from fedprune.pruning.evidence.network import blank
 
 
 @dataclass(frozen=True)

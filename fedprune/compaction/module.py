@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fedprune.compaction.block import Block
 from fedprune.compaction.forward import Emitter, Reader, key_of, run
 from fedprune.compaction.fx_graph import Layer, Wiring
 from fedprune.compaction.liveness import Parts, anything
@@ -28,6 +27,41 @@ from fedprune.types import Mask
 
 STRIDED = ("view", "view_as", "as_strided", "stride")
 """Methods that count on a layout."""
+
+
+class Block(NamedTuple):
+    """A part of one of the whole network's tensors, which the smaller network has as a tensor of its own.
+
+    name: the smaller network's tensor. whole: the whole network's. rows, columns: None means all of them. entries: the flat
+    numbers of single entries, instead of rows and columns.
+    """
+
+    name: str
+    whole: str
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    entries: Tensor | None = None
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return this part of a tensor: a copy, or the tensor itself if the part is all of it."""
+        if self.entries is not None:
+            return tensor.reshape(-1).index_select(0, self.entries)
+        if self.rows is not None and tensor.dim():
+            tensor = tensor.index_select(0, self.rows)
+        return tensor if self.columns is None else tensor.index_select(1, self.columns)
+
+    def put(self, part: Tensor, whole: Tensor) -> None:
+        """Write this part into a whole tensor, in place."""
+        if self.entries is not None:
+            whole.view(-1).index_copy_(0, self.entries, part)
+            return
+        if self.columns is not None:
+            rows = whole if self.rows is None else whole.index_select(0, self.rows)
+            part = rows.index_copy_(1, self.columns, part)
+        if self.rows is None or not whole.dim():
+            whole.copy_(part)
+        else:
+            whole.index_copy_(0, self.rows, part)
 
 
 class Smaller(nn.Module):

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fedprune.compaction.resize import LAYERS, NORMS, widths_of
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.pruning.evidence.data_free import tensors_in
-from fedprune.pruning.plain_layers import is_plain
+from fedprune.plain_layers import is_plain
+from fedprune.pruning.evidence.network import tensors_in
 
 Places = dict[str, list[int]]
 """Channel numbers by layer name."""

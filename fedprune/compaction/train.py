@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedprune.compaction.block import Block
 from fedprune.compaction.fx_graph import Wiring, wiring
 from fedprune.compaction.liveness import Parts, matrices, parts, saved
-from fedprune.compaction.module import Smaller
+from fedprune.compaction.module import Block, Smaller
 from fedprune.compaction.sparse_linear import pays, remaining
 from fedprune.local.hooks import KNOWN, patched
 from fedprune.local.module import Batch, LocalModule

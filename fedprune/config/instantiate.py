@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fedprune.errors import ConfigError, FedpruneError
-from fedprune.pruning.evidence.loss import blank, evaluated
+from fedprune.pruning.evidence.network import blank, evaluated
 
 
 def make(config: Any, *args: Any, **kwargs: Any) -> Any:

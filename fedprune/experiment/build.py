@@ -47,9 +47,9 @@ from fedprune.pruning.criterion import Adjusted, Criterion
 from fedprune.pruning.criterion.prunefl import layer_times
 from fedprune.pruning.event import Axes
 from fedprune.pruning.evidence import FROM_DATA
-from fedprune.pruning.evidence.data_free import Network
-from fedprune.pruning.what import prunable
-from fedprune.pruning.what.layer_order import traced
+from fedprune.pruning.evidence.network import Network
+from fedprune.pruning.what.layer_trace import traced
+from fedprune.pruning.what.layers import prunable
 from fedprune.randomness import torch_stream
 from fedprune.tensors import tensors_of
 from fedprune.ticket import Begin

@@ -35,7 +35,7 @@ from fedprune.precision import is_number
 from fedprune.pruning.connectivity import effective_density, unfollowed
 from fedprune.pruning.event import Axes
 from fedprune.pruning.evidence import FROM_TRAINING, needs
-from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.rewind import Keep
 from fedprune.randomness import torch_seed, torch_stream
 from fedprune.tensors import tensors_of

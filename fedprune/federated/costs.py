@@ -13,8 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedprune.local.module import LocalModule
 from fedprune.pruning import mask as masks
 from fedprune.pruning.evidence.gates import companion, is_companion
-from fedprune.pruning.evidence.loss import Batch, TrainingLoss, differentiable, loss_of, training
-from fedprune.pruning.what import What, weights_of
+from fedprune.pruning.evidence.loss import Batch, TrainingLoss, loss_of
+from fedprune.pruning.evidence.network import differentiable, training
+from fedprune.pruning.what import What
+from fedprune.pruning.what.layers import weights_of
 from fedprune.tensors import copies, other_names
 from fedprune.types import Mask, Params, State, Subnet
 

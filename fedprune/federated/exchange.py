@@ -18,7 +18,7 @@ from fedprune.federated.availability import Fate, Fates, everybody
 from fedprune.federated.client.upload import Upload, everything
 from fedprune.federated.tally import Tally
 from fedprune.precision import finite
-from fedprune.pruning.finite import DIVERGED, unmeasured
+from fedprune.pruning.evidence.finite import DIVERGED, unmeasured
 from fedprune.pruning.mask import apply
 from fedprune.types import SERVER, Job, Mask, Params, State, Subnet, Update
 from fedprune.wire.frame import Message, length

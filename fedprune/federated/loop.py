@@ -31,7 +31,7 @@ from fedprune.federated.server_pruning import ServerPruning
 from fedprune.federated.tally import Tally
 from fedprune.federated.where import Where
 from fedprune.pruning.event import Axes
-from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.mask import apply, ones
 from fedprune.pruning.rewind import Draws, Rewind
 from fedprune.randomness import torch_stream

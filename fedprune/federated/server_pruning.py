@@ -14,7 +14,7 @@ from fedprune.federated.masks.gates import ask, waiting
 from fedprune.federated.tally import Tally
 from fedprune.federated.where import Where, measuring
 from fedprune.pruning.event import Measure
-from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.evidence.network import Network
 from fedprune.types import PruneEvent, State
 
 log = logging.getLogger(__name__)

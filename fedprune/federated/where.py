@@ -15,7 +15,7 @@ from fedprune.federated.exchange import Exchange
 from fedprune.federated.tally import Tally
 from fedprune.pruning.event import Measure
 from fedprune.pruning.evidence import FROM_CLIENTS, at_hand, mean
-from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.evidence.network import Network
 from fedprune.randomness import numpy_stream, torch_stream
 from fedprune.types import SERVER, Mask, Params, State, Subnet, Update
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from fedprune.errors import ConfigError
-from fedprune.pruning.what import LAYERS, prunable
+from fedprune.pruning.what.layers import LAYERS, prunable
 
 
 @contextmanager

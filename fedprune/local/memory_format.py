@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedprune.pruning.evidence.data_free import tensors_in
+from fedprune.pruning.evidence.network import tensors_in
 from fedprune.tensors import tensors_of
 from fedprune.types import Params
 

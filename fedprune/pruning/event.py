@@ -14,7 +14,7 @@ from fedprune.pruning.criterion import Adjusted, Compensated, Criterion, Formula
 from fedprune.pruning.criterion.prunefl import adjusted, kept, layer_times
 from fedprune.pruning.criterion.regrowth_init import started
 from fedprune.pruning.evidence import needs
-from fedprune.pruning.finite import explained
+from fedprune.pruning.evidence.finite import explained
 from fedprune.pruning.mask import apply, regrow, shrink, size
 from fedprune.pruning.what import What
 from fedprune.pruning.what.top_k import nearest

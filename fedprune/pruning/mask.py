@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedprune.pruning.what import What
 from fedprune.pruning.what.tensor_cache import remembered
@@ -17,7 +19,7 @@ from fedprune.pruning.what.top_k import how_many
 from fedprune.types import Mask, Params, Scores
 
 
-def ones(params: Params, names: tuple[str, ...]) -> Mask:
+def ones(params: Mapping[str, Tensor], names: tuple[str, ...]) -> Mask:
     """The mask in which every entry of the named tensors is alive."""
     return {name: torch.ones(params[name].shape, dtype=torch.bool) for name in names}
 

@@ -27,7 +27,7 @@ from fedprune.federated.where import measuring
 from fedprune.local.outcomes import concatenated
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.evidence import OBSTACLES, needs
-from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.mask import apply, count, shrink
 from fedprune.storage.checkpoint import load_state
 from fedprune.tensors import tensors_of

@@ -19,7 +19,7 @@ from fedprune.compaction.export import compact
 from fedprune.compaction.resize import Kept
 from fedprune.errors import ConfigError, DataError, RunError
 from fedprune.pruning.evidence.gates import plain
-from fedprune.pruning.evidence.loss import blank
+from fedprune.pruning.evidence.network import blank
 from fedprune.storage.checkpoint import load_state
 from fedprune.tensors import load_tensors, other_names, tensors_of
 from fedprune.ticket.model import build_network, model_of

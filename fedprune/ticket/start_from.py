@@ -18,8 +18,9 @@ from torch import nn
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.evidence.gates import is_companion
 from fedprune.pruning.mask import apply, ones
-from fedprune.pruning.what import CHANNELLED, LAYERS, What, prunable
+from fedprune.pruning.what import What
 from fedprune.pruning.what.layer_order import LayerOrder, by_definition
+from fedprune.pruning.what.layers import CHANNELLED, LAYERS, prunable
 from fedprune.randomness import torch_stream
 from fedprune.tensors import tensors_of
 from fedprune.ticket.model import changed, model_of

@@ -31,7 +31,7 @@ from fedprune.pruning.criterion import Adjusted, Compensated, Criterion, gradien
 from fedprune.pruning.criterion.curvature import obd_sweep
 from fedprune.pruning.criterion.structured import activation, bn_scale
 from fedprune.pruning.event import Axes
-from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.gate import Accurate, Moving, Settled
 from fedprune.pruning.rewind import Early, Keep, LearningRate, RandomReinit, Replaced, shuffle
 from fedprune.pruning.what import What

@@ -77,3 +77,20 @@ def test_no_module_is_imported_in_a_circle():
 def test_a_circle_is_found():
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+FLOORS = [
+    *("fedprune.pruning.what", "fedprune.pruning.evidence", "fedprune.pruning.criterion", "fedprune.pruning"),
+    *("fedprune.pruning.connectivity", "fedprune.compaction"),
+]
+
+
+def floor(name: str) -> int:
+    """Return the floor of the room that a module is in; -1 of other rooms, which are not looked at."""
+    room = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+    return FLOORS.index(room) if room in FLOORS else -1
+
+
+def test_no_room_of_pruning_imports_from_a_floor_above():
+    upward = [(name, other) for name, others in IMPORTED.items() for other in others if -1 < floor(name) < floor(other)]
+    assert upward == []

@@ -14,8 +14,8 @@ from fedprune.pruning.evidence import (
     OBSTACLES,
     needs,
 )
-from fedprune.pruning.evidence.data_free import Network
 from fedprune.pruning.evidence.gates import CHOOSE
+from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.rewind import CONTROLS, Rewind
 from fedprune.pruning.what import What
 from fedprune.pruning.what.fixed_density import OwnDensity

@@ -9,12 +9,13 @@ from torch import nn
 
 from fedprune.errors import ConfigError
 from fedprune.experiment.checks.axes import evidence_of
+from fedprune.pruning import mask_effect
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.evidence import FROM_DATA, OF_LIVING, OF_REMOVAL
-from fedprune.pruning.evidence.data_free import Network
-from fedprune.pruning.evidence.loss import Batch, evaluated
+from fedprune.pruning.evidence.loss import Batch
+from fedprune.pruning.evidence.network import Network, evaluated
 from fedprune.pruning.mask import ones
-from fedprune.pruning.what import What, in_effect
+from fedprune.pruning.what import What
 from fedprune.types import Params, Plan
 
 PER_ENTRY = ("hessian_diag", "fisher_inverse_diag", "fisher_compensation")
@@ -26,7 +27,7 @@ INSTEAD = {"sq_grads": "fisher_empirical", "grads": "taylor"}
 
 def masked(network: Network, what: What, prunes: bool) -> list[str]:
     """Return what is wrong with a mask on this network's weights. prunes: whether there will be one."""
-    return in_effect.problems(network, what.names, what.unit) if prunes else []
+    return mask_effect.problems(network, what.names, what.unit) if prunes else []
 
 
 def rehearsal(

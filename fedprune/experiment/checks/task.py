@@ -21,7 +21,7 @@ from fedprune.local.module import LocalModule
 from fedprune.local.outcomes import TaskMetrics, by_name, metrics_in
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.evidence import OF_CLASSES, needs
-from fedprune.pruning.evidence.loss import evaluated
+from fedprune.pruning.evidence.network import evaluated
 from fedprune.types import Plan
 
 TRIED = 2  # examples

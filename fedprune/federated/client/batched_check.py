@@ -17,8 +17,8 @@ from fedprune.local.recipe import Recipe
 from fedprune.local.step import ENTRYWISE
 from fedprune.local.train import fit, is_batchnorm, unload
 from fedprune.local.train_vmapped import Share, fit_together
+from fedprune.plain_layers import listens
 from fedprune.precision import is_number
-from fedprune.pruning.plain_layers import listens
 from fedprune.types import Params, Subnet
 
 

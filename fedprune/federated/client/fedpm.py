@@ -28,10 +28,10 @@ from fedprune.local.regularisers.base import Regulariser
 from fedprune.local.regularisers.check import changed_layers
 from fedprune.local.regularisers.sampled_masks import GRADIENTS, sampled
 from fedprune.local.train import is_batchnorm
-from fedprune.pruning.evidence.data_free import offers
 from fedprune.pruning.evidence.gates import companion, companion_of
+from fedprune.pruning.evidence.network import offers
 from fedprune.pruning.mask import ones
-from fedprune.pruning.what import others
+from fedprune.pruning.what.layers import others
 from fedprune.pruning.what.unit import weights
 from fedprune.randomness import torch_stream
 from fedprune.tensors import tied_parameter

@@ -36,8 +36,8 @@ from fedprune.local.train import Loop, Trained, fit, load, loop_of, set_mode, un
 from fedprune.phase_clock import Clock
 from fedprune.pruning.event import Measure
 from fedprune.pruning.evidence import FROM_DATA, FROM_TRAINING, OF_LIVING, OF_REMOVAL, at_hand, needs
-from fedprune.pruning.evidence.data_free import Network
-from fedprune.pruning.finite import unmeasured
+from fedprune.pruning.evidence.finite import unmeasured
+from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.mask import apply, ones
 from fedprune.pruning.what.top_k import keep_best, nearest
 from fedprune.randomness import seeded, torch_seed, torch_stream

@@ -18,7 +18,7 @@ from fedprune.errors import ConfigError, Incompatible
 from fedprune.federated.masks import Receipt, Terms, under
 from fedprune.federated.masks.gates import due
 from fedprune.local.regularisers.width_slices import leading, output_layers
-from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.mask import pack, shrink
 from fedprune.pruning.what import What
 from fedprune.pruning.what.fixed_density import OwnDensity

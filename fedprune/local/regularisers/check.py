@@ -8,9 +8,9 @@ from torch import nn
 
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.local.regularisers.base import Regulariser, scales
+from fedprune.plain_layers import is_plain
 from fedprune.pruning.evidence import needs
-from fedprune.pruning.plain_layers import is_plain
-from fedprune.pruning.what import CHANNELLED, LAYERS, kind_of, others
+from fedprune.pruning.what.layers import CHANNELLED, LAYERS, kind_of, others
 from fedprune.tensors import tied_parameter
 
 

@@ -18,8 +18,8 @@ from fedprune.local.regularisers.base import Forward, Forwards, Regulariser, as_
 from fedprune.local.regularisers.check import require
 from fedprune.pruning.evidence.gates import Companion, companion
 from fedprune.pruning.mask import density
-from fedprune.pruning.what import CHANNELLED, prunable
 from fedprune.pruning.what.layer_order import LayerOrder, by_definition
+from fedprune.pruning.what.layers import CHANNELLED, prunable
 from fedprune.pruning.what.top_k import nearest
 from fedprune.types import Mask, Params
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fedprune.local.regularisers.base import Forwards, Regulariser, as_defined, run, weight_and_bias
 from fedprune.local.regularisers.check import require
 from fedprune.local.regularisers.width_slices import CUT, output_layers, sliced, ungrouped, width
-from fedprune.pruning.plain_layers import is_plain
+from fedprune.plain_layers import is_plain
 from fedprune.pruning.what.layer_order import LayerOrder
 from fedprune.types import Mask
 

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.errors import Incompatible
+from fedprune.plain_layers import is_plain
 from fedprune.pruning.connectivity import effective, unfollowed
-from fedprune.pruning.evidence.data_free import Network, batch_or, normalised
 from fedprune.pruning.evidence.gates import is_companion
-from fedprune.pruning.plain_layers import is_plain
-from fedprune.pruning.what import CHANNELLED, LAYERS, prunable
+from fedprune.pruning.evidence.network import Network, batch_or
+from fedprune.pruning.evidence.normalisation import normalised
 from fedprune.pruning.what.layer_order import LayerOrder, by_definition
+from fedprune.pruning.what.layers import CHANNELLED, LAYERS, prunable
 from fedprune.tensors import tensors_of, tied_parameter
 from fedprune.types import Mask
 

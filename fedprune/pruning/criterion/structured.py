@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import torch
 
-from fedprune.pruning.evidence.data_free import spread
+from fedprune.pruning.what.unit import per_row
 from fedprune.types import Mask, Params, Scores
 
 
 def filter_norm(params: Params, p: float = 1.0) -> Scores:
     """(sum of |w|^p over a filter)^(1/p): its L1 norm (Li et al. 2017), or with p = 2 its L2 norm (He et al. 2018)."""
-    return {name: spread(torch.linalg.vector_norm(_rows(w), p, 1), w) for name, w in params.items()}
+    return {name: per_row(torch.linalg.vector_norm(_rows(w), p, 1), w) for name, w in params.items()}
 
 
 def fpgm(params: Params, mask: Mask) -> Scores:
@@ -23,7 +23,7 @@ def fpgm(params: Params, mask: Mask) -> Scores:
 
     Filters that are dead count as nobody's neighbour. Sums grow with the number of filters: meant for what=filters_per_layer.
     """
-    return {name: spread(_distances(_rows(w), _rows(mask[name]).any(1)), w) for name, w in params.items()}
+    return {name: per_row(_distances(_rows(w), _rows(mask[name]).any(1)), w) for name, w in params.items()}
 
 
 def bn_scale(scales: Params) -> Scores:

@@ -35,21 +35,13 @@ from collections.abc import Callable, Iterable
 import torch
 
 from fedprune.precision import wide
-from fedprune.pruning.evidence.activations import activations, activity
+from fedprune.pruning.evidence.activations import activations, activity, puts_out
 from fedprune.pruning.evidence.curvature import by_place, gauss_newton_diag, hessian_diag, sq_grads, sq_grads_sampled, too_large
-from fedprune.pruning.evidence.data_free import (
-    Network,
-    filter_scales,
-    flow_grads,
-    no_flow,
-    puts_out,
-    scales,
-    unscaled,
-    unscaled_filters,
-)
+from fedprune.pruning.evidence.data_free import filter_scales, flow_grads, no_flow, scales, unscaled, unscaled_filters
 from fedprune.pruning.evidence.fisher import fisher_compensation, fisher_inverse_diag
 from fedprune.pruning.evidence.gates import fold, gated, log_alpha, log_sigma2, no_gates, no_variance
 from fedprune.pruning.evidence.gradients import abs_grads, grads, hessian_grads, movement, uncopied
+from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.evidence.obd_sweep import hessian_sweep, no_sweep
 from fedprune.types import Params, Subnet
 

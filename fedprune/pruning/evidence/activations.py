@@ -11,9 +11,22 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from fedprune.pruning.evidence.data_free import dim_of_units, followers, normalisations, spread
-from fedprune.pruning.evidence.loss import Batch, calls, evaluated, gathered, over_examples, owners
-from fedprune.tensors import call
+from fedprune.pruning.evidence.loss import Batch, gathered, over_examples
+from fedprune.pruning.evidence.network import (
+    Call,
+    Network,
+    blank,
+    calls,
+    dim_of_units,
+    evaluated,
+    first_few,
+    owners,
+    tensors_in,
+)
+from fedprune.pruning.evidence.normalisation import followers, normalisations
+from fedprune.pruning.what.layers import others
+from fedprune.pruning.what.unit import per_row
+from fedprune.tensors import call, tensors_of, tied_parameter
 from fedprune.types import Params
 
 
@@ -25,6 +38,42 @@ def activations(module: nn.Module, params: Params, names: tuple[str, ...], batch
 def activity(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
     """The fraction of the outputs that is positive: one minus the average percentage of zeros."""
     return _mean_over_units(module, params, names, batches, lambda output: (output > 0).float())
+
+
+def puts_out(network: Network, names: tuple[str, ...]) -> str | None:
+    """Why what these layers put out are not all activations, or None: one gives the network's own outputs, or is not one whose
+    rows each put out something."""
+    rowless = others(network.net, names)
+    if rowless:
+        told = first_few([f"{name} ({type(layer).__name__})" for name, layer in rowless.items()])
+        left = [name for name in names if name.rpartition(".")[0] not in rowless]
+        kinds = "what.layers=[conv,linear] or " if len(left) > 1 else ""  # the last one left puts out the network's outputs
+        return f"rows of {told} put out no activation of their own: choose {kinds}criterion=taylor"
+    tied = tied_parameter(network.net, names)
+    if tied:
+        return f"{tied}, whose units put out one thing in each: choose criterion=taylor"
+    with torch.no_grad(), calls(owners(network.net, names)) as seen:
+        outputs = tensors_in(network.run(tensors_of(network.net), blank(network.net, network.shape)))
+    memory = {output.untyped_storage().data_ptr() for output in outputs}  # outputs may be a view, as those of sequences are
+    makes = {name: {call.passed.untyped_storage().data_ptr() for call in seen[name]} for name in names}
+    layers = owners(network.net, names)
+    hidden = [name for name in names if not _shows_units(layers[name], seen[name])]
+    if hidden:
+        uncalled = [f"{name.removesuffix('.weight')} ({type(layers[name]).__name__})" for name in hidden]
+        skip = ",".join(name.removesuffix(".weight") for name in hidden)
+        what = f"{first_few(uncalled)} is not called as a layer that puts out its units"
+        return f"{what}: choose what.skip=[{skip}], or criterion=taylor"
+    last = [name.removesuffix(".weight") for name in names if memory & makes[name]]
+    if not last:
+        return None
+    instead = f"what.skip=[{last[0]}]" if len(names) > len(last) else "criterion=taylor"
+    return f"what {last[0]} puts out are the network's outputs, and none is idle: choose {instead}"
+
+
+def _shows_units(layer: nn.Module, seen: list[Call]) -> bool:
+    """Return whether a layer was called, and each time put out one value, or image, for each row of its weight."""
+    rows: int = len(layer.weight)  # type: ignore[arg-type]
+    return bool(seen) and all(call.output.dim() > 1 and call.output.shape[dim_of_units(layer)] == rows for call in seen)
 
 
 def _mean_over_units(
@@ -44,7 +93,7 @@ def _mean_over_units(
 
     with evaluated(module):
         means = over_examples(summed, gathered(batches), like)
-    return {name: spread(means[name], params[name]) for name in names}
+    return {name: per_row(means[name], params[name]) for name in names}
 
 
 def _by_unit(outputs: list[Tensor], units: int, like: Tensor) -> Tensor:

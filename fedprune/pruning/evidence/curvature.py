@@ -12,23 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.errors import Incompatible
-from fedprune.pruning.evidence.data_free import Network
 from fedprune.pruning.evidence.loss import (
     Batch,
     MoreThanOutputs,
-    blank,
-    differentiable,
-    evaluated,
     gathered,
     loss_at,
     loss_hessian,
     loss_slopes,
     over_examples,
-    reads_characters,
     split,
 )
+from fedprune.pruning.evidence.network import Network, blank, differentiable, evaluated, reads_characters
 from fedprune.pruning.evidence.per_example import per_example_losses, squares, summed
-from fedprune.pruning.what import prunable
+from fedprune.pruning.what.layers import prunable
 from fedprune.tensors import tensors_of
 from fedprune.types import Params
 

@@ -15,7 +15,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from fedprune.pruning.evidence.loss import Batch, MoreThanOutputs, evaluated, gathered, loss_slopes, over_examples, split
+from fedprune.pruning.evidence.loss import Batch, MoreThanOutputs, gathered, loss_slopes, over_examples, split
+from fedprune.pruning.evidence.network import evaluated
 from fedprune.pruning.evidence.per_example import per_example, per_example_losses, total
 from fedprune.types import Mask, Params
 

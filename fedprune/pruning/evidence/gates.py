@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from fedprune.pruning.evidence.data_free import Network
 from fedprune.pruning.evidence.hard_concrete import expected
+from fedprune.pruning.evidence.network import Network
 from fedprune.tensors import tensors_of
 from fedprune.types import Params
 

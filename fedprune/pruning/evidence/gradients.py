@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from fedprune.precision import wide, wide_zeros
-from fedprune.pruning.evidence.data_free import Network
-from fedprune.pruning.evidence.loss import Batch, TrainingLoss, blank, differentiable, loss_at, over_examples, split
+from fedprune.pruning.evidence.loss import Batch, TrainingLoss, loss_at, over_examples, split
+from fedprune.pruning.evidence.network import Network, blank, differentiable
 from fedprune.tensors import copies, load_tensors
 from fedprune.types import Mask, Params
 

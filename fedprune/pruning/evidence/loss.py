@@ -1,21 +1,17 @@
-"""What every measurement is made of: the loss as a function of parameters or of outputs, and a look inside a forward pass.
-
-Nothing here leaves a trace: networks are called at copies of parameters and buffers, flags and hooks are put back.
-"""
+"""The training loss as a function of parameters or of the network's outputs, and means over examples: for all measurements."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedprune.precision import wide_zeros
+from fedprune.pruning.evidence.network import differentiable
 from fedprune.tensors import call
 from fedprune.types import Params
 
@@ -150,79 +146,3 @@ def gathered(batches: Iterable[Batch], number: int = 256) -> Iterator[Batch]:
             waiting = []
     if waiting:
         yield tuple(torch.cat(parts) for parts in zip(*waiting, strict=True))
-
-
-def evaluated(module: nn.Module) -> AbstractContextManager[None]:
-    """Evaluation mode inside; every part's own flag again afterwards."""
-    return _in_mode(module, train=False)
-
-
-def training(module: nn.Module) -> AbstractContextManager[None]:
-    """Training mode inside; every part's own flag again afterwards."""
-    return _in_mode(module, train=True)
-
-
-@contextmanager
-def _in_mode(module: nn.Module, train: bool) -> Iterator[None]:
-    flags = [(part, part.training) for part in module.modules()]
-    module.train(train)
-    try:
-        yield
-    finally:
-        for part, training in flags:
-            part.training = training
-
-
-class Call(NamedTuple):
-    """One call of a layer: what went in (the first of it), what came out, and the copy of that that was passed on (which may be
-    written to)."""
-
-    inputs: Any
-    output: Tensor
-    passed: Tensor
-
-
-@contextmanager
-def calls(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
-    """Inside, every call of one of these layers is noted, by its name; of those that put out one tensor."""
-    seen: dict[str, list[Call]] = {name: [] for name in layers}
-
-    def note(name: str, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
-        if not isinstance(output, Tensor):  # recurrent layers and attention put out more
-            return output
-        seen[name].append(Call(next(iter([*args, *kwargs.values()]), None), output, output.clone()))
-        return seen[name][-1].passed
-
-    hooks = [
-        layer.register_forward_hook(
-            lambda _, args, kwargs, output, name=name: note(name, args, kwargs, output), with_kwargs=True
-        )
-        for name, layer in layers.items()
-    ]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def reads_characters(net: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Whether the network's inputs are sequences (T,) of the numbers of characters, and not of floats."""
-    return len(shape) == 1 and any(isinstance(layer, nn.Embedding) for layer in net.modules())
-
-
-def blank(net: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """A batch of one input of nothing but zeros, of the type that the network takes."""
-    return torch.zeros(1, *shape, dtype=torch.int64 if reads_characters(net, shape) else torch.float32)
-
-
-@contextmanager
-def differentiable() -> Iterator[None]:
-    """Inside, attention is made of plain operations, which have all derivatives; the fused ones have only the first."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-def owners(net: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
-    """The layer that each of these tensors belongs to, by the tensor's name."""
-    return {name: net.get_submodule(name.rpartition(".")[0]) for name in names}

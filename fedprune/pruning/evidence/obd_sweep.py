@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from fedprune.plain_layers import changed
 from fedprune.pruning.evidence.curvature import instead_of_hessian
-from fedprune.pruning.evidence.data_free import Network, some
 from fedprune.pruning.evidence.loss import Batch, gathered, loss_hessian, loss_of_outputs, over_examples, split
-from fedprune.pruning.plain_layers import changed
+from fedprune.pruning.evidence.network import Network, first_few
 from fedprune.tensors import tied_parameter
 from fedprune.types import Params
 
@@ -97,7 +97,7 @@ def no_sweep(network: Network, names: tuple[str, ...]) -> str | None:
     parts = unswept(network.net)
     if not parts:
         return None
-    return f"the backward sweep does not pass {some(parts)}: choose criterion={instead_of_hessian(network, names)}"
+    return f"the backward sweep does not pass {first_few(parts)}: choose criterion={instead_of_hessian(network, names)}"
 
 
 def _acts(node: fx.Node) -> bool:

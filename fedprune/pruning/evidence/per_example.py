@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedprune.plain_layers import is_plain
 from fedprune.precision import wide
-from fedprune.pruning.evidence.loss import Batch, Call, calls, each, loss_at, one_tensor, owners
-from fedprune.pruning.plain_layers import is_plain
+from fedprune.pruning.evidence.loss import Batch, each, loss_at, one_tensor
+from fedprune.pruning.evidence.network import Call, calls, owners
 from fedprune.tensors import call
 from fedprune.types import Params
 

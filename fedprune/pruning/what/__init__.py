@@ -10,92 +10,23 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from fedprune.errors import ConfigError, Incompatible
+from fedprune.errors import ConfigError, Incompatible, NotANumber
 from fedprune.precision import wide
-from fedprune.pruning.finite import NotANumber
 from fedprune.pruning.what.fixed_density import OwnDensity
 from fedprune.pruning.what.layer_order import LayerOrder, by_definition
+from fedprune.pruning.what.layers import LAYERS, computed, others, prunable
 from fedprune.pruning.what.scope import Ends, Scope, Shapes, by_layer
 from fedprune.pruning.what.tensor_cache import remembered
 from fedprune.pruning.what.top_k import keep_best
 from fedprune.pruning.what.unit import CHANNELWISE, OF_FILTERS, Unit, spread
-from fedprune.tensors import one_name, other_names, tensors_of
+from fedprune.tensors import one_name, tensors_of
 from fedprune.types import Mask, Params, Scores
-
-LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
-    "conv": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    "linear": (nn.Linear,),
-    "recurrent": (nn.RNNBase, nn.RNNCellBase),
-    "attention": (nn.MultiheadAttention,),
-    "embedding": (nn.Embedding,),
-}
-"""The kinds of layer. Recurrent weights are `weight_ih_l0`, `weight_hh_l0`, ...; attention's are `in_proj_weight`
-(or `q_proj_weight`, `k_proj_weight`, `v_proj_weight`) and `out_proj.weight`."""
-
-CHANNELLED = ("conv", "linear")
-"""Kinds whose weight is [outputs, inputs, ...], and whose forward does no more than apply it."""
-
-
-def prunable(net: nn.Module, kinds: Sequence[str] = tuple(LAYERS)) -> dict[str, tuple[str, ...]]:
-    """Return the weights of the layers of these kinds, by the layer's name, in the order of definition: not that in which the
-    network runs them, see layer_order.py.
-
-    A weight that two layers share (tied weights) is that of the first.
-    """
-    further = other_names(net)
-    every = {layer: tuple(w for w in weights if w not in further) for layer, weights in weights_of(net, kinds).items()}
-    return {layer: weights for layer, weights in every.items() if weights}
-
-
-def weights_of(net: nn.Module, kinds: Sequence[str] = tuple(LAYERS)) -> dict[str, tuple[str, ...]]:
-    """The weights of the layers of these kinds, by the layer's name; one that two layers share, under both names."""
-    parts = {id(layer.out_proj) for layer in net.modules() if isinstance(layer, nn.MultiheadAttention)}
-    return {
-        name: tuple(f"{name}.{weight}".removeprefix(".") for weight in _weights(layer))
-        for name, layer in net.named_modules()
-        if id(layer) not in parts and kind_of(layer) in kinds
-    }
-
-
-def kind_of(layer: nn.Module) -> str | None:
-    """The kind of a layer, or None."""
-    return next((kind for kind, types in LAYERS.items() if isinstance(layer, types)), None)
-
-
-def others(net: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
-    """Of the layers that these weights belong to, those that are neither convolutions nor linear, by name."""
-    layers = {name: weights for name, weights in prunable(net).items() if set(weights) & set(names)}
-    return {name: net.get_submodule(name) for name in layers if kind_of(net.get_submodule(name)) not in CHANNELLED}
-
-
-def computed(net: nn.Module, names: Sequence[str]) -> list[str]:
-    """Why some of these weights cannot be masked: they are no parameters, but computed from others at every call."""
-    parameters, problems = dict(net.named_parameters()), []
-    for name in (name for name in names if name not in parameters):
-        layer = name.rpartition(".")[0]
-        sources = [own for own in parameters if own.startswith(f"{layer}.") and own != f"{layer}.bias"]
-        kind = type(net.get_submodule(layer)).__name__
-        problems.append(
-            f"layer {layer} ({kind}) computes its weight from {' and '.join(sources)} at every call (weight_norm and such), "
-            f"so no mask of it holds: choose what.skip=[{layer}], or a model without"
-        )
-    return problems
-
-
-def _weights(layer: nn.Module) -> Iterator[str]:
-    if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
-        yield from (name for name, _ in layer.named_parameters(recurse=False) if name.startswith("weight_"))
-    elif isinstance(layer, nn.MultiheadAttention):
-        yield from (name for name, _ in layer.named_parameters(recurse=False) if name.endswith("proj_weight"))
-        yield "out_proj.weight"
-    else:
-        yield "weight"
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,11 @@ def spread(grid: Tensor, shape: torch.Size) -> Tensor:
     return grid.expand(whole).reshape(shape).contiguous()
 
 
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """Broadcast one value per output unit to every entry that makes the unit: [O] -> the shape [O, ...] of `like`."""
+    return values.view(-1, *[1] * (like.dim() - 1)).expand(like.shape).clone()
+
+
 def _reduced(scores: Tensor, dims: tuple[int, ...], reduce: str, of: str, keepdim: bool = True) -> Tensor:
     for key, value, known in (("reduce", reduce, tuple(REDUCE)), ("of", of, tuple(OF))):
         if value not in known:

@@ -12,7 +12,8 @@ from torch import nn
 from fedprune.errors import Incompatible
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.criterion.structured import bn_scale_or_magnitude
-from fedprune.pruning.evidence.data_free import Network, filter_scales
+from fedprune.pruning.evidence.data_free import filter_scales
+from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.mask import shrink
 from helpers.federation import SCALE, arrays, assert_personal, assert_same, federation
 from helpers.in_numpy import held_mean, largest

@@ -15,7 +15,7 @@ from fedprune.local.regularisers.check import check_together
 from fedprune.local.regularisers.width_dropout import choices, living_units, ordered, ordered_distilled, scaled
 from fedprune.local.regularisers.width_slices import leading
 from fedprune.models.cnn import cnn_small
-from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.evidence.network import Network
 
 
 def mlp() -> nn.Sequential:

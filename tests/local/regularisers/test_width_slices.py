@@ -15,7 +15,7 @@ from fedprune.models.cnn import _TwoConvs, cnn_fedavg, cnn_small
 from fedprune.models.lenet import lenet_300_100
 from fedprune.models.resnet import resnet20
 from fedprune.models.vgg import vgg_small
-from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.mask import apply, count
 
 LEVELS = (1.0, 0.5, 0.25, 0.125, 0.0625)

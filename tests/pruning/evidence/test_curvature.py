@@ -7,7 +7,7 @@ from torch import nn
 from fedprune.local.module import LocalModule
 from fedprune.pruning.evidence import curvature, mean
 from fedprune.pruning.evidence.curvature import gauss_newton_diag, hessian_diag, sq_grads, sq_grads_sampled, too_large
-from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.evidence.network import Network
 from helpers.measuring import (
     SGD,
     Squares,

@@ -8,16 +8,10 @@ from fedprune.models.cnn import cnn_small
 from fedprune.models.resnet import resnet20
 from fedprune.models.vgg import vgg11
 from fedprune.pruning.criterion import synflow
-from fedprune.pruning.evidence.data_free import (
-    Network,
-    flow_grads,
-    no_flow,
-    normalised,
-    puts_out,
-    scales,
-    unscaled,
-    unscaled_filters,
-)
+from fedprune.pruning.evidence.activations import puts_out
+from fedprune.pruning.evidence.data_free import flow_grads, no_flow, scales, unscaled, unscaled_filters
+from fedprune.pruning.evidence.network import Network
+from fedprune.pruning.evidence.normalisation import normalised
 from fedprune.types import Params
 
 

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from fedprune.pruning.criterion.learnt import hard_concrete, signal_to_noise
-from fedprune.pruning.evidence.data_free import Network
 from fedprune.pruning.evidence.gates import (
     Companion,
     add,
@@ -19,6 +18,7 @@ from fedprune.pruning.evidence.gates import (
     no_variance,
     plain,
 )
+from fedprune.pruning.evidence.network import Network
 
 NAMES = ("0.weight", "2.weight")
 

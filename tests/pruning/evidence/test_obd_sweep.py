@@ -10,7 +10,7 @@ from fedprune.models.lenet import lenet5, lenet5_caffe, lenet_300_100
 from fedprune.models.resnet import resnet20
 from fedprune.models.vgg import vgg11
 from fedprune.pruning.evidence.curvature import hessian_diag
-from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.evidence.obd_sweep import hessian_sweep, no_sweep, unswept
 from helpers.measuring import SGD, Squares, assert_no_trace, data, elsewhere, flat, hessian, mlp, prunable
 

@@ -11,12 +11,14 @@ from fedprune.local.module import LocalModule
 from fedprune.models.char_lstm import char_lstm
 from fedprune.models.char_transformer import char_transformer
 from fedprune.pruning.connectivity import unfollowed
-from fedprune.pruning.evidence.activations import activations
+from fedprune.pruning.evidence.activations import activations, puts_out
 from fedprune.pruning.evidence.curvature import by_place, hessian_diag, sq_grads, sq_grads_sampled, too_large
-from fedprune.pruning.evidence.data_free import Network, no_flow, puts_out, unscaled
+from fedprune.pruning.evidence.data_free import no_flow, unscaled
 from fedprune.pruning.evidence.fisher import BLOCK, DAMPING, fisher_inverse_diag
 from fedprune.pruning.evidence.gradients import grads, hessian_grads
-from fedprune.pruning.what import What, prunable
+from fedprune.pruning.evidence.network import Network
+from fedprune.pruning.what import What
+from fedprune.pruning.what.layers import prunable
 from fedprune.pruning.what.scope import globally, per_layer
 from fedprune.pruning.what.unit import blocks, channels, filters, kernels, neurons, weights
 from helpers.measuring import SGD, assert_no_trace, living, state

@@ -8,14 +8,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedprune.local.module import LocalModule
-from fedprune.pruning.evidence.activations import activations
+from fedprune.plain_layers import is_plain
+from fedprune.pruning.evidence.activations import activations, puts_out
 from fedprune.pruning.evidence.curvature import by_place, gauss_newton_diag, hessian_diag, sq_grads, sq_grads_sampled
-from fedprune.pruning.evidence.data_free import Network, puts_out, unscaled
+from fedprune.pruning.evidence.data_free import unscaled
 from fedprune.pruning.evidence.fisher import DAMPING, fisher_inverse_diag
 from fedprune.pruning.evidence.gradients import grads, hessian_grads, movement
+from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.evidence.obd_sweep import no_sweep
 from fedprune.pruning.evidence.per_example import squares
-from fedprune.pruning.plain_layers import is_plain
 from helpers.measuring import SGD, Squares, living, losses, state
 
 

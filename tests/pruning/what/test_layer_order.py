@@ -24,11 +24,13 @@ from fedprune.models.vgg import vgg11, vgg_small
 from fedprune.pruning.criterion import Criterion, magnitude
 from fedprune.pruning.criterion.prunefl import layer_times
 from fedprune.pruning.event import Axes, block, dropped
-from fedprune.pruning.evidence.data_free import Network
+from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.mask import ones
-from fedprune.pruning.what import LAYERS, What, prunable
+from fedprune.pruning.what import What
 from fedprune.pruning.what.fixed_density import Threshold
-from fedprune.pruning.what.layer_order import LayerOrder, by_definition, traced
+from fedprune.pruning.what.layer_order import LayerOrder, by_definition
+from fedprune.pruning.what.layer_trace import traced
+from fedprune.pruning.what.layers import LAYERS, prunable
 from fedprune.pruning.what.scope import globally, per_layer
 from fedprune.pruning.what.unit import filters, neurons, weights
 from fedprune.ticket.start_from import head_names

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from fedprune.pruning.evidence.data_free import Network, some
-from fedprune.pruning.evidence.loss import blank
+from fedprune.pruning.evidence.network import Network, blank, first_few
 from fedprune.pruning.mask import apply
 from fedprune.pruning.what.unit import Unit, spread
 from fedprune.tensors import tensors_of
@@ -70,7 +69,7 @@ def problems(network: Network, names: tuple[str, ...], unit: Unit) -> list[str]:
         return []
     layers = [name.removesuffix(".weight") for name in astray]
     instead = f"what.skip=[{','.join(layers)}]" if len(astray) < len(names) else "another model, or how_often=never"
-    told = some(
+    told = first_few(
         [f"{layer} ({type(network.net.get_submodule(layer.rpartition('.weight')[0] or layer)).__name__})" for layer in layers]
     )
     return [

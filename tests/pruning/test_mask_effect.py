@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedprune.pruning.evidence.data_free import Network
-from fedprune.pruning.what.in_effect import every_other, problems, without_effect
+from fedprune.pruning.evidence.network import Network
+from fedprune.pruning.mask_effect import every_other, problems, without_effect
 from fedprune.pruning.what.unit import filters, weights
 
 

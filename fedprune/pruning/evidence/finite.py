@@ -8,20 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from fedprune.errors import RunError
+from fedprune.errors import NotANumber, RunError
 from fedprune.precision import finite
 from fedprune.types import Params
 
 DIVERGED = "Lower local.optimizer.lr or set local.clip_norm=1"
 INSTEAD = "choose criterion=magnitude (criterion=set where units are exchanged)"
-
-
-class NotANumber(RunError):
-    """A score is NaN. layer: in which tensor."""
-
-    def __init__(self, layer: str):
-        self.layer = layer
-        super().__init__(f"the criterion gave NaN for layer {layer.removesuffix('.weight')}")
 
 
 def unmeasured(evidence: Mapping[str, Params]) -> str | None:

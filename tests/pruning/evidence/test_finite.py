@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fedprune.errors import RunError
-from fedprune.pruning.finite import NotANumber, explained, unmeasured
+from fedprune.errors import NotANumber, RunError
+from fedprune.pruning.evidence.finite import explained, unmeasured
 
 FINE = {"a.weight": torch.ones(2), "b.weight": torch.ones(2)}
 NAN = FINE | {"b.weight": torch.tensor([1.0, float("nan")])}
