@@ -1,1 +1,1 @@
-"""The local training step (a LightningModule) and the lean loop that runs it on a client."""
+"""Training on one client: the training step (a LightningModule), and the loops that run it."""

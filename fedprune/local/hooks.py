@@ -1,7 +1,7 @@
-"""Which of Lightning's hooks a module overrides: in its class, in a mixin or a grandparent, or on the instance itself.
+"""Lightning's hooks, and those of them that a module overrides: in its class, in a base class, or on the instance itself.
 
 CALLED are called where Lightning calls them, with its arguments: see train_with_hooks.py. REFUSED are refused by name when a
-run is built. TRAINERS belong to what a pl.Trainer does besides training: they are not called here, and a run says so once.
+run is built. TRAINERS belong to other work of a pl.Trainer than training: they are not called here, and a run warns of it once.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ TRAINERS = (
 )
 
 STEP = ("training_step", "loss", "outcome", "forward", "configure_optimizers", "log", "log_dict")
-"""What else of a module a step of training or an evaluation asks for."""
+"""The other methods of a module that a step of training or an evaluation calls."""
 
 _NAMES = frozenset((*CALLED, *REFUSED, *TRAINERS, *STEP))
 
 
 def overridden(module: LocalModule) -> frozenset[str]:
     """Return the names of CALLED, REFUSED, TRAINERS and STEP that this module has of its own."""
-    return _by_class(type(module)) | _NAMES.intersection(module.__dict__)  # type: ignore[arg-type]
+    return _by_class(type(module)) | _NAMES.intersection(module.__dict__)  # type: ignore[arg-type]  # classes can be hashed
 
 
 @functools.lru_cache(maxsize=64)
@@ -66,31 +66,31 @@ def _by_class(kind: type) -> frozenset[str]:
 
 
 def plain(module: LocalModule) -> bool:
-    """Return whether nothing but the network's outputs, a known loss and an optimizer makes a step of this module."""
+    """Return whether a step of this module is only: the network's outputs, a known loss, and the optimizer."""
     return type(module) in KNOWN and not patched(module)
 
 
 def patched(module: LocalModule) -> bool:
-    """Return whether this very object has hooks of its own, or another step than its class."""
+    """Return whether this instance has hooks or a step that its class does not have."""
     return not _NAMES.isdisjoint(module.__dict__) or not module.automatic_optimization
 
 
 def called(module: LocalModule) -> SimpleNamespace:
     """Return, by name, each hook of CALLED: the module's own, or None."""
-    own = overridden(module)
-    return SimpleNamespace(**{name: getattr(module, name) if name in own else None for name in CALLED})
+    names = overridden(module)
+    return SimpleNamespace(**{name: getattr(module, name) if name in names else None for name in CALLED})
 
 
 def problems(module: LocalModule) -> list[str]:
-    """Return what of the module the federated loop would leave out, each with what to do instead."""
-    name, own = f"local.module {type(module).__name__}", overridden(module)
-    wrong = [f"{name} overrides {hook}: {REFUSED[hook]}" for hook in REFUSED if hook in own]
+    """Return the problems of the module in the federated loop, each with what to do instead."""
+    name, names = f"local.module {type(module).__name__}", overridden(module)
+    wrong = [f"{name} overrides {hook}: {REFUSED[hook]}" for hook in REFUSED if hook in names]
     if not module.automatic_optimization:
         wrong.append(
             f"{name} has automatic_optimization=False, and what happens inside its step cannot keep the dead at zero: leave it "
             "True, return the loss from training_step, and override backward or optimizer_step"
         )
-    if "forward" in own and "outcome" not in own:
+    if "forward" in names and "outcome" not in names:
         wrong.append(f"{name} overrides forward, which evaluation does not ask (it asks outcome): override outcome, too")
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         wrong.append(f"{name}.training_step asks for a dataloader_iter, and there is none: ask for batch")
@@ -110,11 +110,11 @@ def has_transfers(module: LocalModule) -> bool:
 
 def transferred(module: LocalModule, batch: Batch) -> Batch:
     """Return the batch as the module's transfer hooks leave it; the batch itself if it has none."""
-    own = overridden(module)
-    if own.isdisjoint(TRANSFERS):
-        return batch
-    if "on_before_batch_transfer" in own:
+    names = overridden(module)
+    if "on_before_batch_transfer" in names:
         batch = module.on_before_batch_transfer(batch, 0)
-    if "transfer_batch_to_device" in own:
+    if "transfer_batch_to_device" in names:
         batch = module.transfer_batch_to_device(batch, module.device, 0)
-    return module.on_after_batch_transfer(batch, 0) if "on_after_batch_transfer" in own else batch
+    if "on_after_batch_transfer" in names:
+        batch = module.on_after_batch_transfer(batch, 0)
+    return batch

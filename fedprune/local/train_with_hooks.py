@@ -1,6 +1,6 @@
 """Training in Lightning's order: the loop for modules that override hooks or the training step, log, or have schedules.
 
-What Lightning's hooks see, batch by batch, and where the recipe's own work (step.py) is done:
+For each batch, hooks are called in this order; the lines without a name of a hook are the recipe's work (step.py):
 
     on_before_batch_transfer, transfer_batch_to_device, on_after_batch_transfer
     on_train_batch_start                      (-1 leaves out the rest of the pass)
@@ -8,7 +8,7 @@ What Lightning's hooks see, batch by batch, and where the recipe's own work (ste
         training_step                         under error feedback, at the pruned network (None: the batch is left out)
         on_before_zero_grad, optimizer_zero_grad
         on_before_backward, backward          of loss and penalty
-            gradients are summed up for whoever asks, the proximal pull is added, gradients of dead weights are masked
+            gradients are summed up if asked for, the proximal pull is added, gradients of dead weights are masked
         on_after_backward
         on_before_optimizer_step
             gradients of dead weights are masked again
@@ -19,8 +19,9 @@ What Lightning's hooks see, batch by batch, and where the recipe's own work (ste
     lr_scheduler_step                         for schedules by step, and on the last batch of a pass for those by epoch
     on_train_batch_end
 
-Around them setup, configure_optimizers, on_fit_start, on_train_start, on_train_epoch_start, on_train_epoch_end, on_train_end,
-on_fit_end and teardown, once per job or pass. Whatever a hook does to dead weights, they are zero before the next batch.
+Around the batches, setup, configure_optimizers, on_fit_start, on_train_start, on_train_epoch_start, on_train_epoch_end,
+on_train_end, on_fit_end and teardown are called once per job or pass. Whatever a hook does to dead weights, they are zero
+before the next batch.
 """
 
 from __future__ import annotations
@@ -37,27 +38,27 @@ from torchmetrics import Metric
 
 from fedprune.data.batches import Batch
 from fedprune.errors import RunError
-from fedprune.local.answer import read, takes_number
 from fedprune.local.hooks import CALLED, SEE_GRADIENTS, called, has_transfers, overridden, transferred
 from fedprune.local.lightning.job_trainer import JobTrainer, Planned, attached
 from fedprune.local.lightning.schedules import Rates, configured, takes_closure
 from fedprune.local.module import LocalModule
 from fedprune.local.state import optimizer_state
 from fedprune.local.step import Rules, Seen, Step, step_of
+from fedprune.local.training_step import loss_and_more, takes_number
 from fedprune.types import Params
 
 
 def sees_gradients(module: LocalModule) -> bool:
-    """Return whether hooks of the module look at gradients, or may change them."""
+    """Return whether hooks of the module can see or change gradients."""
     return not overridden(module).isdisjoint(SEE_GRADIENTS)
 
 
 def _set_up(module: LocalModule) -> None:
-    """Call what comes before configure_optimizers, and reset the module's torchmetrics: they have seen another client."""
-    own = [child for name, child in module.named_children() if name != "net"]
-    for part in itertools.chain.from_iterable(child.modules() for child in own):
-        if isinstance(part, Metric):
-            part.reset()
+    """Call `setup`, and reset the module's torchmetrics objects, which have seen another client."""
+    children = [child for name, child in module.named_children() if name != "net"]
+    for metric in itertools.chain.from_iterable(child.modules() for child in children):
+        if isinstance(metric, Metric):
+            metric.reset()
     if "setup" in overridden(module):
         module.setup(stage=TrainerFn.FITTING)
 
@@ -65,7 +66,8 @@ def _set_up(module: LocalModule) -> None:
 def train(
     module: LocalModule, batches: Iterable[Batch], planned: Planned | None, rules: Rules, decay: float, kept: Params
 ) -> tuple[torch.optim.Optimizer, Seen]:
-    """Train the module on these batches, as it is. Returns its optimizer, and what it has seen. See train.fit."""
+    """Train the module in place. Returns its optimizer and what it has seen. This is the Loop (train.py) of modules with
+    hooks."""
     if planned is None:
         batches = list(batches)
         planned = Planned(len(batches), len(batches))
@@ -83,7 +85,7 @@ def train(
 
 
 class _Job:
-    """One job, in Lightning's order. losses, sizes: of the batches that had a loss. steps: that the optimizer took."""
+    """One job in Lightning's order. losses, sizes: of the batches that had a loss. steps: that the optimizer took."""
 
     def __init__(self, module: LocalModule, trainer: JobTrainer, step: Step, rates: Rates):
         self.module, self.trainer, self.step, self.rates = module, trainer, step, rates
@@ -93,9 +95,9 @@ class _Job:
         self._watched = bool(step.masks) and sees_gradients(module)
         self._takes_closure = takes_closure(self.optimizer)
         self._touches_weights = bool(step.masks) and not overridden(module).isdisjoint(CALLED)
-        self._number, self._given = 0, tuple[Any, ...]()  # of the batch, and the arguments of training_step
+        self._number, self._arguments = 0, tuple[object, ...]()  # of the batch, and those of training_step
         self._takes_number = takes_number(module.training_step)
-        self._result: tuple[Tensor | None, Mapping[str, Any]] | None = None
+        self._result: tuple[Tensor | None, Mapping[str, object]] | None = None
         trainer.strategy.step = self._take_step
 
     def train(self, batches: Iterable[Batch]) -> None:
@@ -115,7 +117,7 @@ class _Job:
         self.step.keep_dead()
 
     def _pass(self, batches: Iterator[Batch]) -> None:
-        """One pass over the examples, or what of it there is."""
+        """Train for one pass over the examples, or for the part of it that the job has."""
         _call(self.hooks.on_train_epoch_start)
         for number, batch in enumerate(batches):
             if not self._batch(batch, number):
@@ -127,7 +129,7 @@ class _Job:
         self.trainer.current_epoch += 1
 
     def _batch(self, batch: Batch, number: int) -> bool:
-        """One batch. Returns whether the pass goes on."""
+        """Train on one batch. Returns whether the pass goes on."""
         self.trainer.recorder.size = size = len(batch[0])
         given = transferred(self.module, batch) if self._transfers else batch
         last = number + 1 == self.trainer.num_training_batches
@@ -138,7 +140,7 @@ class _Job:
         if self._touches_weights:
             self.step.keep_dead()
         self._number, self._result = number, None
-        self._given = (given, number) if self._takes_number else (given,)
+        self._arguments = (given, number) if self._takes_number else (given,)
         self._optimize(number)
         if self._result is None:
             raise RunError("optimizer_step has not called its optimizer_closure, which is what computes the loss and gradients")
@@ -162,10 +164,10 @@ class _Job:
             wrapped = self.trainer.strategy._lightning_optimizers[0]
             self.hooks.optimizer_step(self.trainer.current_epoch, number, wrapped, self._closure)
 
-    def _take_step(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any], **options: Any) -> Any:
-        """A step of the optimizer, which calls the closure."""
+    def _take_step(self, optimizer: torch.optim.Optimizer, closure: Callable[[], object], **options: Any) -> object:
+        """Take a step of the optimizer, which calls the closure. options: for `optimizer.step`."""
 
-        def closed() -> Any:
+        def closed() -> object:
             loss = closure()
             if self.hooks.on_before_optimizer_step is not None:
                 self.hooks.on_before_optimizer_step(optimizer)
@@ -176,13 +178,13 @@ class _Job:
             return loss
 
         if self._takes_closure:
-            answer = optimizer.step(closure=closed, **options)
+            loss: object = optimizer.step(closure=closed, **options)  # type: ignore[arg-type]  # closures may return any loss
         else:
-            answer = closed()
+            loss = closed()
             optimizer.step(**options)
         self.step.keep_dead()
         self.steps += self._result is None or self._result[0] is not None
-        return answer
+        return loss
 
     def _clip(self, optimizer: torch.optim.Optimizer) -> None:
         if self.hooks.configure_gradient_clipping is None:
@@ -195,10 +197,11 @@ class _Job:
 
     @torch.enable_grad()
     def _closure(self) -> Tensor | None:
-        """The loss of the batch, and its gradients."""
+        """Compute the loss of the batch and its gradients."""
         hooks, optimizer = self.hooks, self.optimizer
         whole = self.step.prune()
-        loss, _ = self._result = read(self.module, self.module.training_step(*self._given))
+        training_step: Callable[..., object] = self.module.training_step
+        loss, _ = self._result = loss_and_more(self.module, training_step(*self._arguments))
         if hooks.on_before_zero_grad is not None:
             hooks.on_before_zero_grad(optimizer)
         if hooks.optimizer_zero_grad is None:
@@ -223,7 +226,7 @@ class _Job:
             hooks.on_after_backward()
 
     def _schedule(self, number: int, last: bool) -> None:
-        """Have the schedules that are due take a step: those by step, and those by epoch after the last batch of a pass."""
+        """Let the schedules that are due take a step: those by step, and those by epoch after the last batch of a pass."""
         due = {"step": number + 1} | ({"epoch": self.trainer.current_epoch + 1} if last else {})
         for interval, done in due.items():
             for config in self.trainer.lr_scheduler_configs:
@@ -231,6 +234,6 @@ class _Job:
                     self.rates.scheduled(functools.partial(self.module.lr_scheduler_step, config.scheduler, None))
 
 
-def _call(hook: Callable[[], Any] | None) -> None:
+def _call(hook: Callable[[], object] | None) -> None:
     if hook is not None:
         hook()
