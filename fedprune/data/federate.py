@@ -1,4 +1,4 @@
-"""What each client has: its own train, validation and test examples, as indices into the data set's training pool."""
+"""Each client's own train, validation and test examples, as indices into the data set's training pool."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedprune.data.datasets import Dataset
-from fedprune.data.partition import Holdings, Partition, stratified
-from fedprune.data.population import ClassMix
+from fedprune.data.divide import ascending, stratified
+from fedprune.data.partition import Division
 from fedprune.errors import ConfigError, DataError
 from fedprune.randomness import numpy_stream
 from fedprune.types import SERVER
-
-DRAWS = 100
 
 TRAIN, VAL, TEST, PROXY, UNUSED = range(5)
 """The codes of `split` in partition.safetensors."""
@@ -28,11 +26,10 @@ TRAIN, VAL, TEST, PROXY, UNUSED = range(5)
 
 @dataclass(frozen=True, eq=False)
 class Clients:
-    """Which training examples belong to whom: int64 index tensors into Dataset.x, each in ascending order.
+    """The training examples of every client: int64 index tensors into Dataset.x, each in ascending order.
 
-    train, val, test: one tensor per client; disjoint, unless clients are drawn from a population (population.py). server: the
-    proxy set that the server holds back; may be empty. evaluated: the clients whose own validation and test parts are looked
-    at (None: all).
+    train, val, test: one tensor per client. server: the proxy set that the server holds back; may be empty. evaluated: the
+    clients that are evaluated on their own validation and test parts (None: all). disjoint: whether no example has two owners.
     """
 
     train: Sequence[Tensor]
@@ -40,35 +37,33 @@ class Clients:
     test: Sequence[Tensor]
     server: Tensor
     evaluated: tuple[int, ...] | None = None
+    disjoint: bool = True
+
+    @property
+    def parts(self) -> dict[str, Sequence[Tensor]]:
+        """Return the parts by name: train, val and test."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
     @property
     def seen(self) -> Sequence[int]:
-        """The clients whose own validation and test parts are looked at."""
+        """Return the clients that are evaluated on their own validation and test parts."""
         return range(len(self.train)) if self.evaluated is None else self.evaluated
 
 
-def federate(
-    dataset: Dataset, how: Partition | ClassMix, clients: int, seed: int, proxy: int = 0, evaluated: int | None = None
-) -> Clients:
-    """The clients' data: a function of the arguments and of nothing else.
+def federate(dataset: Dataset, how: Division, clients: int, seed: int, proxy: int = 0, evaluated: int | None = None) -> Clients:
+    """Return the clients' data: a function of the arguments and of nothing else.
 
-    `proxy` examples are held back for the server first, each class (of text: each group) in its share; `how` divides the rest,
-    drawn again (up to 100 times) while a client has too few; each client's part is shuffled and split. Fractions are rounded
-    down, but a fraction that is not zero takes one example at least, and training keeps one at least. Of more than `evaluated`
-    clients, so many are drawn whose own parts are evaluated (None: all are).
+    First `proxy` examples are held back for the server, each class (of text: each group) in its share. `how` divides the rest.
+    If there are more than `evaluated` clients, so many are drawn to be evaluated on their own parts (None: all are).
 
-    Raises ConfigError if `clients` or `proxy` is no such number, DataError if the data cannot be divided as asked.
+    Raises ConfigError if `clients` or `proxy` is not a possible number, DataError if the data cannot be divided as asked.
     """
     _check_numbers(clients, proxy, len(dataset.y))
-    goes_by, rng = _goes_by(dataset, how), numpy_stream(seed, "partition")
+    labels = _goes_by(dataset, how)
     server = stratified(_strata(dataset), proxy, numpy_stream(seed, "proxy"))
-    rest, seen = np.delete(np.arange(len(goes_by)), server), _evaluated(clients, evaluated, seed)
-    if isinstance(how, ClassMix):
-        return Clients(*how.population(goes_by, rest, clients, seed), _ascending(server), seen)
-    parts = _draw(goes_by[rest], how, clients, rng)
-    split = [_split(rest[rng.permutation(part)], how) for part in parts]
-    train, val, test = (tuple(map(_ascending, column)) for column in zip(*split, strict=True))
-    return Clients(train, val, test, _ascending(server), seen)
+    pool = np.delete(np.arange(len(labels)), server)
+    train, val, test = how.divide(labels, pool, clients, seed)
+    return Clients(train, val, test, ascending(server), _evaluated(clients, evaluated, seed), how.disjoint)
 
 
 def _evaluated(clients: int, number: int | None, seed: int) -> tuple[int, ...] | None:
@@ -78,7 +73,7 @@ def _evaluated(clients: int, number: int | None, seed: int) -> tuple[int, ...] |
 
 
 def _strata(dataset: Dataset) -> np.ndarray:
-    """Return what a draw of examples should have its share of: classes; where examples have none, groups; else nothing."""
+    """Return the strata of which a draw has its share: classes; the groups if examples have no class; else a single one."""
     if _no_classes(dataset.y) is None:
         return dataset.y.numpy()
     return _zeros(dataset) if dataset.groups is None else dataset.groups.numpy()
@@ -97,8 +92,8 @@ def _zeros(dataset: Dataset) -> np.ndarray:
     return np.zeros(len(dataset.y), np.int64)
 
 
-def _goes_by(dataset: Dataset, how: Holdings) -> np.ndarray:
-    """Return what the partition is called with: a row per training example. Raises ConfigError if the data set has no such."""
+def _goes_by(dataset: Dataset, how: Division) -> np.ndarray:
+    """Return the rows that the partition goes by, one per training example. Raises ConfigError if the data set has none."""
     obstacle = _no_classes(dataset.y)
     if how.by == "groups":
         if dataset.groups is None:
@@ -117,7 +112,7 @@ def _goes_by(dataset: Dataset, how: Holdings) -> np.ndarray:
 
 
 def label_histogram(clients: Clients, labels: Tensor, classes: int) -> np.ndarray:
-    """int64 [clients, classes]: how many examples of each class a client has (train, val and test together).
+    """Return the number of examples of each class that each client has in all its parts, int64 [clients, classes].
 
     labels: those of the whole training pool, [N]; of sequences [N, T], and then every character counts. Raises DataError if
     they are real numbers.
@@ -129,25 +124,24 @@ def label_histogram(clients: Clients, labels: Tensor, classes: int) -> np.ndarra
 
 
 def save_partition(clients: Clients, labels: Tensor, path: str | Path) -> None:
-    """Write who has which example, and the labels, as safetensors: three tensors [N] over the training pool.
+    """Write the owner of each example, and the labels, as safetensors: three tensors [N] over the training pool.
 
     owner: int32, the client, or -1 for the server and for nobody. split: uint8, 0 train, 1 val, 2 test, 3 the server's
-    proxy set, 4 nobody's. label: as it is, of sequences [N, T]; so the file can be drawn without the data set.
+    proxy set, 4 nobody's. label: as it is, of sequences [N, T]; with it the file can be drawn without the data set.
     """
     owner = torch.full((len(labels),), SERVER, dtype=torch.int32)
     split = torch.full((len(labels),), UNUSED, dtype=torch.uint8)
     for code, parts in ((TRAIN, clients.train), (VAL, clients.val), (TEST, clients.test)):
         indices = torch.cat(list(parts))
-        owner[indices] = torch.repeat_interleave(
-            torch.arange(len(parts), dtype=torch.int32), torch.tensor([len(part) for part in parts])
-        )
+        sizes = torch.tensor([len(part) for part in parts])
+        owner[indices] = torch.repeat_interleave(torch.arange(len(parts), dtype=torch.int32), sizes)
         split[indices] = code
     split[clients.server] = PROXY
     save_file({"owner": owner, "split": split, "label": labels.contiguous()}, path)
 
 
 def load_partition(path: str | Path) -> tuple[Clients, Tensor]:
-    """What `save_partition` wrote: the clients and the labels. Raises DataError for a missing or damaged file."""
+    """Return (clients, labels) as `save_partition` wrote them. Raises DataError for a missing or damaged file."""
     try:
         tensors = load_file(path)
         owner, split, labels = (tensors[name] for name in ("owner", "split", "label"))
@@ -171,45 +165,3 @@ def _check_numbers(clients: int, proxy: int, examples: int) -> None:
         raise ConfigError(
             [f"where.proxy={proxy} examples cannot be held back for the server from {examples}: choose 0 to {examples - 1}"]
         )
-
-
-def _draw(labels: np.ndarray, how: Partition, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
-    needed = how.needed
-    if clients * needed > len(labels) and how.by != "groups":  # natural clients are counted by themselves
-        raise DataError(
-            f"partition {how}: {clients} clients with at least {needed} examples each need {clients * needed}, "
-            f"and there are {len(labels)}. {_remedies(how, needed, '')}"
-        )
-    best: list[np.ndarray] = []
-    for _ in range(DRAWS):
-        parts = how(labels, clients, rng)
-        if min(map(len, parts)) >= needed:
-            return parts
-        best = max(best, parts, key=lambda candidate: min(map(len, candidate), default=-1))
-    raise DataError(_too_few(how, needed, [len(part) for part in best]))
-
-
-def _too_few(how: Partition, needed: int, sizes: list[int]) -> str:
-    poorest = int(np.argmin(sizes))
-    return (
-        f"partition {how}: {sum(size < needed for size in sizes)} of {len(sizes)} clients get fewer than {needed} examples "
-        f"in the best of {DRAWS} draws; client {poorest} gets {sizes[poorest]}. {_remedies(how, needed, how.remedy)}"
-    )
-
-
-def _remedies(how: Partition, needed: int, evener: str) -> str:
-    fewer = (
-        f"lower partition.min_examples={needed}" if needed == how.min_examples else "set partition.val=0 or partition.test=0"
-    )
-    return "Try one of: " + ", ".join(filter(None, [evener, "lower federated.clients", fewer])) + "."
-
-
-def _split(part: np.ndarray, how: Partition) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(train, val, test) of a client's shuffled examples."""
-    _, val, test = how.split(len(part))
-    return part[val + test :], part[:val], part[val : val + test]
-
-
-def _ascending(indices: np.ndarray) -> Tensor:
-    # The order carries no meaning (batches shuffle); sorted, a saved partition is read back as it was.
-    return torch.from_numpy(np.sort(indices).astype(np.int64))

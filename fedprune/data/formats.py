@@ -1,6 +1,6 @@
-"""File contents -> arrays: IDX (MNIST and its kin), the python version of CIFAR, JSON lists of pixels; all checked.
+"""Read and check the file formats of data sets: IDX (MNIST and its kin), the python version of CIFAR, JSON lists of pixels.
 
-A damaged file is a DataError that names the file, what is wrong with it, and what to do.
+A damaged file is a DataError that names the file, its fault, and what to do.
 """
 
 from __future__ import annotations
@@ -25,25 +25,24 @@ from fedprune.errors import DataError
 
 _UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)
 
-
 _DOWNLOADED = "(or put a good copy in its place) and run again: what is missing is downloaded"
 
 
 def damaged(path: Path, what: str, remedy: str = _DOWNLOADED) -> DataError:
-    """The error for a file whose content cannot be right. remedy: what to do once it is deleted."""
+    """Return the error for a damaged file. what: its fault. remedy: what to do once the file is deleted."""
     return DataError(f"{path} is damaged: {what}. Delete it {remedy}.")
 
 
 def read_idx(path: Path, dims: int) -> Tensor:
-    """The uint8 tensor with `dims` dimensions in an IDX file, gzipped or not (judged by content, not by the file's name).
+    """Return the uint8 tensor with `dims` dimensions in an IDX file, gzipped or not (judged by content, not by name).
 
     Format (LeCun, Cortes & Burges): two zero bytes, 0x08 for unsigned bytes, the number of dimensions, each size as a
     big-endian uint32, then the data. Raises DataError if the file is anything else.
     """
     raw = _content(path)
-    start, begins = 4 + 4 * dims, bytes([0, 0, 8, dims])
-    if raw[:4] != begins:
-        raise damaged(path, f"it begins with the bytes {raw[:4].hex() or '(none)'} instead of {begins.hex()}")
+    start, magic = 4 + 4 * dims, bytes([0, 0, 8, dims])
+    if raw[:4] != magic:
+        raise damaged(path, f"it begins with the bytes {raw[:4].hex() or '(none)'} instead of {magic.hex()}")
     if len(raw) < start:
         raise damaged(path, f"it ends after {len(raw)} bytes, inside its header")
     sizes = struct.unpack(f">{dims}I", raw[4:start])
@@ -55,11 +54,11 @@ def read_idx(path: Path, dims: int) -> Tensor:
 
 
 def read_cifar(path: Path, batches: tuple[str, ...], labels: str) -> list[tuple[Tensor, Tensor]]:
-    """(images uint8 [n, 3, 32, 32], labels int64 [n]) of each of the named `batches` of an archive or extracted folder.
+    """Return (images uint8 [n, 3, 32, 32], labels int64 [n]) of each of the named `batches` of an archive or extracted folder.
 
-    labels: the key of the labels in a batch (`labels`, or `fine_labels` in CIFAR-100). Batches are pickles (Krizhevsky
-    2009); they are read by an unpickler that can build numpy arrays and nothing else, so that no file can run code.
-    Raises DataError for a batch that is missing, unreadable, asks for anything but arrays, or contradicts itself.
+    labels: the key of the labels in a batch (`labels`, or `fine_labels` in CIFAR-100). Batches are pickles (Krizhevsky 2009);
+    they are read by an unpickler that can build only numpy arrays, so no file can run code. Raises DataError for a batch that
+    is missing, unreadable, asks for anything but arrays, or contradicts itself.
     """
     contents = _members(path, batches)
     absent = [batch for batch in batches if batch not in contents]
@@ -69,9 +68,9 @@ def read_cifar(path: Path, batches: tuple[str, ...], labels: str) -> list[tuple[
 
 
 def read_json_digits(path: Path, files: tuple[str, ...], side: int, remedy: str) -> list[Tensor]:
-    """The images uint8 [n, side, side] in each of the named `files` of an archive or extracted folder.
+    """Return the images uint8 [n, side, side] in each of the named `files` of an archive or extracted folder.
 
-    Format: a JSON object whose `data` is one flat list of pixels, byte / 255 to three decimals (which tells all 256 apart).
+    Format: a JSON object whose `data` is one flat list of pixels, byte / 255 to three decimals (enough to tell 256 apart).
     Raises DataError, with `remedy` as what to do, for a file that is missing, unreadable, or not whole images of such pixels.
     """
     contents = _members(path, files, remedy)
@@ -89,14 +88,14 @@ def _json_images(path: Path, file: str, content: bytes, side: int, remedy: str) 
     if shades.ndim != 1 or shades.dtype.kind not in "if" or not len(shades) or len(shades) % side**2:
         raise damaged(path, f"the `data` of {file} is not a list of pixels of whole {side}x{side} images", remedy)
     pixels = shades * 255.0
-    # Written so that NaN fails, too. Three decimals move a pixel by up to 0.0005 * 255 = 0.1275.
+    # The comparison is written so that NaN fails it. Three decimals move a pixel by up to 0.0005 * 255 = 0.1275.
     if not (np.abs(pixels - 127.5) <= 127.5).all() or np.abs(pixels - np.rint(pixels)).max() > 0.13:
         raise damaged(path, f"the `data` of {file} holds numbers that are not byte / 255", remedy)
     return torch.from_numpy(np.rint(pixels).astype(np.uint8)).reshape(-1, side, side)
 
 
 def _content(path: Path) -> bytearray:
-    """The file's content, unzipped, piece by piece into the one memory that the tensor will lie in."""
+    """Return the file's content, unzipped piece by piece into the memory that the tensor will use."""
     content = bytearray()
     try:
         with open(path, "rb") as file:
@@ -110,7 +109,7 @@ def _content(path: Path) -> bytearray:
 
 
 def _members(path: Path, wanted: tuple[str, ...], remedy: str = _DOWNLOADED) -> dict[str, bytes]:
-    """The content of each wanted file of a folder or tar archive, by its bare name."""
+    """Return the content of each wanted file of a folder or tar archive, by its bare name."""
     try:
         if path.is_dir():
             return {name: (path / name).read_bytes() for name in wanted if (path / name).is_file()}
@@ -140,7 +139,7 @@ def _unpickled(path: Path, batch: str, content: bytes) -> dict[str, Any]:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes into the old pickle protocols; the real codecs.encode would load any codec it is asked for."""
+    """Encode text, as old pickle protocols write bytes. The real codecs.encode would load any codec that a file names."""
     return text.encode("latin1")
 
 
@@ -156,7 +155,7 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Looks names up in a table and never imports one."""
+    """An unpickler that looks names up in a table and never imports one."""
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if (module, name) not in _ALLOWED:

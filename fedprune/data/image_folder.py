@@ -1,11 +1,11 @@
-"""Images of a user's own, one folder per class, as a data set: `data=image_folder data.root=flowers`.
+"""Read a user's images as a data set, one folder per class: `data=image_folder data.root=flowers`.
 
     train/<class>/*  and  test/<class>/*     an official split
     <class>/*                                a fifth of every class is held out as the test set, always the same
 
-These folders are in `root/<name of the data set>` or, if there is none, in `root`. Every file that Pillow reads by its ending
-is an image; other files and hidden ones are left out. The pixels are cached as bytes (cache.py), so that
-files are decoded once.
+These folders are in `root/<name of the data set>` or, if there is none, in `root`. Every file with an ending that Pillow knows
+is an image; other files and hidden ones are left out. The pixels are cached as bytes (cache.py), so that files are decoded
+once.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from fedprune.data.datasets import Dataset, fifth_held_out
 from fedprune.errors import DataError
 
 DEEP = ("I", "I;16", "I;16B", "I;16L", "F")
-"""Pillow's modes of more than 8 bits a pixel: turned into bytes they would be cut off without a word."""
+"""Pillow's modes of more than 8 bits a pixel, whose values would be cut off without a warning if they were made bytes."""
 
 GREY = ("1", "L")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of a folder. train, test: the images, class by class; test is empty if the folder has no official split.
-    classes: their names, sorted; a label is a place in them."""
+    """The files of a folder. train, test: (image, label), class by class; test is empty if the folder has no official split.
+    classes: the sorted names, of which a label is the index.
+    """
 
     train: tuple[tuple[Path, int], ...]
     test: tuple[tuple[Path, int], ...]
@@ -44,22 +45,21 @@ class Layout:
 def image_folder(
     root: str, name: str = "image_folder", size: Sequence[int] | None = None, grey: bool | None = None, users: str | None = None
 ) -> Dataset:
-    """Read the images below `root` (where: see above) as bytes [N, C, H, W]. Labels go by the sorted names of the classes.
+    """Return the images below `root` as bytes [N, C, H, W]. A label is the index of a class among the sorted names.
 
-    name: of the data set, in messages. size: (height, width) to which every image is scaled and cut around its middle; None:
+    name: the data set's, for messages. size: (height, width) to which every image is scaled and cut around its middle; None:
     all images have one size. grey: one channel (True) or three (False); None: one if no image has colours. users: a CSV file
-    with the columns `file` (relative to that folder) and `user`: whose each training image is, for partition=natural.
-    mean and std are those of the training pool, per channel. Raises DataError for what cannot be read, with what to type.
+    with the columns `file` (relative to that folder) and `user`, the owner of each training image, for partition=natural. mean
+    and std are those of the training pool, per channel. Raises DataError for what cannot be read, with what to type.
     """
     folder = Path(root).expanduser()
     folder = folder / name if (folder / name).is_dir() else folder
     layout = _layout(folder, name)
     images = [*layout.train, *layout.test]
     marks = [mark(path) for path, _ in images] + ([mark(_csv(users))] if users else [])
-    asked = [name, list(size) if size else None, grey, users]
-    return read_once(
-        name, [code_of(image_folder), marks, asked], Dataset, lambda: _read(folder, layout, name, size, grey, users)
-    )
+    options = [name, list(size) if size else None, grey, users]
+    known = [code_of(image_folder), marks, options]
+    return read_once(name, known, Dataset, lambda: _read(folder, layout, name, size, grey, users))
 
 
 def _read(folder: Path, layout: Layout, name: str, size: Sequence[int] | None, grey: bool | None, users: str | None) -> Dataset:
@@ -93,11 +93,12 @@ def _layout(folder: Path, name: str) -> Layout:
         )
     if split and (strange := sorted({*_classes(folder / test)} - {*classes})):
         raise DataError(f"data={name}: test/ has classes that train/ has not: {', '.join(strange)}")
-    found = {name: tuple(_images(folder / name, classes)) for name in {train, test}}
-    empty = [label for number, label in enumerate(classes) if number not in {one for _, one in found[train]}]
+    images = {subfolder: tuple(_images(folder / subfolder, classes)) for subfolder in {train, test}}
+    labels = {label for _, label in images[train]}
+    empty = [str(folder / train / class_name) for label, class_name in enumerate(classes) if label not in labels]
     if empty:
-        raise DataError(f"data={name}: there is no image in {', '.join(str(folder / train / label) for label in empty)}")
-    return Layout(found[train], found[test] if split else (), classes)
+        raise DataError(f"data={name}: there is no image in {', '.join(empty)}")
+    return Layout(images[train], images[test] if split else (), classes)
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -123,9 +124,9 @@ def _pixels(paths: Sequence[Path], size: Sequence[int] | None, grey: bool | None
     for number, path in enumerate(paths):
         image = _decoded(path, coloured, size)
         if image.shape != first.shape:
-            (height, width), (other, broad) = first.shape[:2], image.shape[:2]
+            (height, width), (other_height, other_width) = first.shape[:2], image.shape[:2]
             raise DataError(
-                f"{path} is {other} x {broad} pixels (height x width), {paths[0]} is {height} x {width}: type "
+                f"{path} is {other_height} x {other_width} pixels (height x width), {paths[0]} is {height} x {width}: type "
                 f"data.size=[{height},{width}], which scales every image and cuts it around its middle"
             )
         pixels[number] = image
@@ -140,7 +141,7 @@ def _mode(path: Path) -> str:
 
 
 def _decoded(path: Path, coloured: bool, size: Sequence[int] | None) -> np.ndarray:
-    """Return an image as it is looked at (turned as its EXIF data says), uint8 [H, W, 3] or [H, W]."""
+    """Return an image turned upright by its EXIF data, uint8 [H, W, 3] or [H, W]."""
     with _opened(path) as image:
         if image.mode in DEEP:
             raise DataError(f"{path} has more than 8 bits a pixel (mode {image.mode}): save it with 8, scaled as you want it")
@@ -151,7 +152,7 @@ def _decoded(path: Path, coloured: bool, size: Sequence[int] | None) -> np.ndarr
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image; what is wrong with it becomes a DataError that names it."""
+    """Open an image. A fault of it is raised as a DataError that names the file."""
     try:
         with Image.open(path) as image:
             yield image
@@ -163,7 +164,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 def _moments(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and the standard deviation of every channel of x [N, C, H, W]; 1 for a channel that is constant.
 
-    Worked out from the counts of the 256 values, so that the sums are exact.
+    They are computed from the counts of the 256 values, so that the sums are exact.
     """
     counts = torch.stack([torch.bincount(channel.flatten().int(), minlength=256) for channel in x.unbind(1)]).double()
     values, number = torch.arange(256, dtype=torch.float64), counts.sum(1)

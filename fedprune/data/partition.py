@@ -1,13 +1,17 @@
-"""Who gets which examples. Every partition is called as
+"""Partitions divide the examples among the clients. Every partition is called as
 
     (labels: np.ndarray [N] of int, clients: int, rng: np.random.Generator) -> list of `clients` index arrays into labels
 
-and the arrays are disjoint and hold every index once (natural: those of the groups that were drawn). `labels` are what the
-partition goes by, see `by`: `labels` are the classes of the examples, and data that has none is refused; `targets` the labels
-as they are, of any type and shape; `groups` the data set's own; `nothing` zeros. Its parameters are its fields, and the keys of
-its yaml.
+The arrays are disjoint and hold every index once (natural: the indices of the groups that were drawn). A partition declares in
+`by` what it is called with as `labels`:
 
-Adding one: a frozen dataclass with `__call__` here or anywhere, and a yaml in conf/partition.
+    labels    the classes of the examples; data without classes is refused
+    targets   the labels as they are, of any type and shape
+    groups    the data set's own groups
+    nothing   zeros
+
+Its parameters are its fields, and the keys of its yaml. To add one, write a frozen dataclass with `__call__`, here or anywhere,
+and a yaml in conf/partition.
 """
 
 from __future__ import annotations
@@ -19,27 +23,38 @@ from typing import ClassVar
 
 import numpy as np
 
+from fedprune.data.divide import Parts, divide
 from fedprune.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holdings:
-    """What is said of a client's data, whichever way it comes by it.
+class Division(ABC):
+    """A way to divide the training pool among clients; the settings that all ways share.
 
-    min_examples: what each client gets at least (train + val + test); a draw that gives less is drawn again. val, test:
-    the fractions of a client's examples that become its own validation and test set; each takes one example at least.
+    min_examples: each client gets at least so many (train + val + test); a draw that gives fewer is repeated. val, test: the
+    fractions of a client's examples that become its own validation and test set. They are rounded down, but a fraction that is
+    not zero takes at least one example, and training keeps at least one.
     """
 
     min_examples: int = 10
     val: float = 0.1
     test: float = 0.1
 
-    remedy: ClassVar[str] = ""  # what to change so that the clients' sizes differ less, in the words of the command line
-    by: ClassVar[str] = "labels"  # what it is called with; targets: labels of any type and shape
+    remedy: ClassVar[str] = ""  # advice that makes the clients' sizes differ less, in the words of the command line
+    by: ClassVar[str] = "labels"  # labels, targets, groups or nothing: see above
+    disjoint: ClassVar[bool] = True  # whether no example has two owners
+
+    @abstractmethod
+    def divide(self, labels: np.ndarray, pool: np.ndarray, clients: int, seed: int) -> Parts:
+        """Return (train, val, test) of every client, as indices into the training pool.
+
+        labels: what `by` says, of the whole training pool. pool: the indices that clients may have. Raises DataError if the
+        pool cannot be divided as asked.
+        """
 
     @property
     def needed(self) -> int:
-        """What each client has at least: one example to train on, one of each part that is asked for, and min_examples."""
+        """Return the least number of examples of a client: min_examples, and at least one for each part that is asked for."""
         return max(self.min_examples, 1 + (self.val > 0) + (self.test > 0))
 
     def __post_init__(self) -> None:
@@ -48,7 +63,7 @@ class Holdings:
             raise ConfigError(problems)
 
     def problems(self) -> list[str]:
-        """What is wrong with the parameters, in the words of the command line; a partition with its own adds to the list."""
+        """Return what is wrong with the parameters, in the words of the command line; a subclass adds to the list."""
         fractions = self.val >= 0 and self.test >= 0 and self.val + self.test < 1
         return [
             *unless(self.min_examples >= 0, f"partition.min_examples={self.min_examples} is negative: type 0 or more"),
@@ -60,29 +75,33 @@ class Holdings:
         ]
 
     def split(self, total: int) -> tuple[int, int, int]:
-        """Of so many examples of a client, how many it trains, validates and tests on."""
+        """Return the sizes (train, val, test) of a client that has `total` examples."""
         val = share(self.val, total, leave=1 + (self.test > 0))
         test = share(self.test, total, leave=1 + val)
         return total - val - test, val, test
 
     def __str__(self) -> str:
-        shared = {field.name for field in fields(Holdings)}
-        own = [f"{field.name}={getattr(self, field.name)}" for field in fields(self) if field.name not in shared]
+        common = {field.name for field in fields(Division)}
+        values = [f"{name}={value}" for name, value in vars(self).items() if name not in common]
         name = type(self).__name__
-        return f"{name}({', '.join(own)})" if own else name
+        return f"{name}({', '.join(values)})" if values else name
 
 
-class Partition(Holdings, ABC):
-    """What divides the examples among the clients."""
+class Partition(Division):
+    """A way in which every example belongs to at most one client."""
 
     @abstractmethod
     def __call__(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """The indices into `labels` that each client gets."""
+        """Return the indices into `labels` that each client gets."""
+
+    def divide(self, labels: np.ndarray, pool: np.ndarray, clients: int, seed: int) -> Parts:
+        """Draw by `__call__`, up to 100 times while a client has too few; shuffle and split the examples of each client."""
+        return divide(self, labels, pool, clients, seed)
 
 
 @dataclass(frozen=True)
 class Iid(Partition):
-    """Every client draws from the same distribution: all examples shuffled and dealt out, sizes equal to within one."""
+    """Every client has the same distribution: all examples are shuffled and dealt out, in sizes equal to within one."""
 
     by: ClassVar[str] = "nothing"
 
@@ -163,9 +182,9 @@ class QuantitySkew(Partition):
 
 @dataclass(frozen=True)
 class Natural(Partition):
-    """Clients are the data set's own groups (writers, roles), each with all that is its own and nothing else.
+    """Clients are the data set's own groups (writers, roles), each with all examples of its group.
 
-    Groups of fewer than min_examples are left out. Of the others, `clients` are drawn at random, each with the same chance
+    Groups of fewer than min_examples are left out. Of the others `clients` are drawn at random, each with the same chance
     (whatever its size), and numbered in the order of the data set. Raises DataError if there are fewer. Source: Caldas et al.
     2018 (LEAF).
     """
@@ -173,58 +192,46 @@ class Natural(Partition):
     by: ClassVar[str] = "groups"
 
     def __call__(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
-        parts = _by_owner(labels, int(labels.max()) + 1)
-        eligible = [part for part in parts if len(part) >= self.needed]
+        groups = _by_owner(labels, int(labels.max()) + 1)
+        eligible = [group for group in groups if len(group) >= self.needed]
         if clients > len(eligible):
             raise DataError(
                 f"federated.clients={clients}: there are {len(eligible)} natural clients with at least {self.needed} examples: "
-                f"choose federated.clients={len(eligible)} or fewer{self._or_smaller(parts, clients)}"
+                f"choose federated.clients={len(eligible)} or fewer{self._or_smaller(groups, clients)}"
             )
         return [eligible[number] for number in np.sort(rng.permutation(len(eligible))[:clients])]
 
-    def _or_smaller(self, parts: list[np.ndarray], clients: int) -> str:
+    def _or_smaller(self, groups: list[np.ndarray], clients: int) -> str:
         least = replace(self, min_examples=0).needed
-        more = sum(len(part) >= least for part in parts)
+        more = sum(len(group) >= least for group in groups)
         return f", or partition.min_examples={least}, which {more} have" if more >= clients else ""
 
 
-def stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` indices into `labels` [N], at random, each class in its share of N to within one example.
-
-    Systematic sampling: within its shuffled class the i-th example stands at (i + u) / size, with one random u per class
-    (which decides who gets the odd ones); the `count` lowest are taken.
-    """
-    shuffled = rng.permutation(len(labels))
-    grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    _, group, sizes = np.unique(labels[grouped], return_inverse=True, return_counts=True)
-    rank = np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[group]
-    standing = (rank + rng.random(len(sizes))[group]) / sizes[group]
-    return grouped[np.argsort(standing, kind="stable")[:count]]
-
-
 def share(fraction: float, total: int, leave: int) -> int:
-    """A fraction of `total`, rounded down; unless it is zero one at least, but no more than leave `leave`."""
+    """Return a fraction of `total`, rounded down; if it is not zero at least 1, and at most what leaves `leave`."""
     if fraction == 0:
         return 0
     return min(max(1, math.floor(fraction * total + 1e-9)), total - leave)  # 0.29 * 100 is a hair below 29
 
 
 def _counts(rng: np.random.Generator, clients: int, alpha: float, total: int) -> np.ndarray:
-    """How many of `total` each client gets, in Dirichlet proportions; the sum is exact."""
+    """Return how many of `total` each client gets, in Dirichlet proportions; the sum is exact."""
     cumulative = np.cumsum(rng.dirichlet(np.full(clients, alpha)))
     cuts = np.rint(cumulative[:-1] * total).astype(np.int64)
     return np.diff(cuts, prepend=0, append=total)
 
 
 def _by_owner(owner: np.ndarray, clients: int) -> list[np.ndarray]:
-    """The indices that each client owns, from the owner of each index."""
+    """Return the indices that each client owns, from the owner of each index."""
     sizes = np.bincount(owner, minlength=clients)
     return np.split(np.argsort(owner, kind="stable"), np.cumsum(sizes)[:-1])
 
 
 def alpha_problems(alpha: float) -> list[str]:
+    """Return what is wrong with partition.alpha."""
     return unless(0 < alpha < float("inf"), f"partition.alpha={alpha} is not a positive number: type e.g. partition.alpha=0.5")
 
 
 def unless(fine: bool, problem: str) -> list[str]:
+    """Return the problem as a list, or [] if all is fine."""
     return [] if fine else [problem]

@@ -1,9 +1,9 @@
-"""Plays in Markdown -> what each role says: (file or folder) -> {(play, speaker): text}. Nothing in them is run.
+"""Read plays in Markdown: (file or folder) -> {(play, speaker): text}. No code in the files is run.
 
-# Hamlet                          headings end what was said before
+# Hamlet                          a heading ends the speech before it
 ### SCENE I. Elsinore.
 _Enter BERNARDO_                  stage directions, between `_`, `*` or `[ ]`, are left out
-**BERNARDO**                      who speaks, until somebody else does
+**BERNARDO**                      the speaker, until another one is named
 Who's there?
 """
 
@@ -20,23 +20,23 @@ Role = tuple[str, str]
 """(play, speaker), both as the files have them."""
 
 VOCABULARY = "\n !\"&',-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-"""The 74 characters of the texts, in the order of their numbers. Anything else in the files is markup or a slip of the
-typesetter, and left out; a dash is two hyphens, as most of the plays have it."""
+"""The 74 characters of the texts, in the order of their numbers. Other characters in the files are markup or slips of the
+typesetter, and left out. A dash becomes two hyphens, as in most of the plays."""
 
 _PARAGRAPHS = re.compile(r"\n\s*\n|\n(?=\*\*)")
 _SPEAKER = re.compile(r"\*\*([^*\n]+)\*\*\s*")
 _DIRECTION = re.compile(r"_[^_]*_|(?<!\*)\*(?!\*)[^*]*\*(?!\*)|\[[^]]*\]")
 _FOREIGN = re.compile(f"[^{re.escape(VOCABULARY)}]")
-# RuntimeError is zipfile's for a member whose flags say that it is encrypted and, as NotImplementedError, for one whose header
-# asks for a compression or a version that it does not know: what a damaged header looks like.
+# zipfile raises RuntimeError for a member whose flags say that it is encrypted and, as NotImplementedError, for a header that
+# asks for an unknown compression or version. A damaged header looks like that.
 _UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, UnicodeDecodeError, RuntimeError)
 
 
 def read_plays(path: Path, plays: int, remedy: str) -> dict[Role, str]:
-    """What each role of the plays `*/<play>.md` of a zip archive (a wheel is one) or folder says, in the order of the plays'
-    names and of who speaks first; lines end with a newline, the last one without.
+    """Return the text of each role of the plays `*/<play>.md` of a zip archive (a wheel is one) or folder.
 
-    Raises DataError, with `remedy` as what to do, if it cannot be read, or holds another number of plays than `plays`.
+    The order is that of the plays' names and, in a play, of first speeches. Lines are joined by newlines. Raises DataError,
+    with `remedy` as what to do, if it cannot be read, or holds another number of plays than `plays`.
     """
     try:
         texts = _from_folder(path) if path.is_dir() else _from_archive(path)
@@ -48,8 +48,8 @@ def read_plays(path: Path, plays: int, remedy: str) -> dict[Role, str]:
 
 
 def roles(play: str) -> dict[str, str]:
-    """What each speaker of one play says, all of it in one text, in the order of who speaks first."""
-    said: dict[str, list[str]] = {}
+    """Return the whole text of each speaker of one play, in the order of first speeches."""
+    lines_of: dict[str, list[str]] = {}
     speaker = None
     for paragraph in _PARAGRAPHS.split(play.replace("\\", "").replace("—", "--")):
         paragraph = paragraph.strip()
@@ -60,8 +60,8 @@ def roles(play: str) -> dict[str, str]:
             speaker, paragraph = begins[1].strip(), paragraph[begins.end() :]
         lines = _lines(paragraph)
         if speaker is not None and lines:
-            said.setdefault(speaker, []).extend(lines)
-    return {speaker: "\n".join(lines) for speaker, lines in said.items()}
+            lines_of.setdefault(speaker, []).extend(lines)
+    return {speaker: "\n".join(lines) for speaker, lines in lines_of.items()}
 
 
 def _lines(paragraph: str) -> list[str]:

@@ -1,32 +1,35 @@
-"""A population of any size: clients whose examples are drawn when they are asked for, so that a million of them cost nothing.
+"""A population of any size: clients whose examples are drawn when they are asked for, so that a million clients cost nothing.
 
-There may be more of them than the data set has examples, so an example may belong to many. The pool is cut into a training, a
-validation and a test part once, and each client draws from all three: nobody's test example is anybody's training example.
+There may be more clients than examples, so an example may belong to many clients. The pool is cut into a training, a validation
+and a test part once, and each client draws from all three: no client trains on an example that another one tests on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import ClassVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedprune.data.partition import Holdings, alpha_problems, unless
+from fedprune.data.divide import Parts
+from fedprune.data.partition import Division, alpha_problems, unless
 from fedprune.errors import DataError
 from fedprune.randomness import numpy_stream
 
-PARTS = ("train", "val", "test")
+NAMES = ("train", "val", "test")
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn(Sequence[Tensor]):
-    """One part of each client: int64 indices into the training pool, ascending, drawn (alike) each time they are asked for.
+    """One part of each client: int64 indices into the training pool, ascending, drawn each time they are asked for, with the
+    same result.
 
-    classes: the part's examples of each class. number: how many each client has. Client c's class mix is q ~ Dirichlet(alpha),
-    its counts are Multinomial(number, q), all of (seed, c); of a class it draws that many different examples.
+    classes: the part's examples of each class. number: of each client's examples. Client c has the class mix
+    q ~ Dirichlet(alpha) and the counts Multinomial(number, q), both functions of (seed, c); of each class it draws so many
+    different examples.
     """
 
     classes: tuple[np.ndarray, ...]
@@ -45,7 +48,7 @@ class Drawn(Sequence[Tensor]):
     def __getitem__(self, client: slice) -> list[Tensor]: ...
     def __getitem__(self, client: int | slice) -> Tensor | list[Tensor]:
         if isinstance(client, slice):
-            return [self[one] for one in range(self.clients)[client]]
+            return [self[number] for number in range(self.clients)[client]]
         if not 0 <= client < self.clients:
             raise IndexError(client)
         mix = numpy_stream(self.seed, "class mix", 0, client).dirichlet(np.full(len(self.classes), self.alpha))
@@ -56,30 +59,31 @@ class Drawn(Sequence[Tensor]):
 
 
 @dataclass(frozen=True)
-class ClassMix(Holdings):
-    """Every client draws a class mix of its own, q ~ Dirichlet(alpha, ..., alpha), and `examples` examples by it.
+class ClassMix(Division):
+    """Every client draws its class mix, q ~ Dirichlet(alpha, ..., alpha), and `examples` examples by it.
 
-    Small alpha: few classes per client; all clients are of one size. Source: Hsu, Qi & Brown 2019; theirs gives each example to
-    one client, this to any number of them, so that there can be more clients than examples.
+    Small alpha: few classes per client; all clients have one size. Source: Hsu, Qi & Brown 2019; theirs gives each example to
+    one client, this one to any number of them, so that there can be more clients than examples.
     """
+
+    disjoint: ClassVar[bool] = False
 
     alpha: float = 0.5
     examples: int = 100
 
-    def population(self, labels: np.ndarray, pool: np.ndarray, clients: int, seed: int) -> tuple[Drawn, Drawn, Drawn]:
-        """(train, val, test) of every client. labels: of the whole training pool; pool: the indices that clients may have.
+    def divide(self, labels: np.ndarray, pool: np.ndarray, clients: int, seed: int) -> Parts:
+        """Shuffle each class of the pool and cut it in the proportions of a client's parts; clients draw from these.
 
-        Each class of the pool is shuffled and cut in the proportions of a client's parts. Raises DataError where a class has
-        fewer examples of a part than a client might draw.
+        Raises DataError if a class has fewer examples of a part than a client might draw.
         """
         numbers, rng = self.split(self.examples), numpy_stream(seed, "population")
         members = [rng.permutation(pool[labels[pool] == label]) for label in np.unique(labels[pool])]
-        cut = [np.split(one, np.cumsum(numbers)[:-1] * len(one) // self.examples) for one in members]
-        parts = [tuple(np.sort(one) for one in classes) for classes in zip(*cut, strict=True)]
+        cut = [np.split(of_class, np.cumsum(numbers)[:-1] * len(of_class) // self.examples) for of_class in members]
+        parts = [tuple(np.sort(of_class) for of_class in classes) for classes in zip(*cut, strict=True)]
         self._require(parts, numbers)
         train, val, test = (
-            Drawn(classes, number, clients, self.alpha, seed, part)
-            for classes, number, part in zip(parts, numbers, PARTS, strict=True)
+            Drawn(classes, number, clients, self.alpha, seed, name)
+            for classes, number, name in zip(parts, numbers, NAMES, strict=True)
         )
         return train, val, test
 
@@ -97,5 +101,7 @@ class ClassMix(Holdings):
 
 
 def sizes(parts: Sequence[Tensor]) -> list[int]:
-    """How many examples each client has in a part; nobody's are drawn for it."""
-    return [parts.number] * len(parts) if isinstance(parts, Drawn) else [len(part) for part in parts]
+    """Return the number of examples that each client has in a part, without drawing any."""
+    if isinstance(parts, Drawn):
+        return [parts.number] * len(parts)
+    return [len(indices) for indices in parts]

@@ -1,8 +1,8 @@
-"""Where the files of a data set are found; and, where they are not, downloaded from.
+"""Find the files of a data set, or download them.
 
-A set's files are looked for under `root`, then where the system's packages put them, and only then on the network; a set that
-a package manager hands out is for the user to fetch, with one command. Files that the user placed are judged by their content
-(see formats.py): repacked copies have other checksums. Downloads are checked.
+Files are looked for under `root`, then where the system's packages put them, and only then on the network. A set that a package
+manager distributes is fetched by the user, with one command. Files that the user placed are judged by their content
+(see formats.py), since repacked copies have other checksums. Downloads are checked.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class File:
 class Source:
     """The files of one data set.
 
-    mirrors: base URLs, tried in turn. command: what the user types to get the files, where nothing is downloaded. folders:
-    places below `root` besides `root/<name>` and `root` itself (where other libraries put the same files). system, package:
-    the folder in which an operating system's package installs them all.
+    mirrors: base URLs, tried in turn. command: what the user types to get the files, if nothing is downloaded. folders: places
+    below `root` besides `root/<name>` and `root` itself, where other libraries put the same files. system, package: the folder
+    in which a package of the operating system installs them all.
     """
 
     name: str
@@ -109,60 +109,62 @@ CIFAR100 = Source(
 
 
 def obtain(source: Source, root: str) -> list[Path]:
-    """The set's files (or what they unpack to), in the order of `source.files`: found, else downloaded to `root/<name>`.
+    """Return the paths of the set's files (or of what they unpack to), in the order of `source.files`.
+
+    Files that are not found are downloaded to `root/<name>`.
 
     Raises DataError when a file is neither found nor can be downloaded.
     """
-    found = [_find(file, _places(source, root)) for file in source.files]
-    if None in found:
-        found = _installed(source) or found
+    paths = [_find(file, _places(source, root)) for file in source.files]
+    if None in paths:
+        paths = _installed(source) or paths
     home = Path(root).expanduser()
-    missing = tuple(file for file, path in zip(source.files, found, strict=True) if path is None)
+    missing = tuple(file for file, path in zip(source.files, paths, strict=True) if path is None)
     downloaded = iter(_download(source, missing, home / source.name))
-    return [path or next(downloaded) for path in found]
+    return [path or next(downloaded) for path in paths]
 
 
 def in_place_of(source: Source, root: str) -> str | None:
-    """What stands for `root` in a run's identity: the root, unless the set's files are the official ones wherever it is.
+    """Return what counts for `root` in a run's identity: the root, or None if the set's files are the official ones.
 
-    They are if each is the official copy by its md5, or will be downloaded (and checked), or if they lie where the system's
-    packages put them. Files that the user unpacked or packed again may hold anything.
+    They are official if each has the md5 of the official copy, or will be downloaded (and checked), or if they are where the
+    system's packages put them. Files that the user unpacked or packed again may hold anything.
     """
     places = _places(source, root)
-    mine = list(filter(None, (_find(file, places) for file in source.files)))
-    if len(mine) < len(source.files) and _installed(source) is not None:
+    placed = list(filter(None, (_find(file, places) for file in source.files)))
+    if len(placed) < len(source.files) and _installed(source) is not None:
         return None
-    official = all(any(_is_official(file, path) for file in source.files) for path in mine)
+    official = all(any(_is_official(file, path) for file in source.files) for path in placed)
     return None if official else root
 
 
 def _is_official(file: File, path: Path) -> bool:
     try:
         return path.name == file.name and path.is_file() and _md5(path, path.stat().st_mtime_ns) == file.md5
-    except OSError:  # it cannot be read, as the loader will say
+    except OSError:  # it cannot be read: the loader reports it
         return False
 
 
 @functools.lru_cache(maxsize=32)
 def _md5(path: Path, changed: int) -> str:
-    """The md5 of a file; changed: when it was, so that another one is read again."""
+    """Return the md5 of a file. changed: its modification time, so that a changed file is read again."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def to_type(source: Source, root: Path) -> str:
-    """What the user does to get the set's file from a package manager, without a capital or a full stop."""
+    """Return what the user does to get the set's file from a package manager, as part of a sentence."""
     return f"type `{source.command}` in the folder {root.absolute()}"
 
 
 def _places(source: Source, root: str) -> list[Path]:
-    """The folders in which the user may have put the set's files."""
+    """Return the folders in which the user may have put the set's files."""
     home = Path(root).expanduser()
     return [home / source.name, home, *(home / folder for folder in source.folders)]
 
 
 def _installed(source: Source) -> list[Path | None] | None:
-    """The set's files where a package of the operating system put them; None unless all are there."""
+    """Return the set's files where a package of the operating system put them; None unless all are there."""
     if source.system is None:
         return None
     paths = [_find(file, [Path(source.system)]) for file in source.files]
@@ -170,7 +172,7 @@ def _installed(source: Source) -> list[Path | None] | None:
 
 
 def _find(file: File, folders: list[Path]) -> Path | None:
-    # Unpacked first: it is the faster one to read.
+    # The unpacked file comes first, since it is faster to read.
     candidates = (folder / name for folder in folders for name in (file.unpacked, file.name))
     return next((path for path in candidates if path.exists()), None)
 

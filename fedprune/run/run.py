@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from fedprune import __version__
 from fedprune.config.instantiate import make
 from fedprune.data.federate import save_partition
-from fedprune.data.population import Drawn, sizes
+from fedprune.data.population import sizes
 from fedprune.errors import Incompatible, RunError
 from fedprune.execution import employed
 from fedprune.experiment.build import build
@@ -117,7 +117,7 @@ def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about
     own, what = not experiment.options["whose"].asks, experiment.axes.what
     plan = display.plan_text(experiment.plan, names["rewind"], what.emerges, own, what.untouched)
     write_text(folder / "plan.txt", plan + "\n")
-    if not isinstance(experiment.clients.train, Drawn):  # who share examples, and are a function of config.yaml
+    if experiment.clients.disjoint:  # else clients are drawn, as config.yaml says
         save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors")
 
 

@@ -7,7 +7,8 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from fedprune.data.partition import Dirichlet, Iid, Partition, QuantitySkew, Shards, stratified
+from fedprune.data.divide import stratified
+from fedprune.data.partition import Dirichlet, Iid, Partition, QuantitySkew, Shards
 from fedprune.errors import ConfigError
 
 CONF = Path(__file__).parents[2] / "conf" / "partition"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedprune.compaction.train import Compacted, Compactor, compactor, silent
-from fedprune.data.batches import Again, Batches, Slice, interrupted
+from fedprune.data.batches import Batches, Repeatable, Slice, calling_after
 from fedprune.data.datasets import Dataset
 from fedprune.data.federate import Clients
 from fedprune.data.population import sizes
@@ -170,7 +170,7 @@ class ClientRound:
             batches, decay = self.shuffled(job), recipe.lr_decay**job.clock
             if self.looks_back(job):
                 epoch = self._planned(job).a_pass
-                batches = interrupted(batches, epoch, lambda: first.append(unloaded()))
+                batches = calling_after(batches, epoch, lambda: first.append(unloaded()))
             if small:
                 return small.fit(subnet, batches, recipe, decay, momenta, correction)
             prunable = {name: subnet.mask[name] for name in self.wire.layout.masked or subnet.mask}
@@ -287,7 +287,7 @@ class ClientRound:
                 continue
             with seeded(torch_seed(job.seed, f"evidence {name}", job.round, job.client), self.module.device):
                 more = removal if name in OF_REMOVAL else ()
-                batches = Again(lambda: self._transferred(self.batches.of(indices, recipe.batch_size, recipe.smallest)))
+                batches = Repeatable(lambda: self._transferred(self.batches.of(indices, recipe.batch_size, recipe.smallest)))
                 found = FROM_DATA[name](self.module, params, alive if name in OF_LIVING else names, batches, *more)
             evidence[name] = apply({n: e.cpu().float() for n, e in found.items()}, cover)  # as it travels
         return evidence
