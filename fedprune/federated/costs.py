@@ -1,10 +1,11 @@
-"""What a run costs: densities, and the floating-point operations of training. Pure, from masks and shapes."""
+"""The costs of a run: densities, and the floating-point operations of training. Pure, from masks and shapes."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import nn
@@ -22,40 +23,43 @@ from fedprune.types import Mask, Params, State, Subnet
 
 
 def densities(subnet: Subnet, what: What, parameters: tuple[str, ...]) -> dict[str, float]:
-    """density/weights (prunable entries), density/params (all of the network's), density/units, and density/layer/<name>.
+    """Return density/weights (of the prunable entries), density/params (of all), density/units and density/layer/<name>.
 
-    density/sampled is the mean probability of a prunable entry to be there, where that is what is learnt.
+    parameters: the names of all parameters. density/sampled is the mean probability of a prunable entry to be there, where
+    probabilities are learnt.
     """
     prunable = {name: subnet.mask[name] for name in what.names}
     counted = [name for name in parameters if not is_companion(name)]
     total = sum(subnet.params[name].numel() for name in counted)
     covered = {name: subnet.mask[name] for name in counted if name in subnet.mask}
     alive, units = what.alive_units(prunable)
-    found = {
+    densities = {
         "density/weights": masks.density(prunable),
         "density/params": (total - masks.size(covered) + masks.count(covered)) / total,
         "density/units": alive / units,
     }
-    by_layer = {name.removesuffix(".weight"): masks.density({name: alive}) for name, alive in prunable.items()}
-    return found | _sampled(subnet.params, what.names) | {f"density/layer/{layer}": one for layer, one in by_layer.items()}
+    by_layer = {f"density/layer/{name.removesuffix('.weight')}": masks.density({name: mask}) for name, mask in prunable.items()}
+    return densities | _sampled(subnet.params, what.names) | by_layer
 
 
 def _sampled(params: Params, names: tuple[str, ...]) -> dict[str, float]:
-    """The mean probability of a prunable entry to be there; nothing where none is learnt."""
+    """Return the mean probability of a prunable entry to be there; nothing where no probabilities are learnt."""
     scores = [params[companion(name, "score")] for name in names if companion(name, "score") in params]
+    if not scores:
+        return {}
     total = sum(score.numel() for score in scores)
-    return {"density/sampled": sum(float(score.sigmoid().double().sum()) for score in scores) / total} if scores else {}
+    return {"density/sampled": sum(float(score.sigmoid().double().sum()) for score in scores) / total}
 
 
 def client_densities(state: State, clients: int) -> list[float]:
-    """Of each client's own mask, over the prunable entries; 1.0 for those of the `clients` that have none."""
+    """Return the density of each client's mask, over the prunable entries; 1.0 for those of the `clients` that have none."""
     entries = masks.size(state.server.mask)
-    found = [masks.count_packed(bytes(own.mask)) / entries for own in state.personal.values()]
-    return found + [1.0] * (clients - len(found))
+    densities = [masks.count_packed(bytes(personal.mask)) / entries for personal in state.personal.values()]
+    return densities + [1.0] * (clients - len(densities))
 
 
 def flops_per_example(module: LocalModule, batch: Batch) -> dict[str, float]:
-    """Operations (2 x multiply-accumulate) of one example's forward and backward pass, by layer, for the dense network.
+    """Count the operations (2 x multiply-accumulate) of one example's forward and backward pass, by layer, dense.
 
     batch: of a few examples; the counts are of the module's own training step, per example. Layers are named as in its `net`,
     and those of several weights by weight, since each may have its own density: the products with a recurrent layer's or
@@ -70,15 +74,15 @@ def flops_per_example(module: LocalModule, batch: Batch) -> dict[str, float]:
 
 @contextmanager
 def _unfused() -> Iterator[None]:
-    """Inside, recurrent layers and attention are made of the operations that a counter knows."""
+    """Make recurrent layers and attention, inside, of the operations that a counter knows."""
     with warnings.catch_warnings(), differentiable():
         warnings.simplefilter("ignore")  # the switch remarks on devices that are not there
-        with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]
+        with torch.backends.mkldnn.flags(enabled=False):
             yield
 
 
 def _by_weight(counter: FlopCounterMode, whole: TrainingLoss, examples: int) -> dict[str, float]:
-    net: nn.Module = whole.module.net  # type: ignore[assignment]
+    net = cast(nn.Module, whole.module.net)
     counted, sizes = _by_module(counter, whole), {name: parameter.numel() for name, parameter in net.named_parameters()}
     further, flops = other_names(net), dict[str, float]()
     for layer, weights in weights_of(net).items():
@@ -92,8 +96,8 @@ def _by_weight(counter: FlopCounterMode, whole: TrainingLoss, examples: int) -> 
     return {name: number for name, number in flops.items() if number} | {"": every - sum(flops.values())}
 
 
-def _by_module(counter: FlopCounterMode, whole: nn.Module) -> dict[nn.Module, dict]:
-    """What was counted by module, by its path; a module that has several is counted under one of them."""
+def _by_module(counter: FlopCounterMode, whole: nn.Module) -> dict[nn.Module, dict[object, int]]:
+    """Return the counts of each module by operation; a module that has several paths is counted under one of them."""
     root = type(whole).__name__
     counts = {name: ops for name, ops in counter.get_flop_counts().items() if name.startswith(f"{root}.")}
     return {whole.get_submodule(name.removeprefix(f"{root}.")): ops for name, ops in counts.items()}
@@ -104,6 +108,7 @@ BY_WEIGHTS = (torch.ops.aten.mm, torch.ops.aten.addmm)
 
 
 def training_flops(per_example: Mapping[str, float], mask: Mask) -> float:
-    """Operations of training on one example: each layer's count times its density (what sparse hardware would have to do)."""
+    """Return the operations of training on one example that sparse hardware would have to do: each layer's count times its
+    density."""
     density = {name.removesuffix(".weight"): masks.density({name: alive}) for name, alive in mask.items()}
     return sum(flops * density.get(layer, 1.0) for layer, flops in per_example.items())

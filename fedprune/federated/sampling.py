@@ -1,4 +1,4 @@
-"""Who takes part in a round: a function of (seed, round), so that a resumed run draws the clients it would have drawn."""
+"""The cohort of a round: a function of (seed, round), so that a resumed run draws the clients it would have drawn."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from fedprune.randomness import numpy_stream
 
 
 def cohort(seed: int, round: int, clients: int, size: int) -> tuple[int, ...]:
-    """`size` different clients of `clients`, uniformly, in ascending order."""
+    """Draw `size` different clients of `clients`, uniformly. Return them in ascending order."""
     drawn = numpy_stream(seed, "cohort", round).choice(clients, size=size, replace=False)
     return tuple(sorted(int(client) for client in drawn))

@@ -1,4 +1,4 @@
-"""What the exchanges of a round add up to: bytes, examples, who did not answer, and where the time went."""
+"""The sums over the exchanges of a round: bytes, examples, clients that did not answer, and the time that each phase took."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedprune.types import Job, Update
 
 @dataclass
 class Tally:
-    """What a round's exchanges add up to; it grows while updates stream by, so that nobody has to hold them all."""
+    """Sums over a round's exchanges. It grows while updates stream by, so that nobody has to hold them all."""
 
     up_bytes: int = 0
     down_bytes: int = 0
@@ -24,12 +24,12 @@ class Tally:
     silent: int = 0
     late: int = 0
     unanswered: int = 0  # questions for evidence that got no answer
-    logged: dict[str, OverCohort] = field(default_factory=dict)  # what modules logged, by name
-    reached: set[int] = field(default_factory=set)  # who has got, in this round, what is never trained
+    logged: dict[str, OverCohort] = field(default_factory=dict)  # by the name that a module logged it under
+    reached: set[int] = field(default_factory=set)  # clients that have got, in this round, the tensors that nobody trains
     clock: Clock = field(default_factory=Clock)
 
     def add(self, update: Update) -> None:
-        """Take up what a client says of its training."""
+        """Take up the metrics of a client's training."""
         seen = int(update.metrics.get("seen", 0))
         self.seen += seen
         self.steps += int(update.metrics.get("steps", 0))
@@ -44,11 +44,12 @@ class Tally:
         self.late += not job.measure and fate is Fate.LATE
 
     def metrics(self) -> dict[str, float]:
-        """The round's metrics, summed over clients; the loss is the mean over the examples seen (absent if there are none).
+        """Return the round's metrics, summed over clients; the loss is the mean over the examples seen (absent without any).
 
-        `clients/silent` and `clients/late` are those of the cohort whose training was waited for in vain; `clients/dropped` are
-        broken or lost answers, and `clients/dropped/<client>` those of one client. `evidence/unanswered`, what was asked in
-        vain when evidence was measured, is absent if it is 0. What modules logged has the names that they gave it.
+        `clients/silent` and `clients/late` count the clients of the cohort that did not answer, or not in time.
+        `clients/dropped` counts broken or lost answers, and `clients/dropped/<client>` those of one client.
+        `evidence/unanswered` counts the questions for evidence that nobody answered, and is absent if it is 0. Values that
+        modules logged have the names that the modules gave them.
         """
         metrics: dict[str, float] = {"wire/up_bytes": self.up_bytes, "wire/down_bytes": self.down_bytes}
         metrics |= {"train/examples": self.seen, "train/steps": self.steps, "clients/dropped": len(self.dropped)}

@@ -1,4 +1,4 @@
-"""Who hears from whom among the clients of a round.
+"""Topologies: the neighbours of each client of a round, where there is no server.
 
 Every topology is (client, active, seed, clock) -> the clients whose networks it is sent, in ascending order. active: those that
 take part in this round, in ascending order; `client` is one of them, and never among its own neighbours.
@@ -15,7 +15,7 @@ Topology = Callable[[int, tuple[int, ...], int, int], tuple[int, ...]]
 
 
 def random(client: int, active: tuple[int, ...], seed: int, clock: int, number: int = 10) -> tuple[int, ...]:
-    """`number` others, drawn anew for each client and round; all of them if there are not more. Dai et al. 2022."""
+    """Return `number` others, drawn anew for each client and round; all of them if there are not more. Dai et al. 2022."""
     if number < 1:
         raise ConfigError([f"federated.round.topology.number={number} is how many neighbours send their network: at least 1"])
     others = [other for other in active if other != client]
@@ -24,12 +24,12 @@ def random(client: int, active: tuple[int, ...], seed: int, clock: int, number: 
 
 
 def ring(client: int, active: tuple[int, ...], seed: int, clock: int) -> tuple[int, ...]:
-    """The one before and the one after it in a circle of all that take part."""
-    place = active.index(client)
-    both = {active[place - 1], active[(place + 1) % len(active)]}
+    """Return the client before and the client after it in a circle of all that take part."""
+    position = active.index(client)
+    both = {active[position - 1], active[(position + 1) % len(active)]}
     return tuple(sorted(both - {client}))
 
 
 def full(client: int, active: tuple[int, ...], seed: int, clock: int) -> tuple[int, ...]:
-    """All others that take part."""
+    """Return all others that take part."""
     return tuple(other for other in active if other != client)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.errors import ConfigError
@@ -27,8 +28,11 @@ from fedprune.types import Params, Subnet
 
 CHUNK = 2**16  # entries of a tensor that are ranked at once
 
-Middle = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(values of each entry by rank, entry by client; how many of them are held, the others come last) -> one value by entry."""
+Numbers = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+Middle = Callable[[Numbers, Counts], Numbers]
+"""(values of each entry by rank, entry by client; how many clients hold it, whose values come first) -> one value by entry."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +78,22 @@ class TrimmedMean:
         return Unanimous(_ByRank(server, functools.partial(trimmed_mean, trim=self.trim), self.uncovered))
 
 
-def median(ranked: np.ndarray, holders: np.ndarray) -> np.ndarray:
-    """The median of the first `holders` of each row; of what nobody holds, anything."""
+def median(ranked: Numbers, holders: Counts) -> Numbers:
+    """Return the median of the first `holders` of each row; of what nobody holds, anything."""
     middle = np.stack([(holders - 1) // 2, holders // 2], axis=1)
-    return np.take_along_axis(ranked, np.clip(middle, 0, ranked.shape[1] - 1), axis=1).mean(1)
+    means: Numbers = np.take_along_axis(ranked, np.clip(middle, 0, ranked.shape[1] - 1), axis=1).mean(1)
+    return means
 
 
-def trimmed_mean(ranked: np.ndarray, holders: np.ndarray, trim: float) -> np.ndarray:
-    """The mean of the first `holders` of each row, less floor(trim x holders) at each end; of what nobody holds, anything."""
+def trimmed_mean(ranked: Numbers, holders: Counts, trim: float) -> Numbers:
+    """Return the mean of the first `holders` of each row, less floor(trim x holders) at each end; of what nobody holds,
+    anything."""
     cut = np.floor(trim * holders + 1e-9).astype(int)  # 0.29 x 100 is 29, and not what floats make of it
     cut = np.minimum(cut, np.maximum(holders - 1, 0) // 2)
     rank = np.arange(ranked.shape[1])
     inside = (rank >= cut[:, None]) & (rank < (holders - cut)[:, None])
-    return np.where(inside, ranked, 0).sum(1) / np.maximum(holders - 2 * cut, 1)
+    means: Numbers = np.where(inside, ranked, 0).sum(1) / np.maximum(holders - 2 * cut, 1)
+    return means
 
 
 class _ByRank:
@@ -113,7 +120,7 @@ class _ByRank:
 
 
 def _tensor(subnets: Sequence[Subnet], name: str, middle: Middle) -> Tensor:
-    """The middle of one tensor's entries; in double precision, where single ones cannot overflow."""
+    """Return the middle of one tensor's entries; in double precision, where single ones cannot overflow."""
     values = [subnet.params[name] for subnet in subnets]
     masks = [subnet.mask[name].reshape(-1) if name in subnet.mask else None for subnet in subnets]
     if values[0].is_complex():
@@ -122,20 +129,21 @@ def _tensor(subnets: Sequence[Subnet], name: str, middle: Middle) -> Tensor:
 
 
 def _middle(tensors: Sequence[Tensor], masks: Sequence[Tensor | None], middle: Middle) -> Tensor:
-    """The middle of the entries of one real tensor, piece by piece; where the clients agree, what they agree on."""
+    """Return the middle of the entries of one real tensor, piece by piece; where the clients agree, the value they agree on."""
     values = [tensor.reshape(-1) for tensor in tensors]
-    found = torch.empty(values[0].numel(), dtype=torch.float64)
-    for start in range(0, len(found), CHUNK):
-        part = slice(start, start + CHUNK)
-        ranked, holders = _ranked([value[part] for value in values], [None if mask is None else mask[part] for mask in masks])
+    middles = torch.empty(values[0].numel(), dtype=torch.float64)
+    for start in range(0, len(middles), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        chunks_of_masks = [None if mask is None else mask[chunk] for mask in masks]
+        ranked, holders = _ranked([value[chunk] for value in values], chunks_of_masks)
         least, most = ranked[:, 0], np.take_along_axis(ranked, np.maximum(holders - 1, 0)[:, None], axis=1)[:, 0]
         with np.errstate(invalid="ignore"):  # of infinite numbers that are not alike; zeros have two signs
-            found[part] = torch.from_numpy(np.where((least == most) & (least != 0), least, middle(ranked, holders)))
-    return found.view(tensors[0].shape)
+            middles[chunk] = torch.from_numpy(np.where((least == most) & (least != 0), least, middle(ranked, holders)))
+    return middles.view(tensors[0].shape)
 
 
-def _ranked(values: Sequence[Tensor], masks: Sequence[Tensor | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Each entry's values by rank, those that are not held last; and how many are held."""
+def _ranked(values: Sequence[Tensor], masks: Sequence[Tensor | None]) -> tuple[Numbers, Counts]:
+    """Return each entry's values by rank, those of clients that do not hold it last; and how many clients hold it."""
     stacked = torch.stack([value.double() for value in values], dim=1)
     if masks[0] is None:
         holders = np.full(len(stacked), len(values))
