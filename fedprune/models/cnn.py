@@ -19,10 +19,10 @@ WIDTHS = (10, 20, 50)
 
 
 def cnn_fedavg(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Two padded 5x5 convolutions of 32 and 64 channels, ReLU and max pooling, then 512 - classes (McMahan et al. 2017).
+    """Return two padded 5x5 convolutions of 32 and 64 channels, ReLU and max pooling, then 512 - classes (McMahan et al. 2017).
 
-    1,663,370 parameters on 1x28x28. Uniform Glorot weights, zero biases: the default of TensorFlow's layers, as the paper
-    does not state its own (Glorot & Bengio 2010). Raises ConfigError for images below 4x4.
+    It has 1,663,370 parameters on 1x28x28. Weights are uniform Glorot, biases zero: the default of TensorFlow's layers, as the
+    paper does not state its initial values (Glorot & Bengio 2010). Raises ConfigError for images below 4x4.
     """
     require_size("cnn_fedavg", shape, 4, ("lenet_300_100", "resnet20"))
     channels, height, width = shape
@@ -32,20 +32,20 @@ def cnn_fedavg(shape: tuple[int, int, int], classes: int) -> nn.Module:
 
 
 def cnn_small(shape: tuple[int, int, int], classes: int, norm: str = "none") -> nn.Module:
-    """Two 5x5 convolutions of 10 and 20 channels without padding, ReLU and max pooling, then 50 - classes.
+    """Return two 5x5 convolutions of 10 and 20 channels without padding, ReLU and max pooling, then 50 - classes.
 
-    norm: `batch` puts BatchNorm after each convolution, as Sub-FedAvg (Hy) needs, with 60 parameters more; or `none`.
+    norm: `none`, or `batch` for BatchNorm after each convolution, as Sub-FedAvg (Hy) needs, with 60 parameters more.
 
-    21,840 parameters on 1x28x28; the network of LotteryFL (Li et al. 2021) and Sub-FedAvg (Vahidian et al. 2021), without
-    dropout as in the latter, which prunes instead. Weights uniform within 1 / sqrt(fan_in), PyTorch's default that their
-    code relies on; but zero biases. Raises ConfigError for images below 16x16 or another norm.
+    It has 21,840 parameters on 1x28x28. It is the network of LotteryFL (Li et al. 2021) and Sub-FedAvg (Vahidian et al. 2021),
+    without dropout as in the latter. Weights are uniform within 1 / sqrt(fan_in), PyTorch's default that their code relies on;
+    but biases are zero. Raises ConfigError for images below 16x16 or another norm.
     """
     require_norm("cnn_small", norm, NORMS)
     return offering(_cnn_small("cnn_small", shape, classes, WIDTHS, batchnorm=norm == "batch"), NORMS)
 
 
 def cnn_small_narrow(shape: tuple[int, int, int], classes: int, fraction: float = 1.0) -> nn.Module:
-    """`cnn_small` made narrower: the widest with at most `fraction` of its parameters.
+    """Return the widest narrowed `cnn_small` with at most `fraction` of its parameters.
 
     With k of the 50 hidden units the convolutions have 10 k / 50 and 20 k / 50 channels, each to the nearest and at least 1; k
     is the largest for which the parameters, biases too, are at most fraction times those of cnn_small. On 1x28x28 and 10
@@ -55,7 +55,7 @@ def cnn_small_narrow(shape: tuple[int, int, int], classes: int, fraction: float 
     require_size("cnn_small_narrow", shape, 16, ("lenet_300_100", "cnn_fedavg", "resnet20"))
     if not 0 < fraction <= 1:
         raise ConfigError([f"model.fraction={fraction} is of the parameters of cnn_small: more than 0, at most 1"])
-    most = fraction * _parameters(shape, classes, WIDTHS) + 1e-6  # 0.1 of a round number may come out a hair below it
+    most = fraction * _parameters(shape, classes, WIDTHS) + 1e-6  # 0.1 of a round number may be slightly below it
     fits = [k for k in range(1, WIDTHS[-1] + 1) if _parameters(shape, classes, _narrowed(k)) <= most]
     if not fits:
         least = _parameters(shape, classes, _narrowed(1)) / _parameters(shape, classes, WIDTHS)
@@ -110,8 +110,10 @@ class _TwoConvs(nn.Module):
         # ReLU after pooling gives the same values as before it, on a quarter of the entries.
         x = F.relu(F.max_pool2d(_normalised(self.conv1(x), self.norm1), 2))
         x = F.relu(F.max_pool2d(_normalised(self.conv2(x), self.norm2), 2))
-        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+        logits: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
+        return logits
 
 
 def _normalised(x: Tensor, norm: nn.Module | None) -> Tensor:
-    return x if norm is None else norm(x)
+    normed: Tensor = x if norm is None else norm(x)
+    return normed

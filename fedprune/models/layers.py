@@ -1,4 +1,4 @@
-"""What the families share: initial values, normalisation layers, and the refusal of inputs that they do not take."""
+"""Initial values, normalisation layers, and checks of shapes and sizes, for all models."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def initialise(network: nn.Module, draw: Callable[[Tensor], Tensor]) -> nn.Modul
 
 
 def normalisation(norm: str, channels: int) -> nn.Module:
-    """`batch`: BatchNorm (Ioffe & Szegedy 2015). `group`: GroupNorm with 16 channels per group (Wu & He 2018, table 3), or all
-    of fewer.
+    """Return a normalisation layer. norm: `batch` for BatchNorm (Ioffe & Szegedy 2015), `group` for GroupNorm with 16 channels
+    per group (Wu & He 2018, table 3), or a single group of fewer.
 
-    GroupNorm has no running statistics, so it is the same in training and evaluation and has nothing extra to average.
+    GroupNorm has no running statistics, so it is the same in training and evaluation, and clients have none to average.
     """
     return nn.BatchNorm2d(channels) if norm == "batch" else nn.GroupNorm(max(channels // CHANNELS_PER_GROUP, 1), channels)
 
@@ -40,14 +40,16 @@ def require_norm(model: str, norm: str, known: tuple[str, ...]) -> None:
 
 
 def offering(net: nn.Module, norms: tuple[str, ...]) -> nn.Module:
-    """Note on a network which values its model's key `norm` takes: messages that advise another one go by it."""
+    """Note on a network the values of its model's key `norm`, for messages that advise another one. Return the network."""
     net.norms = norms  # type: ignore[assignment]  # nn.Module takes any attribute
     return net
 
 
 def require_size(model: str, shape: tuple[int, ...], smallest: int, instead: tuple[str, ...]) -> None:
-    """Raise ConfigError, naming the models that would do, if images of `shape` (C, H, W) are below smallest x smallest, or if
-    it is (T,), of sequences."""
+    """Raise ConfigError if `shape` is (T,), of sequences, or if images of `shape` (C, H, W) are below smallest x smallest.
+
+    instead: models that take such images, for the message.
+    """
     if len(shape) == 1:
         raise ConfigError(
             [
@@ -77,12 +79,12 @@ def require_sequence(model: str, shape: tuple[int, ...]) -> None:
 
 
 def require_positive(**sizes: int) -> None:
-    """Raise ConfigError, naming the model's keys, if one of these sizes is below 1."""
+    """Raise ConfigError, which names the model's keys, if one of these sizes is below 1."""
     wrong = [f"model.{key}={size}: type a whole number from 1" for key, size in sizes.items() if size < 1]
     if wrong:
         raise ConfigError(wrong)
 
 
 def after_valid_convs(side: int) -> int:
-    """The side length after two stages of [5x5 convolution without padding, 2x2 pooling]; 28 -> 4, 16 -> 1."""
+    """Return the side length after two stages of [5x5 convolution without padding, 2x2 pooling]; 28 -> 4, 16 -> 1."""
     return ((side - 4) // 2 - 4) // 2

@@ -14,9 +14,10 @@ _FOR_SMALL_IMAGES = ("lenet_300_100", "cnn_fedavg", "resnet20")
 
 
 def lenet_300_100(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Fully connected, C*H*W - 300 - 100 - classes, ReLU; 266,610 parameters on 1x28x28 (LeCun et al. 1998).
+    """Return a fully connected network, C*H*W - 300 - 100 - classes, with ReLU (LeCun et al. 1998).
 
-    Gaussian Glorot weights, zero biases (Frankle & Carbin 2019, appendix). Takes images of any size.
+    It has 266,610 parameters on 1x28x28. Weights are Gaussian Glorot, biases zero (Frankle & Carbin 2019, appendix). It takes
+    images of any size.
     """
     require_size("lenet_300_100", shape, 1, ())
     channels, height, width = shape
@@ -24,11 +25,12 @@ def lenet_300_100(shape: tuple[int, int, int], classes: int) -> nn.Module:
 
 
 def lenet1(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Two 5x5 convolutions of 4 and 12 channels without padding, tanh and average pooling, then `classes` linear outputs.
+    """Return two 5x5 convolutions of 4 and 12 channels without padding, tanh and average pooling, then `classes` linear
+    outputs.
 
-    3,246 parameters, 3,220 of them weights, on 1x28x28: the network of Optimal Brain Damage (LeCun et al. 1990) has this layout
-    and 2,578 parameters, as its second convolution sees only some of the maps and its pooling has weights.
-    Gaussian Glorot weights, zero biases. Raises ConfigError for images below 16x16.
+    It has 3,246 parameters, 3,220 of them weights, on 1x28x28. The network of Optimal Brain Damage (LeCun et al. 1990) has this
+    layout and 2,578 parameters, as its second convolution sees only some of the maps and its pooling has weights. Weights are
+    Gaussian Glorot, biases zero. Raises ConfigError for images below 16x16.
     """
     require_size("lenet1", shape, 16, _FOR_SMALL_IMAGES)
     channels, height, width = shape
@@ -36,10 +38,10 @@ def lenet1(shape: tuple[int, int, int], classes: int) -> nn.Module:
 
 
 def lenet5(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Two 5x5 convolutions of 6 and 16 channels without padding, ReLU and max pooling, then 120 - 84 - classes.
+    """Return two 5x5 convolutions of 6 and 16 channels without padding, ReLU and max pooling, then 120 - 84 - classes.
 
-    44,426 parameters on 1x28x28; the modern reading of LeNet-5 (LeCun et al. 1998: there padded to 32x32, with other
-    nonlinearities and partial connections). Gaussian Glorot weights, zero biases (as Frankle & Carbin 2019 for their
+    It has 44,426 parameters on 1x28x28. It is the modern reading of LeNet-5 (LeCun et al. 1998: there padded to 32x32, with
+    other nonlinearities and partial connections). Weights are Gaussian Glorot, biases zero (as Frankle & Carbin 2019 for their
     networks). Raises ConfigError for images below 16x16.
     """
     require_size("lenet5", shape, 16, _FOR_SMALL_IMAGES)
@@ -48,11 +50,11 @@ def lenet5(shape: tuple[int, int, int], classes: int) -> nn.Module:
 
 
 def lenet5_caffe(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Two 5x5 convolutions of 20 and 50 channels without padding, each max pooled, then 500 - classes.
+    """Return two 5x5 convolutions of 20 and 50 channels without padding, each max pooled, then 500 - classes.
 
-    431,080 parameters, 430,500 of them weights, on 1x28x28: the LeNet of Caffe's MNIST example (Jia et al. 2014), which Han
-    et al. 2015 and SNIP prune. Its only ReLU follows fc1, as there. Caffe's "xavier" weights, uniform within
-    sqrt(3 / fan_in), zero biases, as there. Raises ConfigError for images below 16x16.
+    It has 431,080 parameters, 430,500 of them weights, on 1x28x28. It is the LeNet of Caffe's MNIST example (Jia et al. 2014),
+    which Han et al. 2015 and SNIP prune. Its only ReLU follows fc1, as there. Weights are Caffe's "xavier", uniform within
+    sqrt(3 / fan_in), and biases zero, as there. Raises ConfigError for images below 16x16.
     """
     require_size("lenet5_caffe", shape, 16, _FOR_SMALL_IMAGES)
     channels, height, width = shape
@@ -70,9 +72,10 @@ class Lenet300100(nn.Module):
         self.fc3 = nn.Linear(100, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> logits [B, classes]."""
+        """Return logits [B, classes] of x [B, C, H, W]."""
         x = F.relu(self.fc1(x.flatten(1)))
-        return self.fc3(F.relu(self.fc2(x)))
+        logits: Tensor = self.fc3(F.relu(self.fc2(x)))
+        return logits
 
 
 class Lenet1(nn.Module):
@@ -85,10 +88,11 @@ class Lenet1(nn.Module):
         self.fc1 = nn.Linear(12 * pixels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> outputs [B, classes]."""
+        """Return outputs [B, classes] of x [B, C, H, W]."""
         x = F.avg_pool2d(torch.tanh(self.conv1(x)), 2)
         x = F.avg_pool2d(torch.tanh(self.conv2(x)), 2)
-        return self.fc1(x.flatten(1))
+        outputs: Tensor = self.fc1(x.flatten(1))
+        return outputs
 
 
 class Lenet5(nn.Module):
@@ -103,12 +107,13 @@ class Lenet5(nn.Module):
         self.fc3 = nn.Linear(84, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> logits [B, classes]."""
+        """Return logits [B, classes] of x [B, C, H, W]."""
         # ReLU after pooling gives the same values as before it, on a quarter of the entries.
         x = F.relu(F.max_pool2d(self.conv1(x), 2))
         x = F.relu(F.max_pool2d(self.conv2(x), 2))
         x = F.relu(self.fc1(x.flatten(1)))
-        return self.fc3(F.relu(self.fc2(x)))
+        logits: Tensor = self.fc3(F.relu(self.fc2(x)))
+        return logits
 
 
 class Lenet5Caffe(nn.Module):
@@ -122,7 +127,8 @@ class Lenet5Caffe(nn.Module):
         self.fc2 = nn.Linear(500, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> logits [B, classes]."""
+        """Return logits [B, classes] of x [B, C, H, W]."""
         x = F.max_pool2d(self.conv1(x), 2)
         x = F.max_pool2d(self.conv2(x), 2)
-        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+        logits: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
+        return logits

@@ -12,12 +12,12 @@ NORMS = ("group", "batch")
 
 
 def resnet20(shape: tuple[int, int, int], classes: int, norm: str = "group", width: int = 1) -> nn.Module:
-    """3x3 convolutions in three stages of three blocks, 16, 32 and 64 channels, then an average and one linear layer.
+    """Return 3x3 convolutions in three stages of three blocks, 16, 32 and 64 channels, then an average and one linear layer.
 
-    269,722 parameters on 3x32x32 with 10 classes, with either norm (He et al. 2016, section 4.2: shortcuts without
-    parameters). norm: `batch` as in the paper, or `group`, which has no running statistics for clients to disagree about
-    (Hsieh et al. 2020). width: channels are so many times as many; 10 makes 26.8 million parameters (Zagoruyko & Komodakis
-    2016). Gaussian weights of variance 2 / fan_in, zero bias (He et al. 2015). Raises ConfigError for images below 4x4,
+    It has 269,722 parameters on 3x32x32 with 10 classes, with either norm (He et al. 2016, section 4.2: shortcuts without
+    parameters). norm: `batch` as in the paper, or `group`, which has no running statistics that differ between clients (Hsieh
+    et al. 2020). width: a factor of all channels; 10 makes 26.8 million parameters (Zagoruyko & Komodakis 2016). Weights are
+    Gaussian of variance 2 / fan_in, the bias zero (He et al. 2015). Raises ConfigError for images below 4x4,
     another norm, or a width below 1.
     """
     if width < 1:
@@ -42,10 +42,11 @@ class Resnet(nn.Module):
         self.fc = nn.Linear(widest, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> logits [B, classes]."""
+        """Return logits [B, classes] of x [B, C, H, W]."""
         x = F.relu(self.norm1(self.conv1(x)))
         x = self.stage3(self.stage2(self.stage1(x)))
-        return self.fc(x.mean((2, 3)))
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
 
 
 class Block(nn.Module):
@@ -60,12 +61,12 @@ class Block(nn.Module):
         self.norm2 = normalisation(norm, out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, out, H, W], or [B, out, H/2, W/2] (rounded up) where channels grow."""
+        """Return [B, out, H, W] of x [B, C, H, W], or [B, out, H/2, W/2] (rounded up) where channels grow."""
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(y)) + self._shortcut(x))
 
     def _shortcut(self, x: Tensor) -> Tensor:
-        # He et al.'s option A: every second pixel, and zeros for the channels that are new.
+        # Option A of He et al.: every second pixel, and zeros for the new channels.
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.grown)) if self.grown else x
 
 

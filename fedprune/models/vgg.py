@@ -17,12 +17,12 @@ _SMALL: Widths = ((8,), (16,), (32, 32))
 
 
 def vgg11(shape: tuple[int, int, int], classes: int, norm: str = "none") -> nn.Module:
-    """Eight 3x3 convolutions in five stages, each ended by max pooling, then an average and one linear layer.
+    """Return eight 3x3 convolutions in five stages, each ended by max pooling, then an average and one linear layer.
 
-    Configuration A of Simonyan & Zisserman 2015, whose three linear layers are made for 224x224 pixels and left out here as
-    is usual for CIFAR. 9,225,610 parameters on 3x32x32 with 10 classes; 9,228,362 with a norm, whose shift takes the place
-    of the convolutions' biases. norm: `none` as in the paper, `batch` or `group`. Gaussian weights of variance 2 / fan_in,
-    zero biases (He et al. 2015). Raises ConfigError for images below 32x32 or another norm.
+    It is configuration A of Simonyan & Zisserman 2015, without the three linear layers for 224x224 pixels, as is usual for
+    CIFAR. It has 9,225,610 parameters on 3x32x32 with 10 classes; 9,228,362 with a norm, whose shift replaces the biases of the
+    convolutions. norm: `none` as in the paper, `batch` or `group`. Weights are Gaussian of variance 2 / fan_in, biases zero
+    (He et al. 2015). Raises ConfigError for images below 32x32 or another norm.
     """
     require_norm("vgg11", norm, NORMS)
     require_size("vgg11", shape, 32, ("cnn_fedavg", "resnet20"))
@@ -30,10 +30,11 @@ def vgg11(shape: tuple[int, int, int], classes: int, norm: str = "none") -> nn.M
 
 
 def vgg_small(shape: tuple[int, int, int], classes: int, norm: str = "batch") -> nn.Module:
-    """Four 3x3 convolutions of 8, 16, 32 and 32 channels in three stages, each ended by max pooling; then as vgg11.
+    """Return four 3x3 convolutions of 8, 16, 32 and 32 channels in three stages, each ended by max pooling; then as vgg11.
 
-    15,554 parameters on 1x28x28 with a norm: a VGG for minutes on a CPU; by its average all but the output layer is
-    independent of the data set. norm: `batch`, `group` or `none`. Raises ConfigError for images below 8x8 or another norm.
+    It has 15,554 parameters on 1x28x28 with a norm, and trains in minutes on a CPU. Because of its average, no layer but the
+    output layer depends on the data set. norm: `batch`, `group` or `none`. Raises ConfigError for images below 8x8 or another
+    norm.
     """
     require_norm("vgg_small", norm, NORMS)
     require_size("vgg_small", shape, 8, ("cnn_fedavg", "resnet20"))
