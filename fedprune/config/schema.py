@@ -52,7 +52,7 @@ class Local:
     retrain_lr: float = 1.0
     error_feedback: bool = False
     compact: str = "auto"
-    fixed: list[str] = field(default_factory=list)
+    fixed: list[Any] = field(default_factory=list)  # texts, and the numbers that YAML makes of names such as 0.10
 
 
 @dataclass

@@ -32,7 +32,7 @@ from fedprune.federated.masks import PersonalMask, Whose
 from fedprune.federated.masks.capacity import nobodys, of_all, personal
 from fedprune.federated.masks.nested import Nested
 from fedprune.federated.server.accumulator import check as check_aggregate
-from fedprune.local.frozen import held
+from fedprune.local.frozen import frozen
 from fedprune.local.lightning.job_trainer import Planned
 from fedprune.local.lightning.schedules import configured
 from fedprune.local.module import LocalModule
@@ -335,7 +335,7 @@ def _controlled(config: DictConfig, net: nn.Module, own: tuple[str, ...]) -> tup
 
 
 def _fixed(net: nn.Module, recipe: Recipe) -> None:
-    with held(net, recipe.fixed):
+    with frozen(net, recipe.fixed):
         if any(parameter.requires_grad for parameter in net.parameters()):
             return
     if recipe.fixed:

@@ -1,4 +1,4 @@
-"""Layers that stay as they are while the others are trained."""
+"""Layers that are kept as they are while the others are trained: `local.fixed`."""
 
 from __future__ import annotations
 
@@ -9,25 +9,32 @@ from torch import nn
 
 from fedprune.errors import ConfigError
 from fedprune.pruning.what.layers import LAYERS, prunable
+from fedprune.pruning.what.scope import as_text
 
 
 @contextmanager
-def held(net: nn.Module, layers: Sequence[str]) -> Iterator[None]:
-    """Inside, the parameters of these layers are not trained. Raises ConfigError on a layer that is not there."""
-    fixed = [p for name in layers for layer in of_kind(net, name) for p in layer.parameters() if p.requires_grad]
+def frozen(net: nn.Module, layers: Sequence[str | float]) -> Iterator[None]:
+    """Inside, the parameters of these layers require no gradient. Raises ConfigError on a layer that the network has not."""
+    chosen = [layer for key in layers for layer in layers_of(net, key)]
+    parameters = [parameter for layer in chosen for parameter in layer.parameters() if parameter.requires_grad]
     try:
-        for parameter in fixed:
+        for parameter in parameters:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in fixed:
+        for parameter in parameters:
             parameter.requires_grad_(True)
 
 
-def of_kind(net: nn.Module, name: str) -> list[nn.Module]:
-    """The layers of a kind (conv, linear, ...: see pruning/what), or the layer of a name."""
-    found = [layer for own, layer in net.named_modules() if own == name or own in prunable(net, (name,))]
-    if not found:
+def layers_of(net: nn.Module, key: str | float) -> list[nn.Module]:
+    """Return the layers of a kind (conv, linear, ...: see pruning/what), or the layer of a name.
+
+    key: a float is a name such as 0.10 that YAML read as a number. Raises ConfigError if no layer, or more than one, has it.
+    """
+    name = as_text(key, [name for name, _ in net.named_parameters()], "local.fixed")
+    of_kind = prunable(net, (name,))
+    layers = [layer for path, layer in net.named_modules() if path == name or path in of_kind]
+    if not layers:
         names = ", ".join(prunable(net))
         raise ConfigError([f"local.fixed: no layer {name!r}; the kinds are {', '.join(LAYERS)}, the layers {names}"])
-    return found
+    return layers

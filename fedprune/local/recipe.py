@@ -38,7 +38,7 @@ class Recipe:
     clip_norm: float | None = None
     proximal_mu: float = 0.0
     retrain_lr: float = 1.0
-    fixed: Sequence[str] = ()
+    fixed: Sequence[str | float] = ()
     freeze_batchnorm: bool = False
     error_feedback: bool = False
     compact: str = "auto"

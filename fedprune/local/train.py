@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.local import train_with_hooks
-from fedprune.local.frozen import held
+from fedprune.local.frozen import frozen
 from fedprune.local.hooks import plain
 from fedprune.local.lightning.job_trainer import Planned
 from fedprune.local.lightning.schedules import needs_closure
@@ -80,7 +80,7 @@ def fit(
     set_mode(module, recipe)
     weights, masks = _masked(module, subnet)
     decay *= recipe.retrain_lr if masks else 1.0
-    with held(module.net, recipe.fixed) if masks and recipe.fixed else contextlib.nullcontext():
+    with frozen(module.net, recipe.fixed) if masks and recipe.fixed else contextlib.nullcontext():
         sums = {name: wide_zeros(module.net.get_parameter(name).detach()) for name in summed}
         rules = Rules(recipe, (weights, masks), penalty, correction or {}, sums)
         train = loop or loop_of(module)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedprune.local.frozen import held
+from fedprune.local.frozen import frozen
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.step import pull
@@ -46,7 +46,7 @@ def fit_together(module: LocalModule, shares: Sequence[Share], recipe: Recipe, d
     order = sorted(range(len(shares)), key=lambda place: -shares[place].steps)
     ordered = [shares[place] for place in order]
     masks = _masks(module, [share.subnet.mask for share in ordered])
-    with held(module.net, recipe.fixed if masks else ()), sdpa_kernel(SDPBackend.MATH):  # the attention that goes under vmap
+    with frozen(module.net, recipe.fixed if masks else ()), sdpa_kernel(SDPBackend.MATH):  # the attention that goes under vmap
         decay *= recipe.retrain_lr if masks else 1.0
         stack = _stacked(module, [share.subnet.params for share in ordered], masks, recipe.proximal_mu, decay)
         trained = dict(zip(order, _trained(module, stack, ordered), strict=True))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from fedprune.errors import ConfigError
-from fedprune.local.frozen import held
+from fedprune.local.frozen import frozen
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.train import Trained, fit, load, unload
@@ -221,9 +221,26 @@ def test_the_learning_rate_is_multiplied_once_anything_is_pruned():
         torch.testing.assert_close(less - start, factor * (full - start))
 
 
+def test_a_fixed_layer_whose_name_reads_as_a_number_is_found_by_it_or_asked_for_in_quotes():
+    """YAML makes 0.1 of 0.10: the eleventh layer of a Sequential in a Sequential, and not the second."""
+    net = nn.Sequential(nn.Sequential(nn.Linear(2, 2), *(nn.ReLU() for _ in range(9)), nn.Linear(2, 2)))
+    with frozen(net, [0.10]):
+        assert [name for name, p in net.named_parameters() if not p.requires_grad] == ["0.10.weight", "0.10.bias"]
+    net[0][1] = nn.Linear(2, 2)
+    message = r"local\.fixed: 0\.1 is 0\.1 or 0\.10: type it in quotes, as '0\.10'"
+    with pytest.raises(ConfigError, match=message), frozen(net, [0.10]):
+        pass
+    with frozen(net, ["0.10"]):
+        assert [name for name, p in net.named_parameters() if not p.requires_grad] == ["0.10.weight", "0.10.bias"]
+
+
+def test_names_that_read_as_numbers_reach_the_recipe_as_they_were_read(compose):
+    assert compose("local.fixed=[conv,0.10,'0.10']")[0].local.fixed == ["conv", 0.1, "0.10"]
+
+
 def test_a_layer_that_is_not_there_cannot_be_fixed():
     message = r"local\.fixed: no layer 'fc9'; the kinds are conv, linear, recurrent, attention, embedding, the layers 0, 2"
-    with pytest.raises(ConfigError, match=message), held(mlp(), ["fc9"]):
+    with pytest.raises(ConfigError, match=message), frozen(mlp(), ["fc9"]):
         pass
 
 

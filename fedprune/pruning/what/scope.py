@@ -9,7 +9,7 @@ fixed_density.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -91,7 +91,7 @@ def layerwise(units: Scores, counts: Mapping[str, int]) -> Mask:
 def by_layer(values: Mapping[str, T], names: tuple[str, ...], ends: Ends | None = None) -> dict[str, T]:
     """Return the values by tensor name. values: by layer, or by a word of `ends`; a layer of several weights, or of layers,
     stands for all of them. ends: None: the first and the last of `names`. Raises ConfigError on a name that is not there."""
-    values = {_as_text(key, names): value for key, value in values.items()}
+    values = {as_text(key, names): value for key, value in values.items()}
     ends = {"first": names[:1], "last": names[-1:]} if ends is None else ends
     found = {key: ends[key] if key in ends else _of_layer(key, names) for key in values}
     unknown = [key for key, tensors in found.items() if not tensors]
@@ -105,13 +105,16 @@ def _of_layer(layer: str, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in names if f"{name}.".startswith(f"{layer}."))
 
 
-def _as_text(key: str | float, names: tuple[str, ...]) -> str:
-    """The name that was typed where the command line read a number: of `0.10` it keeps 0.1. Raises ConfigError if two fit."""
+def as_text(key: object, names: Sequence[str], option: str = "what") -> str:
+    """Return the layer's name that was typed, also where YAML read it as a number: of `0.10` it keeps 0.1.
+
+    names: of tensors. Raises ConfigError if several layers fit the number.
+    """
     if not isinstance(key, float):
         return str(key)
     parts = [name.split(".") for name in names]
     layers = dict.fromkeys(".".join(part[:depth]) for part in parts for depth in range(1, len(part) + 1))
     alike = [layer for layer in layers if layer.replace(".", "", 1).isdecimal() and float(layer) == key and "." in layer]
     if len(alike) > 1:
-        raise ConfigError([f"what: {key} is {' or '.join(alike)}: type it in quotes, as '{alike[-1]}' inside of \"...\""])
+        raise ConfigError([f"{option}: {key} is {' or '.join(alike)}: type it in quotes, as '{alike[-1]}' inside of \"...\""])
     return alike[0] if alike else str(key)
