@@ -36,9 +36,9 @@ def votes(masks: Iterable[tuple[Mask, float]]) -> Scores:
 def by_magnitude(
     votes: Scores, merged: Params, event: PruneEvent, what: What, generator: Generator, least: float = 0.0
 ) -> Mask:
-    """Keep the largest |w| of the merged network among entries with more than `least` of the votes. Bibikar et al. 2022, FedDST.
+    """Keep the largest |w| of the merged network among entries with more than `least` of the votes.
 
-    The union of the proposals (least = 0), pruned again by magnitude in the scope of `what`.
+    Bibikar et al. 2022 (FedDST): the union of the proposals (least = 0), pruned again by magnitude in the scope of `what`.
     """
     if not 0 <= least < 1:
         raise ConfigError([f"whose.ballot.least={least} is a fraction of the votes: 0 or more, less than 1"])
