@@ -11,11 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedprune.identity import VOLATILE, identity
 
+AXES = ("what", "criterion", "when", "how_often", "where", "whose", "rewind")
+
 GROUPS = (
-    *("what", "criterion", "when", "how_often", "where", "whose", "rewind"),
+    *AXES,
     *("federated", "partition", "data", "model", "local", "executor", "wire", "logger"),
 )
-"""The config groups in order; the first seven are the axes."""
+"""All config groups of a run, in order."""
 
 METHOD = "experiment@_global_"
 """The key by which one experiment adds another to itself: conf/experiment/benchmark.yaml sweeps over methods with it."""

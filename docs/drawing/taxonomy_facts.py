@@ -19,9 +19,8 @@ from fedprune.analysis.by_axes import option_rank
 from fedprune.config import CONF, schema
 from fedprune.config.instantiate import make
 from fedprune.pruning.evidence import needs
-from fedprune.run_id import METHOD
+from fedprune.run_id import AXES, METHOD
 
-AXES = run_id.GROUPS[:7]
 TAXONOMY = {"what", "criterion", "when", "how_often"}
 """An experiment that sweeps all four is a grid over the taxonomy, and no point in it; nor is one that sweeps over methods."""
 

@@ -57,7 +57,7 @@ class Local:
 
 @dataclass
 class Ticket:
-    """Where the run starts from; see fedprune.ticket.start_from.Begin."""
+    """Where the run starts from; see fedprune.ticket.start_from.StartFrom."""
 
     path: str | None = None
     permute: str = "none"

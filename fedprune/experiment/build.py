@@ -52,7 +52,7 @@ from fedprune.pruning.what.layer_trace import traced
 from fedprune.pruning.what.layers import prunable
 from fedprune.randomness import torch_stream
 from fedprune.tensors import tensors_of
-from fedprune.ticket import Begin
+from fedprune.ticket import StartFrom
 from fedprune.types import Plan
 
 log = logging.getLogger(__name__)
@@ -255,11 +255,11 @@ def _recipe(config: DictConfig) -> Recipe:
     )
 
 
-def _ticket(config: DictConfig) -> Begin:
+def _ticket(config: DictConfig) -> StartFrom:
     try:
-        return Begin(**config.ticket)
+        return StartFrom(**config.ticket)
     except TypeError as error:
-        known = ", ".join(f"ticket.{field.name}" for field in fields(Begin))
+        known = ", ".join(f"ticket.{field.name}" for field in fields(StartFrom))
         raise ConfigError([f"ticket: {str(error).partition(') ')[2]}; its keys are {known}"]) from error
 
 

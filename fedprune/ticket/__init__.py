@@ -1,9 +1,9 @@
-"""Tickets as files: read, shown, started from, exported.
+"""Tickets as files: reading, showing and exporting them, and starting a run from one.
 
 python -m fedprune.ticket show outputs/lth_fedavg/JOB/ticket.safetensors
 """
 
 from fedprune.ticket.read import Ticket, load_ticket
-from fedprune.ticket.start_from import Begin
+from fedprune.ticket.start_from import StartFrom
 
-__all__ = ["Begin", "Ticket", "load_ticket"]
+__all__ = ["StartFrom", "Ticket", "load_ticket"]

@@ -1,4 +1,4 @@
-"""`python -m fedprune.ticket`: what a ticket is, and its network in other formats."""
+"""The command `python -m fedprune.ticket`: show a ticket, or export its network to another format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from fedprune.ticket.read import load_ticket
 
 
 def main() -> None:
-    """`show FILE [--into DIR]`, `export FILE --to FILE [--compact] [--config-dir DIR]`."""
+    """Run `show FILE [--into DIR]` or `export FILE --to FILE [--compact] [--config-dir DIR]`."""
+    parser = _parser()
+    given = parser.parse_args()
+    try:
+        given.do(given)
+    except FedpruneError as error:
+        parser.exit(1, f"{error}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fedprune.ticket", description="Tickets: a mask and the weights to train it from."
     )
@@ -32,11 +41,7 @@ def main() -> None:
     exported.add_argument("--compact", action="store_true", help="without its dead filters and neurons")
     exported.add_argument("--config-dir", type=Path, help="where model/*.yaml of your own are")
     exported.set_defaults(do=_export)
-    given = parser.parse_args()
-    try:
-        given.do(given)
-    except FedpruneError as error:
-        parser.exit(1, f"{error}\n")
+    return parser
 
 
 def _show(given: argparse.Namespace) -> None:
@@ -52,10 +57,9 @@ def _export(given: argparse.Namespace) -> None:
     network = network.smaller() if given.compact else network
     export(network, given.to)
     left = sum(parameter.numel() for parameter in network.net.parameters())
+    shape = "x".join(map(str, network.example.shape[1:]))
     print(f"{given.to}: {left:,} parameters" + (f" of {dense:,}" if given.compact else ""))
-    print(
-        f"inputs: {'x'.join(map(str, network.example.shape[1:]))}, normalised as in training (mean and scale of the data set)"
-    )
+    print(f"inputs: {shape}, normalised as in training (mean and scale of the data set)")
 
 
 if __name__ == "__main__":

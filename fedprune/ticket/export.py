@@ -1,6 +1,6 @@
-"""A run's network in formats that others read: ONNX, safetensors, a plain state_dict; as it is, or compacted.
+"""Export a run's network, as it is or compacted: to ONNX, safetensors, or a plain state_dict.
 
-The network is made again with all that the run's config said of it; see model.py for what of a file is not taken.
+The network is made again from the whole model config of the run; model.py says which values of a file are refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from fedprune.types import Mask, Params
 
 @dataclass(frozen=True)
 class Network:
-    """A network with its weights, its mask, a batch of one input of its shape, and (if it was compacted) what it kept."""
+    """A network with its weights, its mask, a batch of one input of its shape, and the units that it kept if it was
+    compacted."""
 
     net: nn.Module
     mask: Mask
@@ -37,15 +38,15 @@ class Network:
     kept: Kept | None = None
 
     def smaller(self) -> Network:
-        """Without its dead units. Raises Incompatible if they cannot go."""
+        """Return the network without its dead units. Raises Incompatible if they cannot be removed."""
         small = compact(self.net, self.mask, self.example)
         return Network(small.net, small.mask, self.example, small.kept)
 
 
 def load_network(path: Path, folders: Sequence[Path]) -> Network:
-    """Of a run folder: its trained network. Of a ticket: the network at the ticket's weights. folders: where model/*.yaml are.
+    """Return the trained network of a run folder, or the network of a ticket with the ticket's weights.
 
-    Raises DataError if there is no such file, or if its network cannot be made here.
+    folders: where model/*.yaml are. Raises DataError if there is no such file, or if its network cannot be made here.
     """
     ticket = load_ticket(path)
     subnet = load_state(path / "state" / "state.safetensors").server if path.is_dir() else ticket
@@ -60,21 +61,26 @@ def load_network(path: Path, folders: Sequence[Path]) -> Network:
 
 
 def _misfit(params: Params, net: Params) -> str | None:
-    """Return the first tensor in which a file and a network differ, or None."""
-    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (params, net)]
-    theirs, ours = shapes
-    differ = [name for name in [*theirs, *ours] if theirs.get(name) != ours.get(name)]
-    return f"{differ[0]} is {theirs.get(differ[0], 'missing')} there, {ours.get(differ[0], 'missing')} here" if differ else None
+    """Return, as text, the first tensor in which a file and a network differ, or None."""
+    theirs, ours = _shapes(params), _shapes(net)
+    first = next((name for name in [*theirs, *ours] if theirs.get(name) != ours.get(name)), None)
+    if first is None:
+        return None
+    return f"{first} is {theirs.get(first, 'missing')} there, {ours.get(first, 'missing')} here"
+
+
+def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in params.items()}
 
 
 def to_onnx(network: Network, path: Path) -> None:
-    """Logits from inputs that are normalised as in training; the size of the batch is free."""
+    """Write a network from normalised inputs to logits; the size of the batch is free. Raises ConfigError without onnx."""
     try:
-        import onnx  # noqa: F401  (torch's exporter needs it, and says so late)
+        import onnx  # noqa: F401  # torch's exporter needs it, and fails late without it
     except ImportError as error:
         raise ConfigError(["ONNX is not installed: pip install 'fedprune[onnx]', or choose --to model.safetensors"]) from error
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter without further dependencies is the older one, and says so
+        warnings.simplefilter("ignore")  # the exporter without further dependencies is deprecated
         torch.onnx.export(
             network.net,
             (network.example,),
@@ -87,13 +93,14 @@ def to_onnx(network: Network, path: Path) -> None:
 
 
 def to_safetensors(network: Network, path: Path) -> None:
-    """The state_dict; of a compacted network with the channels it kept as `kept` in the metadata."""
+    """Write the state_dict; of a compacted network with the channels that it kept as `kept` in the metadata."""
     tensors = {name: tensor.contiguous().clone() for name, tensor in network.net.state_dict().items()}
     path.write_bytes(save(tensors, {} if network.kept is None else {"kept": json.dumps(network.kept)}))
 
 
 def to_state_dict(network: Network, path: Path) -> None:
-    """`torch.save` of the state_dict, for `torch.load(..., weights_only=True)`; kept channels as JSON beside it."""
+    """Save the state_dict for `torch.load(..., weights_only=True)`; of a compacted network with its channels as JSON beside
+    it."""
     torch.save({name: tensor.clone() for name, tensor in network.net.state_dict().items()}, path)
     if network.kept is not None:
         path.with_suffix(".kept.json").write_text(json.dumps(network.kept) + "\n")
@@ -107,7 +114,8 @@ FORMATS: dict[str, Callable[[Network, Path], None]] = {
 
 
 def export(network: Network, path: Path) -> None:
-    """Write it in the format that the file's ending names. Raises ConfigError on another one, RunError if it cannot write."""
+    """Write a network in the format of the file's ending. Raises ConfigError for an unknown one, RunError if it cannot
+    write."""
     if path.suffix not in FORMATS:
         raise ConfigError([f"--to {path}: the ending says the format, choose one of {', '.join(FORMATS)}"])
     try:

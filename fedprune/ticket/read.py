@@ -20,7 +20,7 @@ GROUPS = {"params", "mask"}
 
 @dataclass(frozen=True)
 class Ticket:
-    """A saved subnet. provenance: the run it comes from, as text by key; path: the file, for messages."""
+    """A saved subnet. provenance: the run that it comes from, as text by key. path: the file, for messages."""
 
     params: Params
     mask: Mask
@@ -29,17 +29,18 @@ class Ticket:
 
     @property
     def axes(self) -> dict[str, str]:
-        """The chosen option of each config group of the run it comes from."""
+        """Return the chosen option of each config group of its run."""
         return dict(parsed(self.provenance, "axes"))
 
     @property
     def density(self) -> float:
-        """The fraction of the prunable entries that is alive."""
+        """Return the fraction of the prunable entries that is alive."""
         return masks.density(self.mask)
 
 
 def load_ticket(path: Path | str) -> Ticket:
-    """The ticket in a file, or in a run folder. Raises DataError, naming the file, if it is missing, damaged or foreign."""
+    """Return the ticket in a file, or in a run folder. Raises DataError if it is missing, damaged or not a ticket of
+    fedprune."""
     path = Path(path)
     path = path / "ticket.safetensors" if path.is_dir() else path
     if not path.is_file():
@@ -57,12 +58,12 @@ def load_ticket(path: Path | str) -> Ticket:
 
 
 def parsed(provenance: Mapping[str, str], key: str) -> Any:
-    """A value of the provenance that is written as JSON; {} if it is not there."""
+    """Return a value of the provenance that is written as JSON; {} if it is not there."""
     return json.loads(provenance.get(key, "{}"))
 
 
 def _problems(ticket: Ticket) -> list[str]:
-    """What cannot be in a ticket that was written by a run."""
+    """Return what is in the ticket that no run writes."""
     try:
         axes = ticket.axes
     except ValueError:

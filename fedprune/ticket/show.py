@@ -1,8 +1,9 @@
-"""What a ticket is: where it comes from and its densities, as text; its masks, as a picture."""
+"""Show a ticket: its run and its densities as text, its masks as a picture."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -17,29 +18,29 @@ from torch import Tensor
 
 from fedprune.errors import RunError
 from fedprune.pruning import mask as masks
+from fedprune.run_id import AXES
 from fedprune.ticket.read import Ticket, parsed
 
 COLUMNS = 3
-MOST = 320  # squares along a side of a picture: a larger mask is drawn as the fraction alive in each square
-AXES = ("what", "criterion", "when", "how_often", "where", "whose", "rewind")
+SQUARES = 320  # at most, along a side of a picture: of a larger mask, each shows the fraction alive
 
 
 def summary(ticket: Ticket) -> Group:
-    """Provenance and a table of densities, for a rich console."""
-    axes, about = ticket.axes, ticket.provenance
+    """Return the provenance and a table of densities, for a rich console."""
+    axes, run = defaultdict(lambda: "?", ticket.axes), defaultdict(lambda: "?", ticket.provenance)
     lines = [
-        f"{about.get('name', '?')}: {' · '.join(axes.get(axis, '?') for axis in AXES)}",
-        f"model {axes.get('model', '?')}{_values(ticket)}, data {axes.get('data', '?')}, {axes.get('partition', '?')}; "
-        f"seed {about.get('seed', '?')}; run {about.get('id', '?')}, fedprune {about.get('fedprune', '?')}",
+        f"{run['name']}: {' · '.join(axes[axis] for axis in AXES)}",
+        f"model {axes['model']}{_values(ticket)}, data {axes['data']}, {axes['partition']}; "
+        f"seed {run['seed']}; run {run['id']}, fedprune {run['fedprune']}",
     ]
     return Group(Text("\n".join(lines)), densities(ticket))
 
 
 def _values(ticket: Ticket) -> str:
-    """The values of the model's config, where there are any: two networks of one yaml may differ in nothing else."""
+    """Return the values of the model's config, in which networks of one yaml may differ, in brackets; '' if there are none."""
     config = parsed(ticket.provenance, "network").get("config", {})
-    told = [f"{key}={value}" for key, value in config.items() if not key.startswith("_")]
-    return f" ({', '.join(told)})" if told else ""
+    values = [f"{key}={value}" for key, value in config.items() if not key.startswith("_")]
+    return f" ({', '.join(values)})" if values else ""
 
 
 def densities(ticket: Ticket) -> Table:
@@ -65,7 +66,7 @@ def _counts(alive: int, entries: int) -> tuple[str, str, str]:
 
 
 def picture(ticket: Ticket) -> Figure:
-    """The masks, a panel for each layer: outputs downwards, inputs to the right, dark where it is alive."""
+    """Draw the masks, a panel for each layer: outputs downwards, inputs to the right, dark where entries are alive."""
     columns = min(COLUMNS, len(ticket.mask)) if len(ticket.mask) != 4 else 2
     rows = math.ceil(len(ticket.mask) / columns)
     figure = Figure(figsize=(0.6 + 2.9 * columns, 0.3 + 2.3 * rows), layout="constrained")
@@ -74,7 +75,7 @@ def picture(ticket: Ticket) -> Figure:
         image = _draw(axes, name.removesuffix(".weight"), alive)
     for axes in grid[len(ticket.mask) :]:
         axes.remove()
-    bar = figure.colorbar(image, ax=grid[: len(ticket.mask)], shrink=0.8, aspect=30)  # a root scale: sparse is what matters
+    bar = figure.colorbar(image, ax=grid[: len(ticket.mask)], shrink=0.8, aspect=30)
     bar.set_label("fraction alive", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     figure.supxlabel("inputs (of a convolution: channel by channel, and their pixels)", fontsize=8)
@@ -85,15 +86,16 @@ def picture(ticket: Ticket) -> Figure:
 def _draw(axes: Axes, name: str, alive: Tensor) -> AxesImage:
     fraction = alive.flatten(1).float()
     height, width = fraction.shape
-    shown = F.adaptive_avg_pool2d(fraction[None], (min(height, MOST), min(width, MOST)))[0]
+    shown = F.adaptive_avg_pool2d(fraction[None], (min(height, SQUARES), min(width, SQUARES)))[0]
     extent = (0, width, height, 0)
     axes.set_title(f"{name}: {100 * float(fraction.mean()):.3g} % alive", fontsize=8)
     axes.tick_params(labelsize=6)
-    return axes.imshow(shown, cmap="Greys", norm=PowerNorm(0.5, 0, 1), aspect="auto", interpolation="nearest", extent=extent)
+    scale = PowerNorm(0.5, 0, 1)  # a root, which tells low fractions apart
+    return axes.imshow(shown, cmap="Greys", norm=scale, aspect="auto", interpolation="nearest", extent=extent)
 
 
 def draw(ticket: Ticket, into: Path | None = None) -> Path:
-    """Write the picture as PNG, beside the ticket or into a folder; returns the file. Raises RunError if it cannot."""
+    """Write the picture as PNG, beside the ticket or into a folder, and return its path. Raises RunError if it cannot."""
     path = (into or ticket.path.parent) / f"{ticket.path.stem}.png"
     if not ticket.mask:
         raise RunError(f"{ticket.path} has no masks to draw: nothing was prunable in its run")

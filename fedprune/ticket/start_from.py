@@ -1,8 +1,9 @@
 """Start a run from a ticket: on another data set, another head or another optimizer. Morcos et al. 2019.
 
-permute: none: the ticket's mask and weights. within_layers, global: the controls, which keep the number of living units, of
-each layer or of all, and nothing else: the mask is shuffled, and weights are newly initialised, as a ticket has none elsewhere.
-head: keep; or fresh: the output layer is left out of the ticket, newly initialised and dense, as it must be for other classes.
+permute: `none` takes the ticket's mask and weights. `within_layers` and `global` are the controls: the mask is shuffled, so
+that only the number of living units of each layer, or of all layers, is kept; and weights are newly initialised, as the ticket
+has none for other entries. head: `keep`, or `fresh`: the output layer is newly initialised and dense, as it must be for other
+classes.
 """
 
 from __future__ import annotations
@@ -29,85 +30,87 @@ from fedprune.types import Mask, Params, Subnet
 
 log = logging.getLogger(__name__)
 
-PERMUTE = ("none", "within_layers", "global")
-HEAD = ("keep", "fresh")
+CHOICES = {"permute": ("none", "within_layers", "global"), "head": ("keep", "fresh")}
+"""The values of each key; the first one changes nothing."""
+
 UNKNOWN = "choose the model and data set that it comes from"
 
 
 @dataclass(frozen=True)
-class Begin:
-    """From which file, and what is changed about it."""
+class StartFrom:
+    """Start a run from the ticket in the file `path` (None: from a dense initialisation); permute, head: see above."""
 
     path: str | None = None
     permute: str = "none"
     head: str = "keep"
 
     def __post_init__(self) -> None:
-        known = {"permute": PERMUTE, "head": HEAD}
-        wrong = [
-            f"ticket.{key}={getattr(self, key)}: choose one of {', '.join(of)}"
-            for key, of in known.items()
-            if getattr(self, key) not in of
+        values = {"permute": self.permute, "head": self.head}
+        problems = [
+            f"ticket.{key}={value}: choose one of {', '.join(CHOICES[key])}"
+            for key, value in values.items()
+            if value not in CHOICES[key]
         ]
-        changed = {key: getattr(self, key) for key, of in known.items() if getattr(self, key) != of[0]}
-        if self.path is None and changed and not wrong:
-            wrong = [
+        if self.path is None and not problems:
+            problems = [
                 f"ticket.{key}={value} changes a ticket, and there is none: set ticket.path=FILE"
-                for key, value in changed.items()
+                for key, value in values.items()
+                if value != CHOICES[key][0]
             ]
-        if wrong:
-            raise ConfigError(wrong)
+        if problems:
+            raise ConfigError(problems)
 
     def __call__(
         self, net: nn.Module, what: What, seed: int, names: Mapping[str, str], model: Mapping[str, Any] | None = None
     ) -> Subnet | None:
-        """What the run starts from (None: from a dense initialisation, `net`'s). names: the chosen option of each group. model:
-        the config of `net`; where the ticket's network had another one of the same shapes, a warning says so.
+        """Return the subnet that the run starts from; None for a dense initialisation, that of `net`.
 
-        Raises DataError if the file is no ticket; Incompatible, with what to choose instead, if it is one for another network.
+        names: the chosen option of each group. model: the config of `net`; a warning tells if the ticket's network had another
+        one of the same shapes. Raises DataError if the file is no ticket; Incompatible, with what to choose instead, if it is a
+        ticket of another network.
         """
         if self.path is None:
             return None
         ticket, fresh = load_ticket(self.path), tensors_of(net)
-        companions = tuple(name for name in fresh if is_companion(name))  # a ticket is without: they begin anew
+        companions = tuple(name for name in fresh if is_companion(name))  # a ticket has none: they are newly initialised
         head = head_names(net, what.order)
         left_out = companions + (head if self.head == "fresh" else ())
         _check(misfits(ticket, fresh, left_out, head, names))
         _check(unprunable(ticket, net, what, left_out, names))
         _warn_of_another(ticket, names["model"], model)
-        mask = ones(fresh, what.names) | {
-            name: alive for name, alive in ticket.mask.items() if name in what.names and name not in left_out
-        }
+        taken = tuple(name for name in what.names if name not in left_out)
+        mask = ones(fresh, what.names) | {name: alive for name, alive in ticket.mask.items() if name in taken}
         if self.permute == "none":
-            params = {name: (fresh if name in left_out else ticket.params)[name].detach().clone() for name in fresh}
-            return Subnet(apply(params, mask), mask)
-        _check(
-            [
-                f"ticket: its mask of {name} is not of whole units of what={names['what']}, and ticket.permute={self.permute} "
-                "shuffles them: choose what=weights_global"
-                for name in what.broken(mask)[:1]
-            ]
-        )
-        pool = tuple(name for name in what.names if name not in left_out)
-        mask |= PERMUTATIONS[self.permute]({name: mask[name] for name in pool}, what, seed)
-        return Subnet(apply({name: tensor.detach().clone() for name, tensor in fresh.items()}, mask), mask)
+            params = {name: (fresh if name in left_out else ticket.params)[name] for name in fresh}
+        else:
+            _check(self._broken_units(mask, what, names["what"]))
+            params, mask = fresh, mask | PERMUTATIONS[self.permute]({name: mask[name] for name in taken}, what, seed)
+        return Subnet(apply({name: tensor.detach().clone() for name, tensor in params.items()}, mask), mask)
+
+    def _broken_units(self, mask: Mask, what: What, option: str) -> list[str]:
+        return [
+            f"ticket: its mask of {name} is not of whole units of what={option}, and ticket.permute={self.permute} "
+            "shuffles them: choose what=weights_global"
+            for name in what.broken(mask)[:1]
+        ]
 
 
 def head_names(net: nn.Module, order: LayerOrder | None = None) -> tuple[str, ...]:
-    """Return the tensors of the output layer: the last convolution or linear layer to run, or all that are last side by side.
-    order: None: layers run as they are defined."""
+    """Return the tensors of the output layer: of the last convolution or linear layer to run, or of all parallel ones that are
+    last. order: None if layers run as they are defined.
+    """
     weights = [weight for weights in prunable(net, CHANNELLED).values() for weight in weights]
     heads = {weight.rpartition(".")[0] for weight in (order or by_definition(prunable(net))).last(weights)}
     return tuple(name for name in tensors_of(net) if name.rpartition(".")[0] in heads)
 
 
 def within_layers(mask: Mask, what: What, seed: int) -> Mask:
-    """Each layer's units shuffled: its density is kept, and nothing else."""
+    """Return the mask with the units of each layer shuffled: only the density of the layer is kept."""
     return {name: _shuffled({name: alive}, what, torch_stream(seed, f"permute/{name}"))[name] for name, alive in mask.items()}
 
 
 def globally(mask: Mask, what: What, seed: int) -> Mask:
-    """All units shuffled over all layers: the density of the whole is kept, and nothing else."""
+    """Return the mask with all units shuffled over all layers: only the density of the whole is kept."""
     return _shuffled(mask, what, torch_stream(seed, "permute"))
 
 
@@ -117,16 +120,15 @@ PERMUTATIONS: dict[str, Callable[[Mask, What, int], Mask]] = {"within_layers": w
 def _shuffled(mask: Mask, what: What, generator: torch.Generator) -> Mask:
     units = {name: what.unit(mask[name].float()) > 0 for name in sorted(mask)}
     flat = torch.cat([alive.reshape(-1) for alive in units.values()])
-    parts = flat[torch.randperm(len(flat), generator=generator)].split([alive.numel() for alive in units.values()])
-    return {
-        name: part.view(units[name].shape).expand(mask[name].shape).clone() for name, part in zip(units, parts, strict=True)
-    }
+    shuffled = flat[torch.randperm(len(flat), generator=generator)].split([alive.numel() for alive in units.values()])
+    layers = zip(units, shuffled, strict=True)
+    return {name: alive.view(units[name].shape).expand(mask[name].shape).clone() for name, alive in layers}
 
 
 def misfits(
     ticket: Ticket, fresh: Params, left_out: tuple[str, ...], head: tuple[str, ...], names: Mapping[str, str]
 ) -> list[str]:
-    """Layers in which the ticket and the network differ, each with what to choose instead."""
+    """Return the layers in which the ticket and the network differ, each with what to choose instead."""
     here = f"model={names['model']} on data={names['data']}"
     known = {"model", "data"} <= set(ticket.axes)
     origin = "choose model={model} with images of the shape of data={data}".format_map(ticket.axes) if known else UNKNOWN
@@ -140,7 +142,7 @@ def misfits(
 
 
 def unprunable(ticket: Ticket, net: nn.Module, what: What, left_out: tuple[str, ...], names: Mapping[str, str]) -> list[str]:
-    """Layers that are sparse in the ticket, and that this run would never prune."""
+    """Return the layers that are sparse in the ticket, and that this run would never prune, each with what to choose."""
     sparse = [name for name, alive in ticket.mask.items() if name not in (*what.names, *left_out) and not alive.all()]
     instead = _pruning(sparse, ticket, net, what, names)
     return [
@@ -150,7 +152,7 @@ def unprunable(ticket: Ticket, net: nn.Module, what: What, left_out: tuple[str, 
 
 
 def _pruning(sparse: list[str], ticket: Ticket, net: nn.Module, what: What, names: Mapping[str, str]) -> str:
-    """Return what to type so that these are pruned too: the ticket's own option, or keys of the one that is the same."""
+    """Return what to type so that these layers are pruned too: the ticket's option, or keys if the option is the same."""
     option = ticket.axes.get("what", "weights_global")
     if option != names["what"]:
         return f"what={option}"
@@ -161,7 +163,7 @@ def _pruning(sparse: list[str], ticket: Ticket, net: nn.Module, what: What, name
 
 
 def _warn_of_another(ticket: Ticket, option: str, config: Mapping[str, Any] | None) -> None:
-    """Say in which values of its config the ticket's network differs: a stride or an activation is in no tensor's shape."""
+    """Log the values of its config in which the ticket's network differs: no shape tells a stride or an activation."""
     if config is None or "network" not in ticket.provenance:
         return
     model = model_of(ticket)

@@ -1,4 +1,4 @@
-"""Checkpoints of torch.nn.utils.prune: `layer.weight_orig` and `layer.weight_mask` instead of `layer.weight`."""
+"""Convert checkpoints of torch.nn.utils.prune, which have `layer.weight_orig` and `layer.weight_mask` for `layer.weight`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ORIG, MASK = "_orig", "_mask"
 
 
 def from_torch_prune(state: Mapping[str, Tensor]) -> Subnet:
-    """The subnet of a state_dict with pruned layers; names are again those of the network that was pruned.
+    """Return the subnet of a state_dict with pruned layers, with the names of the network before it was pruned.
 
     Raises DataError, naming the tensor, if one of a pair is missing, or a mask is not of zeros and ones.
     """
@@ -32,9 +32,10 @@ def from_torch_prune(state: Mapping[str, Tensor]) -> Subnet:
 
 
 def to_torch_prune(subnet: Subnet) -> dict[str, Tensor]:
-    """A state_dict for a network of which every tensor in the mask was pruned, by `prune.custom_from_mask` or `prune.identity`.
+    """Return a state_dict for a network of which every tensor in the mask was pruned, by `prune.custom_from_mask` or
+    `prune.identity`.
 
-    What is dead in a subnet is zero, so it is zero in `_orig` as well.
+    Dead entries of a subnet are zero, so they are zero in `_orig` as well.
     """
     state: dict[str, Tensor] = {}
     for name, tensor in subnet.params.items():
@@ -44,7 +45,8 @@ def to_torch_prune(subnet: Subnet) -> dict[str, Tensor]:
 
 
 def _is_buffer(state: Mapping[str, Tensor], name: str) -> bool:
-    """Whether a tensor without its `_orig` is a buffer that is called a mask: theirs are floating zeros and ones."""
+    """Return whether a `_mask` without its `_orig` is another buffer: masks of torch.nn.utils.prune are floating zeros and
+    ones."""
     values = state[name]
     numbers = values.is_floating_point() and bool(((values == 0) | (values == 1) | values.isnan()).all())
     return name.endswith(MASK) and name.removesuffix(MASK) + ORIG not in state and not numbers
