@@ -1,4 +1,4 @@
-"""How a client trains in one round: what is typed below `local`, checked."""
+"""The recipe of a client's training in one round: the checked values of `local`."""
 
 from __future__ import annotations
 
@@ -10,24 +10,21 @@ from fedprune.errors import ConfigError
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a client trains in one round.
+    """The recipe of a client's training in one round.
 
-    epochs: passes over its training examples; or steps: that many batches, going on into further passes as needed.
-    lr_decay: the learning rate is multiplied by it once per round. clip_norm: the gradient's greatest L2 norm (null: no
-    clipping).
+    epochs: passes over the client's training examples; or steps: the number of batches, over several passes if needed.
+    lr_decay: multiplies the learning rate once per round. clip_norm: the gradient's greatest L2 norm (null: no clipping).
     proximal_mu: FedProx's pull to the weights that were sent, mu/2 |w - w_sent|^2. Li et al. 2020.
-    retrain_lr: the learning rate is multiplied by it once anything is pruned. fixed: layers that stay as they are once anything
-    is pruned, by kind (conv, linear) or name. Han et al. 2015.
-    freeze_batchnorm: BatchNorm normalises with the running statistics it was sent, and does not change them.
-    keep_weights: what the prunable tensors were trained to is kept.
-    error_feedback: the forward and backward pass see the pruned network, and the step changes all weights, the dead too, which
-    may so come to live at the end of the round. Lin et al. 2020 (dynamic pruning with feedback); Long et al. 2023 (FedDIP).
-    compact: whether a network is trained physically smaller under its mask, where that gives the same and pays (`auto`), or
-    `never`.
-    drop_last: the last batch of a pass is left out if it is smaller than the others. smallest: a remainder of fewer examples
-    than this joins the batch before it, for networks that cannot be trained on one example; that is found
-    out by experiment/checks/batches.py.
-    keep_optimizer: the optimizer goes on from what the client kept of it, and is kept again.
+    retrain_lr: multiplies the learning rate once anything is pruned. fixed: layers, by kind (conv, linear) or name, that are
+    not trained once anything is pruned. Han et al. 2015.
+    freeze_batchnorm: BatchNorm normalises with the running statistics that it was sent, and does not change them.
+    keep_weights: the client keeps the trained values of the prunable tensors for its next round.
+    error_feedback: the forward and backward pass see the pruned network, and the step changes all weights. Dead weights are
+    trained too, and an event may make them alive. Lin et al. 2020 (dynamic pruning with feedback); Long et al. 2023 (FedDIP).
+    compact: `auto` trains a network as small as its mask where that gives the same result and is faster; `never` does not.
+    drop_last: the last batch of a pass is left out if it is smaller than the others. smallest: a last batch of fewer examples
+    joins the batch before it, for networks that cannot be trained on one example; experiment/checks/batches.py finds it.
+    keep_optimizer: the client keeps the optimizer's state, and goes on from it in its next round.
     """
 
     epochs: int | None = 1
@@ -66,15 +63,15 @@ class Recipe:
             raise ConfigError(problems)
 
     def batches(self, examples: int) -> int:
-        """On how many batches a client with so many training examples trains in a round."""
+        """Return the number of batches that a client with so many training examples trains on in a round."""
         return self.steps if self.steps is not None else (self.epochs or 0) * self.batches_of_a_pass(examples)
 
     def batches_of_a_pass(self, examples: int) -> int:
-        """How many batches so many examples are."""
+        """Return the number of batches in a pass over so many examples."""
         full, rest = divmod(examples, self.batch_size)
         joins = full > 0 and rest < self.smallest
         return full + (rest > 0 and not joins and not self.drop_last)
 
     def examples_of_a_pass(self, examples: int) -> int:
-        """How many of so many examples are seen in a pass."""
+        """Return how many of so many examples a pass sees."""
         return examples - examples % self.batch_size if self.drop_last else examples

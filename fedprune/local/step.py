@@ -1,12 +1,12 @@
-"""What the recipe does to a step of training, beside the module and its optimizer. In this order:
+"""The recipe's part in a step of training, beside the module and its optimizer. In this order:
 
 1. Under error feedback, dead weights are zero during the forward and the backward pass (`prune`, `restore`).
-2. After the backward pass of loss and penalty (`after_backward`): gradients are added up for whoever asks for them; the pull of
-   the proximal term is added; gradients of dead weights become zero, where anything but the weights themselves would see them.
+2. After the backward pass of loss and penalty (`after_backward`): gradients are added up if an event asks for them; the pull of
+   the proximal term is added; gradients of dead weights become zero if clipping, hooks or the optimizer would see them.
 3. Before the optimizer's step: gradients are clipped (`clip`), and then corrected (`correct`: SCAFFOLD).
 4. After the optimizer's step, dead weights are zero again (`keep_dead`).
 
-local/train_with_hooks.py says where the hooks of a module are called between these.
+local/train_with_hooks.py says where between these the hooks of a module are called.
 """
 
 from __future__ import annotations
@@ -25,17 +25,27 @@ from fedprune.precision import WIDER, wide
 from fedprune.types import Params
 
 ENTRYWISE = {
-    *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax),
-    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop, torch.optim.ASGD, torch.optim.Rprop),
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adamax,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.RMSprop,
+    torch.optim.ASGD,
+    torch.optim.Rprop,
 }
-"""Optimizers that treat each entry by itself: what the dead do cannot reach the living, so masking weights after the step is
-enough. For any other, and before clipping, gradients are masked first: neither state nor norm then knows of the dead."""
+"""Optimizers that update each entry by itself. Dead entries then do not affect living ones, and masking weights after the step
+is enough. For other optimizers, and for clipping, gradients are masked before, so that no state or norm contains dead
+entries."""
 
 
 class Rules(NamedTuple):
-    """What a step of one job goes by. dead: the parameters in which something is dead, and their masks as zeros and ones.
-    penalty: what is added to the loss that is differentiated. correction: what is added to gradients, by parameter. sums: the
-    tensors to which gradients are added up, by parameter."""
+    """The settings of one job's steps. dead: the parameters in which something is dead, and their masks as zeros and ones.
+    penalty: the term that is added to the loss before it is differentiated. correction: by parameter, what is added to
+    gradients. sums: by parameter, the tensor in which its gradients are added up."""
 
     recipe: Recipe
     dead: tuple[list[Tensor], list[Tensor]]
@@ -45,7 +55,8 @@ class Rules(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a job has trained on: the losses and sizes of its batches, the optimizer's steps, and what the module logged."""
+    """A record of a job: the losses and sizes of its batches, the number of the optimizer's steps, and what the module
+    logged."""
 
     losses: list[Tensor]
     sizes: list[int]
@@ -54,18 +65,19 @@ class Seen(NamedTuple):
 
 
 Clip = Callable[[list[Tensor], float], Tensor]
-"""(parameters, the greatest norm) -> the norm of their gradients, which are scaled down to it in place."""
+"""(parameters, the greatest norm) -> the norm of their gradients, which are scaled down to the greatest norm in place."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is done at every step of one job; all tensors are those of the network, and are changed in place.
+    """The recipe's part in every step of one job. Its tensors are the network's, and are changed in place.
 
     weights, masks: the parameters in which something is dead, and their masks as zeros and ones; empty under error feedback.
     feedback: the same two under error feedback, else empty. masks_gradients: whether gradients of dead weights become zero.
-    parameters: what is trained. clip_norm: the gradient's greatest norm. clips: how gradients are scaled down to it. mu: of the
-    proximal pull to `sent`, the parameters as they came (empty: no pull). corrected: (parameter, what is added to its
-    gradient). sums: (parameter, the sum of its gradients). penalty: what is added to the loss that is differentiated.
+    parameters: those that are trained. clip_norm: the gradient's greatest norm (None: it is not clipped). clips: scales
+    gradients down to it. mu: the strength of the proximal pull to `sent`, the parameters that the client was sent (empty: no
+    pull). corrected: (parameter, what is added to its gradient). sums: (parameter, the sum of its gradients). penalty: the term
+    that is added to the loss before it is differentiated.
     """
 
     weights: list[Tensor]
@@ -98,7 +110,7 @@ class Step:
                 torch._foreach_copy_(self.feedback[0], whole)
 
     def after_backward(self) -> None:
-        """Add up gradients, add the proximal pull, and mask the gradients of dead weights if anything would see them."""
+        """Add up gradients, add the proximal pull, and mask the gradients of dead weights if something would see them."""
         for parameter, total in self.sums:
             if parameter.grad is not None:
                 total.add_(parameter.grad)
@@ -134,8 +146,10 @@ class Step:
 def step_of(
     net: nn.Module, optimizer: torch.optim.Optimizer, rules: Rules, hooked: bool = False, watched: bool = False
 ) -> Step:
-    """Return what is done at a step with this optimizer. hooked: whether the module has hooks, which may begin to train what is
-    not trained yet. watched: whether they see gradients."""
+    """Return the recipe's part in the steps of this optimizer.
+
+    hooked: whether the module has hooks, which may make parameters trainable later. watched: whether they see gradients.
+    """
     recipe, dead, penalty, correction, sums = rules
     named = [(name, parameter) for name, parameter in net.named_parameters() if hooked or parameter.requires_grad]
     parameters: list[Tensor] = [parameter for _, parameter in named]
@@ -166,10 +180,8 @@ def pull(parameters: list[Tensor], sent: list[Tensor], mu: float) -> None:
 
 
 def clip_wide(parameters: list[Tensor], most: float) -> Tensor:
-    """Multiply all gradients by min(1, most / norm), in place, and return their L2 norm; both are worked out in float32.
-
-    A float16 norm of more than 65504 would be infinite, and all gradients zero.
-    """
+    """Multiply all gradients by min(1, most / norm) in place, and return their L2 norm. The norm is taken in float32: in
+    float16 a norm of more than 65504 would be infinite, and all gradients would become zero."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = [torch.linalg.vector_norm(wide(gradient)) for gradient in gradients]
     norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())

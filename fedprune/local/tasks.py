@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import BinaryF1Score
 
-from fedprune.local.module import Batch, LocalModule, over_places
+from fedprune.local.module import Batch, LocalModule, Optimizer, over_places
 from fedprune.local.outcomes import Outcome
 
 
 class Regression(LocalModule):
     """Least squares: targets [B] or [B, K] are real numbers, the network gives as many outputs, [B, 1] or [B, K].
 
-    It measures the squared error (mse, by which it is judged, and which is the loss) and the absolute error (mae), of an
-    example the mean over its K targets.
+    It measures the squared error (mse), which is the loss and the metric that it is judged by, and the absolute error (mae).
+    Both are means over the K targets of an example.
     """
 
     metric = "mse"
@@ -44,7 +41,7 @@ class MultiLabel(LocalModule):
 
     metric = "f1"
 
-    def __init__(self, net: nn.Module, optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]):
+    def __init__(self, net: nn.Module, optimizer: Optimizer):
         super().__init__(net, optimizer)
         self.f1 = BinaryF1Score()
 
@@ -57,9 +54,9 @@ class MultiLabel(LocalModule):
         """Return per example [B] its loss and the fraction of its labels that are right; and the micro F1 over all labels."""
         inputs, targets = batch
         logits = self.net(inputs)
-        there = logits > 0
-        self.f1.update(there, targets.long())
-        accuracy = over_places((there == targets.bool()).float())
+        predicted = logits > 0
+        self.f1.update(predicted, targets.long())
+        accuracy = over_places((predicted == targets.bool()).float())
         return {"loss": self.loss(logits, targets, "none"), "accuracy": accuracy, "f1": self.f1}
 
 

@@ -111,7 +111,8 @@ def lean(
 
 
 def _mean_loss(seen: Seen) -> float:
-    """Return sum_b size_b loss_b / sum_b size_b, taken in float32 where the losses are of half precision; 0 without batches."""
+    """Return the mean loss, sum_b size_b loss_b / sum_b size_b, taken in float32 where the losses are of half precision; 0
+    without batches."""
     if not seen.losses:
         return 0.0
     stacked = wide(torch.stack(seen.losses).flatten())
@@ -143,17 +144,17 @@ def load(module: LocalModule, params: Params) -> None:
 
 
 def unload(module: LocalModule) -> Params:
-    """A copy of the network's parameters and buffers, on the CPU."""
+    """Return a copy of the network's parameters and buffers, on the CPU."""
     return {name: tensor.to("cpu", copy=True) for name, tensor in tensors_of(module.net).items()}
 
 
 def is_batchnorm(module: nn.Module) -> bool:
-    """Whether this layer keeps running statistics of its batches."""
+    """Return whether a layer keeps running statistics of its batches."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def set_mode(module: LocalModule, recipe: Recipe) -> None:
-    """Training mode; with frozen BatchNorm, those layers in evaluation mode."""
+    """Put the network into training mode, and its BatchNorm layers into evaluation mode if the recipe freezes them."""
     module.train()
     if recipe.freeze_batchnorm:
         for layer in module.net.modules():
@@ -162,23 +163,23 @@ def set_mode(module: LocalModule, recipe: Recipe) -> None:
 
 
 def slowed(optimizer: torch.optim.Optimizer, decay: float) -> torch.optim.Optimizer:
-    """The same optimizer, each of its learning rates multiplied by this."""
+    """Multiply each learning rate of the optimizer by `decay`, and return the optimizer."""
     for group in optimizer.param_groups:
         group["lr"] *= decay
     return optimizer
 
 
 def _masked(module: LocalModule, subnet: Subnet) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters in which something is dead, and their masks as numbers (multiplying by numbers is what fuses).
+    """Return the parameters in which something is dead, and their masks as zeros and ones (products of numbers can be fused).
 
-    Running statistics of channels that are dead are those of zeros: zero, and nothing has to hold them there.
+    Running statistics need no mask: those of dead channels are statistics of zeros, and stay zero by themselves.
     """
-    parameters, holed = dict(module.net.named_parameters()), holes(module, subnet.mask)
-    return [parameters[name] for name in holed], [number(alive, parameters[name]) for name, alive in holed.items()]
+    parameters, masks = dict(module.net.named_parameters()), holes(module, subnet.mask)
+    return [parameters[name] for name in masks], [number(alive, parameters[name]) for name, alive in masks.items()]
 
 
 def holes(module: LocalModule, mask: Mask) -> Mask:
-    """Of a mask, the parameters in which something is dead."""
+    """Return the part of a mask that belongs to parameters in which something is dead."""
     parameters = dict(module.net.named_parameters())
     return {name: alive for name, alive in mask.items() if name in parameters and not alive.numpy().all()}
 
@@ -189,5 +190,5 @@ def _number_as(alive: Tensor, dtype: torch.dtype, device: torch.device) -> Tenso
 
 
 def number(alive: Tensor, like: Tensor) -> Tensor:
-    """A mask as zeros and ones of the parameter's type, remembered from job to job."""
+    """Return a mask as zeros and ones of the parameter's type and device; cached from job to job."""
     return _number_as(alive, like.dtype, like.device)

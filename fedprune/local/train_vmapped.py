@@ -1,9 +1,9 @@
-"""fit_together: (module, what each of several clients trains) -> what `fit` makes of each, from one batched model.
+"""Train several clients as one batched model: `fit_together` returns for each of them what `fit` would return.
 
 Their parameters are stacked, [clients, ...]: one forward pass (torch.func.vmap), one backward pass and one step of the module's
-own optimizer serve all of them. Clients leave the stack as they finish, so that no step is made for nobody; a batch that is
-smaller than the others is filled up with examples that weigh nothing. The result is that of training one client after the
-other, up to the rounding of sums in another order; where it would not be, federated/client/batched_check.py says so.
+optimizer serve all of them. A client leaves the stack after its last step. A batch that is smaller than the others is filled up
+with examples of weight zero. The result is that of training one client after the other, up to the rounding of sums in another
+order; federated/client/batched_check.py finds the cases in which it would be different.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fedprune.types import Mask, Params, Subnet
 
 
 class Share(NamedTuple):
-    """What one client trains, and on what. steps: how many batches there are, none of them empty."""
+    """One client's subnet and batches. steps: the number of batches, none of which is empty."""
 
     subnet: Subnet
     batches: Iterable[Batch]
@@ -37,10 +37,11 @@ class Share(NamedTuple):
 
 
 def fit_together(module: LocalModule, shares: Sequence[Share], recipe: Recipe, decay: float = 1.0) -> list[Trained]:
-    """What `fit` makes of each, in their order, with a module and a recipe to which there is no obstacle. Something is dead in
-    all of the networks, or in none: they have one learning rate.
+    """Return what `fit` would return for each client, in their order. The module's network only lends its layers: its
+    parameters do not change.
 
-    The module's network lends its layers; its parameters stay as they are.
+    Something must be dead in all of the networks, or in none, since they share a learning rate; and batched_check.py must have
+    found no obstacle to the module and the recipe.
     """
     set_mode(module, recipe)
     order = sorted(range(len(shares)), key=lambda place: -shares[place].steps)
@@ -55,10 +56,11 @@ def fit_together(module: LocalModule, shares: Sequence[Share], recipe: Recipe, d
 
 @dataclass(frozen=True)
 class _Stack:
-    """The networks of several clients, end to end, and one optimizer for all. Every tensor is [clients, ...], and gets shorter.
+    """The networks of several clients as stacked tensors, [clients, ...], and one optimizer for all. The tensors get shorter as
+    clients finish.
 
-    buffers: they do not change. masks: zeros and ones, of the parameters in which something is dead. sent: the parameters that
-    are trained, as they came, if they are pulled there, with mu.
+    buffers: they do not change. masks: zeros and ones, of the parameters in which something is dead. mu: the strength of the
+    proximal pull to `sent`, the trained parameters as the clients were sent them (empty: no pull).
     """
 
     parameters: dict[str, nn.Parameter]
@@ -72,7 +74,8 @@ class _Stack:
         return [parameter for parameter in self.parameters.values() if parameter.requires_grad]
 
     def leaves(self) -> Params:
-        """What is trained, in the same memory: of a tensor that gets shorter autograd remembers that it was longer."""
+        """Return fresh leaves that share the memory of what is trained: autograd would remember the length before a
+        shortening."""
         return {name: p.detach().requires_grad_() for name, p in self.parameters.items() if p.requires_grad}
 
     def still(self) -> Params:
@@ -80,47 +83,47 @@ class _Stack:
 
 
 def _masks(module: LocalModule, masks: Sequence[Mask]) -> Params:
-    parameters, holed = dict(module.net.named_parameters()), [holes(module, mask) for mask in masks]
-    return {
-        name: torch.stack(
-            [number(own[name], parameters[name]) if name in own else torch.ones_like(parameters[name]) for own in holed]
-        )
-        for name in dict.fromkeys(itertools.chain(*holed))
-    }
+    parameters, of_clients = dict(module.net.named_parameters()), [holes(module, mask) for mask in masks]
+
+    def row(mask: Mask, name: str) -> Tensor:
+        return number(mask[name], parameters[name]) if name in mask else torch.ones_like(parameters[name])
+
+    names = dict.fromkeys(itertools.chain(*of_clients))
+    return {name: torch.stack([row(mask, name) for mask in of_clients]) for name in names}
 
 
 def _stacked(module: LocalModule, params: Sequence[Params], masks: Params, mu: float, decay: float) -> _Stack:
     state = tensors_of(module.net)
-    rows = {name: torch.stack([own[name] for own in params]).to(tensor) for name, tensor in state.items()}
+    rows = {name: torch.stack([tensors[name] for tensors in params]).to(tensor) for name, tensor in state.items()}
     parameters = {name: nn.Parameter(rows.pop(name), p.requires_grad) for name, p in module.net.named_parameters()}
     sent = [p.detach().clone() for p in parameters.values() if p.requires_grad] if mu else []
     return _Stack(parameters, rows, masks, mu, sent, slowed(module.optimizer([*parameters.values()]), decay))
 
 
 def _trained(module: LocalModule, stack: _Stack, shares: Sequence[Share]) -> list[Trained]:
-    """shares: of the clients in the stack, those with the most steps first."""
+    """Train the stack. shares: of its clients, those with the most steps first."""
     loss = vmap(functools.partial(_loss, module))
     batches, there, done = [iter(share.batches) for share in shares], len(shares), 0
     losses, examples, params = torch.zeros(there, device=module.device), [0] * there, list[Params]()
-    for steps, finished in itertools.groupby(reversed(shares), key=lambda share: share.steps):
+    for steps, leaving in itertools.groupby(reversed(shares), key=lambda share: share.steps):
         leaves, still = stack.leaves(), stack.still()
         for _ in range(done, steps):
             inputs, labels, sizes = _joined([next(one) for one in batches[:there]])
             means, sums = loss(leaves, still, inputs, labels, _real(sizes, inputs.device))
-            # The gradient of the sum is that of each one's mean: nobody else's goes by a client's parameters.
+            # The gradient of the sum is that of each client's mean: no other mean depends on the client's parameters.
             _step(stack, torch.autograd.grad(means.sum(), [*leaves.values()], allow_unused=True))
             losses[:there] += sums.detach()
             examples[:there] = [seen + size for seen, size in zip(examples, sizes, strict=False)]
-        there, done = there - len(list(finished)), steps
+        there, done = there - len(list(leaving)), steps
         params = _leave(stack, there, [*tensors_of(module.net)]) + params
-    ends = zip(params, losses.tolist(), shares, examples, strict=True)
-    return [Trained(made, loss / max(seen, 1), share.steps, seen, {}) for made, loss, share, seen in ends]
+    finished = zip(params, losses.tolist(), shares, examples, strict=True)
+    return [Trained(tensors, loss / max(seen, 1), share.steps, seen, {}) for tensors, loss, share, seen in finished]
 
 
 def _loss(
     module: LocalModule, trained: Params, still: Params, inputs: Tensor, labels: Tensor, real: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Of one client's batch: the mean loss over the examples that are real (1, and 0 for the others), and the sum."""
+    """Return the mean and the sum of one client's losses over its real examples. real: 1 for these, 0 for the others."""
     outputs = call(module.net, {**trained, **still}, inputs)
     total = (module.loss(outputs, labels, "none") * real).sum()
     return total / real.sum(), total
@@ -139,7 +142,8 @@ def _step(stack: _Stack, gradients: Sequence[Tensor | None]) -> None:
 
 
 def _joined(batches: Sequence[Batch]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """Inputs and labels, [clients, examples, ...], and how many examples each client has: more are its first one again."""
+    """Return inputs and labels, [clients, examples, ...], filled up with first examples; and the number of real ones by
+    client."""
     sizes = tuple(len(labels) for _, labels in batches)
     inputs, labels = (torch.stack([_filled(part, max(sizes)) for part in parts]) for parts in zip(*batches, strict=True))
     return inputs, labels, sizes
@@ -151,12 +155,12 @@ def _filled(part: Tensor, size: int) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _real(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """[clients, examples]: 1 for as many examples as each has, then 0."""
+    """Return [clients, examples]: 1 for the real examples of each client, then 0."""
     return (torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]).float().to(device)
 
 
 def _leave(stack: _Stack, there: int, names: Sequence[str]) -> list[Params]:
-    """The networks of the clients who have finished: all but the first `there`, with whom the stack goes on."""
+    """Return the networks of the clients who have finished; the stack goes on with the first `there` clients."""
     tensors = stack.parameters | stack.buffers
     gone = {name: tensors[name][there:].detach().to("cpu", copy=True) for name in names}
     for parameter in stack.parameters.values():
