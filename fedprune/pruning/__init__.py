@@ -1,1 +1,1 @@
-"""Pure functions on dicts of tensors: what, criterion, when, how_often, rewind, and the cycle that joins them."""
+"""Pruning as pure functions on dicts of tensors: the axes what, criterion, when, how_often and rewind, and the prune event."""

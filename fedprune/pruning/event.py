@@ -1,17 +1,19 @@
-"""One prune event as a straight line: measure, drop, shrink; where survivors make up for it, measure, move; and, where units
-are exchanged, measure, grow, regrow."""
+"""One prune event as a straight line.
+
+Measure, drop, shrink. With compensation: measure, move the survivors. With an exchange of units: measure, grow, regrow.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from fedprune.precision import wide
 from fedprune.pruning.criterion import Adjusted, Compensated, Criterion, Formula
-from fedprune.pruning.criterion.prunefl import adjusted, kept, layer_times
+from fedprune.pruning.criterion.prunefl import adjusted, layer_times, unquestioned
 from fedprune.pruning.criterion.regrowth_init import started
 from fedprune.pruning.evidence import needs
 from fedprune.pruning.evidence.finite import explained
@@ -22,17 +24,19 @@ from fedprune.types import Mask, Params, PruneEvent, Scores, Subnet
 
 
 class Measure(Protocol):
-    """(names of evidence, subnet, "alive", "dead" or "all": which entries it is about) -> the evidence by name.
+    """(names of evidence, subnet, "alive", "dead" or "all": the entries to measure) -> the evidence by name.
 
-    With the mask that a removal would leave, it is about what survives it, at the subnet before the removal.
+    surviving: the mask that a removal would leave. The evidence is then about these entries, at the subnet before the removal.
     """
 
-    def __call__(self, names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /) -> dict: ...
+    def __call__(
+        self, names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /
+    ) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
 class Axes:
-    """What to prune, by which criterion, and what is grown starts from: one of regrown.RULES."""
+    """What to prune, by which criterion, and the rule for the first values of grown weights (regrowth_init.RULES)."""
 
     what: What
     criterion: Criterion
@@ -40,11 +44,12 @@ class Axes:
 
 
 def prune(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure, last: Params | None = None) -> Subnet:
-    """`subnet` brought to the event's density. What is grown starts from `last`, or else from zero, as dead entries are."""
+    """Return `subnet` at the event's density. Grown weights start from their values in `last`, or from zero."""
     grow = axes.criterion.grow
     if isinstance(axes.criterion, Adjusted) and event.swap:
         mask = _adjusted(subnet, event, axes.what, axes.criterion, measure)
-        return Subnet(apply(started(subnet, _grown(mask, subnet), last or {}), mask), mask)
+        started_params = started(subnet, _grown(mask, subnet), last or {})
+        return Subnet(apply(started_params, mask), mask)
     mask = dropped(subnet, event, axes, measure)
     smaller = Subnet(apply(_compensated(subnet, mask, axes.criterion, measure), mask), mask)
     if not event.swap:
@@ -61,35 +66,37 @@ def _grown(mask: Mask, before: Subnet) -> Mask:
 
 
 def _adjusted(subnet: Subnet, event: PruneEvent, what: What, criterion: Adjusted, measure: Measure) -> Mask:
-    """At most the event's density, and less where more would not pay."""
+    """Return a mask of at most the event's density, and of less where more would not pay (PruneFL)."""
     assert criterion.grow is not None, "build refuses an exchange without a grow formula"
-    stays = kept(subnet.mask, _score(criterion.drop, measure, subnet, "alive"), event.swap)
+    stays = unquestioned(subnet.mask, _score(criterion.drop, measure, subnet, "alive"), event.swap)
     gains = _score(criterion.grow, measure, subnet, "all")
     most = nearest(event.density * size(subnet.mask))
     return adjusted(stays, gains, layer_times(criterion.times, what.names, what.ends), criterion.base, most)
 
 
 def dropped(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure) -> Mask:
-    """What the event leaves alive before it grows anything."""
+    """Return the mask that the event leaves before it grows anything."""
     evidence = measure(needs(axes.criterion.drop), subnet, "alive")
     scores = axes.criterion.drop(**evidence)
     if event.block is not None:  # the others are full as they are, so that nothing grows there either
         taking_part = block(axes.what.in_order, *event.block)
-        scores = {name: s if name in taking_part else torch.full_like(s, math.inf) for name, s in scores.items()}
+        scores = {name: score if name in taking_part else torch.full_like(score, math.inf) for name, score in scores.items()}
     with explained(evidence):
         return shrink(subnet.mask, scores, event.density * (1 - event.swap), axes.what)
 
 
 def block(names: tuple[str, ...], number: int, blocks: int) -> tuple[str, ...]:
-    """Return the `number`-th of so many blocks of consecutive layers, counted from the output. names: in the order in which
-    they run. The first blocks may have one more."""
+    """Return the `number`-th of `blocks` blocks of consecutive layers, counted from the output.
+
+    names: in the order in which the network runs them. The first blocks may have one layer more.
+    """
     each, more = divmod(len(names), blocks)
     first = number * each + min(number, more)
     return names[::-1][first : first + each + (number < more)]
 
 
 def _compensated(subnet: Subnet, surviving: Mask, criterion: Criterion, measure: Measure) -> Params:
-    """The parameters, with those that survive moved to make up for the others, if the criterion says how."""
+    """Return the parameters after survivors have moved to make up for the others, if the criterion says how."""
     if not isinstance(criterion, Compensated):
         return subnet.params
     steps = criterion.compensate(**measure(needs(criterion.compensate), subnet, "alive", surviving))

@@ -1,7 +1,7 @@
-"""Gates: what a prune event waits for, beyond its round.
+"""Gates: the conditions that a prune event waits for, beyond its round.
 
-Every condition is (outcomes, by the names of its arguments) -> bool: whether the event may happen now. pruning/evidence lists
-the outcomes; none is ever taken from test data. As text, a condition says what it waits for.
+A condition is (outcomes, by the names of its arguments) -> whether the event may happen now. pruning/evidence lists the
+outcomes. No outcome is ever measured on test data. str(condition) names the condition for the plan.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Accurate:
 
 @dataclass(frozen=True)
 class Bound:
-    """What the task's own metric (LocalModule.metric) is to reach: `at_least` this where larger is better, else `at_most`."""
+    """A bound of the task's own metric (LocalModule.metric): `at_least` where larger is better, else `at_most`."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -54,11 +54,14 @@ class Bound:
 
     @property
     def larger_is_better(self) -> bool:
+        """Whether the bound is a lower one."""
         return self.at_least is not None
 
     @property
     def value(self) -> float:
-        return self.at_least if self.at_least is not None else self.at_most  # type: ignore[return-value]
+        """The bound itself."""
+        bounds = [bound for bound in (self.at_least, self.at_most) if bound is not None]
+        return bounds[0]  # there is exactly one
 
     def __call__(self, metric: float) -> bool:
         return metric >= self.value if self.larger_is_better else metric <= self.value
@@ -69,7 +72,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Reached:
-    """Once the task's own metric on validation data is as good as `bound`: Accurate, of any task."""
+    """Once the task's own metric on validation data is as good as `bound`. As Accurate, for any task."""
 
     bound: Bound
     asks: ClassVar[int] = 1
@@ -132,7 +135,7 @@ class Moving:
 
 @dataclass(frozen=True)
 class MovingReached:
-    """As Moving, of any task: only if its own metric of the pruned network is as good as `bound`."""
+    """As Moving, for any task: only if the task's own metric of the pruned network is as good as `bound`."""
 
     shift: float
     bound: Bound
@@ -154,7 +157,10 @@ def _typed(value: float | None) -> str:
 
 
 def shift(before: Mask, after: Mask, living: Mask) -> float:
-    """The normalised Hamming distance of two masks: entries in which they differ, by those of `living`, out of which both are
-    chosen (0.0 if nothing lives). At most 1, and at most 2 min(d, 1 - d) for masks of a fraction d of the living."""
+    """Return the normalised Hamming distance of two masks: the number of entries that differ / the number that live.
+
+    living: the mask out of which both are chosen; the distance is 0.0 if nothing lives. It is at most 1, and at most
+    2 min(d, 1 - d) for masks of a fraction d of the living.
+    """
     differ = {name: alive ^ after[name] for name, alive in before.items()}
     return count(differ) / max(count(living), 1)

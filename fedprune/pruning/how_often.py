@@ -1,7 +1,6 @@
-"""How often: the pruning schedule.
+"""The pruning schedules: how often a run prunes, and to which densities.
 
-Every schedule is (Window, final density) -> Plan. Densities are fractions of all units; a `rate` is a fraction of the survivors
-(two different keys, as in the literature).
+A schedule is (Window, final density) -> Plan. A density is a fraction of all units; a `rate` is a fraction of the survivors.
 """
 
 from __future__ import annotations
@@ -19,12 +18,14 @@ SHAPES: dict[str, Callable[[float, float], float]] = {
     "linear": lambda t, density: density + (1 - density) * (1 - t),
     "exponential": lambda t, density: density**t,
 }
+"""(t in [0, 1], final density) -> the density at t."""
 
 DECAYS: dict[str, Callable[[float], float]] = {
     "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
     "linear": lambda t: 1.0 - t,
     "constant": lambda t: 1.0,
 }
+"""t in [0, 1] -> the fraction of `swap` that is exchanged at t."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Never:
 
 @dataclass(frozen=True)
 class Iterative:
-    """Equal fractions of the survivors, either `times` times, or at the given `rate` until the density is reached.
+    """Prune equal fractions of the survivors, either `times` times, or at the given `rate` until the density is reached.
 
     With times = n the densities are density^(1/n), density^(2/n), ..., density; once is one-shot pruning. With rate = r they
     are (1 - r)^k, the last one cut off at the density. Frankle & Carbin 2019 (r = 0.2).
@@ -72,9 +73,10 @@ class Iterative:
 
 @dataclass(frozen=True)
 class Stepwise:
-    """The fraction `rate` of the survivors as often as a gate allows, until the density is reached. Li et al. 2021 (LotteryFL).
+    """Prune the fraction `rate` of the survivors as often as a gate allows, until the density is reached.
 
-    every: at least so many rounds from one event to the next. The densities are those of Iterative; only the gate says when.
+    Li et al. 2021 (LotteryFL). every: at least so many rounds from one event to the next. The densities are those of Iterative;
+    only the gate says when.
     """
 
     rate: float = 0.2
@@ -97,7 +99,7 @@ class Stepwise:
 
 @dataclass(frozen=True)
 class Gradual:
-    """An event every `every` rounds of the window, the density falling from 1 along `shape`.
+    """Prune every `every` rounds of the window; the density falls from 1 along `shape`.
 
     cubic: d + (1 - d)(1 - t)^3 (Zhu & Gupta 2017); linear: 1 - (1 - d) t; exponential: d^t; t = k/n for the k-th of n events.
     begin: the density to fall from, instead of 1: the first event goes there at once, and t = (k - 1) / (n - 1).
@@ -129,8 +131,7 @@ class Gradual:
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Dynamic sparse training: sparse from the start, and every `every` rounds of the window a fraction of the living is
-    exchanged.
+    """Dynamic sparse training: prune at the start, and exchange a fraction of the living every `every` rounds of the window.
 
     The fraction is `swap`, decayed over the window: cosine: swap (1 + cos(pi t)) / 2 with t = round / end of the window
     (Evci et al. 2020; FedDST), linear: swap (1 - t) (FLASH), or constant.
@@ -159,8 +160,9 @@ class Dynamic:
 
 @dataclass(frozen=True)
 class Progressive(Dynamic):
-    """Dynamic sparse training block by block: each exchange is in the next of `blocks` blocks of consecutive layers, from the
-    output to the input and over again. Huang et al. 2023 (FedTiny).
+    """Dynamic sparse training block by block. Huang et al. 2023 (FedTiny).
+
+    Each exchange is in the next of `blocks` blocks of consecutive layers, from the output to the input and over again.
     """
 
     blocks: int = 5
@@ -176,7 +178,7 @@ class Progressive(Dynamic):
 
 
 def _by_rate(rate: float, density: float) -> list[float]:
-    """(1 - rate)^k, the last one cut off at the density."""
+    """Return (1 - rate)^k for k = 1, 2, ..., the last one cut off at the density."""
     steps = math.ceil(math.log(density) / math.log(1 - rate) - 1e-9)
     return [(1 - rate) ** k for k in range(1, steps)] + [density]
 

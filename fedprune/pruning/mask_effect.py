@@ -1,9 +1,9 @@
-"""Whether a mask takes effect: whether what is zero in a weight is zero in what the network multiplies by.
+"""A check that a mask takes effect: that a zero in a weight is a zero in the factor that the network multiplies by.
 
-A layer may make the weights that it runs on of those that it has. One that divides a row by its norm (cosine similarity, weight
-normalisation) leaves zeros where they are. One that standardises, (w - mean) / std, turns a zero into -mean / std: a mask on
-its weight changes the others a little, and takes nothing away. No list of classes could tell, so the network is run once on
-weights of which every other unit is dead, and each product that it computes is looked at.
+A layer may compute its factors from its weight. One that divides a row by its norm (cosine similarity, weight normalisation)
+leaves zeros where they are. One that standardises, (w - mean) / std, turns a zero into -mean / std: a mask on its weight
+changes the others a little, and takes nothing away. No list of classes could tell, so the network is run once on weights of
+which every other unit is dead, and each product that it computes is looked at.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ ARRANGED = {
     *("t", "transpose", "permute", "movedim", "swapaxes", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"),
     *("view_as", "reshape_as", "expand_as", "expand", "__getitem__", "chunk", "split", "unbind", "narrow", "select", "flip"),
 }
-"""Functions that arrange entries anew, and leave their values as they are."""
+"""Functions that rearrange entries, and leave their values as they are."""
 
 TRANSPOSES = tuple(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH"))
 
 
 def without_effect(network: Network, names: tuple[str, ...], unit: Unit) -> list[str]:
-    """Return which of the named weights the network does not run on as a mask of such units leaves them, in their order."""
+    """Return those of the named weights on which a mask of such units takes no effect, in their order."""
     params = tensors_of(network.net)
     alive = {name: every_other(params[name], unit) for name in names}
     masked = {name: value.detach().clone() for name, value in apply(params, alive).items()}
@@ -63,15 +63,14 @@ def without_effect(network: Network, names: tuple[str, ...], unit: Unit) -> list
 
 
 def problems(network: Network, names: tuple[str, ...], unit: Unit) -> list[str]:
-    """Return what is wrong with pruning these weights by a mask, by layer and with what to choose instead."""
+    """Return the problems of pruning these weights by a mask, with the layers and what to choose instead."""
     astray = without_effect(network, names, unit)
     if not astray:
         return []
     layers = [name.removesuffix(".weight") for name in astray]
     instead = f"what.skip=[{','.join(layers)}]" if len(astray) < len(names) else "another model, or how_often=never"
-    told = first_few(
-        [f"{layer} ({type(network.net.get_submodule(layer.rpartition('.weight')[0] or layer)).__name__})" for layer in layers]
-    )
+    modules = [network.net.get_submodule(layer.rpartition(".weight")[0] or layer) for layer in layers]
+    told = first_few([f"{layer} ({type(module).__name__})" for layer, module in zip(layers, modules, strict=True)])
     return [
         f"a mask takes no effect on {told}: where the weight is 0, what the network multiplies by is not (as where a forward "
         f"standardises its weights), or is no number: choose {instead}"
@@ -86,35 +85,41 @@ def every_other(weight: Tensor, unit: Unit) -> Tensor:
 
 
 class _Products(TorchFunctionMode):
-    """Follows weights through what is made of them. marks: by a tensor's id, (name, tensor, where it should be zero).
+    """A context that follows weights through the tensors that are computed from them.
 
-    found: the names of those that are not zero there when activations are multiplied by them.
+    marks: by a tensor's id, (name of the weight, tensor, where it should be zero). found: the names of the weights that are not
+    zero there when activations are multiplied by them.
     """
 
     def __init__(self, marks: dict[int, tuple[str, Tensor, Tensor]]):
         super().__init__()
         self.marks, self.found = dict(marks), set[str]()
 
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and id(leaf) in self.marks]
         result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if given and (name in PRODUCTS or self._is_broadcast(name, given[0], result)):
-            self.found |= {self.marks[id(weight)][0] for weight in given if self._is_there(weight)}
+            self.found |= {self.marks[id(weight)][0] for weight in given if self._is_alive(weight)}
         elif given and (name in ARRANGED or func in TRANSPOSES) and args and args[0] is given[0]:
-            self._follow(given[0], tree_leaves(result), tree_leaves(func(self.marks[id(given[0])][2], *args[1:], **kwargs)))
+            dead = func(self.marks[id(given[0])][2], *args[1:], **kwargs)
+            self._follow(given[0], tree_leaves(result), tree_leaves(dead))
         elif given and isinstance(result, Tensor) and result.shape == given[0].shape:
             self._follow(given[0], [result], [self.marks[id(given[0])][2]])
         return result
 
-    def _is_there(self, weight: Tensor) -> bool:
+    def _is_alive(self, weight: Tensor) -> bool:
+        """Return whether a weight is not zero where it should be."""
         return bool((weight[self.marks[id(weight)][2]] != 0).any())  # NaN is not 0 either
 
-    def _is_broadcast(self, name: str, weight: Tensor, result: Any) -> bool:
+    def _is_broadcast(self, name: str, weight: Tensor, result: Tensor) -> bool:
         """Return whether activations are multiplied by a weight entry by entry, as in (x[:, None] * w).sum(2)."""
         return name in ("mul", "multiply", "__mul__", "__rmul__") and result.shape != weight.shape
 
-    def _follow(self, weight: Tensor, results: list, dead: list) -> None:
+    def _follow(self, weight: Tensor, results: list[Tensor], dead: list[Tensor]) -> None:
         for result, places in zip(results, dead, strict=True):
-            self.marks[id(result)] = (self.marks[id(weight)][0], result, places)  # the tensor is held: its id stays its own
+            # The result is held here, so that its id is given to no other.
+            self.marks[id(result)] = (self.marks[id(weight)][0], result, places)

@@ -1,9 +1,9 @@
-"""Rewind: what the survivors restart from after a prune event.
+"""Rewinding: the weights and the position in training from which the survivors go on after a prune event.
 
-Every rewind is (mask, anchors, draws) -> Rewound: `mask` what the event has left alive, `anchors` the parameters remembered by
-clock, `draws` what may be drawn at random. A rewind covers parameters and buffers, the position of the learning rate and the
-data order (the clock). Where the weights are replaced, optimizers start fresh, also those that clients would keep. `anchor` is
-the clock whose parameters it needs remembered.
+A rewind is (mask, anchors, draws) -> Rewound. mask: the entries that the event has left alive. anchors: the parameters that the
+run remembers, by the clock at which they were taken. draws: the sources of random numbers. A rewind covers parameters and
+buffers, the position of the learning rate and the data order (the clock). Where the weights are replaced, optimizers start
+fresh, also those that clients would keep.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ Anchors = Mapping[int, Params]
 
 @dataclass(frozen=True)
 class Draws:
-    """What a rewind may draw at random: a whole new initialisation, and a seeded generator by the name of a tensor.
+    """The sources of random numbers of a rewind.
 
-    began: the mask of the ticket that the run started from; what has no name in it was alive at the start.
+    fresh: () -> a whole new initialisation. generator: the name of a tensor -> a seeded generator. began: the mask of the
+    ticket that the run started from; tensors without a name in it were alive at the start.
     """
 
     fresh: Callable[[], Params]
@@ -42,18 +43,18 @@ class Rewound(NamedTuple):
 
 
 class Rewind(Protocol):
-    """What all options have in common."""
+    """An option of this axis."""
 
     @property
     def anchor(self) -> int | None:
-        """The clock whose parameters must be remembered for it, or None."""
+        """The clock whose parameters the run must remember for this rewind, or None."""
 
     def __call__(self, mask: Mask, anchors: Anchors, draws: Draws) -> Rewound: ...
 
 
 @dataclass(frozen=True)
 class Keep:
-    """No rewinding: fine-tune from the trained weights. Han et al. 2015."""
+    """Do not rewind: fine-tune from the trained weights. Han et al. 2015."""
 
     anchor: int | None = None
 
@@ -63,7 +64,7 @@ class Keep:
 
 @dataclass(frozen=True)
 class Early:
-    """Back to the weights after `round` rounds: 0 is the lottery ticket (Frankle & Carbin 2019), more is late rewinding.
+    """Go back to the weights after `round` rounds: 0 is the lottery ticket (Frankle & Carbin 2019), more is late rewinding.
 
     Frankle et al. 2020, "Linear mode connectivity and the lottery ticket hypothesis".
     """
@@ -83,8 +84,10 @@ class Early:
 
 @dataclass(frozen=True)
 class LearningRate:
-    """Weights stay as they are trained; the learning rate goes back to where it was after `round` rounds. Renda et al. 2020,
-    "Comparing rewinding and fine-tuning in neural network pruning". Cohorts and data order follow the clock, and go back, too.
+    """Keep the trained weights, and set the learning rate back to where it was after `round` rounds.
+
+    Renda et al. 2020, "Comparing rewinding and fine-tuning in neural network pruning". Cohorts and data order follow the clock,
+    and go back, too.
     """
 
     round: int = 0
@@ -99,7 +102,7 @@ class LearningRate:
 
 @dataclass(frozen=True)
 class RandomReinit:
-    """A new random initialisation under the same mask: the lottery ticket papers' control."""
+    """Draw a new initialisation under the same mask: the control of the lottery ticket papers."""
 
     anchor: int | None = None
 
@@ -108,16 +111,17 @@ class RandomReinit:
 
 
 Values = Callable[[Tensor, Tensor, Tensor, torch.Generator, Tensor], Tensor]
-"""(initial values, which of them live now, those of a new initialisation, generator, which of them lived at the start) -> other
-values, all of a tensor's shape."""
+"""(initial values, mask of now, values of a new initialisation, generator, mask of the start) -> the values to go on with. All
+have a tensor's shape."""
 
 
 @dataclass(frozen=True)
 class Replaced:
-    """Back to the start, with other values for the survivors: tells what a ticket owes to its values from what it owes to their
-    signs and to its mask. Zhou et al. 2019 ("Deconstructing lottery tickets"), section 4.1.
+    """Go back to the start, with other values for the survivors. Zhou et al.
 
-    keep_signs: with the signs that the survivors had at the start. Biases, normalisation and buffers are those of the start.
+    2019 ("Deconstructing lottery tickets"), section 4.1. This separates the effect of a ticket's initial values from the effect
+    of their signs and of the mask. keep_signs: the survivors get the signs that they had at the start. Biases, normalisation
+    and buffers are those of the start.
     """
 
     values: Values
@@ -136,16 +140,16 @@ class Replaced:
 
 
 EVERYTHING = torch.tensor(True)
-"""A mask, of any shape, of which nothing is dead."""
+"""A mask with nothing dead, which broadcasts to any shape."""
 
 
 def reinit(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Generator, began: Tensor = EVERYTHING) -> Tensor:
-    """New ones from the distribution of the initialisation."""
+    """Return new values from the distribution of the initialisation."""
     return fresh
 
 
 def shuffle(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Generator, began: Tensor = EVERYTHING) -> Tensor:
-    """The survivors' initial values in another order, within the layer."""
+    """Return the survivors' initial values in another order, within the layer."""
     survivors = initial[alive]
     shuffled = initial.clone()
     shuffled[alive] = survivors[torch.randperm(len(survivors), generator=generator)]
@@ -153,9 +157,9 @@ def shuffle(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Gene
 
 
 def constant(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Generator, began: Tensor = EVERYTHING) -> Tensor:
-    """One number with random signs: the standard deviation (divided by n) of the layer's initial values, dead or alive by now.
+    """Return one number with random signs: the standard deviation (divided by n) of the layer's initial values.
 
-    Those that were dead in a ticket that the run started from are left out of it.
+    Entries that have died since count. Entries that were dead in the ticket that the run started from do not.
     """
     values = initial[began.expand(initial.shape)]
     deviation = (wide(values) - wide(values).mean()).square().mean().sqrt().nan_to_num()
@@ -164,7 +168,7 @@ def constant(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Gen
 
 
 CONTROLS = (RandomReinit, Replaced)
-"""Those after which a network no longer begins with the weights that the run began with."""
+"""Rewinds after which a network no longer starts from the weights that the run began with."""
 
 
 def _check_round(round: int) -> None:

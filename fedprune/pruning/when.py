@@ -1,6 +1,6 @@
-"""When pruning happens: before, during or after training, or once a gate lets it.
+"""The time of pruning: before, during or after training, or once a gate allows it.
 
-Every `when` is (rounds of one training run) -> Window. A Window says where prune events may fall; how_often.py places them.
+A `when` is (rounds of one training run) -> Window. A Window says where prune events may fall; how_often.py places them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from fedprune.types import Condition, Gate, Plan, PruneEvent
 
 @dataclass(frozen=True)
 class Window:
-    """Events may fall after `first` rounds and before `stop` rounds of a training run of `rounds` rounds.
+    """The rounds in which events may fall: after `first` rounds and before `stop` rounds of a training run of `rounds` rounds.
 
-    repeats: the events fall at the ends of whole training runs instead, as many runs as there are events, and one more.
-    together: then `rounds` are those of all these runs, equally long but for the last, which takes what is left over.
-    gate: what each event waits for, beyond its round.
+    repeats: the events fall at the ends of whole training runs instead. There is one run more than events.
+    together: then `rounds` are those of all these runs. They are equally long but for the last, which takes the rest.
+    gate: the condition that each event waits for, beyond its round.
     """
 
     first: int
@@ -30,13 +30,13 @@ class Window:
     together: bool = False
 
     def spread(self, times: int) -> tuple[int, ...]:
-        """The rounds of `times` events, evenly over the window, the first of them at its start."""
+        """Return the rounds of `times` events, evenly over the window, the first of them at its start."""
         if self.repeats:
             return tuple(self._run(times) * (i + 1) for i in range(times))
         return tuple(self.first + i * (self.stop - self.first) // times for i in range(times))
 
     def every(self, rounds: int) -> tuple[int, ...]:
-        """Every `rounds` rounds of the window. Raises Incompatible if the window has no length."""
+        """Return every `rounds`-th round of the window. Raises Incompatible if the window has no length."""
         if self.repeats or (self.first >= self.stop and self.gate is None):
             raise Incompatible(
                 "how_often: an event every so many rounds needs a window of rounds: "
@@ -45,7 +45,7 @@ class Window:
         return tuple(range(self.first, max(self.stop, self.first + 1), rounds))
 
     def plan(self, events: tuple[PruneEvent, ...], apart: int = 1) -> Plan:
-        """These events, and the rounds that they take in all; under a gate there are `apart` or more from one to the next.
+        """Return the plan of these events. Under a gate there are `apart` or more rounds from one to the next.
 
         Raises Incompatible if the window has no room for that.
         """
@@ -56,7 +56,7 @@ class Window:
         return Plan(self._in_turn(events, apart), self.rounds, Gate(self.gate, self.stop, apart))
 
     def _run(self, times: int) -> int:
-        """The rounds of one of the runs around this many events. Raises Incompatible if there is not one for each."""
+        """Return the rounds of one of the runs around this many events. Raises Incompatible if there is not one for each."""
         length = self.rounds // (times + 1) if self.together else self.rounds
         if length < 1:
             raise Incompatible(
@@ -66,22 +66,22 @@ class Window:
         return length
 
     def _in_turn(self, events: tuple[PruneEvent, ...], apart: int) -> tuple[PruneEvent, ...]:
-        """Each as early as it can be if the gate never delays it."""
-        found, soonest = [], self.first
+        """Return the events, each as early as it can be if the gate never delays it."""
+        placed, soonest = list[PruneEvent](), self.first
         for event in events:
-            found.append(replace(event, round=max(event.round, soonest)))
-            soonest = found[-1].round + apart
-        if found[-1].round >= self.stop:
+            placed.append(replace(event, round=max(event.round, soonest)))
+            soonest = placed[-1].round + apart
+        if placed[-1].round >= self.stop:
             raise Incompatible(
                 f"there is no room for {len(events)} prune event{'s' * (len(events) > 1)}, {apart} or more rounds apart under "
                 f"this gate, between the rounds {self.first} and {self.stop}: set more rounds, or choose how_often=one_shot"
             )
-        return tuple(found)
+        return tuple(placed)
 
 
 @dataclass(frozen=True)
 class BeforeTraining:
-    """All events before the first round: pruning at initialisation. With several, evidence is measured anew for each."""
+    """Prune at initialisation: all events fall before the first round. Each measures its evidence anew."""
 
     def __call__(self, rounds: int) -> Window:
         return Window(0, 0, rounds)
@@ -89,7 +89,7 @@ class BeforeTraining:
 
 @dataclass(frozen=True)
 class DuringTraining:
-    """Events in a window of the one training run, from `start` to `stop` (fractions of its rounds)."""
+    """Prune in a window of the one training run, from `start` to `stop` (fractions of its rounds)."""
 
     start: float = 0.1
     stop: float = 0.6
@@ -104,10 +104,10 @@ class DuringTraining:
 
 @dataclass(frozen=True)
 class AfterTraining:
-    """Each event at the end of a whole training run; each is followed by another run, to retrain or to start again.
+    """Prune at the end of a whole training run. Another run follows each event, to retrain or to start again.
 
-    budget: whether `rounds` are those of `each` run, as in the lottery ticket papers, or of `all` of them together, as it takes
-    to compare with methods that train once.
+    budget: `rounds` are those of `each` run, as in the lottery ticket papers, or of `all` of them together, which makes runs
+    comparable with methods that train once.
     """
 
     budget: str = "each"
@@ -120,11 +120,30 @@ class AfterTraining:
         return Window(rounds, rounds, rounds, repeats=True, together=self.budget == "all")
 
 
-@dataclass(frozen=True)
-class OnceAccurate:
-    """In a window of the run, and not before the server's network has this `accuracy` on the clients' validation data.
+class _Once:
+    """Prune in a window of the run, and not before a gate allows it."""
 
-    accuracy: a fraction; or None, and then the task's own metric is to be `at_least` or `at_most` a value.
+    start: float
+    stop: float
+
+    def __post_init__(self) -> None:
+        _check_fractions(self.start, self.stop)
+        self._gate()  # which checks its own values
+
+    def __call__(self, rounds: int) -> Window:
+        gate = self._gate()  # no event before it can have been met, nor after the last round
+        first, stop = nearest(self.start * rounds), nearest(self.stop * rounds)
+        return Window(max(first, gate.asks), min(max(stop, 1), rounds), rounds, gate=gate)
+
+    def _gate(self) -> Condition:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class OnceAccurate(_Once):
+    """Prune once the server's network has this `accuracy` on the clients' validation data, in a window of the run.
+
+    accuracy: a fraction. None: the task's own metric must be `at_least` or `at_most` a value instead.
     """
 
     accuracy: float | None = 0.5
@@ -133,39 +152,28 @@ class OnceAccurate:
     at_least: float | None = None
     at_most: float | None = None
 
-    def __post_init__(self) -> None:
-        _check_fractions(self.start, self.stop)
-        self._gate()
-
-    def __call__(self, rounds: int) -> Window:
-        return _gated(self._gate(), self.start, self.stop, rounds)
-
     def _gate(self) -> Condition:
         bound = _bound(self.accuracy, self.at_least, self.at_most)
         return Accurate(self.accuracy) if self.accuracy is not None else Reached(bound)
 
 
 @dataclass(frozen=True)
-class OnceSettled:
-    """In a window of the run, and not before the mask that would be chosen shifts by this fraction of the living or less."""
+class OnceSettled(_Once):
+    """Prune once the mask that would be chosen shifts by this fraction of the living or less, in a window of the run."""
 
     shift: float = 0.1
     start: float = 0.0
     stop: float = 0.9
 
-    def __post_init__(self) -> None:
-        _check_fractions(self.start, self.stop)
-        Settled(self.shift)
-
-    def __call__(self, rounds: int) -> Window:
-        return _gated(Settled(self.shift), self.start, self.stop, rounds)
+    def _gate(self) -> Condition:
+        return Settled(self.shift)
 
 
 @dataclass(frozen=True)
-class OnceMoving:
-    """In a window of the run, and only while a client's own mask still moves within its round; see gate.Moving.
+class OnceMoving(_Once):
+    """Prune while a client's own mask still moves within its round, in a window of the run; see gate.Moving.
 
-    accuracy: of the pruned network; or None, and then the task's own metric is to be `at_least` or `at_most` a value.
+    accuracy: of the pruned network. None: the task's own metric must be `at_least` or `at_most` a value instead.
     """
 
     shift: float = 1e-4
@@ -175,30 +183,18 @@ class OnceMoving:
     at_least: float | None = None
     at_most: float | None = None
 
-    def __post_init__(self) -> None:
-        _check_fractions(self.start, self.stop)
-        self._gate()
-
-    def __call__(self, rounds: int) -> Window:
-        return _gated(self._gate(), self.start, self.stop, rounds)
-
     def _gate(self) -> Condition:
         bound = _bound(self.accuracy, self.at_least, self.at_most)
         return Moving(self.shift, self.accuracy) if self.accuracy is not None else MovingReached(self.shift, bound)
 
 
 def _bound(accuracy: float | None, at_least: float | None, at_most: float | None) -> Bound:
-    """Return the bound of the task's own metric, which has no part if there is one of the accuracy."""
+    """Return the bound of the task's own metric; a bound of the accuracy rules it out."""
     if accuracy is None:
         return Bound(at_least, at_most)
     if at_least is not None or at_most is not None:
         raise ConfigError([f"when.accuracy={accuracy:g} and a bound of the task's own metric: set when.accuracy=null"])
     return Bound(at_least=accuracy)
-
-
-def _gated(gate: Condition, start: float, stop: float, rounds: int) -> Window:
-    """No event before the gate can have been met, nor after the last round."""
-    return Window(max(nearest(start * rounds), gate.asks), min(max(nearest(stop * rounds), 1), rounds), rounds, gate=gate)
 
 
 def _check_fractions(start: float, stop: float) -> None:

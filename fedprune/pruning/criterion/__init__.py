@@ -1,13 +1,12 @@
-"""By which criterion: one formula per function.
+"""The criteria: one formula per function.
 
-Every formula is pure: (evidence, by the names of its arguments) -> Scores; **higher = keep, -inf = never**. The argument names
-are the dependency list (see pruning/evidence): `params` are the prunable tensors of the masked network, `grads` the gradient of
-the mean loss at them, `generator` a seeded torch generator by layer name. Scores of dead entries do not matter when dropping,
+A formula is pure: (evidence, by the names of its arguments) -> Scores; **higher = keep, -inf = never**. The argument names are
+the dependency list (see pruning/evidence): `params` are the prunable tensors of the masked network, `grads` the gradient of the
+mean loss at them, `generator` a seeded torch generator by layer name. Scores of dead entries do not matter when dropping,
 scores of living ones do not matter when growing. Further parameters have defaults and are set in the yaml.
 
-Here: weights, gradients and flow. In curvature.py: curvature. In structured.py: one score for a whole unit. In
-learnt.py: what training has learnt about each weight besides its value. What survivors move by, to make up for what was
-removed, is in compensation.py.
+Here: weights, gradients and flow. curvature.py: second derivatives. structured.py: one score for a whole unit. learnt.py:
+companions of weights that training has learnt. compensation.py: the steps of survivors that make up for removed weights.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
 import torch
+from torch import Tensor
 
 from fedprune.errors import ConfigError
 from fedprune.types import Params, Scores
@@ -25,30 +25,30 @@ Formula = Callable[..., Scores]
 
 @dataclass(frozen=True)
 class Criterion:
-    """The axis: by which formula living units are dropped and, for methods that exchange units, dead ones grown."""
+    """The formula by which living units are dropped and, for methods that exchange units, the one by which dead ones grow."""
 
     drop: Formula
     grow: Formula | None = None
 
-    def formulas(self) -> dict[str, Callable]:
-        """All that it has, by role."""
-        found = {role.name: getattr(self, role.name) for role in fields(self)}
-        return {role: formula for role, formula in found.items() if callable(formula)}
+    def formulas(self) -> dict[str, Formula]:
+        """Return all formulas, by role."""
+        by_field = {role.name: getattr(self, role.name) for role in fields(self)}
+        return {role: formula for role, formula in by_field.items() if callable(formula)}
 
 
 @dataclass(frozen=True)
 class Compensated(Criterion):
-    """A criterion whose survivors move to make up for what is dropped: by what `compensate` says, see compensation.py."""
+    """A criterion with a formula for the steps of survivors that make up for dropped weights, see compensation.py."""
 
     compensate: Callable[..., Params] = field(kw_only=True)
 
 
 @dataclass(frozen=True)
 class Adjusted(Criterion):
-    """A criterion that also decides how many units live: see prunefl.py. An exchange puts the fraction `swap` of each layer's
-    living in question, by `drop`, and `grow` is what each entry would bring, living or dead.
+    """A criterion that also decides how many units live, see prunefl.py.
 
-    times: what a weight takes of a round, by layer. base: what a round takes besides.
+    An exchange questions the fraction `swap` of each layer's living, those with the lowest `drop`; `grow` is the gain of each
+    entry, living or dead. times: the time of one weight in a round, by layer. base: the time of a round without weights.
     """
 
     times: Mapping[str, float] = field(default_factory=dict)
@@ -70,12 +70,12 @@ def random(params: Params, generator: Callable[[str], torch.Generator]) -> Score
 
 
 def gradient(grads: Params) -> Scores:
-    """|g|, g the gradient of the mean loss: absolute value after averaging. What RigL grows by (Evci et al. 2020)."""
+    """|g|, g the gradient of the mean loss: absolute value after averaging. RigL grows by it (Evci et al. 2020)."""
     return {name: g.abs() for name, g in grads.items()}
 
 
 def squared_gradient(sq_grads_accumulated: Params) -> Scores:
-    """g^2 of all rounds since the last event, g a round's summed gradient: its importance. Jiang et al. 2022 (PruneFL)."""
+    """The sum of g^2 over all rounds since the last event, g a round's summed gradient. Jiang et al. 2022 (PruneFL)."""
     return dict(sq_grads_accumulated)
 
 
@@ -164,7 +164,7 @@ def lamp(params: Params) -> Scores:
     return {name: _lamp(w) for name, w in params.items()}
 
 
-def _lamp(w: torch.Tensor) -> torch.Tensor:
+def _lamp(w: Tensor) -> Tensor:
     squared, order = w.flatten().double().square().sort(descending=True, stable=True)
     scores = torch.zeros_like(squared)
     scores[order] = squared / squared.cumsum(0).clamp_min(torch.finfo(torch.float64).tiny)

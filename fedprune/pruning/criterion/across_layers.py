@@ -1,4 +1,4 @@
-"""By which criterion, where layers may lose and gain: formulas whose scores are comparable between layers, for a global scope.
+"""Criteria whose scores are comparable between layers, for a global scope in which layers lose and gain.
 
 Every formula is (evidence, by the names of its arguments) -> Scores, as in pruning/criterion: higher = keep, -inf = never.
 """
@@ -16,8 +16,10 @@ LEAST = torch.finfo(torch.float64).tiny
 
 
 def magnitude_rank(params: Params, mask: Mask) -> Scores:
-    """The fraction of its layer's living weights that are no larger than a weight: with a global scope every layer loses the
-    same fraction of its living, the smallest |w|, to the nearest. The dead score 0; of equal ones the first is the largest.
+    """The fraction of the layer's living weights that are no larger than a weight.
+
+    With a global scope every layer loses the same fraction of its living, the smallest |w|, to the nearest. The dead score 0;
+    of equal weights the first counts as the largest.
     """
     return {name: _rank(w.abs(), mask[name]) for name, w in params.items()}
 
@@ -32,8 +34,9 @@ def _rank(size: Tensor, alive: Tensor) -> Tensor:
 def random_by_layer_magnitude(params: Params, mask: Mask, generator: Callable[[str], torch.Generator]) -> Scores:
     """log(u) / p, u uniform, p = mean |w| of the layer's living / the number of its dead: a draw without replacement.
 
-    What grows falls to layers in proportion to the mean |w| of their living, at random within: Babakniya et al. 2023 (FLASH),
-    who draw each entry by itself and hit the density on average only. The draw: Efraimidis & Spirakis 2006.
+    Grown units are distributed over layers in proportion to the mean |w| of their living, and at random within a layer:
+    Babakniya et al. 2023 (FLASH), who draw each entry by itself and hit the density on average only. The draw without
+    replacement: Efraimidis & Spirakis 2006.
     """
     return {name: _draw(w, mask[name], generator(name)) for name, w in params.items()}
 

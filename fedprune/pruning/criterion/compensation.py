@@ -1,8 +1,8 @@
-"""How survivors make up for what was removed, when they are not rewound: one formula per function.
+"""The steps of survivors that make up for removed weights, where survivors are not rewound: one formula per function.
 
-Every formula is pure: (evidence, by the names of its arguments) -> Params, **to be added to the weights that survive**; what it
-says of others does not matter. The evidence is about the network as it was before the removal; with what is in OF_REMOVAL
-(pruning/evidence), it is also about which of its entries survive.
+A formula is pure: (evidence, by the names of its arguments) -> Params, **to be added to the weights that survive**; its values
+at other entries do not matter. The evidence is about the network before the removal; evidence in OF_REMOVAL (pruning/evidence)
+also depends on the mask after it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Criteria from curvature: what the loss would rise by, to second order, if a weight were removed.
+"""Criteria from curvature: the rise of the loss, to second order, if a weight were removed.
 
 Rules as in criterion/__init__.py.
 """
@@ -59,11 +59,11 @@ def taylor_second(params: Params, grads: Params, gauss_newton_diag: Params) -> S
 
 
 def woodfisher(params: Params, fisher_inverse_diag: Params) -> Scores:
-    """w^2 / (2 [F^-1]_qq): the rise of the loss if w is removed and all others move to make up for it, by the empirical Fisher
-    matrix. Singh & Alistarh 2020 (WoodFisher); Hassibi & Stork 1993 (Optimal Brain Surgeon).
+    """w^2 / (2 [F^-1]_qq): the rise of the loss if w is removed and all others move to make up for it, F the empirical Fisher.
 
-    F is damped and block-diagonal; its inverse is taken block by block instead of by the Woodbury recursion (the same
-    numbers). Scores only say what dies; what moves the others is in compensation.py.
+    Singh & Alistarh 2020 (WoodFisher); Hassibi & Stork 1993 (Optimal Brain Surgeon). F is damped and block-diagonal; its
+    inverse is taken block by block instead of by the Woodbury recursion (the same numbers). The steps of the others are in
+    compensation.py.
     """
     return {name: w.square() / (2 * fisher_inverse_diag[name]) for name, w in params.items()}
 

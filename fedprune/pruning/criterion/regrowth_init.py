@@ -1,4 +1,4 @@
-"""What grown weights start from (federated.regrown): `zero`, or the last value that they had on the `server`."""
+"""The first values of grown weights (federated.regrown): `zero`, or the last value that they had on the `server`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ RULES = ("zero", "server")
 
 
 def last_values(subnet: Subnet, stale: Params) -> Params:
-    """Of every prunable entry the value that it has, or had when it died; 0 if it has never lived. stale: those of the dead."""
+    """Return the value of every prunable entry: that of now, that when it died (stale), or 0 if it has never lived."""
     return {name: torch.where(alive, subnet.params[name], stale.get(name, 0)) for name, alive in subnet.mask.items()}
 
 
 def of_the_dead(last: Params, mask: Mask) -> Params:
-    """The last values of what is dead, and 0 for what lives: what there is to remember."""
+    """Return the last values of dead entries, and 0 for living ones: the values to remember."""
     return {name: torch.where(mask[name], 0, value) for name, value in last.items()}
 
 
 def started(subnet: Subnet, grown: Mask, last: Params) -> Params:
-    """The parameters, in which what is `grown` starts from its last value."""
+    """Return the parameters, with `grown` entries at their last values."""
     return subnet.params | {name: torch.where(grown[name], last[name], subnet.params[name]) for name in last}

@@ -1,7 +1,7 @@
 """An exchange of entries after which every layer has as many as before: Mocanu et al. 2018 (SET), Dai et al. 2022 (DisPFL).
 
-`shrink` and `regrow` with scope erk come to the densities that a network of that density has, layer by layer; here a layer's
-count is its own, and each gives up the same fraction. Pure: masks and scores in, masks out; higher scores = keep.
+Each layer keeps its own count and gives up the same fraction. `shrink` and `regrow` with scope erk would bring every layer to
+its ERK density instead. Higher scores = keep.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from fedprune.types import Mask, Scores
 
 
 def drop_within(mask: Mask, scores: Scores, swap: float) -> Mask:
-    """Of each layer's n living entries, all but the worst ceil(swap n)."""
+    """Return each layer's n living entries but for the worst ceil(swap n)."""
     living = {name: torch.where(alive, scores[name], -math.inf) for name, alive in mask.items()}
+    numbers = {name: how_many(alive) for name, alive in mask.items()}
     # A product that is whole up to rounding is that whole number: 0.3 x 10 is three entries and not four.
-    kept = layerwise(living, {name: how_many(alive) - math.ceil(swap * how_many(alive) - 1e-9) for name, alive in mask.items()})
+    kept = layerwise(living, {name: number - math.ceil(swap * number - 1e-9) for name, number in numbers.items()})
     return {name: kept[name] & alive for name, alive in mask.items()}
 
 
 def grow_within(mask: Mask, scores: Scores, like: Mask) -> Mask:
-    """`mask` filled up with the best of the dead, until each layer has as many living entries as in `like`."""
+    """Return `mask` filled up with the best of the dead, until each layer has as many living entries as in `like`."""
     everyone = {name: scores[name].masked_fill(alive, math.inf) for name, alive in mask.items()}
     kept = layerwise(everyone, {name: how_many(alive) for name, alive in like.items()})
     return {name: kept[name] | alive for name, alive in mask.items()}

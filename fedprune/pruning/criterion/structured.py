@@ -1,7 +1,7 @@
 """Criteria that score whole output units (rows of a tensor [O, ...]). Rules as in pruning/criterion.
 
-The score of a unit stands at each of its entries, so what=filters_* with reduce=mean has just that number. Under single weights
-it works too: rows die in the order of their scores, entries of a row by flat index.
+The score of a unit stands at each of its entries, so that what=filters_* with reduce=mean has that number. With single weights
+as units, rows die in the order of their scores, entries of a row by flat index.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def filter_norm(params: Params, p: float = 1.0) -> Scores:
 
 
 def fpgm(params: Params, mask: Mask) -> Scores:
-    """The sum of Euclidean distances to the other filters of the layer: the most replaceable one is nearest to all others.
-    He et al. 2019 (filter pruning via geometric median).
+    """The sum of Euclidean distances to the other living filters of the layer. He et al. 2019 (FPGM, by geometric median).
 
-    Filters that are dead count as nobody's neighbour. Sums grow with the number of filters: meant for what=filters_per_layer.
+    The most replaceable filter is nearest to all others. Sums grow with the number of filters: meant for
+    what=filters_per_layer.
     """
     return {name: per_row(_distances(_rows(w), _rows(mask[name]).any(1)), w) for name, w in params.items()}
 
@@ -29,15 +29,16 @@ def fpgm(params: Params, mask: Mask) -> Scores:
 def bn_scale(scales: Params) -> Scores:
     """|gamma| of the normalisation that follows a filter. Liu et al. 2017 (network slimming).
 
-    They train gamma with an L1 penalty, without which it says little. The normalisation itself stays: what a dead filter still
-    passes on is its shift.
+    They train gamma with an L1 penalty, without which it says little. The normalisation itself stays: a dead filter still
+    passes on its shift.
     """
     return dict(scales)
 
 
 def bn_scale_or_magnitude(params: Params, filter_scales: Params) -> Scores:
-    """|gamma| of the normalisation that follows a convolution's filter, |w| of a linear layer's weight. Vahidian et al. 2021
-    (Sub-FedAvg, hybrid). Meant for a scope in which layers do not compete with each other.
+    """|gamma| of the normalisation that follows a convolution's filter, |w| of a linear layer's weight.
+
+    Vahidian et al. 2021 (Sub-FedAvg, hybrid). Meant for a scope in which layers do not compete with each other.
     """
     return {name: filter_scales[name] if w.dim() > 2 else w.abs() for name, w in params.items()}
 

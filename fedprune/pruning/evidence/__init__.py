@@ -1,36 +1,37 @@
-"""Evidence: the closed vocabulary that a formula may ask for by argument name, who has each piece, and how parts are averaged.
+"""Evidence: the closed vocabulary that a formula may ask for by argument name, the source of each piece, and its mean.
 
     params, mask            the prunable tensors of the masked network, and what is alive in them
     init_params             the prunable tensors as the run began
     generator               a seeded torch generator by layer name
-    flow_grads, scales, filter_scales                    what is in the network itself: see data_free.py
-    log_alpha, log_sigma2   what training has learnt besides the weights: see gates.py
+    flow_grads, scales, filter_scales                    from the network itself: see data_free.py
+    log_alpha, log_sigma2   companions of weights that training has learnt: see gates.py
     grads, abs_grads, hessian_grads, movement            from training data, by first derivatives: see gradients.py
     sq_grads, sq_grads_sampled, gauss_newton_diag, hessian_diag      by curvature: see curvature.py
     fisher_inverse_diag     the same by fisher.py
     hessian_sweep           the same by obd_sweep.py
-    activations, activity   what units put out: see activations.py
-    sq_grads_accumulated    what clients have added up while they trained: see local/state/squared_gradients.py
-    fisher_compensation     how survivors make up for what is removed: see fisher.py; not before it is known what that is
+    activations, activity   from the outputs of units: see activations.py
+    sq_grads_accumulated    sums that clients have added up while they trained: see local/state/squared_gradients.py
+    fisher_compensation     the steps of survivors that make up for a removal: see fisher.py; only once the removal is known
 
-For gates only, numbers that a round came out with (gate.py):
+For gates only, outcomes of a round (gate.py):
 
     val_accuracy            the fraction of the clients' validation examples that the server's network has right
     mask_shift              how much the mask that the criterion would choose differs from the one of a round before; on a
                             client, from the one after the first epoch of its round
-    pruned_accuracy         as val_accuracy, of what the event would leave of a client's network (of clients only)
-    val_metric, pruned_metric                            as these, of the metric that the task is judged by (LocalModule.metric)
+    pruned_accuracy         as val_accuracy, of the network that the event would leave a client (of clients only)
+    val_metric, pruned_metric                            as these, by the metric that the task is judged by (LocalModule.metric)
 
 Measure where the data is, average the evidence, score once: with gradients averaged by example count, federated SNIP is SNIP on
-the pooled data. Everything is named and shaped as the mask is: what belongs to a whole unit stands at each of its entries.
-Measuring has no side effects: module, buffers, random state and `.grad` are as before. It is about the network that is in use:
-weights are multiplied by their gates, if they have any, and local.penalty and local.dropout take no part.
+the pooled data. Evidence has the names and shapes of the mask: the value of a whole unit stands at each of its entries.
+Measuring has no side effects: module, buffers, random state and `.grad` are as before. The network that is measured is the one
+in use: weights are multiplied by their gates, if they have any, and local.penalty and local.dropout take no part.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -61,16 +62,16 @@ FROM_DATA: dict[str, Callable[..., Params]] = {
 }
 
 FROM_TRAINING = ("sq_grads_accumulated",)
-"""What clients have had from training by the time an event asks; they kept it to themselves until then."""
+"""Evidence that clients have from training when an event asks; until then they keep it and do not send it."""
 
 FROM_CLIENTS = (*FROM_DATA, *FROM_TRAINING)
 
 OF_LIVING = ("hessian_grads", "movement", "fisher_inverse_diag", "fisher_compensation")
-"""Evidence from data that takes the mask of the tensors that it is about, where the rest takes their names."""
+"""Evidence from data whose function takes the mask of the tensors to measure, where the others take their names."""
 
 OF_REMOVAL = ("fisher_compensation",)
-"""Evidence from data that also takes the mask that a removal leaves: for
-pruning/criterion/compensation.py; scores come before any removal."""
+"""Evidence from data whose function also takes the mask that a removal leaves. It is for compensation only, since scores come
+before any removal."""
 
 OBSTACLES: dict[str, Callable[[Network, tuple[str, ...]], str | None]] = {
     "flow_grads": no_flow,
@@ -86,10 +87,10 @@ OBSTACLES: dict[str, Callable[[Network, tuple[str, ...]], str | None]] = {
     "activations": puts_out,
     "activity": puts_out,
 }
-"""(network, names of the prunable tensors) -> why this evidence is not to be had there and what to choose instead, or None."""
+"""(network, names of prunable tensors) -> why the evidence cannot be measured there and what to choose instead, or None."""
 
 OF_CLASSES = ("sq_grads_sampled",)
-"""Evidence that takes labels which are classes."""
+"""Evidence that needs labels which are classes."""
 
 OUTCOMES = ("val_accuracy", "mask_shift", "val_metric")
 OUTCOMES_OF_CLIENTS = (*OUTCOMES, "pruned_accuracy", "pruned_metric")
@@ -99,34 +100,34 @@ KNOWN = (*FROM_SERVER, *FROM_NETWORK, *FROM_CLIENTS)
 
 def at_hand(
     names: Iterable[str], network: Network, subnet: Subnet, init: Params, generator: Callable[[str], torch.Generator]
-) -> dict:
-    """Of this evidence, what takes no data: the server has it, and so has a client that knows how the run began (`init`)."""
+) -> dict[str, Any]:
+    """Return those of the named pieces of evidence that take no data. init: the parameters as the run began."""
     params, start = fold(subnet.params), fold(init)
     now, begun = ({name: wide(tensors[name]) for name in subnet.mask} for tensors in (params, start))
-    found: dict = {"params": now, "init_params": begun, "mask": subnet.mask, "generator": generator}
+    evidence: dict[str, Any] = {"params": now, "init_params": begun, "mask": subnet.mask, "generator": generator}
     for name in FROM_NETWORK.keys() & {*names}:
-        found[name] = FROM_NETWORK[name](network, params, tuple(subnet.mask))
-    return found
+        evidence[name] = FROM_NETWORK[name](network, params, tuple(subnet.mask))
+    return evidence
 
 
-def needs(formula: Callable) -> tuple[str, ...]:
-    """The evidence that a formula asks for: its parameters without a default. Works on functools.partial, too."""
+def needs(formula: Callable[..., object]) -> tuple[str, ...]:
+    """Return the evidence that a formula asks for: its parameters without a default. Works on functools.partial, too."""
     parameters = inspect.signature(formula).parameters.values()
     return tuple(p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD)
 
 
 def known(role: str) -> tuple[str, ...]:
-    """The evidence that a formula of this role may ask for."""
+    """Return the evidence that a formula of this role may ask for."""
     return KNOWN if role == "compensate" else tuple(name for name in KNOWN if name not in OF_REMOVAL)
 
 
-def unknown(formula: Callable, role: str = "drop") -> list[str]:
-    """What a formula asks for that nobody can measure for it."""
+def unknown(formula: Callable[..., object], role: str = "drop") -> list[str]:
+    """Return the names that a formula asks for and that are no evidence for its role."""
     return [name for name in needs(formula) if name not in known(role)]
 
 
 def mean(parts: Iterable[tuple[Params, int]]) -> Params:
-    """Evidence of several clients, averaged by their example counts."""
+    """Return the mean of several clients' evidence, weighted by their example counts."""
     total: Params = {}
     examples = 0
     for evidence, weight in parts:

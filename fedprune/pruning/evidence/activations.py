@@ -1,17 +1,18 @@
-"""Evidence from what units put out: (module, params, names, batches) -> one value per output unit, at every entry of its row.
+"""Evidence from the outputs of units: (module, params, names, batches) -> one value per output unit, at every entry of its row.
 
-A unit's output is what leaves its layer and the normalisation that takes it in directly, if any, cut off at zero: as if a ReLU
-came next, whichever nonlinearity does. In evaluation mode; a mean over examples and positions.
+The output of a unit is taken behind its layer and the normalisation that follows directly, if any, and cut off at zero: as if a
+ReLU came next, whichever nonlinearity does. In evaluation mode; a mean over examples and positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from fedprune.pruning.evidence.loss import Batch, gathered, over_examples
+from fedprune.pruning.evidence.loss import Batch, gathered, net_of, over_examples
 from fedprune.pruning.evidence.network import (
     Call,
     Network,
@@ -31,18 +32,20 @@ from fedprune.types import Params
 
 
 def activations(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
-    """The mean of max(output, 0)."""
+    """Return the mean of max(output, 0)."""
     return _mean_over_units(module, params, names, batches, Tensor.relu)
 
 
 def activity(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
-    """The fraction of the outputs that is positive: one minus the average percentage of zeros."""
+    """Return the fraction of the outputs that is positive: one minus the average percentage of zeros."""
     return _mean_over_units(module, params, names, batches, lambda output: (output > 0).float())
 
 
 def puts_out(network: Network, names: tuple[str, ...]) -> str | None:
-    """Why what these layers put out are not all activations, or None: one gives the network's own outputs, or is not one whose
-    rows each put out something."""
+    """Return why the outputs of these layers are not all activations of units, or None.
+
+    Either a layer gives the network's outputs, or its rows do not put out one activation each.
+    """
     rowless = others(network.net, names)
     if rowless:
         told = first_few([f"{name} ({type(layer).__name__})" for name, layer in rowless.items()])
@@ -72,14 +75,14 @@ def puts_out(network: Network, names: tuple[str, ...]) -> str | None:
 
 def _shows_units(layer: nn.Module, seen: list[Call]) -> bool:
     """Return whether a layer was called, and each time put out one value, or image, for each row of its weight."""
-    rows: int = len(layer.weight)  # type: ignore[arg-type]
+    rows = len(cast(Tensor, layer.weight))
     return bool(seen) and all(call.output.dim() > 1 and call.output.shape[dim_of_units(layer)] == rows for call in seen)
 
 
 def _mean_over_units(
     module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch], of: Callable[[Tensor], Tensor]
 ) -> Params:
-    net: nn.Module = module.net  # type: ignore[assignment]
+    net = net_of(module)
     layers, norms = owners(net, names), normalisations(net)
     like = {name: params[name].new_zeros(len(params[name])) for name in names}
 
@@ -97,5 +100,7 @@ def _mean_over_units(
 
 
 def _by_unit(outputs: list[Tensor], units: int, like: Tensor) -> Tensor:
-    """The mean of each unit over examples, positions and calls."""
-    return torch.stack([output.movedim(units, 0).flatten(1).mean(1) for output in outputs]).mean(0) if outputs else like
+    """Return the mean of each unit over examples, positions and calls; `like` if there were no calls."""
+    if not outputs:
+        return like
+    return torch.stack([output.movedim(units, 0).flatten(1).mean(1) for output in outputs]).mean(0)

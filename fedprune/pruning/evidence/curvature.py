@@ -1,5 +1,7 @@
-"""Evidence from second derivatives and their stand-ins. A square of a mean is not a mean of squares: all of these look at
-examples one by one, so the network is in evaluation mode (a single example has no batch statistics; nothing is dropped).
+"""Evidence from second derivatives and their approximations.
+
+A square of a mean is not a mean of squares: all of these look at examples one by one, so the network is in evaluation mode (a
+single example has no batch statistics; nothing is dropped).
 
 Every function is (module, params, names, batches) -> one tensor per name, a mean over the examples of `batches`.
 """
@@ -19,6 +21,7 @@ from fedprune.pruning.evidence.loss import (
     loss_at,
     loss_hessian,
     loss_slopes,
+    net_of,
     over_examples,
     split,
 )
@@ -29,16 +32,16 @@ from fedprune.tensors import tensors_of
 from fedprune.types import Params
 
 DIRECTIONS = 64  # of the exact Hessian, at once
-EXACT = 20_000  # weights: beyond, the exact Hessian takes minutes
+EXACT = 20_000  # weights; with more, the exact Hessian takes minutes
 
 
 def sq_grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
-    """The mean of the examples' squared gradients: the diagonal of the *empirical* Fisher matrix, at the labels given.
+    """Return the mean of the examples' squared gradients: the diagonal of the *empirical* Fisher matrix, at the labels given.
 
     Where the loss is no function of one tensor of outputs, each example's gradient is that of its own training step.
     """
     wanted, others = split(params, names)
-    net: nn.Module = module.net  # type: ignore[assignment]
+    net = net_of(module)
 
     def of_batch(batch: Batch) -> Params:
         try:
@@ -51,9 +54,11 @@ def sq_grads(module: nn.Module, params: Params, names: tuple[str, ...], batches:
 
 
 def sq_grads_sampled(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
-    """As sq_grads at labels drawn from the network's own softmax, one per example: the diagonal of the *true* Fisher matrix,
-    estimated without bias. For classifiers: batches (inputs, labels), outputs [B, classes], or [B, classes, T] of sequences,
-    which get a label for each place."""
+    """Return an unbiased estimate of the diagonal of the *true* Fisher matrix.
+
+    As sq_grads, at labels drawn from the network's own softmax, one per example. For classifiers: batches (inputs, labels),
+    outputs [B, classes], or [B, classes, T] of sequences, which get a label for each place.
+    """
 
     def cotangents(outputs: Tensor, batch: Batch) -> Tensor:
         inputs, labels = batch
@@ -66,26 +71,28 @@ def sq_grads_sampled(module: nn.Module, params: Params, names: tuple[str, ...], 
 
 
 def gauss_newton_diag(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
-    """diag J' L J with J the outputs by the weights and L the loss's Hessian by the outputs: never negative.
+    """Return diag J' L J with J the outputs by the weights and L the loss's Hessian by the outputs. It is never negative.
 
-    L = S S'; each example contributes the square of J' S r for one vector r of random signs, which is right on average,
-    and exactly where L has rank one (one output, or two classes).
+    With L = S S', each example contributes the square of J' S r for one vector r of random signs. This is unbiased, and exact
+    where L has rank one (one output, or two classes).
     """
 
     def cotangents(outputs: Tensor, batch: Batch) -> Tensor:
         values, vectors = torch.linalg.eigh(loss_hessian(module, outputs, batch))
         signs = torch.randint(2, values.shape).to(values) * 2 - 1
-        return (vectors @ (values.clamp_min(0).sqrt() * signs).unsqueeze(-1)).squeeze(-1).view(outputs.shape)
+        slopes: Tensor = (vectors @ (values.clamp_min(0).sqrt() * signs).unsqueeze(-1)).squeeze(-1)
+        return slopes.view(outputs.shape)
 
     return _mean_squares(module, params, names, batches, cotangents)
 
 
 def hessian_diag(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
-    """The exact diagonal of the Hessian, by one forward derivative of the gradient per entry: for small networks."""
+    """Return the exact diagonal of the Hessian, by one forward derivative of the gradient per entry. For small networks."""
     wanted, others = split(params, names)
 
     def slopes(at: Params, batch: Batch) -> Params:
-        return torch.func.grad(lambda w: loss_at(module, w | others, batch))(at)
+        gradient: Params = torch.func.grad(lambda w: loss_at(module, w | others, batch))(at)
+        return gradient
 
     def diagonal(batch: Batch) -> Params:
         return {name: len(batch[0]) * _diagonal(lambda at: slopes(at, batch), wanted, name) for name in wanted}
@@ -95,7 +102,7 @@ def hessian_diag(module: nn.Module, params: Params, names: tuple[str, ...], batc
 
 
 def by_place(network: Network, names: tuple[str, ...]) -> str | None:
-    """Why `gauss_newton_diag` is not to be had of this network, or None."""
+    """Return why `gauss_newton_diag` cannot be measured in this network, or None."""
     if reads_characters(network.net, network.shape):
         return (
             "the Gauss-Newton matrix has a block of its own for each place of a sequence: choose criterion=fisher_true, "
@@ -111,14 +118,14 @@ def by_place(network: Network, names: tuple[str, ...]) -> str | None:
 
 
 def instead_of_hessian(network: Network, names: tuple[str, ...]) -> str:
-    """Return the criterion that is nearest to the Hessian's diagonal and that this network can do."""
+    """Return the criterion that is nearest to the Hessian's diagonal among those that work in this network."""
     if reads_characters(network.net, network.shape):
         return "fisher_true"
     return "obd_gauss_newton" if by_place(network, names) is None else "fisher_empirical"
 
 
 def too_large(network: Network, names: tuple[str, ...]) -> str | None:
-    """Why `hessian_diag` is not to be had of this network, or None."""
+    """Return why `hessian_diag` cannot be measured in this network, or None."""
     recurrent = prunable(network.net, ("recurrent",))
     if recurrent:
         return f"there is no forward derivative through {', '.join(recurrent)}: choose criterion=fisher_true"
@@ -140,7 +147,7 @@ def _mean_squares(
     cotangents: Callable[[Tensor, Batch], Tensor],
 ) -> Params:
     wanted, others = split(params, names)
-    net: nn.Module = module.net  # type: ignore[assignment]
+    net = net_of(module)
 
     def of_batch(batch: Batch) -> Params:
         return squares(net, wanted, others, batch[0], lambda outputs: cotangents(outputs, batch))
@@ -160,14 +167,17 @@ def _check_classes(outputs: Tensor, labels: Tensor) -> None:
 
 
 def _diagonal(slopes: Callable[[Params], Params], wanted: Params, name: str) -> Tensor:
+    """Return the derivative of each entry's slope by the entry itself."""
     shape = wanted[name].shape
 
     def along(direction: Tensor) -> Tensor:
         def slope(w: Tensor) -> Tensor:
             return slopes({**wanted, name: w})[name]
 
-        return (torch.func.jvp(slope, (wanted[name],), (direction.view(shape),))[1] * direction.view(shape)).sum()
+        tangent = direction.view(shape)
+        change: Tensor = torch.func.jvp(slope, (wanted[name],), (tangent,))[1]
+        return (change * tangent).sum()
 
-    numbers = torch.arange(shape.numel(), device=wanted[name].device).split(DIRECTIONS)
-    basis = (nn.functional.one_hot(some, shape.numel()).to(wanted[name]) for some in numbers)
+    entries = torch.arange(shape.numel(), device=wanted[name].device).split(DIRECTIONS)
+    basis = (nn.functional.one_hot(chunk, shape.numel()).to(wanted[name]) for chunk in entries)
     return torch.cat([torch.func.vmap(along)(directions) for directions in basis]).view(shape)

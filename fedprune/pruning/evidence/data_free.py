@@ -1,4 +1,4 @@
-"""Evidence that is in the network itself: it needs no data, so the server has it at hand whatever `where` says.
+"""Evidence from the network itself. It needs no data, so that the server can measure it whatever `where` says.
 
 Every function is (network, params, names) -> one tensor per name; `params` are all of the network's parameters and buffers.
 """
@@ -15,9 +15,11 @@ from fedprune.types import Params
 
 
 def flow_grads(network: Network, params: Params, names: tuple[str, ...]) -> Params:
-    """dR / d|w|, R the sum of the outputs (all of them, if there are several) for an input of ones, with every weight, bias and
-    buffer replaced by its absolute value. In float64, since flows grow with every layer; BatchNorm normalises with its running
-    statistics."""
+    """Return dR / d|w|, R the sum of all outputs for an input of ones. Tanaka et al. 2020 (SynFlow).
+
+    Every weight, bias and buffer is replaced by its absolute value. In float64, since flows grow with every layer. BatchNorm
+    normalises with its running statistics.
+    """
     state = {name: value.abs().double() if value.is_floating_point() else value for name, value in params.items()}
     wanted = [state[name].requires_grad_() for name in names]
     outputs = tensors_in(network.run(state, torch.ones(1, *network.shape, dtype=torch.float64)))
@@ -26,21 +28,21 @@ def flow_grads(network: Network, params: Params, names: tuple[str, ...]) -> Para
 
 
 def scales(network: Network, params: Params, names: tuple[str, ...]) -> Params:
-    """|gamma| of the normalisation that takes in a layer's outputs directly, spread over the entries that make each output.
+    """Return |gamma| of the normalisation that takes in a layer's outputs directly, at every entry of the row of each output.
 
-    Zero for layers that none follows (build refuses to score those).
+    It is zero for layers that no normalisation follows, which a run refuses to score.
     """
     gammas = {name: params[f"{norm}.weight"].abs() for name, norm in normalised(network, names).items()}
     return {name: per_row(gammas[name], params[name]) if name in gammas else torch.zeros_like(params[name]) for name in names}
 
 
 def filter_scales(network: Network, params: Params, names: tuple[str, ...]) -> Params:
-    """As `scales`, for criteria that go by them in convolutions alone: linear layers need no normalisation."""
+    """Return `scales`, for criteria that use them in convolutions alone, so that linear layers need no normalisation."""
     return scales(network, params, names)
 
 
 def unscaled(network: Network, names: tuple[str, ...]) -> str | None:
-    """Why `scales` of these layers are not to be had, or None."""
+    """Return why `scales` of these layers cannot be measured, or None."""
     scaled = normalised(network, names)
     without = [name.removesuffix(".weight") for name in names if name not in scaled]
     if not without:
@@ -51,7 +53,7 @@ def unscaled(network: Network, names: tuple[str, ...]) -> str | None:
 
 
 def unscaled_filters(network: Network, names: tuple[str, ...]) -> str | None:
-    """Why `filter_scales` of these layers are not to be had, or None."""
+    """Return why `filter_scales` of these layers cannot be measured, or None."""
     state, scaled = tensors_of(network.net), normalised(network, names)
     without = [name.removesuffix(".weight") for name in names if name not in scaled and state[name].dim() > 2]
     if not without:
@@ -62,7 +64,7 @@ def unscaled_filters(network: Network, names: tuple[str, ...]) -> str | None:
 
 
 def no_flow(network: Network, names: tuple[str, ...]) -> str | None:
-    """Why `flow_grads` mean nothing in this network, or None."""
+    """Return why `flow_grads` mean nothing in this network, or None."""
     if reads_characters(network.net, network.shape):
         return "flow starts from an input of ones, and characters are no numbers to add up: choose criterion=snip"
     stuck = [

@@ -1,4 +1,4 @@
-"""What to say of numbers that are none: whether training has diverged, or a piece of evidence, or a formula, has no value."""
+"""The explanation of a NaN: training has diverged, or a piece of evidence, or a formula, has no value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INSTEAD = "choose criterion=magnitude (criterion=set where units are exchanged)"
 
 
 def unmeasured(evidence: Mapping[str, Params]) -> str | None:
-    """Return what to say of the first piece of evidence that is not finite, at weights that are; None if all are."""
+    """Return the message about the first piece of evidence that is not finite at finite weights; None if all are finite."""
     for name, values in evidence.items():
         astray = [layer for layer, tensor in values.items() if not finite(tensor)]
         if astray:
@@ -30,7 +30,7 @@ def unmeasured(evidence: Mapping[str, Params]) -> str | None:
 
 @contextmanager
 def explained(evidence: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, a NaN among the scores of a formula is explained by the evidence that it was given. Raises RunError."""
+    """Explain a NaN among the scores of a formula by the evidence that the formula was given. Raises RunError."""
     try:
         yield
     except NotANumber as error:
@@ -48,7 +48,7 @@ def _reason(layer: str, evidence: Mapping[str, Any]) -> str:
     return f"its formula has no value there (0 / 0, for one), though all of its evidence is finite: mend it, or {INSTEAD}"
 
 
-def _is_measured(values: Any) -> bool:
+def _is_measured(values: object) -> bool:
     return isinstance(values, Mapping) and all(isinstance(value, Tensor) for value in values.values())
 
 

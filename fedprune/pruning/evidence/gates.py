@@ -1,12 +1,12 @@
-"""Companions: what training learns about each entry of a prunable weight, as a parameter beside it, of its shape.
+"""Companions: parameters beside a prunable weight, of its shape, which training learns for each entry.
 
     fc1.weight_log_alpha     how open the weight's hard concrete gate is (local/penalty=l0)
     fc1.weight_log_sigma2    the log variance of the weight (local/dropout=variational)
     fc1.weight_score         the log odds that the weight is there (federated/client=sampled_masks)
 
 Companions are parameters like any other: trained (under weight_decay too, if there is any), merged, sent, rewound, saved. They
-are never pruned, and a forward pass does not look at them: only training does, see regularisers/base.py. Evaluation, evidence
-and tickets are about the network that is in use, which `fold` makes of them. Those of the dead travel and are saved with the
+are never pruned, and a forward pass does not read them: only training does, see regularisers/base.py. Evaluation, evidence and
+tickets are about the network that is in use, which `fold` computes. Companions of dead entries travel and are saved with the
 others, since an entry may grow again.
 """
 
@@ -28,7 +28,7 @@ CHOOSE = {
     "log_sigma2": "local/dropout=variational",
     "score": "federated/client=sampled_masks",
 }
-"""Every kind of companion, and which option trains it."""
+"""Every kind of companion, and the option that trains it."""
 
 
 class Companion(NamedTuple):
@@ -40,68 +40,72 @@ class Companion(NamedTuple):
 
 
 def companion(name: str, kind: str) -> str:
-    """What the companion of a tensor is called."""
+    """Return the name of a tensor's companion."""
     return f"{name}_{kind}"
 
 
 def is_companion(name: str) -> bool:
-    """Whether a parameter of this name belongs to another one."""
+    """Return whether a parameter of this name is a companion."""
     return companion_of(name) is not None
 
 
 def companion_of(name: str) -> str | None:
-    """Of which kind the companion of this name is; None if it is none."""
+    """Return the kind of the companion of this name; None if it is no companion."""
     return next((kind for kind in CHOOSE if name.rpartition(".")[2] == f"weight_{kind}"), None)
 
 
 def add(net: nn.Module, names: Iterable[str], kind: Companion, generator: torch.Generator) -> None:
-    """Give the named tensors companions of a kind, each entry drawn for itself."""
+    """Give the named tensors companions of a kind, each entry drawn independently."""
     for name in names:
-        layer, _, own = name.rpartition(".")
+        layer, _, weight_name = name.rpartition(".")
         weight = net.get_parameter(name)
         values = kind.mean + kind.deviation * torch.randn(weight.shape, generator=generator)
-        net.get_submodule(layer).register_parameter(companion(own, kind.kind), nn.Parameter(values.to(weight.dtype)))
+        net.get_submodule(layer).register_parameter(companion(weight_name, kind.kind), nn.Parameter(values.to(weight.dtype)))
 
 
 def fold(params: Params) -> Params:
-    """The network that is in use: every weight with a gate times the gate's value without noise. To be done once."""
-    gated = {name: companion(name, "log_alpha") for name in params if companion(name, "log_alpha") in params}
-    return params | {name: params[name] * expected(params[gate]) for name, gate in gated.items()} if gated else params
+    """Return the network that is in use: every weight with a gate times the gate's value without noise. Fold only once."""
+    gates = {name: companion(name, "log_alpha") for name in params if companion(name, "log_alpha") in params}
+    if not gates:
+        return params
+    return params | {name: params[name] * expected(params[gate]) for name, gate in gates.items()}
 
 
 def plain(params: Params) -> Params:
-    """The same without companions: a network that does not know how it was trained."""
+    """Return the network that is in use, without companions."""
     return {name: tensor for name, tensor in fold(params).items() if not is_companion(name)}
 
 
 def log_alpha(network: Network, params: Params, names: tuple[str, ...]) -> Params:
-    """How open each weight's gate is."""
+    """Return log alpha of each weight's gate: the larger, the more open."""
     return {name: params[companion(name, "log_alpha")] for name in names}
 
 
 def log_sigma2(network: Network, params: Params, names: tuple[str, ...]) -> Params:
-    """The log variance of each weight."""
+    """Return the log variance of each weight."""
     return {name: params[companion(name, "log_sigma2")] for name in names}
 
 
 def no_gates(network: Network, names: tuple[str, ...]) -> str | None:
-    """Why there is no `log_alpha`, or None."""
+    """Return why there is no `log_alpha`, or None."""
     return _missing(network, names, "log_alpha", "weights have no gates")
 
 
 def no_variance(network: Network, names: tuple[str, ...]) -> str | None:
-    """Why there is no `log_sigma2`, or None."""
+    """Return why there is no `log_sigma2`, or None."""
     return _missing(network, names, "log_sigma2", "weights have no variance")
 
 
 def gated(network: Network, names: tuple[str, ...]) -> str | None:
-    """Why weights cannot be moved by what was measured of them times their gates, or None."""
-    there = tensors_of(network.net)
-    if not any(companion(name, "log_alpha") in there for name in names):
+    """Return why weights with gates cannot be moved, or None: steps are measured of weights times their gates."""
+    tensors = tensors_of(network.net)
+    if not any(companion(name, "log_alpha") in tensors for name in names):
         return None
     return "how far survivors move is of weights times their gates: choose criterion=woodfisher_scores or local/penalty=none"
 
 
 def _missing(network: Network, names: tuple[str, ...], kind: str, what: str) -> str | None:
-    there = tensors_of(network.net)
-    return None if all(companion(name, kind) in there for name in names) else f"{what} of their own: choose {CHOOSE[kind]}"
+    tensors = tensors_of(network.net)
+    if all(companion(name, kind) in tensors for name in names):
+        return None
+    return f"{what} of their own: choose {CHOOSE[kind]}"

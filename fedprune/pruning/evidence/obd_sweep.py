@@ -1,8 +1,10 @@
-"""The backward sweep of Optimal Brain Damage (LeCun, Denker & Solla 1990): an approximate diagonal of the Hessian for the price
-of a backward pass. At each step slopes g and curvatures h (second derivatives, one per entry) go from outputs to inputs:
+"""The backward sweep of Optimal Brain Damage (LeCun, Denker & Solla 1990).
+
+It approximates the diagonal of the Hessian for the price of a backward pass. At each step slopes g and curvatures h (second
+derivatives, one per entry) go from outputs to inputs:
 
     linear, convolution   h_x = sum over outputs of w^2 h_y; and of a weight, sum over the connections that share it of x^2 h_y
-    tanh                  h_x = f'^2 h_y + f'' g_y    (with a plus: the copy of the paper that is about has a minus)
+    tanh                  h_x = f'^2 h_y + f'' g_y    (with a plus; the circulating copy of the paper has a minus)
     ReLU, maximum, flatten   h_x = h_y where the entry passes
     average over n           h_x = h_y / n^2
 
@@ -15,15 +17,16 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from fedprune.plain_layers import changed
 from fedprune.pruning.evidence.curvature import instead_of_hessian
-from fedprune.pruning.evidence.loss import Batch, gathered, loss_hessian, loss_of_outputs, over_examples, split
+from fedprune.pruning.evidence.loss import Batch, gathered, loss_hessian, loss_of_outputs, net_of, over_examples, split
 from fedprune.pruning.evidence.network import Network, first_few
 from fedprune.tensors import tied_parameter
 from fedprune.types import Params
@@ -38,7 +41,10 @@ WEIGHTED = (nn.Linear, nn.Conv2d)
 
 
 class Step(NamedTuple):
-    """One link of the chain. kind: the layer's class, the function, or the method's name. run: (input, tensors) -> output."""
+    """One operation of the chain.
+
+    kind: the layer's class, the function, or the method's name. run: (input, the network's tensors) -> output.
+    """
 
     name: str
     kind: Any
@@ -46,10 +52,13 @@ class Step(NamedTuple):
 
 
 def hessian_sweep(module: nn.Module, params: Params, names: tuple[str, ...], batches: Iterable[Batch]) -> Params:
-    """The diagonal of the mean loss's Hessian, by the sweep. It starts from the exact diagonal of the loss by the outputs,
-    whose other entries (softmax has some) the sweep neglects, as it does those between hidden units."""
+    """Return the diagonal of the mean loss's Hessian, by the sweep.
+
+    The sweep starts from the exact diagonal of the loss's Hessian by the outputs. It neglects the other entries (softmax has
+    some), and those between hidden units.
+    """
     wanted, others = split(params, names)
-    steps, tensors = chain(module.net), wanted | others  # type: ignore[arg-type]
+    steps, tensors = chain(net_of(module)), wanted | others
 
     @torch.no_grad()
     def swept(batch: Batch) -> Params:
@@ -58,19 +67,19 @@ def hessian_sweep(module: nn.Module, params: Params, names: tuple[str, ...], bat
             values.append(step.run(values[-1], tensors))
         slopes = len(batch[0]) * torch.func.grad(lambda z: loss_of_outputs(module, z, batch))(values[-1])
         curvatures = loss_hessian(module, values[-1], batch).diagonal(dim1=1, dim2=2)
-        found = dict(_backward(steps, values, slopes, curvatures, tensors))
-        return {name: found[name] for name in names if name in found}
+        by_weight = dict(_backward(steps, values, slopes, curvatures, tensors))
+        return {name: by_weight[name] for name in names if name in by_weight}
 
     return over_examples(swept, gathered(batches), wanted)
 
 
 def chain(net: nn.Module) -> list[Step]:
-    """The network as steps, each of which takes in just what the one before puts out. See `unswept` for what is one."""
+    """Return the network as steps, each of which takes in exactly the output of the one before. It must pass `unswept`."""
     return [_step(node, dict(net.named_modules())) for node in fx.symbolic_trace(net).graph.nodes if _acts(node)]
 
 
 def unswept(net: nn.Module) -> list[str]:
-    """The parts of the network through which no sweep goes, by name; all of it if its forward cannot be read."""
+    """Return the parts of the network that the sweep cannot pass, as text; the whole network if its forward cannot be read."""
     if changed(net):
         return [f"{name or type(net).__name__}, which has a hook or a forward of its own" for name in changed(net)]
     try:
@@ -93,7 +102,7 @@ def unswept(net: nn.Module) -> list[str]:
 
 
 def no_sweep(network: Network, names: tuple[str, ...]) -> str | None:
-    """Why `hessian_sweep` is not to be had of this network, or None."""
+    """Return why `hessian_sweep` cannot be measured in this network, or None."""
     parts = unswept(network.net)
     if not parts:
         return None
@@ -119,10 +128,11 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> Step:
     run: Callable[[Tensor, Params], Tensor]
     if node.op == "call_module":
         layer = modules[name]
-        own = [n for n, _ in layer.named_parameters()]
-        run = lambda x, tensors: torch.func.functional_call(layer, {n: tensors[f"{name}.{n}"] for n in own}, (x,))  # noqa: E731
+        parameters = [parameter for parameter, _ in layer.named_parameters()]
+        run = lambda x, tensors: functional_call(layer, {p: tensors[f"{name}.{p}"] for p in parameters}, (x,))  # noqa: E731
     elif node.op == "call_function":
-        run = lambda x, tensors: node.target(x, *rest, **options)  # type: ignore[operator] # noqa: E731
+        function = cast(Callable[..., Tensor], node.target)
+        run = lambda x, tensors: function(x, *rest, **options)  # noqa: E731
     else:
         run = lambda x, tensors: getattr(x, name)(*rest, **options)  # noqa: E731
     return Step(name, _kind(node, modules), run)
@@ -131,7 +141,7 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> Step:
 def _backward(
     steps: list[Step], values: list[Tensor], slopes: Tensor, curvatures: Tensor, tensors: Params
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, sum over the examples of the curvature by it) of every weight, from the last layer to the first."""
+    """Yield (name, sum over the examples of the curvature by this weight), from the last layer to the first."""
     curved = [step.kind in CURVES for step in steps]
     for number in reversed(range(len(steps))):
         step, x, y = steps[number], values[number], values[number + 1]
@@ -148,28 +158,32 @@ def _backward(
             curvatures = _through_average(step, x, curvatures)
         else:
             curvatures = _pull(lambda x: step.run(x, tensors), x, curvatures)  # noqa: B023
-        if any(curved[:number]):  # nobody else asks for slopes
+        if any(curved[:number]):  # only curves before this step need slopes
             slopes = _pull(lambda x: step.run(x, tensors), x, slopes)  # noqa: B023
 
 
 def _pull(function: Callable[[Tensor], Tensor], at: Tensor, cotangent: Tensor) -> Tensor:
-    """The transposed derivative of `function` at a point, times `cotangent`."""
-    return torch.func.vjp(function, at)[1](cotangent)[0]
+    """Return the transposed derivative of `function` at a point, times `cotangent`."""
+    product: Tensor = torch.func.vjp(function, at)[1](cotangent)[0]
+    return product
 
 
 def _pull_squares(step: Step, name: str, x: Tensor, tensors: Params, curvatures: Tensor, last: bool) -> tuple[Tensor, Tensor]:
-    """(the curvature by the weights, and by the inputs). The layer is linear in both, so the derivative by either, at the
-    squares of both, has the square of the other: one transposed derivative is the two sums of products. last: nobody asks for
-    the inputs any more, and they come back as they went in."""
+    """Return the curvature by the weights, and by the inputs.
+
+    The layer is linear in both, so the derivative by either, at the squares of both, has the square of the other: one
+    transposed derivative gives the two sums of products. last: the curvature by the inputs is not needed, and is returned as it
+    came.
+    """
     inputs, weights = x.square(), tensors[name].square()
     if last:
         return _pull(lambda w: step.run(inputs, tensors | {name: w}), weights, curvatures), curvatures
-    found = torch.func.vjp(lambda w, x: step.run(x, tensors | {name: w}), weights, inputs)[1](curvatures)
-    return found[0], found[1]
+    at_weights, at_inputs = torch.func.vjp(lambda w, x: step.run(x, tensors | {name: w}), weights, inputs)[1](curvatures)
+    return at_weights, at_inputs
 
 
 def _through_average(step: Step, x: Tensor, curvatures: Tensor) -> Tensor:
-    """The average is a matrix, the same for every channel: take its entries' squares."""
+    """Return the curvature by the inputs of an average: a matrix, the same for every channel, with its entries squared."""
     image = x[:1, :1]
-    matrix = torch.func.jacrev(lambda image: step.run(image, {}))(image).view(-1, image.numel())
+    matrix: Tensor = torch.func.jacrev(lambda image: step.run(image, {}))(image).view(-1, image.numel())
     return (curvatures.flatten(2) @ matrix.square()).view(x.shape)

@@ -1,8 +1,8 @@
-"""Sums over examples of squared per-example derivatives: the fast way for plain layers, and torch.func for all others.
+"""Sums over examples of squared per-example derivatives: a fast way for plain layers, and torch.func for all others.
 
 The derivative is that of c_i . net(x_i) by the weights, for one vector c_i per example: a gradient if c_i is the loss's slope.
-Of a linear layer it is an outer product, so its square is one too, and no example's gradient is ever written down; that makes
-the sum as cheap as the gradient itself, ten times cheaper than by vmap. That is right where a layer of exactly that class is
+Of a linear layer it is an outer product, so its square is one too, and no example's gradient is ever written down; the sum is
+as cheap as the gradient itself, ten times cheaper than by vmap. The fast way is right where a layer of exactly that class is
 called once, on a row for each example, and its weight is used nowhere else.
 """
 
@@ -39,10 +39,8 @@ def squares(net: nn.Module, wanted: Params, others: Params, inputs: Tensor, cota
     with calls(layers) as seen:
         outputs = one_tensor(call(net, tensors | others, inputs))
     uses = _uses(outputs)
-    if not all(
-        uses[id(tensors[name])] == 1 and len(seen[name]) == 1 and _is_known(layer, seen[name][0], len(inputs))
-        for name, layer in layers.items()
-    ):
+    used_once = all(uses[id(tensors[name])] == 1 and len(seen[name]) == 1 for name in layers)
+    if not used_once or not all(_is_known(layer, seen[name][0], len(inputs)) for name, layer in layers.items()):
         return summed(per_example(net, wanted, others, inputs, cotangents))
     slopes = torch.autograd.grad(outputs, [seen[name][0].output for name in layers], cotangents(outputs.detach()))
     return {
@@ -52,30 +50,34 @@ def squares(net: nn.Module, wanted: Params, others: Params, inputs: Tensor, cota
 
 
 def per_example(net: nn.Module, wanted: Params, others: Params, inputs: Tensor, cotangents: Cotangents) -> Iterator[Params]:
-    """Yield every example's derivatives, [B, ...] per name, of as many examples at once as memory takes."""
+    """Yield every example's derivatives, [B, ...] per name, for as many examples at once as memory allows."""
 
     def one(example: Tensor, c: Tensor) -> Params:
         pull = torch.func.vjp(lambda w: call(net, w | others, example[None])[0], wanted)[1]
-        return pull(c)[0]
+        derivatives: Params = pull(c)[0]
+        return derivatives
 
     def singly(example: Tensor, c: Tensor) -> Params:
         return _slopes(lambda w: call(net, w | others, example[None])[0], wanted, c)
 
     outputs = one_tensor(call(net, wanted | others, inputs))
     slopes, number = cotangents(outputs.detach()), _at_once(wanted)
-    for some, c in zip(inputs.split(number), slopes.split(number), strict=True):
-        yield each(one, some, c, singly=singly)
+    for examples, c in zip(inputs.split(number), slopes.split(number), strict=True):
+        yield each(one, examples, c, singly=singly)
 
 
 def per_example_losses(module: nn.Module, wanted: Params, others: Params, batch: Batch) -> Iterator[Params]:
-    """Yield every example's gradient of its own training loss, [B, ...] per name: whatever the network puts out, and whatever
-    the training step makes of the network."""
+    """Yield every example's gradient of its own training loss, [B, ...] per name.
+
+    This works whatever the network puts out, and however the training step uses the network.
+    """
 
     def loss(w: Params, example: tuple[Tensor, ...]) -> Tensor:
         return loss_at(module, w | others, tuple(part[None] for part in example))
 
     def one(*example: Tensor) -> Params:
-        return torch.func.grad(loss)(wanted, example)
+        gradient: Params = torch.func.grad(loss)(wanted, example)
+        return gradient
 
     def singly(*example: Tensor) -> Params:
         return _slopes(lambda w: loss(w, example), wanted, None)
@@ -86,11 +88,11 @@ def per_example_losses(module: nn.Module, wanted: Params, others: Params, batch:
 
 def summed(parts: Iterable[Params]) -> Params:
     """Return the sum over the examples of the squares of their derivatives, [B, ...] in each part."""
-    return total({name: wide(value).square().sum(0) for name, value in some.items()} for some in parts)
+    return total({name: wide(value).square().sum(0) for name, value in derivatives.items()} for derivatives in parts)
 
 
 def total(parts: Iterable[Params]) -> Params:
-    """The sum of dicts with the same names."""
+    """Return the sum of dicts with the same names."""
     return functools.reduce(lambda a, b: {name: value + b[name] for name, value in a.items()}, parts)
 
 
@@ -127,12 +129,13 @@ def _is_known(layer: nn.Module, call: Call, examples: int) -> bool:
         return False
     if isinstance(layer, nn.Conv2d):
         fits = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-        return fits and call.inputs.dim() == 4
-    return call.inputs.dim() == 2
+        return fits and bool(call.inputs.dim() == 4)
+    return bool(call.inputs.dim() == 2)
 
 
 def _squared(layer: nn.Module, inputs: Tensor, slopes: Tensor) -> Tensor:
+    """Return the sum over the examples of the squared derivatives by the layer's weight."""
     if not isinstance(layer, nn.Conv2d):
         return wide(slopes).square().T @ wide(inputs).square()
-    patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+    patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]  # padding is no text here
     return (slopes.flatten(2) @ patches.transpose(1, 2)).square_().sum(0)  # a weight's positions are summed, then squared

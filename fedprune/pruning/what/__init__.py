@@ -1,7 +1,7 @@
-"""What is pruned: unit x scope x which tensors are prunable.
+"""The axis `what`: unit x scope x which tensors are prunable.
 
-unit (unit.py):   how the entries of a tensor fall into groups that live or die together.
-scope (scope.py): the pool in which units compete; fixed_density.py: scopes that know their densities better than the schedule.
+unit (unit.py): the groups of entries of a tensor that live or die together.
+scope (scope.py): the pool in which units compete. fixed_density.py has the scopes that bring densities of their own.
 Scores come by name, shaped as the tensors: higher = keep, -inf = never, +inf = always.
 """
 
@@ -31,12 +31,14 @@ from fedprune.types import Mask, Params, Scores
 
 @dataclass(frozen=True)
 class What:
-    """The axis. layers: which kinds of layer are prunable. skip: layers that are not, by name or see `Ends`. min_per_layer: so
-    many units of every layer outlive any event, against layer collapse. frozen: whether weights with requires_grad=False, which
-    nobody trains, are prunable, too.
+    """The units that are pruned, and the pool in which they compete.
 
-    `bind` fills in the others. names: the prunable tensors, in the order of definition, as in every mask. order: that in which
-    the network runs its layers. untouched: the weights that would be prunable, but are frozen.
+    layers: the kinds of layer that are prunable. skip: layers that are not, by name or by the words of `Ends`.
+    min_per_layer: the number of units of every layer that outlive any event, against layer collapse.
+    frozen: whether weights with requires_grad=False, which nobody trains, are prunable, too.
+
+    `bind` fills in the others. names: the prunable tensors, in the order of definition, as in every mask. order: the order in
+    which the network runs its layers. untouched: the weights that would be prunable, but are frozen.
     """
 
     unit: Unit
@@ -55,9 +57,9 @@ class What:
                 raise ConfigError([f"what.{key}={value} is no list: type what.{key}=[{value}]"])
 
     def bind(self, net: nn.Module, order: LayerOrder | None = None) -> What:
-        """Return this axis for one network. order: of its layers; None: they run as they are defined.
+        """Return this axis for one network. order: of the network's layers; None: they run as they are defined.
 
-        Raises Incompatible if nothing in the network can be pruned so, ConfigError on an unknown layer.
+        Raises Incompatible if nothing in the network can be pruned like this, ConfigError on an unknown layer.
         """
         names, order = self._prunable(net), order or by_definition(prunable(net))
         wanted = {layer if isinstance(layer, float) else one_name(net, str(layer)): True for layer in self.skip}
@@ -85,10 +87,13 @@ class What:
         return bound
 
     def _outputs(self, net: nn.Module, order: LayerOrder) -> tuple[str, ...]:
-        """The convolutions whose filters are the network's outputs, where filters are pruned: none of them is a unit that could
-        go. Of linear layers `skip` says so."""
-        unit = self.unit.func if isinstance(self.unit, functools.partial) else self.unit
-        outputs = order.last([weight for _, weights in order.weights for weight in weights]) if unit in OF_FILTERS else ()
+        """Return the convolutions whose filters are the network's outputs, where filters are pruned: none of these can go.
+
+        Linear layers that give the outputs are left out by `skip`.
+        """
+        if _function(self.unit) not in OF_FILTERS:
+            return ()
+        outputs = order.last([weight for _, weights in order.weights for weight in weights])
         return tuple(name for name in outputs if isinstance(net.get_submodule(name.rpartition(".")[0]), LAYERS["conv"]))
 
     def _prunable(self, net: nn.Module) -> tuple[str, ...]:
@@ -104,9 +109,8 @@ class What:
         return names
 
     def _check_units(self, net: nn.Module) -> None:
-        """Raises Incompatible, naming the layers, where the unit does not fit."""
-        params, problems = tensors_of(net), []
-        unit = self.unit.func if isinstance(self.unit, functools.partial) else self.unit
+        """Raise Incompatible, naming the layers, where the unit does not fit."""
+        params, problems, unit = tensors_of(net), list[str](), _function(self.unit)
         if unit in CHANNELWISE:
             problems += [
                 f"layer {name} ({type(layer).__name__}) has no {unit.__name__} that could go by themselves: "
@@ -122,7 +126,10 @@ class What:
             raise Incompatible(*problems)
 
     def select(self, scores: Scores, density: float) -> Mask:
-        """Entries of the units to keep; higher scores first. Raises NotANumber, naming the layer, if a score is NaN."""
+        """Return the entries of the units to keep; higher scores first.
+
+        Raises NotANumber, with the layer, if a score is NaN.
+        """
         for name in self.names:
             if torch.isnan(scores[name]).any():
                 raise NotANumber(name)
@@ -131,7 +138,7 @@ class What:
         return {name: spread(kept[name], scores[name].shape) for name in self.names}
 
     def _kept(self, units: Scores, density: float, shapes: Shapes) -> Mask:
-        """What the scope keeps, and of each layer the best `min_per_layer` (of the living: what is dead stays dead)."""
+        """Return the units that the scope keeps, and the best `min_per_layer` living units of each layer."""
         if not self.min_per_layer:
             return self._scope(units, density, shapes)
         best = {name: keep_best({name: score}, self.min_per_layer)[name] for name, score in units.items()}
@@ -141,12 +148,12 @@ class What:
 
     @property
     def emerges(self) -> str:
-        """What to say in the place of an event's density, if it is not what the mask is brought to; else nothing."""
+        """The text for the plan in the place of an event's density, if the scope does not bring the mask to it; else ""."""
         return self.scope.emerges if isinstance(self.scope, OwnDensity) else ""
 
     @functools.cached_property
     def ends(self) -> Ends:
-        """Where the network begins and ends, by the words that configurations use."""
+        """The first and last layers of the network, by the words that configurations use."""
         return _ends(self._order, self.names)
 
     @functools.cached_property
@@ -160,9 +167,9 @@ class What:
 
     @functools.cached_property
     def _scope(self) -> Scope:
-        """The scope, which is told the ends if it asks for them."""
-        asks = "ends" in inspect.signature(self.scope).parameters
-        return functools.partial(self.scope, ends=self.ends) if asks else self.scope
+        """The scope, with the ends if it has an argument for them."""
+        takes_ends = "ends" in inspect.signature(self.scope).parameters
+        return functools.partial(self.scope, ends=self.ends) if takes_ends else self.scope
 
     def broken(self, mask: Mask) -> list[str]:
         """Return the names of the tensors of which some units live in part."""
@@ -170,13 +177,18 @@ class What:
         return [name for name, entries in mask.items() if not torch.equal(alive[name], entries)]
 
     def units(self, params: Params) -> dict[str, int]:
-        """The number of units of each layer."""
+        """Return the number of units of each layer."""
         return {name: self.unit(params[name]).numel() for name in self.names}
 
     def alive_units(self, mask: Mask) -> tuple[int, int]:
-        """(living units, all units). A unit is alive if its entries are."""
+        """Return (living units, all units). A unit is alive if its entries are."""
         layers = [_alive_units(mask[name], self.unit) for name in self.names]
         return sum(alive for alive, _ in layers), sum(units for _, units in layers)
+
+
+def _function(unit: Unit) -> Unit:
+    """Return the function of a unit, without the arguments that are bound."""
+    return unit.func if isinstance(unit, functools.partial) else unit
 
 
 def _ends(order: LayerOrder, names: tuple[str, ...]) -> Ends:

@@ -1,7 +1,8 @@
 """Scopes that bring densities of their own: a hardware pattern, a threshold, another network's densities.
 
 scope: (unit scores by name, density, shapes of the tensors by name) -> which units to keep; higher = keep, -inf = dead and
-       never kept, +inf = protected and kept. They also say, before training, which plans they cannot keep.
+       never kept, +inf = protected and kept.
+Such a scope also says, before training, which plans it cannot carry out.
 """
 
 from __future__ import annotations
@@ -25,18 +26,21 @@ from fedprune.types import Mask, Plan, Scores
 
 @runtime_checkable
 class OwnDensity(Protocol):
-    """emerges: what the plan says in the place of a density that only the event itself will show; "" if it is the event's."""
+    """A scope that brings densities of its own.
+
+    emerges: the text for the plan where only the event itself will show the density; "" if the density is the event's.
+    """
 
     emerges: ClassVar[str]
 
     def problems(self, plan: Plan, units: Mapping[str, int]) -> list[str]:
-        """What it cannot keep of a plan, with what to choose instead. units: the number of units of each layer."""
+        """Return what in a plan this scope cannot carry out, with what to choose instead. units: their number, by layer."""
         ...
 
 
 @dataclass(frozen=True)
 class NOfM:
-    """The best n of every m consecutive inputs: 2:4 is what sparse tensor cores read. Mishra et al. 2021.
+    """Keep the best n of every m consecutive inputs: sparse tensor cores read 2:4. Mishra et al. 2021.
 
     Consecutive along the second dimension: the inputs of a linear layer, a convolution's input channels at one place of the
     kernel. Ties go to the lower index. The density is n/m and nothing else.
@@ -51,7 +55,7 @@ class NOfM:
             raise ConfigError([f"what.scope.n={self.n} and what.scope.m={self.m}: n of every m are kept: 1 <= n < m"])
 
     def __call__(self, units: Scores, density: float, shapes: Shapes) -> Mask:
-        """Raises Incompatible, naming them, if there are layers whose width m does not divide."""
+        """Raise Incompatible, naming them, if there are layers whose width m does not divide."""
         wrong = {name.removesuffix(".weight"): score.shape[1] for name, score in units.items() if score.shape[1] % self.m}
         if wrong:
             widths = ", ".join(f"{name} has {width}" for name, width in wrong.items())
@@ -62,7 +66,7 @@ class NOfM:
         return {name: self._kept(score) for name, score in units.items()}
 
     def _divisor(self, widths: Iterable[int]) -> str:
-        """Return the advice to take fewer inputs together, where that divides the widths and still leaves something out."""
+        """Return the advice to take a smaller m, where that divides the widths and still leaves inputs out."""
         m = math.gcd(self.m, *widths)
         return f"what.scope.m={m} or " if m > self.n else ""
 
@@ -70,12 +74,12 @@ class NOfM:
         return keep_best_of_each(score.movedim(1, -1), self.n, self.m).movedim(-1, 1)
 
     def problems(self, plan: Plan, units: Mapping[str, int]) -> list[str]:
-        asked, own = [event.density for event in plan.events], self.n / self.m
+        densities, fixed = [event.density for event in plan.events], self.n / self.m
         if any(event.swap for event in plan.events):
             return [f"{self.n} of {self.m} units are kept at all times, so none can be exchanged: choose how_often=one_shot"]
-        if asked and abs(asked[-1] - own) > 1e-9:
-            return [f"{self.n} of {self.m} units is a density of {own:g}, not {asked[-1]:g}: choose density={own:g}"]
-        if len(asked) > 1:
+        if densities and abs(densities[-1] - fixed) > 1e-9:
+            return [f"{self.n} of {self.m} units is a density of {fixed:g}, not {densities[-1]:g}: choose density={fixed:g}"]
+        if len(densities) > 1:
             return [f"{self.n} of {self.m} units are kept from the first event on: choose how_often=one_shot"]
         return []
 
@@ -86,10 +90,10 @@ class Threshold:
 
     The standard deviation is that of the population (divided by n), about zero, of the scores of the layer's living units:
     sqrt(mean(score^2)). With criterion=magnitude and units of one weight that is the deviation of the surviving weights
-    themselves, whose mean is close to zero; the paper states neither. Each event measures it anew, on what is left by then.
-    The density is what comes of it: that of the schedule says no more than how many events there are.
+    themselves, whose mean is close to zero; the paper states neither. Each event measures it anew, on the units that are left.
+    The density follows from the threshold; the schedule's densities only say how many events there are.
 
-    quality: of all layers. layers: of single ones ("first", "last" or a name), as the paper picks it by a sensitivity scan.
+    quality: for all layers. layers: for single ones ("first", "last" or a name), as the paper picks it by a sensitivity scan.
     """
 
     quality: float = 1.0
@@ -97,7 +101,8 @@ class Threshold:
     emerges: ClassVar[str] = "by threshold"
 
     def __post_init__(self) -> None:
-        for key, quality in {"quality": self.quality, **{f"layers.{name}": q for name, q in self.layers.items()}}.items():
+        by_key = {"quality": self.quality} | {f"layers.{name}": quality for name, quality in self.layers.items()}
+        for key, quality in by_key.items():
             if not 0 <= quality < math.inf:
                 raise ConfigError([f"what.scope.{key}={quality} is a multiple of the standard deviation: 0 or more"])
 
@@ -112,7 +117,7 @@ class Threshold:
 
 
 def _deviation(score: Tensor) -> float:
-    """The population's standard deviation about zero of what is neither dead nor protected; 0.0 of nothing."""
+    """Return the population's standard deviation about zero of units that are neither dead nor protected; 0.0 of none."""
     living = score.isfinite()
     squares = sum(float(part.double().square().sum()) for part in score.where(living, 0).reshape(-1).split(CHUNK))
     return math.sqrt(squares / max(how_many(living), 1))
@@ -120,11 +125,13 @@ def _deviation(score: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Like:
-    """Units compete within their layer, at the layer densities of a saved ticket: the control that tells what a ticket owes to
-    its densities from what it owes to its places. Frankle et al. 2021, "Pruning neural networks at initialization".
+    """Let units compete within their layer, at the layer densities of a saved ticket.
 
-    At the ticket's own density D each layer keeps the ticket's fraction d of its units, to the nearest. On the way there all
-    layers are equally far along: at density D^t, d^t of a layer. The density of a run is the ticket's.
+    This control separates the effect of a ticket's densities from the effect of its places. Frankle et al. 2021, "Pruning
+    neural networks at initialization".
+
+    At the ticket's density D each layer keeps the ticket's fraction d of its units, to the nearest. Before that, at density
+    D^t, it keeps d^t. The final density of a run is the ticket's.
 
     ticket: the path of a ticket.safetensors, of a network with the same layers.
     """
@@ -133,7 +140,7 @@ class Like:
     emerges: ClassVar[str] = ""
 
     def __call__(self, units: Scores, density: float, shapes: Shapes) -> Mask:
-        """Raises ConfigError if the file is no ticket, Incompatible if it is one of another network."""
+        """Raise ConfigError if the file is no ticket, Incompatible if it is one of another network."""
         self._check(shapes)
         sizes = {name: score.numel() for name, score in units.items()}
         stage, fraction = self._stage(density, sizes), self._densities
@@ -146,7 +153,7 @@ class Like:
         return [f"the ticket {self.ticket} keeps {kept} of {total} units: choose density={kept / total:.8g}"]
 
     def _stage(self, density: float, sizes: Mapping[str, int]) -> float:
-        """t of density = D^t; 1 if the nearest number of units is the ticket's: nobody has to type all of its digits."""
+        """Return t of density = D^t; 1 if the nearest number of units is the ticket's, so that a rounded density will do."""
         kept, total = sum(self._counts(sizes).values()), sum(sizes.values())
         return 1.0 if nearest(density * total) == kept else math.log(density) / math.log(kept / total)
 

@@ -1,8 +1,8 @@
 """Scopes: the pool in which units compete.
 
 scope: (unit scores by name, density, shapes of the tensors by name) -> which units to keep. Ties go by alphabetical name and
-       flat index. A scope that names layers has an argument `ends`, and is told which are first and last.
-Higher = keep, -inf = dead and never kept, +inf = protected and kept. Those that bring densities of their own are in
+       flat index. A scope that names layers has an argument `ends`, which says which are first and last.
+Higher = keep, -inf = dead and never kept, +inf = protected and kept. Scopes that bring densities of their own are in
 fixed_density.py.
 """
 
@@ -21,14 +21,14 @@ from fedprune.types import Mask, Scores
 Shapes = Mapping[str, torch.Size]
 Scope = Callable[..., Mask]
 Ends = Mapping[str, tuple[str, ...]]
-"""Tensors by the words for them. `first`: of layers that the input reaches before any other prunable layer. `last`: of those
-behind which no other prunable layer stands on the way to an output. By the forward pass, see layer_order.py. Of layers side by
-side, such as two heads, all are meant."""
+"""Tensors by the words `first` and `last`. first: those of the layers that the input reaches before any other prunable layer.
+last: those of the layers behind which no other prunable layer stands on the way to an output. The order is that of the forward
+pass, see layer_order.py. Where layers are side by side, such as two heads, both are in it."""
 T = TypeVar("T")
 
 
 def globally(units: Scores, density: float, shapes: Shapes) -> Mask:
-    """All units of all layers compete in one pool."""
+    """Let all units of all layers compete in one pool."""
     return keep_best(units, nearest(density * sum(score.numel() for score in units.values())))
 
 
@@ -40,7 +40,7 @@ def per_layer(
     step: float = 0.2,
     ends: Ends | None = None,
 ) -> Mask:
-    """Units compete within their layer; every layer gets the same density, except where `rates` says otherwise.
+    """Let units compete within their layer; every layer gets the same density, except where `rates` says otherwise.
 
     rates: by layer ("first", "last" or a name), the rate relative to the other layers. A layer at rate 0.5 loses half as many
     of its survivors in each step of the fraction `step`, as the output layer does in the lottery ticket papers: where the
@@ -58,7 +58,7 @@ def per_layer(
 
 
 def layer_density(density: float, rate: float, step: float) -> float:
-    """(1 - rate step)^k with k such that (1 - step)^k = density."""
+    """Return (1 - rate step)^k with k such that (1 - step)^k = density."""
     return density ** (math.log(1 - rate * step) / math.log(1 - step)) if rate != 1.0 else density
 
 
@@ -83,22 +83,25 @@ def is_layerwise(scope: Scope) -> bool:
 
 
 def layerwise(units: Scores, counts: Mapping[str, int]) -> Mask:
-    """Keep the best of each layer, that many, and all that score +inf (they are protected)."""
+    """Keep the best `counts` units of each layer, and all that score +inf (they are protected)."""
     counts = {name: max(counts[name], how_many(units[name] == math.inf)) for name in units}
     return {name: keep_best({name: units[name]}, counts[name])[name] for name in units}
 
 
 def by_layer(values: Mapping[str, T], names: tuple[str, ...], ends: Ends | None = None) -> dict[str, T]:
-    """Return the values by tensor name. values: by layer, or by a word of `ends`; a layer of several weights, or of layers,
-    stands for all of them. ends: None: the first and the last of `names`. Raises ConfigError on a name that is not there."""
+    """Return the values by tensor name. Raises ConfigError on a name that is not there.
+
+    values: by layer, or by a word of `ends`. A layer of several weights, or of layers, stands for all of them. ends: None means
+    the first and the last of `names`.
+    """
     values = {as_text(key, names): value for key, value in values.items()}
     ends = {"first": names[:1], "last": names[-1:]} if ends is None else ends
-    found = {key: ends[key] if key in ends else _of_layer(key, names) for key in values}
-    unknown = [key for key, tensors in found.items() if not tensors]
+    tensors_by_key = {key: ends[key] if key in ends else _of_layer(key, names) for key in values}
+    unknown = [key for key, tensors in tensors_by_key.items() if not tensors]
     if unknown:
         layers = ", ".join(name.removesuffix(".weight") for name in names)
         raise ConfigError([f"what: no layer {', '.join(map(repr, unknown))}; the layers are {', '.join(ends)}, {layers}"])
-    return {name: values[key] for key, tensors in found.items() for name in tensors}
+    return {name: values[key] for key, tensors in tensors_by_key.items() for name in tensors}
 
 
 def _of_layer(layer: str, names: tuple[str, ...]) -> tuple[str, ...]:

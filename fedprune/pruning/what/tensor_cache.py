@@ -1,4 +1,4 @@
-"""What is worked out of a mask's tensors, once for each: a mask never changes, and serves many rounds."""
+"""A cache of results for each tensor of a mask: a mask never changes, and serves many rounds."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ T = TypeVar("T")
 
 
 def remembered(function: Callable[..., T]) -> Callable[..., T]:
-    """The same function of (tensor, more that can be hashed), whose results are kept for as long as the tensor is."""
-    found = WeakTensorKeyDictionary()
+    """Return the same function of (tensor, hashable arguments), with its results cached for as long as the tensor lives."""
+    by_tensor = WeakTensorKeyDictionary()
 
     @functools.wraps(function)
     def of(tensor: Tensor, *more: Hashable) -> T:
-        results = found.setdefault(tensor, {})
+        results: dict[tuple[Hashable, ...], T] = by_tensor.setdefault(tensor, {})
         if more not in results:
             results[more] = function(tensor, *more)
         return results[more]
 
-    of.cache_clear = found.clear  # type: ignore[attr-defined]  # as functools.lru_cache has it
+    of.cache_clear = by_tensor.clear  # type: ignore[attr-defined]  # as functools.lru_cache has it
     return of

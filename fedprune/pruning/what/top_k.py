@@ -1,4 +1,4 @@
-"""Ranking: how many is a density, and which are the best. Counts are exact and ties are settled the same way every time."""
+"""The best of many scores, in exact numbers. Ties are settled the same way every time."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from fedprune.precision import wide
 from fedprune.types import Mask, Scores
 
 SAMPLE = 1 << 16  # values that are sorted to guess where the cut lies
-CHUNK = 1 << 18  # values that are dealt with at a time where the work takes more memory than they do
+CHUNK = 1 << 18  # values that are handled at a time, where the work takes more memory than the values
 
 
 def nearest(x: float) -> int:
-    """The nearest integer, halves up, unharmed by the float error of products such as 0.29 * 100 or 0.35 * 10."""
+    """Return the nearest integer, halves up, unharmed by the float error of products such as 0.29 * 100 or 0.35 * 10."""
     return math.floor(x + 0.5 + 1e-9)
 
 
 def how_many(true: Tensor) -> int:
-    """The number of True entries; torch's own sum would make an int64 of each of them first."""
+    """Return the number of True entries. torch's own sum would make an int64 of each entry first."""
     return int(np.count_nonzero(true.numpy()))
 
 
 def keep_best(scores: Scores, number: int) -> Mask:
-    """Exactly the `number` highest of all these scores (fewer only where the rest is -inf).
+    """Keep exactly the `number` highest of all these scores (fewer only where the rest is -inf).
 
     Ties go to the lower flat index of the alphabetically first name. O(n), without a copy of the scores.
     """
@@ -42,21 +42,21 @@ def keep_best(scores: Scores, number: int) -> Mask:
 
 
 def _add_ties(kept: Tensor, scores: Tensor, cut: float, most: int) -> int:
-    """Set the first `most` places of `kept` where the score is `cut`, in place. Returns how many there were."""
-    found = 0
+    """Set the first `most` places of `kept` where the score is `cut`, in place. Return their number."""
+    number = 0
     for part, chosen in zip(scores.split(CHUNK), kept.split(CHUNK), strict=True):
-        ties = torch.nonzero(part == cut).squeeze(1)[: most - found]
+        ties = torch.nonzero(part == cut).squeeze(1)[: most - number]
         chosen[ties] = True
-        found += len(ties)
-        if found == most:
+        number += len(ties)
+        if number == most:
             break
-    return found
+    return number
 
 
 def _highest(parts: list[Tensor], number: int) -> float:
-    """The `number`-th highest value of all parts; -inf if there are no more than that, inf if none is wanted.
+    """Return the `number`-th highest value of all parts; -inf if there are no more than that, inf if none is wanted.
 
-    A sorted sample brackets it, and only what lies in the bracket is ranked; if the sample was no good, everything is.
+    A sorted sample brackets it, and only values in the bracket are ranked. If the bracket misses it, all values are.
     """
     living = sum(how_many(part > -math.inf) for part in parts)
     if number <= 0 or number >= living:
@@ -74,7 +74,7 @@ def _highest(parts: list[Tensor], number: int) -> float:
 
 
 def _ranked(parts: list[Tensor], number: int) -> float:
-    """The `number`-th highest of all that is not -inf, without a guess."""
+    """Return the `number`-th highest of all values that are not -inf, without a sample."""
     living = np.concatenate([part.numpy()[(part > -math.inf).numpy()] for part in parts])
     place = len(living) - number
     living.partition(place)
@@ -82,7 +82,7 @@ def _ranked(parts: list[Tensor], number: int) -> float:
 
 
 def _bracket(parts: list[Tensor], fraction: float) -> tuple[float, float]:
-    """(low, high): the value that the highest `fraction` of the living end with is almost surely above low and at most high."""
+    """Return (low, high): the least of the highest `fraction` of the living is almost surely above low and at most high."""
     step = sum(len(part) for part in parts) // SAMPLE | 1  # odd: out of step with the rows of most layers
     sample = np.concatenate([part[::step].numpy() for part in parts])
     sample = np.sort(sample[sample > -math.inf])
@@ -94,7 +94,7 @@ def _bracket(parts: list[Tensor], fraction: float) -> tuple[float, float]:
 
 
 def keep_best_of_each(scores: Tensor, number: int, group: int) -> Tensor:
-    """The `number` highest of every `group` consecutive scores of the last dimension, which it divides; ties as above."""
+    """Keep the `number` highest of every `group` consecutive scores of the last dimension, a multiple of it; ties as above."""
     kept, rows = torch.zeros(scores.shape, dtype=torch.bool), max(CHUNK // group, 1)
     for groups, chosen in zip(scores.reshape(-1, group).split(rows), kept.view(-1, group).split(rows), strict=True):
         best = groups.sort(dim=1, descending=True, stable=True).indices[:, :number]

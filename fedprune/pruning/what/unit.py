@@ -1,10 +1,10 @@
-"""Units: which entries of a tensor live or die together.
+"""Units: the groups of entries of a tensor that live or die together.
 
-unit: (scores of one tensor [O, I, ...]) -> one score per unit, on a grid: with the tensor's dimensions or with those of its
-      matrix [O, I k k], and a unit covers size / grid entries along each of them.
+unit: (scores of one tensor [O, I, ...]) -> one score per unit, on a grid with the tensor's dimensions or with those of its
+      matrix [O, I k k]. Along each dimension a unit covers size / grid entries.
 Higher = keep. -inf = dead: a unit with such an entry scores -inf, whatever the others are worth. +inf = protected.
 
-How a unit's score is made of its entries' scores is said in two words, since each choice gives other numbers:
+Two words say how a unit's score is computed from its entries' scores:
 reduce: `mean` (units of different sizes stay comparable), `sum`, or `l2`, the root of the sum of squares.
 of:     `signed` scores as they are, or their `absolute` values (the same for criteria that never go below 0, and for l2).
 """
@@ -30,29 +30,29 @@ OF: dict[str, Callable[[Tensor], Tensor]] = {"signed": lambda entries: entries, 
 
 
 def weights(scores: Tensor) -> Tensor:
-    """Every entry is a unit of its own."""
+    """Take every entry as a unit of its own."""
     return scores
 
 
 def filters(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
-    """All that produces one output channel: a row [o, :, ...]. Grid [O, 1, ...]."""
+    """Take all that produces one output channel: a row [o, :, ...]. Grid [O, 1, ...]."""
     return _reduced(scores, tuple(range(1, scores.dim())), reduce, of)
 
 
 def filters_or_weights(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
-    """A filter of a convolution, a single weight of a linear layer. Vahidian et al. 2021 (Sub-FedAvg, hybrid)."""
+    """Take a filter of a convolution, a single weight of a linear layer. Vahidian et al. 2021 (Sub-FedAvg, hybrid)."""
     return filters(scores, reduce, of) if scores.dim() > 2 else scores
 
 
 def neurons(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
-    """All that produces one output of a linear layer: a row of [O, I]. Grid [O, 1]. A convolution's rows are `filters`."""
+    """Take all that produces one output of a linear layer: a row of [O, I]. Grid [O, 1]. A convolution's rows are `filters`."""
     if scores.dim() != 2:
         raise Incompatible("neurons are of linear layers: choose what.layers=[linear], or what=filters_global")
     return filters(scores, reduce, of)
 
 
 def channels(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
-    """All that reads one input channel (of a linear layer: one input): [:, i, ...]. Grid [1, I, 1, ...].
+    """Take all that reads one input channel (of a linear layer: one input): [:, i, ...]. Grid [1, I, 1, ...].
 
     In a convolution with groups: one place among the input channels of every group.
     """
@@ -60,7 +60,7 @@ def channels(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor
 
 
 def kernels(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
-    """What leads from one input channel to one output channel: a slice [o, i]. Grid [O, I, 1, ...]."""
+    """Take all that leads from one input channel to one output channel: a slice [o, i]. Grid [O, I, 1, ...]."""
     return _reduced(scores, tuple(range(2, scores.dim())), reduce, of) if scores.dim() > 2 else scores
 
 
@@ -70,11 +70,11 @@ A row of a recurrent layer is one gate of a unit, one of attention's is a coordi
 an embedding is an input."""
 
 OF_FILTERS: tuple[Unit, ...] = (filters, filters_or_weights)
-"""Units by which a convolution loses all that produces one of its outputs."""
+"""Units with which a convolution loses all that produces one of its outputs."""
 
 
 def blocks(scores: Tensor, h: int, w: int, reduce: str = "mean", of: str = "signed") -> Tensor:
-    """Tiles of h rows x w columns of the matrix [O, I k k]. Grid [O/h, I k k/w].
+    """Take tiles of h rows x w columns of the matrix [O, I k k]. Grid [O/h, I k k/w].
 
     Raises Incompatible where tiles do not fit: at a ragged edge they would be smaller, and as cheap to keep as whole ones.
     """
@@ -91,7 +91,7 @@ def blocks(scores: Tensor, h: int, w: int, reduce: str = "mean", of: str = "sign
 
 
 def spread(grid: Tensor, shape: torch.Size) -> Tensor:
-    """What a grid says of units, said of each of their entries: a contiguous tensor of that shape."""
+    """Broadcast per-unit values to entries: a contiguous tensor of that shape."""
     whole = shape if grid.dim() == len(shape) else torch.Size((shape[0], shape[1:].numel()))
     for dim, (cells, size) in enumerate(zip(grid.shape, whole, strict=True)):
         if 1 < cells < size:

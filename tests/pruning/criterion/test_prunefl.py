@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.pruning.criterion.prunefl import adjusted, kept, layer_times
+from fedprune.pruning.criterion.prunefl import adjusted, layer_times, unquestioned
 
 T, F = True, False
 
@@ -16,7 +16,7 @@ def test_the_smallest_of_each_layers_living_are_in_question():
     """Half of 4 and half of 3, 1.5 and so 2: the dead are no part of it."""
     mask = {"a": torch.tensor([T, T, T, T, F]), "b": torch.tensor([T, T, T])}
     scores = {"a": torch.tensor([3.0, 1.0, 2.0, 4.0, 9.0]), "b": torch.tensor([0.2, 0.3, 0.1])}
-    stays = kept(mask, scores, 0.5)
+    stays = unquestioned(mask, scores, 0.5)
     assert stays["a"].tolist() == [T, F, F, T, F]
     assert stays["b"].tolist() == [F, T, F]
 
