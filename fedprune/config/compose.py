@@ -18,7 +18,6 @@ def composed_option(group: str, option: str, folders: Sequence[Path]) -> DictCon
     first, *rest = [folder.absolute() for folder in folders]
     search = ",".join(f"'file://{folder}'" for folder in rest)
     with hydra.initialize_config_dir(str(first), version_base="1.3"):
-        node = hydra.compose(f"{group}/{option}", overrides=[f"hydra.searchpath=[{search}]"])
-    for key in (group, *option.split("/")[:-1]):
-        node = node.get(key) or OmegaConf.create()
-    return node
+        # As a group of an empty configuration: a primary configuration is looked for in the first folder only.
+        composed = hydra.compose(None, overrides=[f"hydra.searchpath=[{search}]", f"+{group}={option}"])
+    return composed.get(group) or OmegaConf.create()

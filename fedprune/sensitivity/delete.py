@@ -1,25 +1,28 @@
-"""Delete and measure: a finished run's network at its end, evidence as in a prune event, losses on all clients' data."""
+"""Deletion curves: the loss on all clients' data of a finished run's network, with parts of it deleted.
+
+Evidence is measured as in a prune event.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from fedprune.analysis.metric import LARGER, METRIC
+from fedprune.data.batches import Slice
 from fedprune.errors import DataError, Incompatible
 from fedprune.execution import certain, employed
 from fedprune.experiment.build import build
 from fedprune.experiment.experiment import Experiment
 from fedprune.federated.availability import everybody
-from fedprune.federated.client.round import Slice
 from fedprune.federated.evaluate import LENGTH
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.tally import Tally
@@ -34,19 +37,19 @@ from fedprune.tensors import tensors_of
 from fedprune.types import Mask, Scores, State, Subnet
 
 ALL = "all"
-"""What stands for the layer where all of them compete."""
+"""The name of the layer in rows in which all layers compete."""
 
 PREDICTIONS = (
     *("obd_exact", "obd_sweep", "obd_gauss_newton", "fisher_empirical", "fisher_true"),
     *("taylor_second", "woodfisher", "woodfisher_scores"),
 )
-"""Criteria whose score is the increase of the loss that they expect from deleting an entry; those of several add up. WoodFisher
-expects the others to move, which they do not here."""
+"""Criteria whose score predicts the increase of the loss when an entry is deleted; the scores of several entries add up.
+WoodFisher expects the other entries to move, which they do not here."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run: what it was, and its state at the end."""
+    """A finished run: its experiment, its state at the end, and its folder."""
 
     experiment: Experiment
     state: State
@@ -54,17 +57,18 @@ class Trained:
 
     @property
     def network(self) -> Network:
-        """As the server has it."""
+        """Return the server's network."""
         return Network(self.experiment.net, self.experiment.dataset.shape)
 
 
 def trained(folder: Path) -> Trained:
-    """The run of a folder. Raises DataError if it is none, is not finished, or its config makes another network."""
+    """Return the run of a folder. Raises DataError if it is not the folder of a finished run, or its config makes another
+    network."""
     if not (folder / "summary.json").exists():
         raise DataError(f"{folder} is not the folder of a finished run: name one that has a summary.json")
-    config = OmegaConf.load(folder / "config.yaml")
+    config = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
     names = json.loads((folder / "run.json").read_text())["axes"]
-    experiment = build(config, names)  # type: ignore[arg-type]
+    experiment = build(config, names)
     state = load_state(folder / "state" / "state.safetensors")
     if _shapes(state.server.params) != _shapes(tensors_of(experiment.net)):
         raise DataError(f"{folder} is of another network than its config makes here: use the code that it ran with")
@@ -77,55 +81,54 @@ def _shapes(params: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 def curves(
     run: Trained, criteria: Mapping[str, Criterion], densities: Sequence[float], by_layer: bool
-) -> Iterator[dict[str, Any]]:
-    """A row per criterion, layer (or "all") and density, nothing deleted first: the task's metrics on the training and
-    validation parts, `increase` of the training loss, and `predicted` where the criterion predicts it.
+) -> Iterator[dict[str, object]]:
+    """Yield a row per criterion, layer (or "all") and density, the undeleted network first: the task's metrics on the training
+    and validation parts, `increase` of the training loss, and `predicted` if the criterion predicts it.
 
-    Densities are fractions of what lives at the end of the run. Raises Incompatible for a criterion whose evidence this network
-    cannot give.
+    Densities are fractions of what is alive at the end of the run. Raises Incompatible for a criterion whose evidence this
+    network cannot give.
     """
     with employed(run.experiment.executor()) as executor:
-        exchange = replace(run.experiment.loop(executor).exchange, fates=everybody)  # whoever was silent in the run
-        dense = _outcome(run, exchange, run.state.server.mask)
+        exchange = replace(run.experiment.loop(executor).exchange, fates=everybody)  # also clients that were silent in the run
+        whole, undeleted = run.state.server.mask, _outcome(run, exchange, run.state.server.mask)
         for name, criterion in criteria.items():
-            for layer, part, scores in _parts(run, _scores(run, exchange, name, criterion), by_layer):
-                yield _row(run, name, layer, 1.0, part, dense, dense, 0.0)
+            for layer, scores in _competing(run, _scores(run, exchange, name, criterion), by_layer):
+                yield _row(run, name, layer, 1.0, whole, undeleted, undeleted, 0.0)
                 for density in densities:
-                    mask = part | _fewer(run, part, scores, density)
-                    predicted = _lost(scores, part, mask) if name in PREDICTIONS else None
-                    yield _row(run, name, layer, density, mask, _outcome(run, exchange, mask), dense, predicted)
+                    mask = whole | _fewer(run, scores, density)
+                    predicted = _predicted(scores, whole, mask) if name in PREDICTIONS else None
+                    yield _row(run, name, layer, density, mask, _outcome(run, exchange, mask), undeleted, predicted)
 
 
 def _scores(run: Trained, exchange: Exchange, name: str, criterion: Criterion) -> Scores:
     what, formula = run.experiment.axes.what, criterion.drop
     asked = needs(formula)
-    found = (OBSTACLES[evidence](run.network, what.names) for evidence in asked if evidence in OBSTACLES)
-    problems = [f"criterion={name}: {problem}" for problem in found if problem is not None]
+    obstacles = (OBSTACLES[evidence](run.network, what.names) for evidence in asked if evidence in OBSTACLES)
+    problems = [f"criterion={name}: {obstacle}" for obstacle in obstacles if obstacle is not None]
     if problems:
         raise Incompatible(*problems)
-    everybody = tuple(range(len(run.experiment.clients.train)))
-    measure: Callable = measuring(exchange, run.network, run.state, everybody, Tally())
+    all_clients = tuple(range(len(run.experiment.clients.train)))
+    measure = measuring(exchange, run.network, run.state, all_clients, Tally())
     return formula(**measure(asked, run.state.server, "alive"))
 
 
-def _parts(run: Trained, scores: Scores, by_layer: bool) -> Iterator[tuple[str, Mask, Scores]]:
-    """(layer, the whole mask, the scores that compete): all together, or each layer by itself."""
-    mask = run.state.server.mask
+def _competing(run: Trained, scores: Scores, by_layer: bool) -> list[tuple[str, Scores]]:
+    """Return (layer, the scores that compete): those of all layers together, or of each layer by itself."""
     if not by_layer:
-        yield ALL, mask, scores
-        return
-    yield from ((name.removesuffix(".weight"), mask, {name: scores[name]}) for name in mask)
+        return [(ALL, scores)]
+    return [(name.removesuffix(".weight"), {name: scores[name]}) for name in run.state.server.mask]
 
 
-def _fewer(run: Trained, mask: Mask, scores: Scores, density: float) -> Mask:
-    """Of the layers that have scores, that fraction of what lives."""
+def _fewer(run: Trained, scores: Scores, density: float) -> Mask:
+    """Return the masks of the layers that have scores, with that fraction of their living units."""
     what = replace(run.experiment.axes.what, names=tuple(scores))
-    part = {name: mask[name] for name in scores}
-    alive, units = what.alive_units(part)
-    return shrink(part, scores, density * alive / units, what)
+    mask = {name: run.state.server.mask[name] for name in scores}
+    alive, units = what.alive_units(mask)
+    return shrink(mask, scores, density * alive / units, what)
 
 
-def _lost(scores: Scores, before: Mask, after: Mask) -> float:
+def _predicted(scores: Scores, before: Mask, after: Mask) -> float:
+    """Return the sum of the scores of the deleted entries."""
     return sum(float(scores[name].double()[before[name] & ~after[name]].sum()) for name in scores)
 
 
@@ -134,17 +137,18 @@ def _outcome(run: Trained, exchange: Exchange, mask: Mask) -> dict[str, float]:
     subnet = Subnet(apply(run.state.server.params, mask), mask)
     block = exchange.wire.subnet_block(subnet)
     shared = {name: subnet.params[name].numpy() for name in exchange.own}
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for part in ("train", "val"):
-        total = sum(len(getattr(run.experiment.clients, part)[client]) for client in run.experiment.clients.seen)
+        indices = run.experiment.clients.parts[part]
+        total = sum(len(indices[client]) for client in run.experiment.clients.seen)
         pieces = [Slice(part, start, min(start + LENGTH, total)) for start in range(0, total, LENGTH)]
         tasks = [("evaluate", (block, shared, b"", piece)) for piece in pieces]
         outcomes = list(certain(exchange.executor.map(tasks, [0] * len(tasks))))
         if outcomes:
             together = concatenated(outcomes)
             means = run.experiment.task.means(together) | {"loss": float(together.values["loss"].mean(dtype=np.float64))}
-            found |= {f"{part}/{name}": value for name, value in means.items()}
-    return found
+            metrics |= {f"{part}/{name}": value for name, value in means.items()}
+    return metrics
 
 
 def _row(
@@ -154,11 +158,10 @@ def _row(
     density: float,
     mask: Mask,
     outcome: Mapping[str, float],
-    dense: Mapping[str, float],
+    undeleted: Mapping[str, float],
     predicted: float | None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     task = run.experiment.task
-    which = {"run": str(run.folder), "seed": run.experiment.config.seed, METRIC: task.metric, LARGER: task.larger_is_better}
-    which |= {"criterion": criterion, "layer": layer}
-    increase = outcome["train/loss"] - dense["train/loss"]
-    return which | {"density": density, "entries": count(mask), "increase": increase, "predicted": predicted, **outcome}
+    row = {"run": str(run.folder), "seed": run.experiment.config.seed, METRIC: task.metric, LARGER: task.larger_is_better}
+    row |= {"criterion": criterion, "layer": layer, "density": density, "entries": count(mask)}
+    return row | {"increase": outcome["train/loss"] - undeleted["train/loss"], "predicted": predicted, **outcome}

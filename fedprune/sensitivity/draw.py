@@ -1,7 +1,8 @@
-"""The rows of delete.py as a table and as a figure: means over runs, with one sample standard deviation."""
+"""Deletion curves as a table and as a figure: means over runs, with one sample standard deviation."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import matplotlib
@@ -10,52 +11,68 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedprune.analysis.figures.style import STYLE
-from fedprune.analysis.metric import metric_of
+from fedprune.analysis.metric import Metric, metric_of
 from fedprune.sensitivity.delete import ALL
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row per density, columns per criterion and layer: increase of the training loss (mean ± sd), and what was predicted."""
+    """Return a row per density, and for each criterion and layer the increase of the training loss (mean ± sd) and the
+    predicted one."""
     columns = {}
     for (criterion, layer), cell in rows.groupby(["criterion", "layer"], sort=False):
-        label = criterion if layer == ALL else f"{criterion}, {layer}"
+        label = _label(criterion, layer)
         columns[label] = cell.groupby("density", sort=False)["increase"].apply(_spread)
-        if cell["predicted"].notna().sum() > cell["run"].nunique():  # more than the zero at nothing deleted
+        if cell["predicted"].notna().sum() > cell["run"].nunique():  # more than the zero of the undeleted network
             columns[f"{label} predicted"] = cell.groupby("density", sort=False)["predicted"].apply(_spread)
-    found = pd.DataFrame(columns)
-    found.insert(0, "deleted (%)", [f"{100 * (1 - density):.3g}" for density in found.index])
-    return found.reset_index(drop=True)
+    table = pd.DataFrame(columns)
+    table.insert(0, "deleted (%)", [f"{100 * (1 - density):.3g}" for density in table.index])
+    return table.reset_index(drop=True)
 
 
 def figure(rows: pd.DataFrame) -> Figure:
-    """Increase of the training loss (left; dashed: predicted) and what the task is judged by on validation data (right),
-    such as accuracy, against what is deleted (%)."""
-    metric = metric_of(rows)
-    validation = metric.column("val")
+    """Draw the increase of the training loss (left; dashed: predicted) and the task's metric on validation data (right), such
+    as accuracy, against what is deleted (%)."""
     with matplotlib.rc_context(STYLE):
-        drawn = Figure(figsize=(7.2, 2.9), layout="constrained")
-        loss, judged = drawn.subplots(1, 2)
-        cells = list(rows.groupby(["criterion", "layer"], sort=False))
-        for number, ((criterion, layer), cell) in enumerate(cells):
-            look: dict[str, Any] = {"color": f"C{number % 10}", "label": criterion if layer == ALL else f"{criterion}, {layer}"}
-            _line(loss, cell, "increase", marker="o", **look)
-            if cell["predicted"].notna().any():
-                _line(loss, cell, "predicted", linestyle="--", color=look["color"])
-            if validation in cell:
-                _line(judged, cell, validation, metric.factor, marker="o", **look)
-        positive = rows.loc[rows["increase"] > 0, "increase"]
-        loss.set_yscale("symlog", linthresh=max(float(positive.quantile(0.1)), 1e-4) if len(positive) else 1e-3)
-        loss.set(xlabel="deleted (%)", ylabel="rise of the training loss (dashed: predicted)", ylim=(0, None))
-        judged.set(xlabel="deleted (%)", ylabel=metric.axis("validation"))
-        judged.legend(loc="lower left" if metric.larger_is_better else "upper left")
-    return drawn
+        drawing = Figure(figsize=(7.2, 2.9), layout="constrained")
+        loss, validation = drawing.subplots(1, 2)
+        _draw_loss(loss, rows)
+        _draw_validation(validation, rows, metric_of(rows))
+    return drawing
 
 
-def _line(axes: Axes, cell: pd.DataFrame, column: str, factor: float = 1, **look: Any) -> None:
+def _draw_loss(axes: Axes, rows: pd.DataFrame) -> None:
+    for color, _, cell in _cells(rows):
+        _line(axes, cell, "increase", marker="o", color=color)
+        if cell["predicted"].notna().any():
+            _line(axes, cell, "predicted", linestyle="--", color=color)
+    positive = rows.loc[rows["increase"] > 0, "increase"]
+    axes.set_yscale("symlog", linthresh=max(float(positive.quantile(0.1)), 1e-4) if len(positive) else 1e-3)
+    axes.set(xlabel="deleted (%)", ylabel="rise of the training loss (dashed: predicted)", ylim=(0, None))
+
+
+def _draw_validation(axes: Axes, rows: pd.DataFrame, metric: Metric) -> None:
+    for color, label, cell in _cells(rows):
+        if metric.column("val") in cell:
+            _line(axes, cell, metric.column("val"), metric.factor, marker="o", color=color, label=label)
+    axes.set(xlabel="deleted (%)", ylabel=metric.axis("validation"))
+    axes.legend(loc="lower left" if metric.larger_is_better else "upper left")
+
+
+def _cells(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield (colour, label, rows) of each criterion and layer."""
+    for number, ((criterion, layer), cell) in enumerate(rows.groupby(["criterion", "layer"], sort=False)):
+        yield f"C{number % 10}", _label(criterion, layer), cell
+
+
+def _label(criterion: str, layer: str) -> str:
+    return criterion if layer == ALL else f"{criterion}, {layer}"
+
+
+def _line(axes: Axes, cell: pd.DataFrame, column: str, factor: float = 1, *, color: str, **look: Any) -> None:
     grouped = (cell[column].astype(float) * factor).groupby(100 * (1 - cell["density"]))
     mean, spread = grouped.mean(), grouped.std(ddof=1).fillna(0)
-    axes.plot(mean.index, mean, **look)
-    axes.fill_between(mean.index, mean - spread, mean + spread, color=look["color"], alpha=0.15, linewidth=0)
+    axes.plot(mean.index, mean, color=color, **look)
+    axes.fill_between(mean.index, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
 
 
 def _spread(values: pd.Series) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fedprune.config import CONF
 from fedprune.errors import ConfigError, DataError, Incompatible
 from fedprune.pruning.criterion import Criterion, magnitude
 from fedprune.pruning.evidence import needs
@@ -101,6 +102,17 @@ def test_the_command_writes_a_table_and_a_figure(run, tmp_path, monkeypatch, cap
 def test_densities_that_are_none_are_refused(text):
     with pytest.raises(ConfigError, match="fractions between 0 and 1"):
         densities(text)
+
+
+def test_a_criterion_of_ones_own_has_what_its_defaults_list_says(tmp_path):
+    options = tmp_path / "criterion"
+    options.mkdir()
+    (options / "mine.yaml").write_text("defaults: [rigl, _self_]\ngrow: null\n")
+    (options / "of_nobody.yaml").write_text("defaults: [fish]\n")
+    folders = [tmp_path, CONF]
+    assert criterion("mine", folders) == Criterion(criterion("rigl", folders).drop, None)
+    with pytest.raises(ConfigError, match="--criterion of_nobody cannot be composed by itself: .*fish"):
+        criterion("of_nobody", folders)
 
 
 def test_what_cannot_be_measured_is_refused_by_name(run, tmp_path):

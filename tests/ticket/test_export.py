@@ -168,6 +168,12 @@ def test_another_network_or_none_is_named(run_folder):
         load_network(rewritten(run_folder, shape=None), [CONF])
 
 
+def test_a_folder_of_ones_own_hides_no_model_of_the_package(run_folder, equal, tmp_path):
+    (tmp_path / "model").mkdir()
+    there = load_network(run_folder, [tmp_path, CONF]).net.state_dict()
+    assert equal(dict(there), dict(load_network(run_folder, [CONF]).net.state_dict()))
+
+
 def test_a_model_of_ones_own_is_found_in_its_folder(run_folder, exported, tmp_path):
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "mine.yaml").write_text((CONF / "model" / "cnn_fedavg.yaml").read_text())
