@@ -89,6 +89,30 @@ class Personal:
     pruned: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ClientState:
+    """The state that a client keeps from one of its rounds to the next. It never travels.
+
+    batchnorm: its private tensors of BatchNorm (federated.batchnorm=local). weights: the prunable tensors as it has trained
+    them (whose.uncommon=own); of a client without a server, its whole network. optimizer: the optimizer's state of each
+    parameter, by the parameter's number in the optimizer's order (federated.optimizer_state=kept). control: SCAFFOLD's c_k, by
+    parameter. squared_gradients: their sums since the last prune event, by prunable tensor. mask: of a client without a server,
+    the mask under which `weights` were trained, packed to bits; in an Update, the mask that it goes on with.
+    """
+
+    batchnorm: Params = field(default_factory=dict)
+    weights: Params = field(default_factory=dict)
+    optimizer: Mapping[int, Params] = field(default_factory=dict)
+    control: Params = field(default_factory=dict)
+    squared_gradients: Params = field(default_factory=dict)
+    mask: bytes = b""
+
+    @property
+    def empty(self) -> bool:
+        """Whether the client keeps nothing."""
+        return not (self.batchnorm or self.weights or self.optimizer or self.control or self.squared_gradients or self.mask)
+
+
 @dataclass(frozen=True)
 class ServerState:
     """What the server keeps between rounds beside its network: all that its optimizer and SCAFFOLD remember.
@@ -108,10 +132,10 @@ class State:
     round: rounds that are done. clock: the position in the training run as rewinding counts it; learning rate, cohort and data
     order follow the clock, so a rewound network sees what it saw the first time. events: prune events that are done. anchors:
     parameters remembered by the clock at which they were taken. ticket: the weights that training started from after the last
-    event. server_state: what the server keeps beside its network. kept: by client, what it keeps between rounds and never
-    sends. up_bytes, down_bytes: sent so far. personal: of each client that has a mask of its own. pruned: rounds that were done
-    at the last event. Under a gate, opened: whether it lets the next event through; candidate: the mask that this event would
-    have chosen now (empty if nobody asks). reached: the clients that have what is never trained, if anything is. With
+    event. server_state: what the server keeps beside its network. kept: by client, the state that it keeps. up_bytes,
+    down_bytes: sent so far. personal: of each client that has a mask of its own. pruned: rounds that were done at the last
+    event. Under a gate, opened: whether it lets the next event through; candidate: the mask that this event would have chosen
+    now (empty if nobody asks). reached: the clients that have what is never trained, if anything is. With
     federated.regrown=server, stale: what dead entries were when they died, of the prunable names (else empty).
     """
 
@@ -123,7 +147,7 @@ class State:
     events: int = 0
     anchors: Mapping[int, Params] = field(default_factory=dict)
     server_state: ServerState = field(default_factory=ServerState)
-    kept: Mapping[int, Params] = field(default_factory=dict)
+    kept: Mapping[int, ClientState] = field(default_factory=dict)
     personal: Mapping[int, Personal] = field(default_factory=dict)
     up_bytes: int = 0
     down_bytes: int = 0
@@ -140,11 +164,11 @@ class Job:
 
     about: whether the evidence is asked of the living entries (to drop some), of the dead ones (to grow some) or of all.
     surviving: for evidence about a removal, what of `subnet` it would leave; the evidence is then about these entries.
-    carried: what else travels with the subnet, by what it is: tensors with names and types of the network's own, zero where the
-    mask is dead. event: what the client is to do to its mask in this round, if anything; events: how many it did before.
+    control: SCAFFOLD's c, by parameter; zero where the mask is dead. event: what the client is to do to its mask in this round,
+    if anything; events: how many it did before.
     common: of a network that its client has a part of itself, the entries whose values are sent (None: all are).
-    kept, held: what this client kept from its last round, and the mask that it holds before it is told, packed to bits (empty:
-    none); both stay with the client, never on the wire. newcomer: whether the client has not got yet what is never trained
+    kept: the client's state from its last round. held: the mask that it holds before it is told, packed to bits (empty: none).
+    Both stay with the client, and are never on the wire. newcomer: whether the client has not got yet what is never trained
     (federated/client/untrained.py), which then comes with the job.
     """
 
@@ -159,8 +183,8 @@ class Job:
     event: PruneEvent | None = None
     events: int = 0
     common: Mask | None = None
-    carried: Mapping[str, Params] = field(default_factory=dict)
-    kept: Params = field(default_factory=dict)
+    control: Params = field(default_factory=dict)
+    kept: ClientState = field(default_factory=ClientState)
     held: bytes = b""
     newcomer: bool = False
 
@@ -170,9 +194,8 @@ class Update:
     """All that a client sends back: a trained subnet, or evidence about entries of the one it was sent.
 
     `examples` weighs it in every mean; `logged` is what the module logged: by name, how values are reduced over the cohort, and
-    this one; `pruned` says whether the job's event took place; `carried` is as in a Job, under the
-    mask of the job; `kept` stays with the client, never
-    on the wire.
+    this one; `pruned` says whether the job's event took place; `control` is the change of SCAFFOLD's c_k, zero where the mask
+    of the job is dead; `kept` is the client's next state, which stays with it and is never on the wire.
     """
 
     client: int
@@ -183,5 +206,5 @@ class Update:
     metrics: Mapping[str, float] = field(default_factory=dict)
     logged: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     pruned: bool = False
-    carried: Mapping[str, Params] = field(default_factory=dict)
-    kept: Params = field(default_factory=dict)
+    control: Params = field(default_factory=dict)
+    kept: ClientState = field(default_factory=ClientState)

@@ -32,9 +32,10 @@ from fedprune.data.sources import FASHION_MNIST
 from fedprune.execution import Executor
 from fedprune.experiment.build import build
 from fedprune.experiment.experiment import Experiment
+from fedprune.local.state.groups import grouped
 from fedprune.run import sweep
 from fedprune.storage.checkpoint import NUMBERS
-from fedprune.types import Params, State
+from fedprune.types import ClientState, Params, State
 from helpers.composed import TINY, assemble, composed
 
 gc.set_threshold(100_000, 20, 20)  # looking for garbage as often as by default takes a tenth of the time of all tests
@@ -178,9 +179,10 @@ def _play(loop, state: State, stop: int) -> Iterator[tuple[State, dict[str, floa
 
 @pytest.fixture(scope="session")
 def equal() -> Callable[[Params, Params], bool]:
-    """Whether two dicts of tensors are the same, in names, types and every bit."""
+    """Whether two dicts of tensors, or two states of clients, are the same, in names, types and every bit."""
 
-    def same(a: Params, b: Params) -> bool:
+    def same(one: Params | ClientState, other: Params | ClientState) -> bool:
+        a, b = (flat(each) if isinstance(each, ClientState) else each for each in (one, other))
         return list(a) == list(b) and all(a[n].dtype == b[n].dtype and torch.equal(bits(a[n]), bits(b[n])) for n in a)
 
     return same
@@ -209,6 +211,11 @@ def differences(equal) -> Callable[..., list[str]]:
         return [name for name, same in parts.items() if not same and name not in ignore]
 
     return found
+
+
+def flat(kept: ClientState) -> Params:
+    """The tensors that a client keeps, by group and name."""
+    return {f"{group}/{name}": tensor for group, tensors in grouped(kept).items() for name, tensor in tensors.items()}
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:

@@ -241,17 +241,17 @@ def test_controls_are_summed_in_float32():
     # 512 changes of 1, of 512 clients: c is 1, where bfloat16 would stop at 256 / 512.
     changes = {}
     for client in range(512):
-        changed = {"c": {"w": torch.ones(1, dtype=torch.bfloat16)}}
-        changes = summed(changes, Update(client, None, 1, carried=changed))
+        changed = {"w": torch.ones(1, dtype=torch.bfloat16)}
+        changes = summed(changes, Update(client, None, 1, control=changed))
     assert stepped({}, changes, 512)["w"].tolist() == [1.0]
 
 
 def test_a_control_is_rounded_once():
     # c_k+ = c_k - c + (w - y) / reach = 1 - 1 + (1 - 0.75) / 3 = 1 / 12
     one, three_quarters = (torch.tensor([value], dtype=torch.bfloat16) for value in (1.0, 0.75))
-    carried, kept = Controls({"w": one}, {"w": one}).answer({"w": one}, {"w": three_quarters}, {"w": 3.0})
-    assert kept["control:w"].tolist() == torch.tensor([1 / 12]).bfloat16().tolist()
-    assert kept["control:w"].dtype == carried["c"]["w"].dtype == torch.bfloat16
+    change, kept = Controls({"w": one}, {"w": one}).answer({"w": one}, {"w": three_quarters}, {"w": 3.0})
+    assert kept["w"].tolist() == torch.tensor([1 / 12]).bfloat16().tolist()
+    assert kept["w"].dtype == change["w"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", HALVES)

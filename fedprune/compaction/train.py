@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedprune.compaction.fx_graph import Wiring, wiring
 from fedprune.compaction.liveness import Parts, matrices, parts, saved
@@ -23,7 +23,7 @@ from fedprune.local.hooks import KNOWN, patched
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.regularisers.base import Regulariser
-from fedprune.local.state import optimizer_state
+from fedprune.local.state.optimizer_state import OptimizerState
 from fedprune.local.step import ENTRYWISE
 from fedprune.local.train import Trained, fit, unload
 from fedprune.pruning.evidence.gates import is_companion
@@ -56,7 +56,7 @@ class Compacted:
         return self.small.net.blocks  # type: ignore[return-value]
 
     def fit(
-        self, subnet: Subnet, batches: Iterable[Batch], recipe: Recipe, decay: float, kept: Params, correction: Params
+        self, subnet: Subnet, batches: Iterable[Batch], recipe: Recipe, decay: float, kept: OptimizerState, correction: Params
     ) -> Trained:
         """As train.fit, of the whole network."""
         params = {block.name: block.of(subnet.params[block.whole]) for block in self.blocks}
@@ -77,12 +77,12 @@ class Compacted:
         """As train.unload, of the whole network. sent: as it came."""
         return self._whole(unload(self.small), sent)
 
-    def _mute(self, params: Params, state: Params, shifts: Params, moved: bool) -> bool:
+    def _mute(self, params: Params, state: OptimizerState, shifts: Params, moved: bool) -> bool:
         """Whether all constants are zero, and stay so: behind a ReLU, biases of zero or, if nothing moves them, of less."""
         biases = [block.name for block in self.blocks if block.name.startswith("constant.")]
         if not (self.small.net.mutable and all(bool((params[name] <= 0).all()) for name in biases)):
             return False
-        pushed = {self._parameters[number].name: values for number, values in optimizer_state.by_parameter(state).items()}
+        pushed = {self._parameters[number].name: values for number, values in state.items()}
         pushes = [[params[name], shifts.get(name, params[name]), *pushed.get(name, {}).values()] for name in biases]
         return not (moved and any(push.any() for some in pushes for push in some if push.dim()))
 
@@ -92,26 +92,26 @@ class Compacted:
             block.put(trained[block.name], whole[block.whole])
         return whole
 
-    def _taken(self, kept: Params) -> Params:
+    def _taken(self, kept: OptimizerState) -> OptimizerState:
         """The optimizer's state for the smaller network's parameters."""
-        state, numbers = optimizer_state.by_parameter(kept), list(self.whole)
-        return {
-            optimizer_state.name_of(number, key): block.of(value) if value.shape == self.whole[block.whole] else value
-            for number, block in enumerate(self._parameters)
-            for key, value in state.get(numbers.index(block.whole), {}).items()
-        }
+        numbers, taken = list(self.whole), dict[int, Params]()
+        for number, block in enumerate(self._parameters):
+            state, shape = kept.get(numbers.index(block.whole), {}), self.whole[block.whole]
+            if state:
+                taken[number] = {key: block.of(value) if value.shape == shape else value for key, value in state.items()}
+        return taken
 
-    def _put_back(self, state: Params) -> Params:
+    def _put_back(self, state: OptimizerState) -> OptimizerState:
         """The optimizer's state for the whole network's parameters: what is dead has none, which is zero."""
-        numbers, whole = list(self.whole), dict[str, Tensor]()
-        for number, values in optimizer_state.by_parameter(state).items():
+        numbers, whole = list(self.whole), dict[int, Params]()
+        for number, values in state.items():
             block = self._parameters[number]
+            put, shape = whole.setdefault(numbers.index(block.whole), {}), self.whole[block.whole]
             for key, value in values.items():
-                name, shape = optimizer_state.name_of(numbers.index(block.whole), key), self.whole[block.whole]
                 if value.dim():
-                    block.put(value, whole.setdefault(name, value.new_zeros(shape)))
+                    block.put(value, put.setdefault(key, value.new_zeros(shape)))
                 else:
-                    whole[name] = value
+                    put[key] = value
         return whole
 
     @functools.cached_property

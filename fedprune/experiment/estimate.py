@@ -13,7 +13,7 @@ from fedprune.experiment.experiment import Experiment
 from fedprune.federated.availability import Fate
 from fedprune.federated.costs import training_flops
 from fedprune.federated.sampling import cohort
-from fedprune.federated.server.scaffold import carried as carried_controls
+from fedprune.federated.server import scaffold
 from fedprune.pruning.criterion import Adjusted, Compensated
 from fedprune.pruning.evidence import FROM_CLIENTS, needs
 from fedprune.pruning.evidence.gates import is_companion
@@ -135,11 +135,11 @@ def _parts(experiment: Experiment, subnet: Subnet) -> list[tuple[float, Subnet, 
 def _message_bytes(experiment: Experiment, subnet: Subnet, known: Mask | None) -> tuple[int, int]:
     """(bytes of a job, bytes of its update) for training this subnet. known: the mask that its client holds, if any."""
     wire = experiment.wire
-    carried = carried_controls(experiment.controlled, State(subnet, {}, {}))
-    job = wire.encode_job(Job(0, 0, 0, 0, subnet, carried=carried), wire.subnet_block(subnet, known))
+    control = scaffold.sent(experiment.controlled, State(subnet, {}, {}))
+    job = wire.encode_job(Job(0, 0, 0, 0, subnet, control=control), wire.subnet_block(subnet, known))
     nothing = {name: torch.zeros_like(tensor) for name, tensor in subnet.params.items()}  # else no change is the greatest
     travels = experiment.options["upload"].pack(nothing, experiment.options["client"].answer(subnet))
-    update = Update(0, travels, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}, carried=carried)
+    update = Update(0, travels, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}, control=control)
     answer = wire.encode_update(update, subnet.mask)
     return length(job), length(answer)
 

@@ -120,9 +120,9 @@ class Experiment:
     def loop(self, executor: Executor) -> FederatedLoop:
         """The federated loop over these workers."""
         config, federated, clients = self.config, self.config.federated, self.clients
-        carries = functools.partial(scaffold.carried, self.controlled) if self.controlled else None
+        control = functools.partial(scaffold.sent, self.controlled) if self.controlled else None
         exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken)
-        exchange = replace(exchange, fates=self.options["fates"], carries=carries, upload=self.options["upload"])
+        exchange = replace(exchange, fates=self.options["fates"], control=control, upload=self.options["upload"])
         exchange = replace(exchange, feedback=self.recipe.error_feedback, learnt=self._learnt)
         return self.options["round"].loop(
             seed=config.seed,

@@ -1,8 +1,7 @@
 """The decentralised loop: send to neighbours -> average -> train -> choose the next mask -> evaluate. Dai et al. 2022 (DisPFL).
 
 There is no server. Every client has a network and a mask of its own: State.kept[client] holds the network as it was last
-trained and, under TRAINED, the mask that it was trained under, packed to bits; State.personal[client] the mask that it goes on
-with.
+trained (weights) and the mask that it was trained under; State.personal[client] the mask that it goes on with.
 State.server stays the network that all began from. The contract is that of loop.py: round(state) -> (state, metrics).
 """
 
@@ -18,7 +17,7 @@ import torch
 
 from fedprune.federated.availability import everybody
 from fedprune.federated.client import Composition, broken
-from fedprune.federated.client.dispfl import NEXT, EvolvingMask, as_bytes, as_tensor
+from fedprune.federated.client.dispfl import EvolvingMask
 from fedprune.federated.client.upload import everything
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.masks import PersonalMask, Receipt
@@ -31,12 +30,11 @@ from fedprune.pruning.criterion import random
 from fedprune.pruning.mask import apply, ones, pack, shrink, unpack
 from fedprune.pruning.what.unit import weights
 from fedprune.randomness import torch_stream
-from fedprune.types import Job, Mask, Params, Personal, State, Subnet, Update
+from fedprune.types import ClientState, Job, Mask, Personal, State, Subnet, Update
 from fedprune.wire.frame import Message, length
 from fedprune.wire.message import Wire
 
 CHOSEN = "federated/round=neighbours"
-TRAINED = "trained:mask"
 
 
 @dataclass(frozen=True)
@@ -155,8 +153,8 @@ class NeighbourLoop(FederatedLoop):
 
     def _network(self, state: State, client: int) -> Subnet:
         """A client's network under the mask that it was trained under: what it sends."""
-        kept = dict(state.kept[client])
-        return Subnet(kept, self._mask(state, as_bytes(kept.pop(TRAINED))))
+        kept = state.kept[client]
+        return Subnet(kept.weights, self._mask(state, kept.mask))
 
     def _mask(self, state: State, bits: bytes) -> Mask:
         return unpack(bits, {name: alive.shape for name, alive in state.server.mask.items()})
@@ -188,7 +186,7 @@ class NeighbourLoop(FederatedLoop):
             assert update.subnet is not None, "a client that was told to train sends a subnet"
             kept[job.client] = _kept(update.subnet)
             if update.pruned:
-                personal[job.client] = Personal(as_bytes(update.kept[NEXT]), job.events + 1, job.round)
+                personal[job.client] = Personal(update.kept.mask, job.events + 1, job.round)
             receipts.append(Receipt(job, update.subnet.mask, 1.0, int(update.metrics["seen"]), update.pruned))
         after = replace(state, round=state.round + 1, clock=state.clock + 1, kept=kept, personal=personal)
         return after, receipts
@@ -217,9 +215,9 @@ def _bytes(heard: Mapping[int, tuple[int, ...]], messages: Mapping[int, Message]
     return {"wire/up_bytes": sum(received.values()), "wire/down_bytes": 0, "wire/busiest_bytes": busiest}
 
 
-def _kept(subnet: Subnet) -> Params:
-    """A client's network, and the mask that it was trained under."""
-    return subnet.params | {TRAINED: as_tensor(pack(subnet.mask))}
+def _kept(subnet: Subnet) -> ClientState:
+    """Return a client's network, and the mask that it was trained under."""
+    return ClientState(weights=subnet.params, mask=pack(subnet.mask))
 
 
 def _whole(state: State, client: int) -> bytes:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from fedprune.data.batches import Slice
 from fedprune.execution import Task, certain
 from fedprune.execution.arrays import arrays_of
-from fedprune.federated.client.client_values import joined, trained
+from fedprune.federated.client.client_values import joined
 from fedprune.federated.exchange import Exchange
 from fedprune.local.outcomes import Outcomes, TaskMetrics, concatenated
-from fedprune.types import SERVER, Mask, State
+from fedprune.types import Mask, Params, State
 from fedprune.wire.frame import Piece, array
 
 LENGTH = 2000  # examples per task
@@ -40,8 +40,9 @@ class Evaluation:
 
     def __call__(self, state: State) -> dict[str, float]:
         """Metrics of the server's network: test/*, val/*, client/* (those whose part is empty are absent)."""
-        block, kept = self._block(state), self.exchange.kept_by(state, SERVER)
-        server = [("evaluate", (block, kept, b"", part)) for part in _cut("global", 0, self.test)]
+        block = self._block(state)
+        private = arrays_of({name: state.server.params[name] for name in self.exchange.own})
+        server = [("evaluate", (block, private, b"", part)) for part in _cut("global", 0, self.test)]
         val, local = ([*self._client_tasks(state, block, *part)] for part in (("val", self.val), ("test", self.local)))
         outcomes = iter(self._outcomes([*server, *val, *local]))
         metrics: dict[str, float] = {}
@@ -67,14 +68,17 @@ class Evaluation:
         shared = self.common(state)
         for alike in self._alike(state, shared is not None):
             client = self.clients[alike[0]]
-            kept = self.exchange.kept_by(state, client) if self.exchange.own else {}
-            kept = {name: kept[name] for name in self.exchange.own}  # an optimizer that is kept too has no part in it
-            if shared is not None:
-                own = joined(state.server.params, trained(state, client), shared)
-                kept |= arrays_of(own)
+            private = arrays_of(self._private(state, client, shared))
             held = self.held(state, client)
             pieces = _cut(part, ends[alike[0]], ends[alike[-1] + 1])
-            yield from (("evaluate", (block, kept, held, piece)) for piece in pieces)
+            yield from (("evaluate", (block, private, held, piece)) for piece in pieces)
+
+    def _private(self, state: State, client: int, shared: Mask | None) -> Params:
+        """Return the tensors of a client's network that are not the server's. shared: the entries whose values are."""
+        kept = self.exchange.kept_by(state, client)
+        if shared is not None:
+            return kept.batchnorm | joined(state.server.params, kept.weights, shared)
+        return kept.batchnorm | kept.weights
 
     def _alike(self, state: State, values: bool) -> Iterator[list[int]]:
         """Places in a row whose clients have one and the same network. values: whether some have values of their own."""

@@ -6,21 +6,21 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from fedprune.errors import RunError
 from fedprune.execution import Executor, Lost, Task
-from fedprune.execution.arrays import Arrays, arrays_of, tensors_of
 from fedprune.federated.availability import Fate, Fates, everybody
+from fedprune.federated.client.kept import KeptArrays, as_arrays, of_arrays
 from fedprune.federated.client.upload import Upload, everything
 from fedprune.federated.tally import Tally
 from fedprune.precision import finite
 from fedprune.pruning.evidence.finite import DIVERGED, unmeasured
 from fedprune.pruning.mask import apply
-from fedprune.types import SERVER, Job, Mask, Params, State, Subnet, Update
+from fedprune.types import SERVER, ClientState, Job, Mask, Params, State, Subnet, Update
 from fedprune.wire.frame import Message, length
 from fedprune.wire.message import Wire, answered_under
 
@@ -33,7 +33,7 @@ class Sent(Sequence[Task]):
     By their places, once they are made: bytes, the length of the message, and seconds, what it took to make it.
     """
 
-    def __init__(self, jobs: Sequence[Job], encode: Callable[[Job], Message], kept_by: Callable[[int], Mapping]):
+    def __init__(self, jobs: Sequence[Job], encode: Callable[[Job], Message], kept_by: Callable[[int], KeptArrays]):
         self.jobs, self._encode, self._kept_by = jobs, encode, kept_by
         self.bytes, self.seconds = dict[int, int](), dict[int, float]()
 
@@ -59,7 +59,7 @@ class Exchange:
     examples: the number of training examples of each client. own: names of the tensors that clients keep to themselves.
     broken: what to do about an update that fails its checks: `stop` the run, or `drop` the update from the round. One that is
     lost with its worker is dropped in any case, for the client may do better in its next round; if all are, `stop` stops.
-    fates: who answers in which round. carries: what of a state travels beside the network to clients that train (None:
+    fates: who answers in which round. control: the part of a state that travels beside the network to clients that train (None:
     nothing). upload: what they send back of it. feedback: whether clients may let live at an event what was dead in the network
     that they were sent.
     learnt: names of the tensors that training changes, which have to stay finite (None: all of them).
@@ -72,16 +72,16 @@ class Exchange:
     own: tuple[str, ...] = ()
     broken: str = "stop"
     fates: Fates = everybody
-    carries: Callable[[State], Mapping[str, Params]] | None = None
+    control: Callable[[State], Params] | None = None
     upload: Upload = field(default_factory=everything)
     feedback: bool = False
     learnt: tuple[str, ...] | None = None
 
     def train(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
         """Yield what clients send back after training what these jobs give them, in the order of the jobs."""
-        if self.carries is not None:
-            carried = self.carries(state)
-            jobs = [replace(job, carried=carried) for job in jobs]
+        if self.control is not None:
+            control = self.control(state)
+            jobs = [replace(job, control=control) for job in jobs]
         return self._run(jobs, state, tally)
 
     def measure(
@@ -99,20 +99,23 @@ class Exchange:
         answers = self._run([replace(asked, client=client) for client in clients], state, tally)
         return (update for _, update in answers)
 
-    def kept_by(self, state: State, client: int) -> Arrays:
-        """What this client kept from its last round; the initial values if it has not trained yet. Of SERVER, the server's copy
-        of what clients keep to themselves."""
+    def kept_by(self, state: State, client: int) -> ClientState:
+        """Return what this client kept from its last round; the initial values if it has not trained yet. Of SERVER, the
+        server's copy of the private tensors."""
         source = state.server.params if client == SERVER else state.init
-        kept = state.kept.get(client) or {name: source[name] for name in self.own}
-        return arrays_of(kept)
+        return state.kept.get(client) or ClientState(batchnorm={name: source[name] for name in self.own})
+
+    def _kept_arrays(self, state: State, client: int) -> KeptArrays:
+        return as_arrays(self.kept_by(state, client))
 
     def _run(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
         with tally.clock.phase("broadcast"):
             jobs = [self._welcomed(job, state, tally) for job in jobs] if self.wire.untrained.shapes else jobs
+            kept = partial(self._kept_arrays, state)
             encode, heard = self._encoder(jobs, state), [self._answers(job, tally) for job in jobs]
             # What nobody answers was sent all the same.
             tally.down_bytes += sum(length(encode(job)) for job, hears in zip(jobs, heard, strict=True) if not hears)
-            tasks = Sent([job for job, hears in zip(jobs, heard, strict=True) if hears], encode, partial(self.kept_by, state))
+            tasks = Sent([job for job, hears in zip(jobs, heard, strict=True) if hears], encode, kept)
             sizes = [0 if job.client == SERVER else self.examples[job.client] for job in tasks.jobs]
         lost: list[str] = []
         results = tally.clock.waiting(self.executor.map(tasks, sizes))
@@ -178,7 +181,7 @@ class Exchange:
         if update is None:
             return None
         subnet = update.subnet and self.upload.unpack(job.subnet, update.subnet)
-        return replace(update, subnet=subnet, kept=tensors_of(kept))
+        return replace(update, subnet=subnet, kept=of_arrays(kept))
 
     def _receive(self, answer: Message, job: Job) -> Update | None:
         """The update if it can be read and passes its checks; else it is reported, and ends the run unless told otherwise."""
@@ -195,7 +198,7 @@ class Exchange:
     def _problem(self, update: Update, job: Job) -> str | None:
         """Why an update must not be merged, or None. Buffers that nobody learns may be infinite, as causal masks are."""
         loss = update.metrics.get("loss", 0.0)
-        tensors = [*update.carried.values()]
+        tensors = [update.control]
         tensors += [_of(update.subnet.params, self.learnt)] if update.subnet else []
         if not math.isfinite(loss) or not all(finite(tensor) for params in tensors for tensor in params.values()):
             return f"the training has diverged (loss {loss:.3g}; not all numbers are finite). {DIVERGED}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fedprune.federated.masks import Receipt
 from fedprune.federated.server import scaffold
 from fedprune.federated.server.accumulator import Accumulator
-from fedprune.types import Job, Params, Subnet, Update
+from fedprune.types import ClientState, Job, Params, Subnet, Update
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Fold:
     accumulator: Accumulator
     weighting: str
     private: tuple[str, ...]
-    kept: dict[int, Params]
+    kept: dict[int, ClientState]
     receipts: list[Receipt] = field(default_factory=list)
     control_changes: Params = field(default_factory=dict)
 
@@ -31,11 +31,11 @@ class Fold:
         subnet = self._whole(update.subnet, update) if self.private else update.subnet
         self.accumulator.add(subnet, weight)
         self.receipts.append(Receipt(job, subnet.mask, weight, int(update.metrics["seen"]), update.pruned))
-        if update.kept:
+        if not update.kept.empty:
             self.kept[update.client] = update.kept
-        if update.carried:
+        if update.control:
             self.control_changes |= scaffold.summed(self.control_changes, update)
 
     def _whole(self, subnet: Subnet, update: Update) -> Subnet:
         """Return the subnet with the tensors that the client keeps: the server reports their mean, and never sends it."""
-        return Subnet(subnet.params | {name: update.kept[name] for name in self.private}, subnet.mask)
+        return Subnet(subnet.params | update.kept.batchnorm, subnet.mask)

@@ -24,12 +24,15 @@ from fedprune.local.lightning.self_log import Logged
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.state import optimizer_state, scaffold
+from fedprune.local.state.optimizer_state import OptimizerState
 from fedprune.local.step import Rules, Seen, Step, step_of
 from fedprune.precision import wide, wide_zeros
 from fedprune.tensors import load_tensors, tensors_of
 from fedprune.types import Mask, Params, Subnet
 
-Loop = Callable[[LocalModule, Iterable[Batch], Planned | None, Rules, float, Params], tuple[torch.optim.Optimizer, Seen]]
+Loop = Callable[
+    [LocalModule, Iterable[Batch], Planned | None, Rules, float, OptimizerState], tuple[torch.optim.Optimizer, Seen]
+]
 """(module, batches, how many there are, what its steps do, factor of the learning rate, the optimizer's state) -> the optimizer
 that trained the module in place, and what it has seen."""
 
@@ -47,7 +50,7 @@ class Trained(NamedTuple):
     loss: float
     steps: int
     examples: int
-    optimizer: Params
+    optimizer: OptimizerState
     reach: Mapping[str, float] = MappingProxyType({})
     gradients: Mapping[str, Tensor] = MappingProxyType({})
     logged: Logged = MappingProxyType({})
@@ -60,7 +63,7 @@ def fit(
     recipe: Recipe,
     decay: float = 1.0,
     penalty: Callable[[], Tensor] | None = None,
-    kept: Params | None = None,
+    kept: OptimizerState | None = None,
     correction: Params | None = None,
     summed: tuple[str, ...] = (),
     planned: Planned | None = None,
@@ -101,7 +104,7 @@ def loop_of(module: LocalModule) -> Loop:
 
 
 def lean(
-    module: LocalModule, batches: Iterable[Batch], planned: Planned | None, rules: Rules, decay: float, kept: Params
+    module: LocalModule, batches: Iterable[Batch], planned: Planned | None, rules: Rules, decay: float, kept: OptimizerState
 ) -> tuple[torch.optim.Optimizer, Seen]:
     """Take a step of the optimizer per batch. This is the Loop of modules that override nothing."""
     optimizer = slowed(module.configure_optimizers(), decay)

@@ -43,9 +43,9 @@ from fedprune.local.lightning.job_trainer import JobTrainer, Planned, attached
 from fedprune.local.lightning.schedules import Rates, configured, takes_closure
 from fedprune.local.module import LocalModule
 from fedprune.local.state import optimizer_state
+from fedprune.local.state.optimizer_state import OptimizerState
 from fedprune.local.step import Rules, Seen, Step, step_of
 from fedprune.local.training_step import loss_and_more, takes_number
-from fedprune.types import Params
 
 
 def sees_gradients(module: LocalModule) -> bool:
@@ -64,7 +64,7 @@ def _set_up(module: LocalModule) -> None:
 
 
 def train(
-    module: LocalModule, batches: Iterable[Batch], planned: Planned | None, rules: Rules, decay: float, kept: Params
+    module: LocalModule, batches: Iterable[Batch], planned: Planned | None, rules: Rules, decay: float, kept: OptimizerState
 ) -> tuple[torch.optim.Optimizer, Seen]:
     """Train the module in place. Returns its optimizer and what it has seen. This is the Loop (train.py) of modules with
     hooks."""

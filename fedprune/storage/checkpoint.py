@@ -14,10 +14,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fedprune.errors import RunError
+from fedprune.local.state.groups import grouped, ungrouped
 from fedprune.storage import safetensors_writer
+from fedprune.storage.before_groups import one_bag
 from fedprune.storage.safetensors_writer import Buffer, Rows
 from fedprune.storage.spilled import Stored
-from fedprune.types import Mask, Params, Personal, ServerState, State, Subnet
+from fedprune.types import ClientState, Mask, Params, Personal, ServerState, State, Subnet
 
 FORMAT = 2
 """Of checkpoints. In the first SCAFFOLD's control was among the server optimizer's buffers, as `c`."""
@@ -38,7 +40,7 @@ def save_state(state: State, path: Path) -> None:
         **{f"anchors/{clock}": params for clock, params in state.anchors.items()},
         **{f"momentum/{kind}": params for kind, params in state.server_state.momentum.items()},
         "control": state.server_state.control,
-        **{f"kept/{client}": params for client, params in state.kept.items()},
+        **{f"kept/{client}/{name}": group for client, kept in state.kept.items() for name, group in grouped(kept).items()},
         "personal": _personal(state),
     }
     rows = {"personal/masks": _masks(state)} if state.personal else {}
@@ -60,7 +62,7 @@ def load_state(path: Path) -> State:
             reached=frozenset(groups["reached"]["clients"].tolist()) if "reached" in groups else frozenset(),
             anchors={int(key): params for key, params in _below(groups, "anchors/").items()},
             server_state=_server_state(groups, numbers.get("format", 1)),
-            kept={int(key): params for key, params in _below(groups, "kept/").items()},
+            kept=_read_kept(groups),
             personal=_read_personal(groups.get("personal"), path),
             **{name: numbers[name] for name in NUMBERS},
         )
@@ -102,6 +104,15 @@ def _read_personal(tensors: Params | None, path: Path) -> dict[int, Personal]:
     file = open(path, "rb")  # noqa: SIM115  it lives as long as the masks in it
     rows = zip(range(number), clients, events, pruned, strict=True)
     return {client: Personal(Stored(file, start + length * row, length), *place) for row, client, *place in rows}
+
+
+def _read_kept(groups: Mapping[str, Params]) -> dict[int, ClientState]:
+    """Return what each client keeps."""
+    clients: dict[int, dict[str, Params]] = {}
+    for name, tensors in _below(groups, "kept/").items():
+        client, _, group = name.partition("/")
+        clients.setdefault(int(client), {}).update({group: tensors} if group else one_bag(tensors, groups.get("mask", {})))
+    return {client: ungrouped(parts) for client, parts in clients.items()}
 
 
 def save_ticket(params: Params, mask: Mask, provenance: Mapping[str, str], path: Path) -> None:

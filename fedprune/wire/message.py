@@ -2,8 +2,8 @@
 
 A message is a frame (frame.py) around a header (who, when, what for) and blocks of tensors, each a codec's encoding. A job with
 `common` entries brings their values alone, under a mask of these. One to a newcomer has a block more, of what is never trained.
-What is carried beside the subnet is a block for each of its names, under the mask that both ends hold; the header says which of
-the layout's tensors are in it, by their places. A job about a removal has one block more: a bit for each living entry, whether
+A control beside the subnet (SCAFFOLD's) is one more block, under the mask that both ends hold; the header says which of the
+layout's tensors are in it, by their places. A job about a removal has one block more: a bit for each living entry, whether
 it survives. `kept` and `held`, what a client has for itself, are in no message. What is trained is what was decoded, and the
 bytes that are reported are the lengths of these messages.
 """
@@ -11,7 +11,7 @@ bytes that are reported are the lengths of these messages.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 
@@ -24,6 +24,9 @@ from fedprune.wire.codec import Codec, Layout, decode
 from fedprune.wire.frame import Message, Piece, framed, unframed
 
 NOTHING = Layout({}, {}, ())
+
+CONTROL, C = "carried", "c"
+"""The names of a control in the header of a message."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Wire:
             header |= {"common": True}
         if untrained:
             header |= {"newcomer": True}
-        blocks = [block, *([untrained] if untrained else []), *self._carried_blocks(job.carried, job.subnet.mask, header)]
+        blocks = [block, *([untrained] if untrained else []), *self._control_blocks(job.control, job.subnet.mask, header)]
         return framed(header, blocks if job.surviving is None else [*blocks, _survivors(job.surviving, job.subnet.mask)])
 
     def decode_job(self, message: Message, held: bytes = b"") -> Job:
@@ -84,10 +87,10 @@ class Wire:
                 header["common"], subnet = subnet.mask, Subnet(subnet.params, known or self._whole())
             if "newcomer" in header:
                 subnet = Subnet(subnet.params | decode(blocks.pop(0), self.untrained)[0], subnet.mask)
-            header["carried"] = self._read_carried(header, blocks, subnet.mask)
+            control = self._read_control(header, blocks, subnet.mask)
             bits = blocks
             surviving = _read_survivors(subnet.mask, *bits) if bits else None
-            return Job(subnet=subnet, surviving=surviving, held=held, **header)
+            return Job(subnet=subnet, surviving=surviving, control=control, held=held, **header)
 
     def mask_of(self, held: bytes) -> Mask | None:
         """The mask that these bits are, or None if there are none."""
@@ -106,7 +109,7 @@ class Wire:
         if update.pruned:
             header |= {"pruned": True}
         blocks = [] if update.subnet is None else [self._answer().subnet_block(update.subnet, known)]
-        blocks += self._carried_blocks(update.carried, known, header)
+        blocks += self._control_blocks(update.control, known, header)
         cover = about(known, update.about)
         blocks += [self.codec(values, _support(values, cover, update.about), cover) for values in update.evidence.values()]
         return framed(header, blocks)
@@ -119,41 +122,39 @@ class Wire:
         with _sound():
             header, blocks = unframed(message)
             names = header.pop("evidence")
-            trained = len(blocks) > len(names) + len(header.get("carried", ()))
+            trained = len(blocks) > len(names) + len(header.get(CONTROL, ()))
             subnet = self.read_subnet(blocks.pop(0), known) if trained else None
-            header["carried"] = self._read_carried(header, blocks, known)
+            control = self._read_control(header, blocks, known)
             cover = about(known, header["about"])
             layout = Layout(
                 {name: alive.shape for name, alive in cover.items()}, dict.fromkeys(cover, torch.float32), tuple(cover)
             )
             header["logged"] = {name: (how, float(value)) for name, (how, value) in header.get("logged", {}).items()}
             evidence = {name: decode(block, layout, cover)[0] for name, block in zip(names, blocks, strict=True)}
-            return Update(subnet=subnet, evidence=evidence, **header)
+            return Update(subnet=subnet, evidence=evidence, control=control, **header)
 
-    def _carried_blocks(self, carried: Mapping[str, Params], known: Mask, header: dict[str, object]) -> list[bytes]:
-        """A block for each of what is carried; which tensors are in it is noted in the header."""
-        if not carried:
+    def _control_blocks(self, control: Params, known: Mask, header: dict[str, object]) -> list[bytes]:
+        """Return the block of a control, if there is any; which tensors are in it is noted in the header."""
+        if not control:
             return []
         order = list(self.layout.shapes)
-        header["carried"] = {key: [order.index(name) for name in tensors] for key, tensors in carried.items()}
-        return [self._carried_block(tensors, known) for tensors in carried.values()]
-
-    def _carried_block(self, tensors: Params, known: Mask) -> bytes:
-        part = self.layout.only(list(tensors))
-        strangers = [name for name, tensor in tensors.items() if tensor.dtype != part.dtypes[name]]
+        places, layout = [order.index(name) for name in control], self.layout.only(list(control))
+        strangers = [name for name, tensor in control.items() if tensor.dtype != layout.dtypes[name]]
         if strangers:
-            raise ValueError(f"what is carried has to be of the network's own types: {', '.join(strangers)}")
-        mask = {name: known[name] for name in part.masked}
-        return self.codec(tensors, mask, mask)
+            raise ValueError(f"a control has to be of the network's own types: {', '.join(strangers)}")
+        header[CONTROL] = {C: places}
+        mask = {name: known[name] for name in layout.masked}
+        return [self.codec(control, mask, mask)]
 
-    def _read_carried(self, header: dict, blocks: list[memoryview], known: Mask) -> dict[str, Params]:
-        """What is carried, taken from the front of these blocks."""
-        order = list(self.layout.shapes)
-        carried = {}
-        for key, places in header.get("carried", {}).items():
-            part = self.layout.only([order[place] for place in places])
-            carried[key] = decode(blocks.pop(0), part, {name: known[name] for name in part.masked})[0]
-        return carried
+    def _read_control(self, header: dict, blocks: list[memoryview], known: Mask) -> Params:
+        """Return the control, taken from the front of these blocks, and its note from the header."""
+        if CONTROL not in header:
+            return {}
+        order, note = list(self.layout.shapes), header.pop(CONTROL)
+        if list(note) != [C]:
+            raise ValueError(f"a message with more beside its network than a control: {', '.join(map(str, note))}")
+        layout = self.layout.only([order[place] for place in note[C]])
+        return decode(blocks.pop(0), layout, {name: known[name] for name in layout.masked})[0]
 
 
 def _event(round: int, density: float, swap: float, block: list[int] | None) -> PruneEvent:

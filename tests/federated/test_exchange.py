@@ -18,7 +18,7 @@ from fedprune.federated.server.accumulator import merged
 from fedprune.federated.server.aggregate import OverlapMean
 from fedprune.federated.tally import Tally
 from fedprune.pruning.mask import apply
-from fedprune.types import SERVER, Job, State, Subnet, Update
+from fedprune.types import SERVER, ClientState, Job, State, Subnet, Update
 from fedprune.wire.frame import Message, length
 from fedprune.wire.message import Wire
 from helpers.spy import Spy, spied
@@ -259,11 +259,12 @@ def test_what_a_client_has_not_kept_yet_is_what_the_network_began_with(tiny):
     loop = experiment.loop(experiment.executor())
     exchange: Exchange = loop.exchange
     start: State = loop.start()
-    kept = exchange.kept_by(start, 3)
+    kept = exchange.kept_by(start, 3).batchnorm
     assert set(kept) == set(exchange.own) != set()
-    mine = {name: torch.full_like(start.init[name], 7) for name in exchange.own}
-    assert all((array == 7).all() for array in exchange.kept_by(replace(start, kept={3: mine}), 3).values())
-    assert all((exchange.kept_by(replace(start, kept={3: mine}), 2)[name] == kept[name]).all() for name in kept)
+    mine = ClientState(batchnorm={name: torch.full_like(start.init[name], 7) for name in exchange.own})
+    assert exchange.kept_by(replace(start, kept={3: mine}), 3) is mine
+    others = exchange.kept_by(replace(start, kept={3: mine}), 2).batchnorm
+    assert all((others[name] == kept[name]).all() for name in kept)
 
 
 def test_a_message_is_made_when_its_client_begins_and_a_subnet_of_several_is_encoded_once(tiny, play, monkeypatch):

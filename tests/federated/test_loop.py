@@ -15,7 +15,7 @@ from fedprune.federated.sampling import cohort
 from fedprune.federated.tally import Tally
 from fedprune.pruning.mask import apply, count
 from fedprune.randomness import torch_stream
-from fedprune.types import SERVER, Job, Mask, Params, State
+from fedprune.types import SERVER, ClientState, Job, Mask, Params, State
 
 LTH = ("when=after_training", "how_often=iterative", "rewind=init", "rounds=2", "density=0.512")  # three events, four runs
 ALL = ("federated.cohort=4",)
@@ -135,7 +135,7 @@ def test_a_kept_optimizer_goes_on_where_a_fresh_one_starts_anew(name, tiny, play
 
 def test_a_rewind_forgets_the_optimizer_and_a_prune_event_only_the_dead(tiny, play):
     overrides = (*CENTRAL, "when=during_training", "when.start=0.5", "how_often=one_shot", "rounds=2", "density=0.3")
-    momentum = play(tiny(*overrides))[-1][0].kept[0]["optimizer:0:momentum_buffer"]
+    momentum = play(tiny(*overrides))[-1][0].kept[0].optimizer[0]["momentum_buffer"]
     last = play(tiny(*overrides))[-1][0]
     alive = last.server.mask["fc1.weight"]
     assert not momentum[~alive].any() and momentum[alive].count_nonzero() > 0.5 * alive.sum()
@@ -434,12 +434,12 @@ def test_local_tensors_never_cross_the_wire_and_are_kept_by_each_client(tiny, pl
     for state, _ in played:
         assert sorted(state.kept) == [0, 1, 2, 3]
         for kept in state.kept.values():
-            assert set(kept) == own
+            assert set(kept.batchnorm) == own and kept == ClientState(kept.batchnorm)
         assert not equal(state.kept[0], state.kept[1])
         for name in own:  # the server's copy is the mean, for reporting
             if init[name].is_floating_point():
                 mean = sum(
-                    len(part) * kept[name].double()
+                    len(part) * kept.batchnorm[name].double()
                     for part, (_, kept) in zip(experiment.clients.train, sorted(state.kept.items()), strict=True)
                 ) / sum(len(part) for part in experiment.clients.train)
                 assert torch.allclose(state.server.params[name].double(), mean, atol=1e-5)
@@ -447,7 +447,7 @@ def test_local_tensors_never_cross_the_wire_and_are_kept_by_each_client(tiny, pl
     first, second = played[0][0], played[1][0]
     client_round = experiment.executor()._client_round
     again = client_round.train(Job(1, 1, 1, 0, first.server, kept=first.kept[1]))
-    assert equal({name: again.kept[name] for name in first.kept[1]}, second.kept[1])
+    assert equal(again.kept, second.kept[1])
 
 
 def test_the_server_measures_at_its_own_copy_of_what_clients_keep_to_themselves(tiny, play):
@@ -460,7 +460,7 @@ def test_the_server_measures_at_its_own_copy_of_what_clients_keep_to_themselves(
     whole = Job(SERVER, state.round, state.clock, 0, state.server, ("grads",))  # its copy is in the network
     expected = executor._client_round.measure(whole).evidence["grads"]
     assert all(torch.equal(g, update.evidence["grads"][name]) for name, g in expected.items())
-    begun = replace(whole, kept={name: state.init[name] for name in experiment.own})
+    begun = replace(whole, kept=ClientState({name: state.init[name] for name in experiment.own}))
     other = executor._client_round.measure(begun).evidence["grads"]
     assert any(not torch.allclose(g, other[name]) for name, g in expected.items())
 
@@ -488,7 +488,7 @@ def test_each_client_is_evaluated_with_what_it_kept(tiny, play):
     experiment = tiny(*BATCHNORM, "federated.batchnorm=local", "rounds=1")
     executor = experiment.executor()
     ((state, metrics),) = play(experiment, executor)
-    broken = {c: {n: torch.zeros_like(t) for n, t in kept.items()} for c, kept in state.kept.items()}
+    broken = {c: ClientState({n: 0 * t for n, t in kept.batchnorm.items()}) for c, kept in state.kept.items()}
     blind = experiment.loop(executor).evaluation(replace(state, kept=broken))
     assert blind["client/accuracy_mean"] != metrics["client/accuracy_mean"]
     assert blind["test/accuracy"] == metrics["test/accuracy"]  # the server's copy

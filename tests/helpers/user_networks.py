@@ -92,6 +92,18 @@ class Named(nn.Module):
         return self._modules[self.name](x.flatten(1))
 
 
+class Normed(nn.Module):
+    """BatchNorm under any key of a ModuleDict, of the inputs as they are, before a linear layer."""
+
+    def __init__(self, shape: Sequence[int], classes: int, key: str = "norm"):
+        super().__init__()
+        self.key, self.layers = key, nn.ModuleDict({key: nn.BatchNorm2d(shape[0])})
+        self.fc = nn.Linear(math.prod(shape), classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layers[self.key](x).flatten(1))
+
+
 def lazy(shape: Sequence[int], classes: int) -> nn.Module:
     """Layers that learn their sizes from the first input."""
     return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten(), nn.LazyLinear(classes))

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from fedprune.errors import RunError
 from fedprune.storage import checkpoint
 from fedprune.storage.checkpoint import NUMBERS, load_state, read, replace_file, save_state, save_ticket, write
-from fedprune.types import Params, ServerState, State, Subnet
+from fedprune.types import ClientState, Params, ServerState, State, Subnet
 from helpers.odd_networks import odd_tensors
 
 
@@ -31,6 +31,18 @@ def params(seed: int) -> Params:
     }
 
 
+def kept(seed: int) -> ClientState:
+    """A client's state with something in each of its parts; none of a layer's names is any help to tell them apart."""
+    return ClientState(
+        batchnorm={"control:bn.weight": torch.ones(3), "a/b": torch.zeros(1)},
+        weights={"optimizer:0:conv.weight": params(seed)["conv.weight"]},
+        optimizer={0: {"step": torch.tensor(3), "exp_avg": torch.ones(2)}, 11: {"exp_avg": torch.zeros(2)}},
+        control={"conv.weight": params(seed + 5)["conv.weight"]},
+        squared_gradients={"conv.weight": params(seed + 6)["conv.weight"]},
+        mask=b"\x00\x05",
+    )
+
+
 def state(seed: int = 0) -> State:
     generator = torch.Generator().manual_seed(seed)
     server, init = params(seed), params(seed + 1)
@@ -44,7 +56,7 @@ def state(seed: int = 0) -> State:
         events=2,
         anchors={0: init, 5: params(seed + 2)},
         server_state=ServerState({"m": params(seed + 3), "v": params(seed + 4)}, control=params(seed + 5)),
-        kept={0: {"bn.weight": torch.ones(3)}, 12: {"bn.weight": torch.zeros(3)}},
+        kept={0: kept(seed), 12: ClientState(batchnorm={"bn.weight": torch.zeros(3)})},
         up_bytes=2**40 + 1,
         down_bytes=3,
         pruned=11,
@@ -142,6 +154,28 @@ def test_a_ticket_is_a_mask_its_weights_and_where_it_comes_from(path):
     assert metadata["name"] == "lth" and metadata["seed"] == "3"
     assert torch.equal(groups["params"]["conv.weight"], params(0)["conv.weight"])
     assert torch.equal(groups["mask"]["half"], mask["half"])
+
+
+def test_a_checkpoint_of_before_client_states_is_loaded(path, differences):
+    """All that a client kept was one group, with prefixes; what is of the network and prunable is its weights."""
+    save_state(replace(state(), kept={}), path)
+    groups, metadata = read(path)
+    half = torch.ones(5)
+    bag = {"bn.weight": torch.ones(3), "x:y.weight": torch.zeros(3), "half": half, "optimizer:0:step": torch.tensor(2)}
+    bag |= {"optimizer:11:exp_avg": half + 1, "control:conv.weight": half + 2, "accumulated:half": half + 3}
+    neighbour = {"bn.weight": torch.ones(3), "half": half, "trained:mask": torch.tensor([5, 7], dtype=torch.uint8)}
+    checkpoint.write({**groups, "kept/3": bag, "kept/4": neighbour}, {"state": metadata["state"]}, path)
+    kept = {
+        3: ClientState(
+            batchnorm={"bn.weight": torch.ones(3), "x:y.weight": torch.zeros(3)},
+            weights={"half": half},
+            optimizer={0: {"step": torch.tensor(2)}, 11: {"exp_avg": half + 1}},
+            control={"conv.weight": half + 2},
+            squared_gradients={"half": half + 3},
+        ),
+        4: ClientState(weights={"bn.weight": torch.ones(3), "half": half}, mask=b"\x05\x07"),
+    }
+    assert differences(load_state(path), replace(state(), kept=kept)) == []
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------------

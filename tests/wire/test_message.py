@@ -4,14 +4,13 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 import torch
 
 from fedprune.pruning.mask import apply
-from fedprune.types import Job, Mask, Params, Subnet, Update
+from fedprune.types import ClientState, Job, Mask, Params, Subnet, Update
 from fedprune.wire.codec import Layout, auto, bitmap, dense, gaps
 from fedprune.wire.frame import FRAME, MAGIC, length
 from fedprune.wire.message import Wire, about, answered_under
@@ -91,15 +90,15 @@ def test_a_loss_that_is_not_a_number_arrives_as_such():
 
 
 def test_what_a_client_keeps_is_in_no_message():
-    kept = {"bn.weight": torch.full((4,), 1.2345)}
+    kept = ClientState(batchnorm={"bn.weight": torch.full((4,), 1.2345)})
     job = Job(0, 1, 1, 0, subnet(), kept=kept)
     update = Update(0, subnet(), 5, kept=kept)
     there = wire()
     messages = there.encode_job(job, there.subnet_block(job.subnet)), there.encode_update(update, subnet().mask)
-    assert messages[0] == there.encode_job(replace(job, kept={}), there.subnet_block(job.subnet))
-    assert messages[1] == there.encode_update(replace(update, kept={}), subnet().mask)
-    assert there.decode_job(messages[0]).kept == {}
-    assert there.decode_update(messages[1], subnet().mask).kept == {}
+    assert messages[0] == there.encode_job(replace(job, kept=ClientState()), there.subnet_block(job.subnet))
+    assert messages[1] == there.encode_update(replace(update, kept=ClientState()), subnet().mask)
+    assert there.decode_job(messages[0]).kept.empty
+    assert there.decode_update(messages[1], subnet().mask).kept.empty
 
 
 def test_tensors_outside_the_layout_stay_behind():
@@ -178,27 +177,25 @@ def test_two_removals_and_one_of_another_length_are_refused():
             there.decode_job(FRAME.pack(MAGIC, zlib.crc32(body)) + body)
 
 
-# --- what is carried beside a subnet ----------------------------------------------------------------------------------------
+# --- controls ---------------------------------------------------------------------------------------------------------------
 
 
-def extras(mask: Mask, seed: int = 7) -> dict[str, Params]:
-    """Two of them: of a masked tensor and one that is not, and of the latter alone."""
-    generator = torch.Generator().manual_seed(seed)
-    draw = {name: torch.randn(subnet().params[name].shape, generator=generator) for name in ("w", "b")}
-    return {"c": apply(draw, mask), "shift": {"b": -draw["b"]}}
-
-
-def same_extras(a: Mapping[str, Params], b: Mapping[str, Params]) -> bool:
-    return list(a) == list(b) and all(list(a[key]) == list(b[key]) and same(a[key], b[key]) for key in a)
+def control(mask: Mask, *names: str) -> Params:
+    """Of a masked tensor and one that is not, or of these."""
+    generator = torch.Generator().manual_seed(7)
+    draw = {name: torch.randn(subnet().params[name].shape, generator=generator) for name in names or ("w", "b")}
+    return apply(draw, {name: alive for name, alive in mask.items() if name in draw})
 
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
-def test_what_a_job_carries_arrives(codec, density):
+@pytest.mark.parametrize("names", [("w", "b"), ("b",)])
+def test_the_control_of_a_job_arrives(codec, density, names):
     there, net = wire(codec), subnet(density=density)
-    for job in (Job(3, 7, 2, 1, net, carried=extras(net.mask)), replace(removal(density), carried=extras(net.mask))):
+    sent = control(net.mask, *names)
+    for job in (Job(3, 7, 2, 1, net, control=sent), replace(removal(density), control=sent)):
         back = there.decode_job(there.encode_job(job, there.subnet_block(job.subnet)))
-        assert same_extras(back.carried, job.carried) and same_subnet(back.subnet, job.subnet)
+        assert list(back.control) == list(sent) and same(back.control, sent) and same_subnet(back.subnet, job.subnet)
         assert back.surviving is None if job.surviving is None else same(back.surviving, job.surviving)
 
 
@@ -206,33 +203,34 @@ def test_what_a_job_carries_arrives(codec, density):
 @pytest.mark.parametrize("which", ["alive", "dead"])
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("measured", [True, False])
-def test_what_an_update_carries_arrives_beside_subnet_and_evidence(codec, which, trained, measured):
+def test_the_control_of_an_update_arrives_beside_subnet_and_evidence(codec, which, trained, measured):
     known = subnet().mask
     evidence = {"grads": evidence_about(known, which)} if measured else {}
-    update = Update(3, subnet(1, 0.2) if trained else None, 17, evidence, which, carried=extras(known))
+    update = Update(3, subnet(1, 0.2) if trained else None, 17, evidence, which, control=control(known))
     back = wire(codec).decode_update(wire(codec).encode_update(update, known), known)
-    assert same_extras(back.carried, update.carried) and same_extras(back.evidence, evidence)
+    assert same(back.control, update.control) and back.evidence.keys() == evidence.keys()
+    assert all(same(back.evidence[name], evidence[name]) for name in evidence)
     assert same_subnet(back.subnet, update.subnet)
 
 
-def test_what_is_carried_takes_bytes_for_the_living_of_the_masked_and_for_all_of_the_rest():
+def test_a_control_takes_bytes_for_the_living_of_the_masked_and_for_all_of_the_rest():
     net, there = subnet(), wire()
-    alive, carried = int(net.mask["w"].sum()), extras(net.mask)
-    text = len(',"carried":{"c":[0,1],"shift":[1]}')  # w and b are the first and the second tensor of the layout
-    blocks = (4 + 2 + 4 * (alive + 4)) + (4 + 2 + 4 * 4)  # the block's length, the codec's head, the values
+    alive, sent = int(net.mask["w"].sum()), control(net.mask)
+    text = len(',"carried":{"c":[0,1]}')  # w and b are the first and the second tensor of the layout
+    blocks = 4 + 2 + 4 * (alive + 4)  # the block's length, the codec's head, the values
     job, update = Job(3, 7, 2, 1, net), Update(3, net, 17)
     block = there.subnet_block(net)
-    carrying, plain = (there.encode_job(one, block) for one in (replace(job, carried=carried), job))
+    carrying, plain = (there.encode_job(one, block) for one in (replace(job, control=sent), job))
     assert length(carrying) == length(plain) + text + blocks
-    answers = [there.encode_update(replace(update, carried=more), net.mask) for more in (carried, {})]
+    answers = [there.encode_update(replace(update, control=more), net.mask) for more in (sent, {})]
     assert length(answers[0]) == length(answers[1]) + text + blocks
 
 
-def test_what_is_carried_must_be_of_the_networks_own_names_and_types():
+def test_a_control_must_be_of_the_networks_own_names_and_types():
     there, net = wire(), subnet()
     for tensors, message in (({"w": net.params["w"].double()}, "types: w"), ({"v": net.params["w"]}, "'v' is not in list")):
         with pytest.raises(ValueError, match=message):
-            there.encode_job(Job(0, 0, 0, 0, net, carried={"c": tensors}), there.subnet_block(net))
+            there.encode_job(Job(0, 0, 0, 0, net, control=tensors), there.subnet_block(net))
 
 
 def test_other_messages_are_the_bytes_that_they_always_were():
@@ -260,7 +258,7 @@ def messages() -> dict[str, bytes]:
         "update": there.encode_update(UPDATES[0], subnet().mask),
         "evidence": there.encode_update(UPDATES[2], subnet().mask),
         "removal": there.encode_job(removal(), there.subnet_block(removal().subnet)),
-        "carrying": there.encode_update(replace(UPDATES[0], carried=extras(subnet().mask)), subnet().mask),
+        "carrying": there.encode_update(replace(UPDATES[0], control=control(subnet().mask)), subnet().mask),
     }
     return {name: b"".join(message) for name, message in made.items()}
 
@@ -335,10 +333,11 @@ CRAFTED = {
     "an update without a key": framed({key: ANSWER[key] for key in ANSWER if key != "about"}, BLOCK),
     "evidence that is a number": framed(ANSWER | {"evidence": 3}, BLOCK),
     "a block too many": framed(ANSWER, BLOCK, BLOCK),
-    "an update that promises to carry": framed(ANSWER | {"carried": {"c": [0]}}, BLOCK),
-    "a job that promises to carry": framed(TRAINING | {"carried": {"c": [0]}}, BLOCK),
-    "a job that carries what the network has not": framed(TRAINING | {"carried": {"c": [9]}}, BLOCK, BLOCK),
-    "a job that carries a list": framed(TRAINING | {"carried": [0]}, BLOCK, BLOCK),
+    "an update that promises a control": framed(ANSWER | {"carried": {"c": [0]}}, BLOCK),
+    "a job that promises a control": framed(TRAINING | {"carried": {"c": [0]}}, BLOCK),
+    "a job with a control of what the network has not": framed(TRAINING | {"carried": {"c": [9]}}, BLOCK, BLOCK),
+    "a job with a list for a control": framed(TRAINING | {"carried": [0]}, BLOCK, BLOCK),
+    "a job with a second control": framed(TRAINING | {"carried": {"c": [0], "d": [0]}}, BLOCK, BLOCK, BLOCK),
     "a block without its length": framed({}, b"\x01"),
     "a block that is longer than the message": framed({}, b"\xff\xff\xff\xff"),
 }

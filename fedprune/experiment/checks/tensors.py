@@ -10,9 +10,8 @@ from fedprune.errors import ConfigError
 from fedprune.pruning.evidence.gates import CHOOSE, companion_of
 from fedprune.tensors import in_one_memory, tensors_of
 
-UNSAFE = re.compile(r"[^\w./% +*@?|-]", re.ASCII)
-"""Characters that no name may have: a colon marks what clients keep besides the network, and with any of the others a layer
-could not be named on the command line, as in what.skip=[NAME]."""
+UNSAFE = re.compile(r"[^\w./% +*@?|:-]", re.ASCII)
+"""Characters that no name may have: a layer could not be named on the command line, as in what.skip=[NAME]."""
 
 
 def network(net: nn.Module, target: str) -> nn.Module:

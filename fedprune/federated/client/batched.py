@@ -22,7 +22,6 @@ from fedprune.execution.worker import Factory, Task
 from fedprune.federated.client.batched_check import obstacle
 from fedprune.federated.client.round import Begun, ClientRound, told
 from fedprune.identity import AT_ONCE
-from fedprune.local.state.scaffold import KEY as CONTROL
 from fedprune.local.train import Trained, holes
 from fedprune.local.train_vmapped import Share, fit_together
 from fedprune.phase_clock import Clock
@@ -99,7 +98,7 @@ class Batched(Serial):
         worker = self._client_round
         rules = {
             "local.penalty or local.dropout changes their steps": silent(one.at(job.clock) for one in worker.regularisers),
-            "federated.control=scaffold corrects their gradients": CONTROL not in job.carried,
+            "federated.control=scaffold corrects their gradients": not job.control,
             "an event asks for the network after the first epoch": not worker.looks_back(job),
             "one has no training examples": len(worker.clients.train[job.client]) > 0,
         }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Mapping
 
 import torch
 
@@ -27,8 +26,8 @@ def common(state: State) -> Mask:
 
 
 def trained(state: State, client: int) -> Params:
-    """What this client has of its own: its prunable tensors, as of its last round; nothing before that."""
-    return _prunable(state.kept.get(client, {}), state.server.mask)
+    """Return the prunable tensors as this client has trained them in its last round; nothing before that."""
+    return state.kept[client].weights if client in state.kept else {}
 
 
 def sent(mask: Mask, shared: Mask) -> Mask | None:
@@ -46,10 +45,6 @@ def arrived(job: Job) -> Subnet:
     """The network that a client trains: what it was sent, and what it kept of the entries whose values were not."""
     if job.common is None:
         return job.subnet
-    own = joined(job.subnet.params, _prunable(job.kept, job.subnet.mask), job.common)
+    own = joined(job.subnet.params, job.kept.weights, job.common)
     held = {name: torch.where(job.subnet.mask[name], value, 0) for name, value in own.items()}
     return Subnet(job.subnet.params | held, job.subnet.mask)
-
-
-def _prunable(kept: Mapping, mask: Mask) -> Params:
-    return {name: kept[name] for name in mask if name in kept}

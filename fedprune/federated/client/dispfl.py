@@ -9,19 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from fedprune.federated.client import TrainedWeights
 from fedprune.federated.client.round import ClientRound
 from fedprune.pruning.criterion.set_exchange import drop_within, grow_within
 from fedprune.pruning.event import dropped
 from fedprune.pruning.evidence import needs
 from fedprune.pruning.mask import pack
-from fedprune.types import Job, Mask, Params, Subnet, Update
-
-NEXT = "next:mask"  # no tensor of a network has a colon in its name
+from fedprune.types import ClientState, Job, Mask, Params, Subnet, Update
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,7 @@ class EvolvingRound(ClientRound):
         if job.event is None:
             return update
         assert update.subnet is not None, "training leaves a network"
-        return replace(update, kept={NEXT: as_tensor(pack(self._next(job, update.subnet)))}, pruned=True)
+        return replace(update, kept=ClientState(mask=pack(self._next(job, update.subnet))), pruned=True)
 
     def _next(self, job: Job, trained: Subnet) -> Mask:
         """The mask after the job's event. What grows is chosen by evidence about the network before anything is dropped."""
@@ -58,13 +52,3 @@ class EvolvingRound(ClientRound):
         smaller = drop_within(trained.mask, drop(**measure(needs(drop), trained, "alive")), job.event.swap)
         scores = grow(**measure(needs(grow), Subnet(trained.params, smaller), "dead"))
         return grow_within(smaller, scores, trained.mask)
-
-
-def as_tensor(packed: bytes) -> Tensor:
-    """Packed bits as a tensor, to stand among others."""
-    return torch.from_numpy(np.frombuffer(packed, np.uint8).copy())
-
-
-def as_bytes(tensor: Tensor) -> bytes:
-    """The inverse of `as_tensor`."""
-    return tensor.numpy().tobytes()

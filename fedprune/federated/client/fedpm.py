@@ -168,7 +168,7 @@ class SamplingRound(ClientRound):
         examples = len(self.clients.train[job.client])
         return Update(job.client, Subnet(sample, {}), examples, metrics=metrics, logged=trained.logged)
 
-    def evaluate(self, block: Piece, kept: Arrays, held: bytes, where: Slice) -> Outcomes:
+    def evaluate(self, block: Piece, private: Arrays, held: bytes, where: Slice) -> Outcomes:
         """Return what the module measures on a slice, the mean over the same few samples.
 
         They come from the same uniform draws in every round, so that evaluations differ by the probabilities alone.

@@ -18,9 +18,10 @@ from fedprune.data.datasets import Dataset
 from fedprune.data.federate import Clients
 from fedprune.data.population import sizes
 from fedprune.errors import RunError
-from fedprune.execution.arrays import Arrays, arrays_of, as_tensor
+from fedprune.execution.arrays import Arrays
 from fedprune.execution.failures import explained
 from fedprune.federated.client import client_values
+from fedprune.federated.client.kept import KeptArrays, as_arrays, copies, copy_of_arrays
 from fedprune.federated.client.prune_event import Looks, OnClient, Pruned
 from fedprune.federated.client.upload import Upload, everything
 from fedprune.local.hooks import has_transfers, transferred
@@ -30,7 +31,8 @@ from fedprune.local.module import Batch, LocalModule
 from fedprune.local.outcomes import EVERYBODY, Outcomes, TaskMetrics, concatenated, measured
 from fedprune.local.recipe import Recipe
 from fedprune.local.regularisers.base import Regulariser, in_use, regularised
-from fedprune.local.state import optimizer_state, scaffold, squared_gradients
+from fedprune.local.state import scaffold, squared_gradients
+from fedprune.local.state.optimizer_state import OptimizerState
 from fedprune.local.state.scaffold import Controls
 from fedprune.local.train import Loop, Trained, fit, load, loop_of, set_mode, unload
 from fedprune.phase_clock import Clock
@@ -41,21 +43,20 @@ from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.mask import apply, ones
 from fedprune.pruning.what.top_k import keep_best, nearest
 from fedprune.randomness import seeded, torch_seed, torch_stream
-from fedprune.types import SERVER, Job, Mask, Params, Subnet, Update
+from fedprune.types import SERVER, ClientState, Job, Mask, Params, Subnet, Update
 from fedprune.wire.frame import Message, Piece
 from fedprune.wire.message import Wire, about, answered_under
 
 
 class Begun(NamedTuple):
-    """A job up to its training. arrived: what came, and what of it is the client's own (`own`: their names). subnet: what is to
-    be trained; pruned: whether an event has made that. momenta: the state that the optimizer goes on from."""
+    """A job up to its training. arrived: the network as it came, with the client's private tensors. subnet: what is to be
+    trained; pruned: whether an event has made that. momenta: the state that the optimizer goes on from."""
 
     job: Job
     arrived: Params
-    own: tuple[str, ...]
     subnet: Subnet
     pruned: bool
-    momenta: Params
+    momenta: OptimizerState
     controls: Controls
 
 
@@ -100,7 +101,7 @@ class ClientRound:
         """The loop that trains the module."""
         return loop_of(self.module)
 
-    def run(self, message: Message, kept: Arrays, held: bytes) -> tuple[Message, Arrays, dict[str, float]]:
+    def run(self, message: Message, kept: KeptArrays, held: bytes) -> tuple[Message, KeptArrays, dict[str, float]]:
         """A job's bytes in, its update's bytes out. `kept`, `held` (its own mask) and the seconds spent go past the wire."""
         clock = Clock()
         with clock.phase("decode"):
@@ -109,22 +110,22 @@ class ClientRound:
             update = self.perform(job)
         return self.answer(job, update, clock)
 
-    def received(self, message: Message, kept: Arrays, held: bytes) -> Job:
+    def received(self, message: Message, kept: KeptArrays, held: bytes) -> Job:
         """The job that these bytes are."""
         job = self.wire.decode_job(message, held)
         subnet = Subnet(self.untrained | job.subnet.params, job.subnet.mask) if self.untrained else job.subnet
-        return replace(job, subnet=subnet, kept=_tensors(kept))
+        return replace(job, subnet=subnet, kept=copy_of_arrays(kept))
 
     def perform(self, job: Job) -> Update:
         """Whatever the job asks for. Raises RunError, naming the client, for what the user's own code raises."""
         with explained(told(job)):
             return self.measure(job) if job.measure else self.train(job)
 
-    def answer(self, job: Job, update: Update, clock: Clock) -> tuple[Message, Arrays, dict[str, float]]:
+    def answer(self, job: Job, update: Update, clock: Clock) -> tuple[Message, KeptArrays, dict[str, float]]:
         """What `run` comes back with. clock: of the time that the update took."""
         with clock.phase("encode"):
             answer = self.wire.encode_update(update, answered_under(job))
-        return answer, arrays_of(update.kept), clock.seconds()
+        return answer, as_arrays(update.kept), clock.seconds()
 
     def train(self, job: Job) -> Update:
         """Train the subnet that was sent on the client's training part, and carry out the job's event, if it has one."""
@@ -133,13 +134,12 @@ class ClientRound:
 
     def begin(self, job: Job) -> Begun:
         """What comes before the training of a job."""
-        momenta = optimizer_state.part(job.kept)
         came = client_values.arrived(job)
-        own = {name: value for name, value in _of_network(job.kept).items() if name not in came.mask}
-        arrived = Subnet(came.params | own, came.mask)
+        arrived = Subnet(came.params | job.kept.batchnorm, came.mask)
         pruned = self._carry_out(job, "start", arrived)
-        subnet, momenta = (pruned.subnet, {} if pruned.replaced else momenta) if pruned else (arrived, momenta)
-        return Begun(job, arrived.params, (*own,), subnet, pruned is not None, momenta, scaffold.received(job))
+        subnet, momenta = (pruned.subnet if pruned else arrived), job.kept.optimizer
+        momenta = {} if pruned and pruned.replaced else momenta
+        return Begun(job, arrived.params, subnet, pruned is not None, momenta, scaffold.received(job))
 
     def finish(self, begun: Begun, trained: Trained, first: Sequence[Params] = ()) -> Update:
         """What comes after it. first: the network after the first epoch, if the job looks back and there were more."""
@@ -152,16 +152,20 @@ class ClientRound:
         if at_end:
             result, optimizer = at_end.subnet, {} if at_end.replaced else optimizer
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
-        carried, renewed = begun.controls.answer(sent.params, trained.params, trained.reach)
-        names = (*begun.own, *result.mask) if self.recipe.keep_weights else begun.own
-        kept = {name: result.params[name] for name in names} | optimizer | renewed
-        kept |= squared_gradients.added(job.kept, trained.gradients)
+        control, renewed = begun.controls.answer(sent.params, trained.params, trained.reach) if job.control else ({}, {})
+        kept = ClientState(
+            batchnorm={name: result.params[name] for name in job.kept.batchnorm},
+            weights={name: result.params[name] for name in result.mask} if self.recipe.keep_weights else {},
+            optimizer=optimizer,
+            control=renewed,
+            squared_gradients=squared_gradients.added(job.kept.squared_gradients, trained.gradients),
+        )
         examples, done = len(self.clients.train[job.client]), begun.pruned or at_end is not None
         travels = self.upload.pack(sent.params, result)
-        update = Update(job.client, travels, examples, metrics=metrics, pruned=done, carried=carried, kept=kept)
+        update = Update(job.client, travels, examples, metrics=metrics, pruned=done, control=control, kept=kept)
         return replace(update, logged=trained.logged) if trained.logged else update
 
-    def _fit(self, job: Job, subnet: Subnet, momenta: Params, correction: Params, first: list[Params]) -> Trained:
+    def _fit(self, job: Job, subnet: Subnet, momenta: OptimizerState, correction: Params, first: list[Params]) -> Trained:
         """Train; where there are several epochs, the network after the first of them is put into `first` if an event asks."""
         recipe, now = self.recipe, tuple(one.at(job.clock) for one in self.regularisers)
         small = self._smaller(job, subnet, now)
@@ -253,7 +257,8 @@ class ClientRound:
 
     def measure(self, job: Job) -> Update:
         """Measure the evidence that was asked for, at the subnet that was sent; train nothing."""
-        evidence = self._evidence(replace(job, subnet=Subnet(job.subnet.params | _of_network(job.kept), job.subnet.mask)))
+        private = job.kept.batchnorm | job.kept.weights
+        evidence = self._evidence(replace(job, subnet=Subnet(job.subnet.params | private, job.subnet.mask)))
         which = job.about
         if which == "dead" and self.top is not None:
             which, evidence = "top", {name: largest(values, job.subnet.mask, self.top) for name, values in evidence.items()}
@@ -282,7 +287,7 @@ class ClientRound:
         evidence = {}
         for name in job.measure:
             if name in FROM_TRAINING:
-                sums = squared_gradients.sums(job.kept, {n: params[n].cpu() for n in names})
+                sums = squared_gradients.sums(job.kept.squared_gradients, {n: params[n].cpu() for n in names})
                 evidence[name] = apply({n: total.float() for n, total in sums.items()}, cover)
                 continue
             with seeded(torch_seed(job.seed, f"evidence {name}", job.round, job.client), self.module.device):
@@ -305,9 +310,9 @@ class ClientRound:
         """Return the batches as the module's transfer hooks leave them."""
         return (transferred(self.module, batch) for batch in batches) if self._transfers else batches
 
-    def evaluate(self, block: Piece, kept: Arrays, held: bytes, where: Slice) -> Outcomes:
+    def evaluate(self, block: Piece, private: Arrays, held: bytes, where: Slice) -> Outcomes:
         """Return what the module measures on a slice, for the network of a wire block under a client's own mask."""
-        params = self.untrained | self.wire.read_subnet(block).params | _tensors(kept)
+        params = self.untrained | self.wire.read_subnet(block).params | copies(private)
         params = apply(params, self.wire.mask_of(held) or {})
         return self._outcomes(self._in_use(params, self.wire.layout.masked), where)
 
@@ -339,16 +344,6 @@ def largest(values: Params, mask: Mask, fraction: float) -> Params:
     counts = {name: nearest(fraction * int(alive.sum())) for name, alive in mask.items()}
     sizes = {name: value.abs().masked_fill(mask[name], -math.inf) for name, value in values.items()}
     return apply(values, {name: keep_best({name: sizes[name]}, counts[name])[name] for name in values})
-
-
-def _of_network(kept: Params) -> Params:
-    """Of what a client kept, the tensors of its network: those whose names have no colon."""
-    return {name: tensor for name, tensor in kept.items() if ":" not in name}
-
-
-def _tensors(arrays: Arrays) -> Params:
-    # Copies: they may lie in memory that is shared, or in the server's state.
-    return {name: as_tensor(array.copy()) for name, array in arrays.items()}
 
 
 def _stream(job: Job, which: str, layer: str) -> torch.Generator:

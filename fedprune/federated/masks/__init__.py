@@ -36,7 +36,7 @@ from fedprune.pruning.rewind import Draws, Rewind
 from fedprune.pruning.what import What
 from fedprune.pruning.what.scope import globally
 from fedprune.pruning.what.unit import weights
-from fedprune.types import Job, Mask, Params, Personal, Plan, PruneEvent, ServerState, State, Subnet
+from fedprune.types import ClientState, Job, Mask, Params, Personal, Plan, PruneEvent, ServerState, State, Subnet
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def _after(state: State, pruned: Subnet, events: int, terms: Terms, last: Params
     the dead alone, so that c is still the mean of all c_k. What clients add up from event to event begins anew.
     """
     weights, clock = terms.rewind(pruned.mask, state.anchors, terms.draws)
-    server_state, kept = ServerState(), dict[int, Params]()
+    server_state, kept = ServerState(), dict[int, ClientState]()
     if weights is None:
         server_state = state_under(pruned.mask, state.server_state, terms.fresh)
         kept = scaffold.without_dead(squared_gradients.forgotten(state.kept), pruned.mask)

@@ -8,10 +8,10 @@ S are the clients whose updates arrived, N all of them: c stays the mean of all 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from fedprune.local.state.scaffold import KEY, PREFIX
 from fedprune.precision import wide, wide_zeros
-from fedprune.types import Mask, Params, State, Update
+from fedprune.types import ClientState, Mask, Params, State, Update
 
 
 def start(names: tuple[str, ...], params: Params) -> Params:
@@ -19,18 +19,16 @@ def start(names: tuple[str, ...], params: Params) -> Params:
     return {name: wide_zeros(params[name]) for name in names}
 
 
-def carried(names: tuple[str, ...], state: State) -> Mapping[str, Params]:
-    """Return what goes to clients that train: c of these parameters, in the parameters' own types; nothing without names."""
-    if not names:
-        return {}
+def sent(names: tuple[str, ...], state: State) -> Params:
+    """Return the control that goes to clients that train: c of these parameters, in the parameters' own types."""
     params = state.server.params
     c = state.server_state.control or start(names, params)
-    return {KEY: {name: value.to(params[name].dtype) for name, value in c.items()}}
+    return {name: value.to(params[name].dtype) for name, value in c.items()}
 
 
 def summed(changes: Params, update: Update) -> Params:
     """Return the changes of c_k so far plus those of this update."""
-    return {name: wide(change) + changes.get(name, 0.0) for name, change in update.carried.get(KEY, {}).items()}
+    return {name: wide(change) + changes.get(name, 0.0) for name, change in update.control.items()}
 
 
 def stepped(c: Params, changes: Params, clients: int) -> Params:
@@ -38,11 +36,10 @@ def stepped(c: Params, changes: Params, clients: int) -> Params:
     return {**c, **{name: c.get(name, 0.0) + change / clients for name, change in changes.items()}}
 
 
-def without_dead(kept: Mapping[int, Params], mask: Mask) -> dict[int, Params]:
+def without_dead(kept: Mapping[int, ClientState], mask: Mask) -> dict[int, ClientState]:
     """Return what clients keep, with the controls of dead entries at zero: a weight that is grown again starts without one."""
     return {client: _living(state, mask) for client, state in kept.items()}
 
 
-def _living(kept: Params, mask: Mask) -> Params:
-    layers = {name: name.removeprefix(PREFIX) for name in kept if name.startswith(PREFIX)}
-    return kept | {name: kept[name] * mask[layer] for name, layer in layers.items() if layer in mask}
+def _living(kept: ClientState, mask: Mask) -> ClientState:
+    return replace(kept, control={name: c_k * mask[name] if name in mask else c_k for name, c_k in kept.control.items()})

@@ -1,6 +1,7 @@
-"""An optimizer's state as tensors by name, so that a client can keep it from one of its rounds to the next.
+"""An optimizer's state as tensors, so that a client can keep it from one of its rounds to the next.
 
-`optimizer:number:key`: the number is that of the parameter, in the optimizer's own order.
+It is a dict of dicts: by the number of a parameter in the optimizer's own order, then by the optimizer's name of the tensor
+(`momentum_buffer`, `exp_avg`, `step`). Numbers are tensors of shape [].
 """
 
 from __future__ import annotations
@@ -13,57 +14,43 @@ from torch import Tensor
 from fedprune.errors import ConfigError
 from fedprune.types import Params
 
-PREFIX = "optimizer:"  # no tensor of a network has a colon in its name
+OptimizerState = Mapping[int, Params]
 
 
-def of(optimizer: torch.optim.Optimizer, masks: Mapping[Tensor, Tensor]) -> Params:
-    """What the optimizer remembers, on the CPU. `masks`, by parameter: the dead are forgotten, so that what grows starts anew.
+def of(optimizer: torch.optim.Optimizer, masks: Mapping[Tensor, Tensor]) -> dict[int, Params]:
+    """Return the optimizer's state, on the CPU. masks: by parameter, zeros and ones; the state of dead entries is zero, so that
+    an entry that is grown again starts anew.
 
-    Raises ConfigError for an optimizer that remembers more than tensors and numbers.
+    Raises ConfigError for an optimizer whose state is more than tensors and numbers.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    found: Params = {}
-    for number, parameter in enumerate(parameters):
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if value is not None:
-                found[name_of(number, key)] = _tensor(optimizer, value, masks.get(parameter))
+    found: dict[int, Params] = {}
+    for number, parameter in enumerate(_parameters(optimizer)):
+        state, mask = optimizer.state.get(parameter, {}), masks.get(parameter)
+        tensors = {key: _tensor(optimizer, value, mask) for key, value in state.items() if value is not None}
+        if tensors:
+            found[number] = tensors
     return found
 
 
-def resume(optimizer: torch.optim.Optimizer, kept: Params) -> None:
+def resume(optimizer: torch.optim.Optimizer, kept: OptimizerState) -> None:
     """Give a fresh optimizer the state that `of` took from one like it, if there is any."""
     if not kept:
         return
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = _parameters(optimizer)
     state = {
-        number: {key: _copied(tensor, parameters[number]) for key, tensor in values.items()}
-        for number, values in by_parameter(kept).items()
+        number: {key: _copied(tensor, parameters[number]) for key, tensor in tensors.items()}
+        for number, tensors in kept.items()
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def _copied(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A copy (load_state_dict makes one only where it must), laid out as the parameter is: fused optimizers go by that."""
+    """Return a copy (load_state_dict makes one only where it must) with the parameter's strides, by which fused steps go."""
     return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor) if tensor.shape == parameter.shape else tensor.clone()
-
-
-def by_parameter(kept: Params) -> dict[int, dict[str, Tensor]]:
-    """The state of each parameter that has one, by its number."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in kept.items():
-        _, number, key = name.split(":", 2)
-        state.setdefault(int(number), {})[key] = tensor
-    return state
-
-
-def name_of(number: int, key: str) -> str:
-    """What the state `key` of a parameter is called."""
-    return f"{PREFIX}{number}:{key}"
-
-
-def part(kept: Params) -> Params:
-    """Of what a client kept, the optimizer's part."""
-    return {name: tensor for name, tensor in kept.items() if name.startswith(PREFIX)}
 
 
 def _tensor(optimizer: torch.optim.Optimizer, value: object, mask: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Controls: what a client knows of how its own gradients differ from everybody's, so that its steps do not drift apart.
+"""SCAFFOLD's controls: how a client's gradients differ from everybody's, so that its steps do not drift apart.
 
 SCAFFOLD, Karimireddy et al. 2020, algorithm 1. Client k keeps c_k, about its mean gradient; the server sends c, the mean of all
 clients' c_k. At every local step c - c_k is added to the gradient, and after K steps at the rate lr, from w to y_k (option II):
@@ -24,50 +24,42 @@ from fedprune.precision import wide
 from fedprune.pruning.mask import apply
 from fedprune.types import Job, Params
 
-KEY = "c"
-"""Under which a job carries c, and an update the change of c_k."""
-
-PREFIX = "control:"  # of c_k in what a client keeps
-
 
 @dataclass(frozen=True)
 class Controls:
-    """c and c_k of a client in a round, for the same parameters; without any, nothing is corrected."""
+    """c (of all clients) and c_k (of this client) in a round, for the same parameters; without any, nothing is corrected."""
 
-    everybodys: Params = field(default_factory=dict)
-    own: Params = field(default_factory=dict)
+    c: Params = field(default_factory=dict)
+    c_k: Params = field(default_factory=dict)
 
     def correction(self) -> Params:
-        """c - c_k."""
-        return {name: c - self.own[name] for name, c in self.everybodys.items()}
+        """Return c - c_k."""
+        return {name: c - self.c_k[name] for name, c in self.c.items()}
 
-    def answer(self, sent: Params, trained: Params, reach: Mapping[str, float]) -> tuple[Mapping[str, Params], Params]:
-        """(what the update carries, what the client keeps); neither of them if there is nothing to correct."""
-        if not self.everybodys:
-            return {}, {}
-        new = renewed(self.everybodys, self.own, sent, trained, reach)
-        return {KEY: {n: new[n] - c for n, c in self.own.items()}}, {f"{PREFIX}{n}": c for n, c in new.items()}
+    def answer(self, sent: Params, trained: Params, reach: Mapping[str, float]) -> tuple[Params, Params]:
+        """Return (c_k+ - c_k, which travels; c_k+, which the client keeps)."""
+        new = renewed(self, sent, trained, reach)
+        return {name: new[name] - c_k for name, c_k in self.c_k.items()}, new
 
 
 def received(job: Job) -> Controls:
-    """The controls of a job: c that it carries, c_k that the client kept; both of the living alone."""
-    everybodys = job.carried.get(KEY, {})
-    kept = {name: job.kept.get(f"{PREFIX}{name}", torch.zeros_like(c)) for name, c in everybodys.items()}
-    return Controls(dict(everybodys), apply(kept, job.subnet.mask))
+    """Return the controls of a job: c that was sent, c_k that the client kept; zero where the mask is dead."""
+    c_k = {name: job.kept.control.get(name, torch.zeros_like(c)) for name, c in job.control.items()}
+    return Controls(job.control, apply(c_k, job.subnet.mask))
 
 
-def renewed(everybodys: Params, own: Params, sent: Params, trained: Params, reach: Mapping[str, float]) -> Params:
-    """c_k - c + (w - y_k) / reach; c_k where nothing was trained."""
-    moved = {
-        name: (wide(own[name]) - wide(everybodys[name]) + (wide(sent[name]) - wide(trained[name])) / r).to(own[name].dtype)
-        for name, r in reach.items()
-        if r and name in own
-    }
-    return {**own, **moved}
+def renewed(controls: Controls, sent: Params, trained: Params, reach: Mapping[str, float]) -> Params:
+    """Return c_k+ = c_k - c + (w - y_k) / reach; c_k where nothing was trained. sent: w. trained: y_k."""
+    new = dict(controls.c_k)
+    for name, c_k in controls.c_k.items():
+        if far := reach.get(name):
+            moved = (wide(sent[name]) - wide(trained[name])) / far
+            new[name] = (wide(c_k) - wide(controls.c[name]) + moved).to(c_k.dtype)
+    return new
 
 
 def reach(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> dict[str, float]:
-    """How far a gradient of one at each of `steps` steps would have moved the parameters that are trained, by name.
+    """Return how far a gradient of one at each of `steps` steps would have moved the parameters that are trained, by name.
 
     Raises Incompatible for an optimizer of which that cannot be said.
     """
@@ -79,12 +71,13 @@ def reach(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> dict[
 
 
 def effective(steps: int, beta: float) -> float:
-    """How many steps without momentum go as far as these with it: sum over t of (1 - beta^(steps-t+1)) / (1 - beta)."""
+    """Return the number of steps without momentum that go as far: sum over t of (1 - beta^(steps-t+1)) / (1 - beta)."""
     return (steps - beta * (1 - beta**steps) / (1 - beta)) / (1 - beta)
 
 
 def refuse(optimizer: torch.optim.Optimizer, kept: bool = False) -> None:
-    """Raises Incompatible unless this is SGD whose steps are sums of gradients. kept: whether it goes on in the next round."""
+    """Raise Incompatible unless this is SGD whose steps are sums of gradients. kept: whether its state is kept for the next
+    round."""
     plain = "the controls of federated.control=scaffold are worked out from the steps of SGD: "
     if type(optimizer) is not torch.optim.SGD:
         raise Incompatible(f"{plain}{type(optimizer).__name__} takes others; choose local/optimizer=sgd or federated=fedavg")

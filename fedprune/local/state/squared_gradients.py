@@ -1,37 +1,31 @@
-"""What a client adds up about its gradients from round to round, and keeps to itself until a prune event asks for it.
+"""Squared gradients that a client adds up from round to round, and keeps until a prune event asks for them.
 
 Of every prunable tensor, dead entries too, the sum over its rounds since the last event of the square of the round's gradient,
-which is the sum over its steps. Jiang et al. 2022 (PruneFL). `accumulated:name` is the sum for the tensor of that name.
+which is the sum over its steps. Jiang et al. 2022 (PruneFL).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
 from fedprune.precision import wide_zeros
-from fedprune.types import Params
-
-PREFIX = "accumulated:"  # no tensor of a network has a colon in its name
+from fedprune.types import ClientState, Params
 
 
 def added(kept: Params, gradients: Mapping[str, Tensor]) -> Params:
-    """The sums after a round in which gradients added up to these. kept: what the client kept, other things too."""
-    return {f"{PREFIX}{name}": g.square() + kept.get(f"{PREFIX}{name}", 0) for name, g in gradients.items()}
+    """Return the sums after a round in which gradients added up to these. kept: the sums before it."""
+    return {name: gradient.square() + kept.get(name, 0) for name, gradient in gradients.items()}
 
 
 def sums(kept: Params, like: Params) -> Params:
-    """The sums by the tensors' own names; zeros if there are none yet."""
-    return {name: kept.get(f"{PREFIX}{name}", wide_zeros(value)) for name, value in like.items()}
+    """Return the sums of these tensors; zeros of those that have none yet."""
+    return {name: kept.get(name, wide_zeros(value)) for name, value in like.items()}
 
 
-def part(kept: Params) -> Params:
-    """Of what a client kept, the sums."""
-    return {name: tensor for name, tensor in kept.items() if name.startswith(PREFIX)}
-
-
-def forgotten(kept: Mapping[int, Params]) -> dict[int, Params]:
-    """What clients keep once an event has asked for their sums: all the rest."""
-    rest = {client: {n: t for n, t in own.items() if not n.startswith(PREFIX)} for client, own in kept.items()}
-    return {client: own for client, own in rest.items() if own}
+def forgotten(kept: Mapping[int, ClientState]) -> dict[int, ClientState]:
+    """Return the states that clients keep once an event has asked for their sums: without these."""
+    rest = {client: replace(state, squared_gradients={}) for client, state in kept.items()}
+    return {client: state for client, state in rest.items() if not state.empty}

@@ -11,11 +11,10 @@ import torch
 
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.experiment.estimate import estimate
-from fedprune.federated.client.dispfl import as_bytes, as_tensor
-from fedprune.federated.decentralised import TRAINED, message
+from fedprune.federated.decentralised import message
 from fedprune.pruning.mask import density, pack
 from fedprune.storage.checkpoint import load_state, save_state
-from fedprune.types import Mask, Personal, State
+from fedprune.types import ClientState, Mask, Personal, State
 from fedprune.wire.frame import length
 from helpers.federation import arrays, federation, inputs
 from helpers.in_numpy import accuracy, gradient, largest, train
@@ -33,7 +32,7 @@ def unpacked(loop, state: State, bits: bytes) -> Mask:
 
 
 def trained_mask(loop, state: State, client: int) -> Mask:
-    return loop._mask(state, as_bytes(state.kept[client][TRAINED]))
+    return loop._mask(state, state.kept[client].mask)
 
 
 # --- by hand ---------------------------------------------------------------------------------------------------------------
@@ -62,7 +61,7 @@ def test_three_clients_meet_by_hand():
     for client, (weights, alive) in enumerate(networks):
         params = {"fc2.weight": torch.tensor(weights).view(2, 2), "fc2.bias": torch.tensor([client, 3.0 * client])}
         mask = {"fc2.weight": torch.tensor(alive, dtype=torch.bool).view(2, 2)}
-        kept[client] = params | {TRAINED: as_tensor(pack(mask))}
+        kept[client] = ClientState(weights=params, mask=pack(mask))
         personal[client] = Personal(pack({"w": torch.tensor(following[client], dtype=torch.bool)}), 1)
     state = replace(state, kept=kept, personal=personal)
     heard = {0: (1, 2), 1: (0,), 2: ()}
@@ -127,7 +126,7 @@ def test_rounds_are_what_numpy_makes_of_them(topology, play):
     )
     loop = experiment.loop(experiment.executor())
     start = loop.start()
-    w = {k: {n: t for n, t in arrays(start.kept[k] | {TRAINED: torch.zeros(1)}).items() if n != TRAINED} for k in range(5)}
+    w = {k: arrays(start.kept[k].weights) for k in range(5)}
     held = {k: arrays(trained_mask(loop, start, k)) for k in range(5)}
     following, done, exchanged = dict(held), dict.fromkeys(range(5), 1), 0
     for number, (state, metrics) in enumerate(play(experiment)):
@@ -146,7 +145,7 @@ def test_rounds_are_what_numpy_makes_of_them(topology, play):
                 done[k] += len(due)
                 exchanged += int(any((following[k][n] != held[k][n]).any() for n in LAYERS))
         for k in range(5):
-            assert all(np.abs(state.kept[k][n].numpy() - w[k][n]).max() < 1e-5 for n in w[k])
+            assert all(np.abs(state.kept[k].weights[n].numpy() - w[k][n]).max() < 1e-5 for n in w[k])
             assert all((trained_mask(loop, state, k)[n].numpy() == held[k][n]).all() for n in LAYERS)
             assert all((loop._mask(state, state.personal[k].mask)[n].numpy() == following[k][n]).all() for n in LAYERS)
         own = [accuracy(w[k], *inputs(experiment, experiment.clients.test[k])) for k in range(5)]
@@ -185,7 +184,7 @@ def test_counts_are_exact_layer_by_layer_and_grown_and_living_are_disjoint(playe
             was, goes_on = trained_mask(loop, state, client), loop._mask(state, state.personal[client].mask)
             for name, number in counts.items():
                 assert int(was[name].sum()) == int(goes_on[name].sum()) == number
-                assert not state.kept[client][name][~was[name]].any()
+                assert not state.kept[client].weights[name][~was[name]].any()
                 grown += int((goes_on[name] & ~was[name]).sum())
     assert grown > 1000
     assert density(was) == 0.3

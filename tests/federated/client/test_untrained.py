@@ -160,7 +160,7 @@ def test_neighbours_have_it_from_the_start(tiny, play):
         # Two clients hear each other: two heads, and nothing of the backbone.
         assert 2 * HEAD < metrics["wire/up_bytes"] < 2 * (HEAD + 200)
         assert "test/accuracy" in metrics or metrics["round"] < 4
-        assert all(not set(NAMES) & set(kept) for kept in state.kept.values())
+        assert all(not set(NAMES) & set(kept.weights) for kept in state.kept.values())
     assert "frozen" not in dict(estimate(experiment, experiment.config))
 
 

@@ -15,7 +15,7 @@ from fedprune.federated.masks import PersonalMask
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.mask import pack, unpack
 from fedprune.storage.checkpoint import load_state, save_state
-from fedprune.types import Personal, Subnet
+from fedprune.types import ClientState, Personal, Subnet
 from helpers.federation import arrays, federation, inputs
 from helpers.in_numpy import accuracy, train
 
@@ -44,14 +44,15 @@ def test_only_what_all_hold_is_averaged_and_the_rest_stays_with_each_client(play
     loop = experiment.loop(experiment.executor())
     start = loop.start()
     both, first = start.server.mask, {"fc2.weight": torch.tensor([[True, True], [False, False]])}
-    own = {0: {"fc2.weight": torch.tensor([[3.0, 3.0], [0, 0]])}, 1: {"fc2.weight": torch.tensor([[1.0, 1.0], [5, 6]])}}
+    weights = {0: torch.tensor([[3.0, 3.0], [0, 0]]), 1: torch.tensor([[1.0, 1.0], [5, 6]])}
+    own = {client: ClientState(weights={"fc2.weight": weight}) for client, weight in weights.items()}
     now = {"fc2.weight": torch.tensor([[10.0, 20.0], [30.0, 40.0]]), "fc2.bias": torch.zeros(2)}
     personal = {0: Personal(pack(first), 1, 0)}
     state = replace(start, server=Subnet(now, both), round=1, clock=1, personal=personal, kept=own)
     assert common(state)["fc2.weight"].tolist() == first["fc2.weight"].tolist()
     after, metrics = loop.round(state)
     assert torch.allclose(after.server.params["fc2.weight"], torch.tensor([[10.0, 20.0], [30.0, 40.0]]), atol=1e-4)
-    trained = {client: kept["fc2.weight"] for client, kept in after.kept.items()}
+    trained = {client: kept.weights["fc2.weight"] for client, kept in after.kept.items()}
     assert torch.allclose(trained[0], torch.tensor([[10.0, 20.0], [0.0, 0.0]]), atol=1e-4)
     assert torch.allclose(trained[1], torch.tensor([[10.0, 20.0], [5.0, 6.0]]), atol=1e-4)
     assert torch.allclose(trained[2], torch.tensor([[10.0, 20.0], [30.0, 40.0]]), atol=1e-4)
@@ -69,7 +70,7 @@ def test_each_client_is_evaluated_on_the_common_part_and_its_own(play):
     shared, right = arrays(common(state)), []
     shapes = {name: alive.shape for name, alive in state.server.mask.items()}
     for client in range(3):
-        mask, own = arrays(unpack(state.personal[client].mask, shapes)), arrays(state.kept[client])
+        mask, own = arrays(unpack(state.personal[client].mask, shapes)), arrays(state.kept[client].weights)
         server = arrays(state.server.params)
         w = server | {name: np.where(shared[name], server[name], own[name]) * mask[name] for name in mask}
         right.append(accuracy(w, *inputs(experiment, experiment.clients.test[client])))
@@ -122,7 +123,7 @@ def test_it_is_the_algorithm_of_the_paper_written_down_in_numpy(gate, members, p
             assert np.allclose(value.numpy(), server[key], atol=1e-5), (round, key)
         assert {k: own_.events for k, own_ in state.personal.items()} == events
         for k, weights in own.items():
-            assert np.allclose(state.kept[k][name].numpy(), weights, atol=1e-5), (round, k)
+            assert np.allclose(state.kept[k].weights[name].numpy(), weights, atol=1e-5), (round, k)
             found = unpack(state.personal[k].mask, {name: torch.Size(whole.shape)})[name].numpy() if k in masks else whole
             assert np.array_equal(found, masks.get(k, whole)), (round, k)
     assert sum(events.values()) >= 3

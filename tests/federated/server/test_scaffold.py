@@ -17,7 +17,7 @@ from fedprune.experiment.estimate import estimate
 from fedprune.federated.client.round import ClientRound
 from fedprune.federated.masks import Terms, carry_out
 from fedprune.federated.sampling import cohort
-from fedprune.federated.server.scaffold import carried, start, stepped, summed
+from fedprune.federated.server.scaffold import sent, start, stepped, summed
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.pruning.criterion import Criterion, magnitude
@@ -29,7 +29,7 @@ from fedprune.pruning.what.scope import globally
 from fedprune.pruning.what.unit import weights
 from fedprune.randomness import torch_stream
 from fedprune.storage.checkpoint import load_state, save_state
-from fedprune.types import Plan, PruneEvent, ServerState, State, Subnet, Update
+from fedprune.types import ClientState, Plan, PruneEvent, ServerState, State, Subnet, Update
 from fedprune.wire.codec import Layout, auto
 from fedprune.wire.message import Wire
 
@@ -87,14 +87,14 @@ def test_two_rounds_of_two_clients_by_hand(tiny):
         for name in ("1.weight", "1.bias"):
             assert state.server.params[name].item() == w
             assert state.server_state.control[name].item() == c
-            assert tuple(state.kept[client][f"control:{name}"].item() for client in (0, 1)) == own
+            assert tuple(state.kept[client].control[name].item() for client in (0, 1)) == own
 
 
 def test_the_servers_control_moves_by_the_sum_of_changes_over_all_clients():
     # Five clients, of which two trained: c = 1 + 2/5 mean(2, 3) = 1 + (2 + 3) / 5 = 2
     changes = {}
     for change in (2.0, 3.0):
-        changes = summed(changes, Update(0, None, 1, carried={"c": {"w": torch.tensor([change])}}))
+        changes = summed(changes, Update(0, None, 1, control={"w": torch.tensor([change])}))
     assert stepped({"w": torch.tensor([1.0])}, changes, 5)["w"].tolist() == [2.0]
     assert stepped({}, changes, 5)["w"].tolist() == [1.0]
     assert stepped({"w": torch.tensor([1.0])}, {}, 5)["w"].tolist() == [1.0]  # nobody's update arrived
@@ -164,7 +164,7 @@ def test_three_rounds_are_those_of_a_straight_line_in_numpy(momentum, pruning, t
         np.testing.assert_allclose(last.server.params[name].numpy(), w[name], atol=1e-6)
         np.testing.assert_allclose(last.server_state.control[name].numpy(), c[name], atol=1e-6)
         for client, kept in last.kept.items():
-            np.testing.assert_allclose(kept[f"control:{name}"].numpy(), own[client][name], atol=2e-6)
+            np.testing.assert_allclose(kept.control[name].numpy(), own[client][name], atol=2e-6)
     assert 2 < len(last.kept) <= 4 and any(np.abs(own[k]["fc1.bias"]).max() > 1e-3 for k in last.kept)
 
 
@@ -172,10 +172,10 @@ def test_three_rounds_are_those_of_a_straight_line_in_numpy(momentum, pruning, t
 
 
 def dead_are_zero(state: State) -> bool:
-    def zero(params: dict, prefix: str = "") -> bool:
-        return not any(params[prefix + name][~alive].any() for name, alive in state.server.mask.items())
+    def zero(params: dict) -> bool:
+        return not any(params[name][~alive].any() for name, alive in state.server.mask.items())
 
-    kept = all(zero(own, "control:") for own in state.kept.values())
+    kept = all(zero(own.control) for own in state.kept.values())
     return zero(state.server.params) and zero(state.server_state.control) and kept
 
 
@@ -187,14 +187,17 @@ def test_dead_entries_have_no_weight_and_no_control_at_either_end(words, rate, t
         assert dead_are_zero(state)
         everybodys, own = state.server_state.control, list(state.kept.values())
         for name, c in everybodys.items():  # the mean of all clients' own, those that have not trained too
-            assert torch.allclose(c, sum(k[f"control:{name}"] for k in own) / 4, atol=1e-6)
+            assert torch.allclose(c, sum(k.control[name] for k in own) / 4, atol=1e-6)
     assert count(state.server.mask) == 15_060 and state.events > 1
 
 
 def pruned(rewind: Rewind) -> tuple[State, State]:
     """A state before and after an event that leaves the first of two weights, by magnitude."""
     server = Subnet({"w": torch.tensor([[2.0, 1.0]])}, {"w": torch.tensor([[True, True]])})
-    kept = {0: {"control:w": torch.tensor([[5.0, 6.0]]), "bn": torch.ones(2)}, 7: {"control:w": torch.tensor([[1.0, 2.0]])}}
+    kept = {
+        0: ClientState(control={"w": torch.tensor([[5.0, 6.0]])}, batchnorm={"bn": torch.ones(2)}),
+        7: ClientState(control={"w": torch.tensor([[1.0, 2.0]])}),
+    }
     server_state = ServerState({"v": {"w": torch.ones(1, 2)}}, control={"w": torch.tensor([[3.0, 4.0]])})
     before = State(server, server.params, server.params, anchors={0: server.params}, server_state=server_state, kept=kept)
     axes = Axes(What(weights, globally, names=("w",)), Criterion(magnitude, None))
@@ -209,9 +212,9 @@ def test_an_event_takes_the_controls_of_the_dead_from_everybody(rewind, momentum
     before, after = pruned(rewind)
     assert {kind: values["w"].tolist() for kind, values in after.server_state.momentum.items()} == momentum
     assert after.server_state.control["w"].tolist() == [[3.0, 0.0]]
-    assert [after.kept[client]["control:w"].tolist() for client in (0, 7)] == [[[5.0, 0.0]], [[1.0, 0.0]]]
-    assert after.kept[0]["bn"].tolist() == [1.0, 1.0]
-    assert before.kept[0]["control:w"].tolist() == [[5.0, 6.0]]
+    assert [after.kept[client].control["w"].tolist() for client in (0, 7)] == [[[5.0, 0.0]], [[1.0, 0.0]]]
+    assert after.kept[0].batchnorm["bn"].tolist() == [1.0, 1.0]
+    assert before.kept[0].control["w"].tolist() == [[5.0, 6.0]]
 
 
 def test_where_clients_have_forgotten_their_controls_the_server_forgets_too():
@@ -244,7 +247,7 @@ def test_after_a_rewind_both_ends_agree(rewind, tiny, play):
     words = ("when=after_training", "how_often=one_shot", f"rewind={rewind}", "rounds=2")
     for state, _ in play(tiny(*SCAFFOLD, *words)):
         for name, c in state.server_state.control.items():
-            assert torch.allclose(c, sum(k[f"control:{name}"] for k in state.kept.values()) / 4, atol=1e-6)
+            assert torch.allclose(c, sum(k.control[name] for k in state.kept.values()) / 4, atol=1e-6)
         assert dead_are_zero(state)
     assert state.events == 1
 
@@ -306,13 +309,13 @@ def test_it_goes_with_a_server_optimizer_and_with_local_batchnorm(words, tiny, p
     assert set(state.server_state.control) == {n for n, _ in experiment.net.named_parameters() if n not in experiment.own}
     assert ("v" in state.server_state.momentum) is not bool(words)
     assert state.kept and experiment.own
-    assert all(f"control:{name}" not in kept and name in kept for kept in state.kept.values() for name in experiment.own)
+    assert all(name not in kept.control and name in kept.batchnorm for kept in state.kept.values() for name in experiment.own)
 
 
-def test_what_is_carried_before_anybody_has_trained_is_zero():
+def test_the_control_that_is_sent_before_anybody_has_trained_is_zero():
     state = State(Subnet({"w": torch.ones(2), "n": torch.tensor(3)}, {}), {}, {})
-    assert carried(("w",), state)["c"]["w"].tolist() == [0.0, 0.0]
-    assert carried((), state) == start((), state.server.params) == {}
+    assert sent(("w",), state)["w"].tolist() == [0.0, 0.0]
+    assert sent((), state) == start((), state.server.params) == {}
 
 
 @pytest.mark.parametrize(

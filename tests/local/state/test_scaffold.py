@@ -11,7 +11,7 @@ from torch import nn
 
 from fedprune.errors import Incompatible
 from fedprune.local.state.scaffold import Controls, effective, reach, received, refuse, renewed
-from fedprune.types import Job, Subnet
+from fedprune.types import ClientState, Job, Subnet
 
 
 def one(value: float) -> dict[str, torch.Tensor]:
@@ -20,27 +20,28 @@ def one(value: float) -> dict[str, torch.Tensor]:
 
 def test_a_renewed_control_by_hand():
     # c_k = 1, c = 0.5; from w = 3 to y = 2 in two steps at the rate 0.25: c_k+ = 1 - 0.5 + (3 - 2) / (2 x 0.25) = 2.5
-    assert renewed(one(0.5), one(1.0), one(3.0), one(2.0), {"w": 0.5})["w"].tolist() == [2.5]
-    assert renewed(one(0.5), one(1.0), one(3.0), one(3.0), {"w": 0.0})["w"].tolist() == [1.0]  # no step
-    assert renewed(one(0.5), one(1.0), one(3.0), one(3.0), {})["w"].tolist() == [1.0]  # a fixed layer
+    controls = Controls(one(0.5), one(1.0))
+    assert renewed(controls, one(3.0), one(2.0), {"w": 0.5})["w"].tolist() == [2.5]
+    assert renewed(controls, one(3.0), one(3.0), {"w": 0.0})["w"].tolist() == [1.0]  # no step
+    assert renewed(controls, one(3.0), one(3.0), {})["w"].tolist() == [1.0]  # a fixed layer
 
 
 def test_the_answer_is_the_change_and_what_is_kept_the_new_control():
     controls = Controls(one(0.5), one(1.0))
     assert controls.correction()["w"].tolist() == [-0.5]
-    carried, kept = controls.answer(one(3.0), one(2.0), {"w": 0.5})
-    assert carried["c"]["w"].tolist() == [1.5] and kept["control:w"].tolist() == [2.5]
+    change, kept = controls.answer(one(3.0), one(2.0), {"w": 0.5})
+    assert change["w"].tolist() == [1.5] and kept["w"].tolist() == [2.5]
     assert Controls().answer(one(3.0), one(2.0), {}) == ({}, {}) and Controls().correction() == {}
 
 
 def test_controls_of_a_job_are_zero_before_the_first_round_and_where_the_mask_is_dead():
     net = Subnet({"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([True, False])})
-    carried = {"c": {"w": torch.tensor([3.0, 0.0])}}
-    assert received(Job(0, 0, 0, 0, net, carried=carried)).own["w"].tolist() == [0.0, 0.0]
-    kept = {"control:w": torch.tensor([5.0, 6.0]), "optimizer:0:momentum_buffer": torch.ones(2)}
-    controls = received(Job(0, 0, 0, 0, net, carried=carried, kept=kept))
-    assert controls.own["w"].tolist() == [5.0, 0.0] and controls.everybodys["w"].tolist() == [3.0, 0.0]
-    assert kept["control:w"].tolist() == [5.0, 6.0]
+    c = {"w": torch.tensor([3.0, 0.0])}
+    assert received(Job(0, 0, 0, 0, net, control=c)).c_k["w"].tolist() == [0.0, 0.0]
+    kept = ClientState(control={"w": torch.tensor([5.0, 6.0])}, optimizer={0: {"momentum_buffer": torch.ones(2)}})
+    controls = received(Job(0, 0, 0, 0, net, control=c, kept=kept))
+    assert controls.c_k["w"].tolist() == [5.0, 0.0] and controls.c["w"].tolist() == [3.0, 0.0]
+    assert kept.control["w"].tolist() == [5.0, 6.0]
     assert received(Job(0, 0, 0, 0, net, kept=kept)) == Controls()
 
 
