@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from fedprune.capabilities import declared
 from fedprune.errors import ConfigError
 
 VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_every", "profile", "hydra")
@@ -96,6 +97,6 @@ def _declared(target: object, attribute: str, otherwise: Any) -> Any:
     """Return an attribute of the object that `_target_` names; `otherwise` if it has none, or if there is no such object."""
     module, _, name = str(target).rpartition(".")
     try:
-        return getattr(getattr(importlib.import_module(module), name), attribute, otherwise)
+        return declared(vars(importlib.import_module(module))[name], attribute, otherwise)
     except Exception:  # a user's module may raise anything; build reports it
         return otherwise

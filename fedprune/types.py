@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -38,16 +39,21 @@ class PruneEvent:
     block: tuple[int, int] | None = None
 
 
-class Condition(Protocol):
+class Condition(ABC):
     """What an event may wait for: (outcomes of the round before, by name) -> whether it may happen. Its text says what it is.
 
     asks: how often it has to be asked, round after round, until it can be met. looser: what to type to have it met sooner.
     """
 
-    asks: ClassVar[int]
-    looser: ClassVar[str]
+    asks: int = 1
+    looser: str = "a condition in `when` that is met sooner"
 
+    @abstractmethod
     def __call__(self, *args: Any, **outcomes: Any) -> bool: ...
+
+    def problems(self, metric: str, larger_is_better: bool) -> list[str]:
+        """Return why the condition does not fit a task that is judged by this metric, each with what to type instead."""
+        return []
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -24,14 +26,43 @@ def make(config: Any, *args: Any, **kwargs: Any) -> Any:
 
     Raises ConfigError for what the user can mend, instead of Hydra's traceback.
     """
-    try:
-        factory = _plain(instantiate(config, _partial_=True, _convert_="all"))
-    except InstantiationException as error:
-        raise _mendable(_known(error) or error.__cause__ or error, config.get("_target_", config)) from error
+    factory = _factory(config)
     if config.get("_partial_"):
         return factory
+    return _made(config, factory, args, kwargs)
+
+
+def maker(config: Any) -> Callable[..., Any]:
+    """Return what makes the object of a config node again and again. The node is read once, which takes most of the time of
+    `make`, and no two objects share what the node names below it."""
+    factory = _factory(config)
+    function, bound = (factory.func, factory.keywords) if isinstance(factory, functools.partial) else (factory, {})
+
+    def made(*args: Any, **kwargs: Any) -> Any:
+        return _made(config, functools.partial(function, **copy.deepcopy(bound)), args, kwargs)
+
+    return made
+
+
+def _factory(config: Any) -> Callable[..., Any]:
+    try:
+        return _plain(instantiate(config, _partial_=True, _convert_="all"))
+    except InstantiationException as error:
+        cause = _known(error) or error.__cause__ or error
+        raise _mendable(cause, config.get("_target_", config), _to_type(cause, str(error))) from error
+
+
+def _made(config: Any, factory: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     _check_arguments(inspect.signature(factory).bind, config.get("_target_"), *args, **kwargs)
     return _plain(factory(*args, **kwargs))
+
+
+def _to_type(cause: BaseException, text: str) -> str:
+    """Return what to type if a node below was called with too little, as one without `_partial_` is; else nothing. text:
+    Hydra's, which says which node it was."""
+    key = re.search(r"full_key: ([\w.]+)", text)
+    too_few = isinstance(cause, TypeError) and "missing" in str(cause)
+    return f": if it is called later, type +{key[1]}._partial_=true" if key and too_few else ""
 
 
 def make_network(config: Any, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -90,7 +121,7 @@ def _known(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def _mendable(cause: BaseException, target: object) -> FedpruneError:
+def _mendable(cause: BaseException, target: object, instead: str = "") -> FedpruneError:
     if isinstance(cause, FedpruneError):
         return cause
     module = str(target).partition(".")[0]
@@ -98,7 +129,7 @@ def _mendable(cause: BaseException, target: object) -> FedpruneError:
         return ConfigError(
             [f"{target}: there is no module {module}: set PYTHONPATH=FOLDER in front of the command, the folder that it is in"]
         )
-    return ConfigError([f"{target}: {' '.join(str(cause).split())}"])
+    return ConfigError([f"{target}: {' '.join(str(cause).split())}{instead}"])
 
 
 def _plain(made: Any) -> Any:

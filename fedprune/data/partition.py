@@ -43,6 +43,7 @@ class Division(ABC):
     remedy: ClassVar[str] = ""  # advice that makes the clients' sizes differ less, in the words of the command line
     by: ClassVar[str] = "labels"  # labels, targets, groups or nothing: see above
     disjoint: ClassVar[bool] = True  # whether no example has two owners
+    size: ClassVar[str] = "min_examples"  # the key that says how many examples a client has
 
     @abstractmethod
     def divide(self, labels: np.ndarray, pool: np.ndarray, clients: int, seed: int) -> Parts:

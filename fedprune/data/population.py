@@ -67,6 +67,7 @@ class ClassMix(Division):
     """
 
     disjoint: ClassVar[bool] = False
+    size: ClassVar[str] = "examples"
 
     alpha: float = 0.5
     examples: int = 100

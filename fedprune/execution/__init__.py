@@ -14,17 +14,14 @@ from typing import Any, Protocol
 
 import torch
 
+from fedprune.capabilities import declares
 from fedprune.execution.pool import Lost, at_least_one
 from fedprune.execution.processes import Processes, available_cores
 from fedprune.execution.worker import Factory, Task
 
 
 class Executor(Protocol):
-    """Runs tasks on clients.
-
-    An option of one may declare `batches_on`: the kinds of device (cpu, cuda) on which it trains several clients as one model.
-    Its sums are then rounded in another way than Serial's, which makes it another run (see identity.py).
-    """
+    """Runs tasks on clients."""
 
     def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
         """The results in the order of the tasks, Lost where there is none to be had. `sizes` tells which tasks are long, so
@@ -32,6 +29,19 @@ class Executor(Protocol):
 
     def close(self, now: bool = False) -> None:
         """Let go of the workers; `now`: without waiting for what they are doing."""
+
+
+class Choice:
+    """The attributes that an option may declare: what is called with a factory of clients, and gives an executor.
+
+    batches_on: the kinds of device (cpu, cuda) on which it trains several clients as one model. Its sums are then rounded in
+    another way than Serial's, which makes it another run (see identity.py). one_cpu_each: its workers have one CPU each, and no
+    other device. on_gpu_only: it is refused on a CPU.
+    """
+
+    batches_on: tuple[str, ...] = ()
+    one_cpu_each: bool = False
+    on_gpu_only: bool = False
 
 
 class Serial:
@@ -49,6 +59,7 @@ class Serial:
         pass
 
 
+@declares(batches_on=("cuda",), one_cpu_each=True)  # on a GPU Experiment.executor takes Batched for it
 def auto(factory: Factory, cohort: int, workers: int | None = None) -> Executor:
     """Processes where they pay, else Serial: they do with several cores and several clients in a round.
 
@@ -58,9 +69,6 @@ def auto(factory: Factory, cohort: int, workers: int | None = None) -> Executor:
     beside_others = multiprocessing.parent_process() is not None
     number = at_least_one(workers) or (1 if beside_others else available_cores())
     return Processes(factory, number) if min(number, cohort) > 1 else Serial(factory)
-
-
-auto.batches_on = ("cuda",)  # type: ignore[attr-defined]  # where Experiment.executor takes Batched for it
 
 
 @contextmanager

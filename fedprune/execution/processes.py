@@ -39,6 +39,8 @@ class Processes(Pool):
     the data set's tensors lie in shared memory). workers: how many (None: one per core that this process may use).
     """
 
+    one_cpu_each = True
+
     def __init__(self, factory: Factory, workers: int | None = None, start: str | None = None):
         methods = multiprocessing.get_all_start_methods()
         if start is not None and start not in methods:

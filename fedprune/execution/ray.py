@@ -50,6 +50,8 @@ class Ray(Pool):
     already, that one is used, and left as it is. Raises ConfigError and RunError.
     """
 
+    one_cpu_each = True
+
     def __init__(self, factory: Factory, workers: int | None = None, address: str | None = None):
         at_least_one(workers)
         torch.set_num_threads(1)

@@ -14,7 +14,6 @@ from fedprune.federated.availability import Fate
 from fedprune.federated.costs import training_flops
 from fedprune.federated.sampling import cohort
 from fedprune.federated.server import scaffold
-from fedprune.pruning.criterion import Adjusted, Compensated
 from fedprune.pruning.evidence import FROM_CLIENTS, needs
 from fedprune.pruning.evidence.gates import is_companion
 from fedprune.pruning.mask import apply, ones, shrink
@@ -36,7 +35,7 @@ def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
     for rounds, subnet in _stretches(experiment, subnets):
         for share, part, known in _parts(experiment, subnet):
             each = _message_bytes(experiment, part, known)
-            sent, received = experiment.options["round"].traffic(experiment.wire, part, each, config.federated.cohort)
+            sent, received = experiment.options.round.traffic(experiment.wire, part, each, config.federated.cohort)
             down += rounds * share * sent
             up += rounds * share * answering * received
             trained = rounds * share * answering * _examples(experiment, config)
@@ -78,9 +77,9 @@ def _untrained_bytes(experiment: Experiment) -> int:
 
 def _newcomers(experiment: Experiment, config: Any) -> int:
     """How many jobs go to clients that have not answered yet, in the rounds of the plan; none where all have everything."""
-    fed, fates, reached, number = config.federated, experiment.options["fates"], set[int](), 0
+    fed, fates, reached, number = config.federated, experiment.options.fates, set[int](), 0
     first = {event.round for event in experiment.plan.events}
-    for clock in range(experiment.plan.rounds if experiment.options["round"].welcomes else 0):
+    for clock in range(experiment.plan.rounds if experiment.options.round.welcomes else 0):
         training = cohort(config.seed, clock, fed.clients, fed.cohort)
         measuring = _measuring(experiment, config, training) if clock in first else ()
         for asked in (measuring, training):
@@ -92,9 +91,9 @@ def _newcomers(experiment: Experiment, config: Any) -> int:
 def _measuring(experiment: Experiment, config: Any, training: tuple[int, ...]) -> tuple[int, ...]:
     """The clients that measure evidence for the server's events."""
     formulas = experiment.axes.criterion.formulas().values()
-    if experiment.options["whose"].at is not None or not any(name in FROM_CLIENTS for f in formulas for name in needs(f)):
+    if experiment.options.whose.at is not None or not any(name in FROM_CLIENTS for f in formulas for name in needs(f)):
         return ()
-    asked = experiment.options["where"](training, config.federated.clients, config.seed)
+    asked = experiment.options.where(training, config.federated.clients, config.seed)
     return () if asked == (SERVER,) else asked
 
 
@@ -124,7 +123,7 @@ def _stretches(experiment: Experiment, subnets: list[Subnet]) -> list[tuple[int,
 
 def _parts(experiment: Experiment, subnet: Subnet) -> list[tuple[float, Subnet, Mask | None]]:
     """(fraction of the clients, what they have of the server's network, the mask that they know) for each kind of client."""
-    whose, state, wire = experiment.options["whose"], State(subnet, {}, {}), experiment.wire
+    whose, state, wire = experiment.options.whose, State(subnet, {}, {}), experiment.wire
     clients = len(experiment.clients.train)
     kinds = Counter((whose.held(state, client), whose.known(state, client)) for client in range(clients))
     masks = {held: wire.mask_of(held) for held, _ in kinds}
@@ -138,7 +137,7 @@ def _message_bytes(experiment: Experiment, subnet: Subnet, known: Mask | None) -
     control = scaffold.sent(experiment.controlled, State(subnet, {}, {}))
     job = wire.encode_job(Job(0, 0, 0, 0, subnet, control=control), wire.subnet_block(subnet, known))
     nothing = {name: torch.zeros_like(tensor) for name, tensor in subnet.params.items()}  # else no change is the greatest
-    travels = experiment.options["upload"].pack(nothing, experiment.options["client"].answer(subnet))
+    travels = experiment.options.upload.pack(nothing, experiment.options.client.answer(subnet))
     update = Update(0, travels, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}, control=control)
     answer = wire.encode_update(update, subnet.mask)
     return length(job), length(answer)
@@ -146,7 +145,7 @@ def _message_bytes(experiment: Experiment, subnet: Subnet, known: Mask | None) -
 
 def _answering(experiment: Experiment, config: Any) -> float:
     """The fraction of the clients that are asked to train in the plan's rounds that answer."""
-    fed, fates = config.federated, experiment.options["fates"]
+    fed, fates = config.federated, experiment.options.fates
     cohorts = [cohort(config.seed, clock, fed.clients, fed.cohort) for clock in range(experiment.plan.rounds)]
     found = [fates(client, clock) is Fate.ANSWERS for clock, asked in enumerate(cohorts) for client in asked]
     return sum(found) / len(found)
@@ -162,19 +161,19 @@ def _examples(experiment: Experiment, config: Any) -> float:
 def _evidence_bytes(experiment: Experiment, config: Any, subnets: list[Subnet]) -> int:
     """Bytes up and down of measuring evidence on clients: the network to each, what they measured back, at each event."""
     criterion, fed = experiment.axes.criterion, config.federated
-    if experiment.options["whose"].at is not None:  # each client scores for itself
+    if experiment.options.whose.at is not None:  # each client scores for itself
         return 0
-    clients = experiment.options["where"](cohort(config.seed, 0, fed.clients, fed.cohort), fed.clients, config.seed)
+    clients = experiment.options.where(cohort(config.seed, 0, fed.clients, fed.cohort), fed.clients, config.seed)
     if clients == (SERVER,):
         return 0
     gate, total = experiment.plan.gate, 0
     times = 1 + (gate.opens.asks if gate and "mask_shift" in needs(gate.opens) else 0)
     for event, subnet, after in zip(experiment.plan.events, subnets, subnets[1:], strict=False):
         total += times * len(clients) * _evidence_message_bytes(experiment, subnet, criterion.drop, "alive")
-        if isinstance(criterion, Compensated):
+        if criterion.compensate is not None:
             total += len(clients) * _evidence_message_bytes(experiment, subnet, criterion.compensate, "alive", after.mask)
         if event.swap and criterion.grow:
-            which = "all" if isinstance(criterion, Adjusted) else "dead"
+            which = "all" if criterion.adjusts else "dead"
             total += len(clients) * _evidence_message_bytes(experiment, subnet, criterion.grow, which)
     return total
 

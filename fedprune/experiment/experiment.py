@@ -12,16 +12,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from fedprune.capabilities import complete
 from fedprune.config.instantiate import make, make_network
 from fedprune.data.datasets import Dataset
 from fedprune.data.federate import Clients
 from fedprune.data.population import sizes
-from fedprune.execution import Executor, Processes, Serial, auto
-from fedprune.federated.client import Work
+from fedprune.execution import Choice, Executor, Serial
+from fedprune.experiment.network import fresh_params
 from fedprune.federated.client.batched import Batched
 from fedprune.federated.client.prune_event import OnClient
 from fedprune.federated.client.round import ClientRound
-from fedprune.federated.client.upload import Upload
+from fedprune.federated.composition import Options
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.loop import FederatedLoop
@@ -37,23 +38,17 @@ from fedprune.pruning.event import Axes
 from fedprune.pruning.evidence import FROM_TRAINING, needs
 from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.rewind import Keep
-from fedprune.randomness import torch_seed, torch_stream
-from fedprune.tensors import tensors_of
 from fedprune.types import Mask, Params, Plan, Subnet
 from fedprune.wire.message import Wire
 
 log = logging.getLogger(__name__)
-
-ON_CPUS = (Processes.__name__, "Ray")
-"""Executors whose workers have a CPU each; the latter's module is imported only where Ray is installed."""
 
 
 @dataclass(frozen=True)
 class Experiment:
     """Everything that a configuration stands for, checked.
 
-    options: what each group of build.OBJECTS names, the data, the aggregate, the upload, what clients do, how a round goes, the
-    server's step, and the fates of all answers. net: the network at its initialisation. own: the tensors that clients keep to
+    net: the network at its initialisation. own: the tensors that clients keep to
     themselves. flops: of training on one example, by layer of the dense network (empty: they could not be counted). begin: the
     ticket that the run starts from (None: dense, from `net`). regularisers: what clients add to their training. controlled: the
     parameters whose training is corrected by scaffold. task: what the module measures. untrained: what is never trained, and
@@ -61,7 +56,7 @@ class Experiment:
     """
 
     config: DictConfig
-    options: Mapping[str, Any]
+    options: Options
     plan: Plan
     axes: Axes
     dataset: Dataset
@@ -82,28 +77,39 @@ class Experiment:
         """Start the workers."""
         worker = functools.partial(
             client_round,
-            *(_container(self.config), self.dataset, self.clients, self.recipe, self.wire, self.device),
-            *(self.axes.what.names, self.regularisers, self._on_client(), self.options["upload"]),
-            *(self._accumulates, self.options["client"], self._fresh),
-            *(self.task, self.untrained),
+            config=_container(self.config),
+            dataset=self.dataset,
+            clients=self.clients,
+            recipe=self.recipe,
+            wire=self.wire,
+            device=self.device,
+            prunable=self.axes.what.names,
+            regularisers=self.regularisers,
+            event=self._on_client(),
+            options=self.options,
+            accumulates=self._accumulates,
+            fresh=self._fresh,
+            task=self.task,
+            untrained=self.untrained,
         )
-        option = self.config.executor["_target_"].rpartition(".")[2]
-        if self.device == "cpu" or option not in (auto.__name__, *ON_CPUS):
-            return make(self.config.executor, worker)
-        if option == auto.__name__ and self.device.startswith("cuda"):
+        choice = complete(make({**self.config.executor, "_partial_": True}), Choice)
+        if self.device == "cpu" or not choice.one_cpu_each:
+            executor: Executor = make(self.config.executor, worker)
+            return executor
+        if self.device.partition(":")[0] in choice.batches_on:
             log.info("on %s clients are trained as one batched model: executor=cuda, which has at_once", self.device)
             return Batched(worker)
-        if option in ON_CPUS:
+        if not choice.batches_on:
             log.warning("on %s clients are trained one after the other: executor=serial", self.device)
         return Serial(worker)
 
     def _on_client(self) -> OnClient | None:
         """How clients carry out prune events, if it is they who do."""
-        whose, gate = self.options["whose"], self.plan.gate
+        whose, gate = self.options.whose, self.plan.gate
         if whose.at is None:
             return None
         opens = gate.opens if gate and not whose.asks else None
-        rewind = Keep() if whose.asks else self.options["rewind"]  # where there is one mask for all, the server rewinds
+        rewind = Keep() if whose.asks else self.options.rewind  # where there is one mask for all, the server rewinds
         return OnClient(self.axes, rewind, opens, whose.at, self._fresh, self.begin)
 
     @property
@@ -114,22 +120,26 @@ class Experiment:
 
     @property
     def _fresh(self) -> Callable[[int], Params]:
-        fixed = (self.config, self.dataset, self.axes.what.names, self.regularisers, self.options["client"], self.untrained)
-        return functools.partial(_fresh, *fixed)
+        fixed = (self.config, self.dataset, self.axes.what.names, self.regularisers, self.options.client, self.untrained)
+        return functools.partial(fresh_params, *fixed)
 
     def loop(self, executor: Executor) -> FederatedLoop:
         """The federated loop over these workers."""
-        config, federated, clients = self.config, self.config.federated, self.clients
+        config, federated, clients, options = self.config, self.config.federated, self.clients, self.options
         control = functools.partial(scaffold.sent, self.controlled) if self.controlled else None
         exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken)
-        exchange = replace(exchange, fates=self.options["fates"], control=control, upload=self.options["upload"])
+        exchange = replace(exchange, fates=options.fates, control=control, upload=options.upload)
         exchange = replace(exchange, feedback=self.recipe.error_feedback, learnt=self._learnt)
-        return self.options["round"].loop(
+        return options.round.loop(
             seed=config.seed,
             plan=self.plan,
             axes=self.axes,
             network=Network(self.net, self.dataset.shape, self.axes.what.order),
-            **{name: self.options[name] for name in ("where", "whose", "rewind", "aggregate", "server_step")},
+            where=options.where,
+            whose=options.whose,
+            rewind=options.rewind,
+            aggregate=options.aggregate,
+            server_step=options.server_step,
             weighting=federated.weighting,
             clients=federated.clients,
             cohort=federated.cohort,
@@ -137,7 +147,7 @@ class Experiment:
             exchange=exchange,
             evaluation=Evaluation(
                 *(exchange, len(self.dataset.test_y), clients.seen, *self._own_sizes),
-                *(self.options["whose"].held, self.options["whose"].common, self.task),
+                *(self.options.whose.held, self.options.whose.common, self.task),
             ),
             fresh=self._fresh,
             parameters=tuple(name for name, _ in self.net.named_parameters()),
@@ -180,9 +190,8 @@ def client_round(
     prunable: tuple[str, ...],
     regularisers: tuple[Regulariser, ...],
     event: OnClient | None,
-    upload: Upload,
+    options: Options,
     accumulates: bool,
-    work: Work,
     fresh: Callable[[int], Params],
     task: TaskMetrics,
     untrained: Params,
@@ -193,33 +202,10 @@ def client_round(
     add_companions(net, prunable, regularisers, torch.Generator())  # each job brings its own values
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
     channels_last(net, dataset.shape)
-    examples, top = (config["where"].get(key) for key in ("examples", "top"))
+    examples, top, upload = options.where.examples, options.where.top, options.upload
     worker = ClientRound(module, dataset, clients, recipe, wire, examples, regularisers, event, upload, accumulates, top, task)
     worker = replace(worker, untrained=untrained)
-    return work.client_round(worker, functools.partial(fresh, 0), config["seed"])
-
-
-def initial_net(config: DictConfig, dataset: Dataset, number: int) -> nn.Module:
-    """The network at its `number`-th independent initialisation."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(config.seed, "initialisation", number))
-        return in_own_memory(make_network(config.model, dataset.shape, dataset.classes))
-
-
-def _fresh(
-    config: DictConfig,
-    dataset: Dataset,
-    prunable: tuple[str, ...],
-    regularisers: tuple[Regulariser, ...],
-    work: Work,
-    untrained: Params,
-    number: int,
-) -> Params:
-    """The parameters and buffers of the `number`-th initialisation; what nobody trains is as the run began."""
-    net = initial_net(config, dataset, number)
-    work.begin(net, prunable)
-    add_companions(net, prunable, regularisers, torch_stream(config.seed, "companions", number))
-    return {name: tensor.clone() for name, tensor in tensors_of(net).items()} | untrained
+    return options.client.client_round(worker, functools.partial(fresh, 0), config["seed"])
 
 
 def _container(config: DictConfig) -> dict[str, Any]:

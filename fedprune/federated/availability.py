@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import functools
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 
+from fedprune.capabilities import declares
 from fedprune.errors import ConfigError
 from fedprune.pruning.what.top_k import nearest
 from fedprune.randomness import numpy_stream
@@ -35,7 +37,14 @@ class Fate(Enum):
 Fates = Callable[[int, int], Fate]
 """(client, clock) -> its fate in that round: pure, and free of state."""
 
-Availability = Callable[[int, Sequence[int]], Fates]
+
+class Availability(ABC):
+    """The base of all options. certain: whether every client answers in every round."""
+
+    certain: bool = False
+
+    @abstractmethod
+    def __call__(self, seed: int, work: Sequence[int]) -> Fates: ...
 
 
 def everybody(client: int, clock: int) -> Fate:
@@ -43,13 +52,14 @@ def everybody(client: int, clock: int) -> Fate:
     return Fate.ANSWERS
 
 
+@declares(certain=True)
 def always(seed: int, work: Sequence[int]) -> Fates:
     """Everybody answers."""
     return everybody
 
 
 @dataclass(frozen=True)
-class Dropout:
+class Dropout(Availability):
     """Each client that is asked fails to answer with probability `rate`, independently in every round."""
 
     rate: float
@@ -65,7 +75,7 @@ class Dropout:
 
 
 @dataclass(frozen=True)
-class Never:
+class Never(Availability):
     """The same `fraction` of the clients (the nearest number of them) never answers."""
 
     fraction: float
@@ -87,7 +97,7 @@ Speeds = Callable[[np.random.Generator], float]
 
 
 @dataclass(frozen=True)
-class Slow:
+class Slow(Availability):
     """Each client has a speed for life; whoever takes longer for a round than its deadline is left out of it.
 
     A client's time is its batches in a round / its speed. The deadline is `deadline` times the median of these times over all

@@ -11,39 +11,38 @@ import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedprune.federated.availability import everybody
-from fedprune.federated.client import Composition, broken
-from fedprune.federated.client.dispfl import EvolvingMask
-from fedprune.federated.client.upload import everything
+from fedprune.federated.client import broken
 from fedprune.federated.loop import FederatedLoop
-from fedprune.federated.masks import PersonalMask, Receipt
+from fedprune.federated.masks import Receipt
+from fedprune.federated.round_kinds import Rounds
 from fedprune.federated.server.accumulator import merged
 from fedprune.federated.server.aggregate import OverlapMean
-from fedprune.federated.server.optimizer import Average
 from fedprune.federated.tally import Tally
 from fedprune.federated.topology import Topology
 from fedprune.pruning.criterion import random
 from fedprune.pruning.mask import apply, ones, pack, shrink, unpack
-from fedprune.pruning.what.unit import weights
 from fedprune.randomness import torch_stream
 from fedprune.types import ClientState, Job, Mask, Personal, State, Subnet, Update
 from fedprune.wire.frame import Message, length
 from fedprune.wire.message import Wire
 
+if TYPE_CHECKING:
+    from fedprune.federated.composition import Composition
+
 CHOSEN = "federated/round=neighbours"
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbours(Rounds):
     """Clients that take part in a round (federated.cohort of them) send their networks to their neighbours; an option of
     federated/round, see round_kinds.py. topology: who hears from whom."""
 
     topology: Topology
-    welcomes: ClassVar[bool] = False
+    welcomes = False
 
     def loop(self, **parts: Any) -> FederatedLoop:
         return NeighbourLoop(**parts, topology=self.topology)
@@ -54,26 +53,26 @@ class Neighbours:
 
     def problems(self, composition: Composition) -> list[str]:
         """What takes a server, or masks that clients do not choose themselves."""
-        plan, what, _, options, names, config = composition
+        plan, what, options, names = composition.plan, composition.what, composition.options, composition.names
         self.topology(0, (0, 1), 0, 0)  # a rehearsal: it says itself what is wrong with it
         exchanges = any(event.swap for event in plan.events)
-        federated = config.federated
+        federated = composition.config.federated
         rules = {
-            f"{CHOSEN}: each client chooses its next mask itself: choose federated/client=evolving_mask": isinstance(
-                options["client"], EvolvingMask
+            f"{CHOSEN}: each client chooses its next mask itself: choose federated/client=evolving_mask": (
+                options.client.goes_on_alone
             ),
             f"whose={names['whose']}: with {CHOSEN} there is nobody to share a mask: choose whose=personal with whose.at=end": (
-                isinstance(options["whose"], PersonalMask) and options["whose"].at == "end"
+                not options.whose.asks and options.whose.at == "end"
             ),
             f"whose.uncommon=own: {CHOSEN} has no server whose values a client could do without: set whose.uncommon=server": (
-                getattr(options["whose"], "uncommon", "server") == "server"
+                options.whose.uncommon == "server"
             ),
             f"when={names['when']}: {CHOSEN} has no gate: choose when=during_training": plan.gate is None,
-            f"rewind={names['rewind']}: {CHOSEN} never goes back: choose rewind=none": names["rewind"] == "none",
+            f"rewind={names['rewind']}: {CHOSEN} never goes back: choose rewind=none": not options.rewind.goes_back,
             f"what={names['what']}: {CHOSEN} exchanges single weights: choose what=weights_erk": (
-                what.unit is weights or not exchanges
+                what.kind.single or not exchanges
             ),
-            f"{CHOSEN} has no server that takes steps: choose federated=fedavg": isinstance(options["server_step"], Average),
+            f"{CHOSEN} has no server that takes steps: choose federated=fedavg": not options.server_step.moves,
             f"federated.weighting={federated.weighting}: neighbours count alike: set federated.weighting=uniform": (
                 federated.weighting == "uniform"
             ),
@@ -83,9 +82,9 @@ class Neighbours:
                 federated.batchnorm == "average"
             ),
             f"{CHOSEN}: who does not take part is left out by federated.cohort: choose federated/availability=always": (
-                options["fates"] is everybody
+                options.availability.certain
             ),
-            f"{CHOSEN}: neighbours are sent whole networks: choose federated/upload=all": options["upload"] == everything(),
+            f"{CHOSEN}: neighbours are sent whole networks: choose federated/upload=all": options.upload.whole,
             f"federated.control={federated.control}: {CHOSEN} has no server that holds controls: set federated.control=none": (
                 federated.control == "none"
             ),

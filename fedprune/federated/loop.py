@@ -26,7 +26,7 @@ from fedprune.federated.report import Report, warn_of_collapsed_layers
 from fedprune.federated.sampling import cohort
 from fedprune.federated.server import scaffold
 from fedprune.federated.server.accumulator import Aggregate
-from fedprune.federated.server.optimizer import ServerStep, starts_from
+from fedprune.federated.server.optimizer import ServerStep
 from fedprune.federated.server_pruning import ServerPruning
 from fedprune.federated.tally import Tally
 from fedprune.federated.where import Where
@@ -197,7 +197,7 @@ class FederatedLoop:
         """What an event of this round goes by: another initialisation, and other streams, at every event."""
         streams = functools.partial(_rewind_stream, self.seed, state.events)
         draws = Draws(lambda: self.fresh(state.events + 1), streams, self.begin.mask if self.begin else {})
-        return Terms(self.plan, self.axes, self.rewind, draws, starts_from(self.server_step))
+        return Terms(self.plan, self.axes, self.rewind, draws, self.server_step.fresh)
 
     def _changed_masks(self, before: State, after: State, receipts: Sequence[Receipt]) -> dict[str, float]:
         """Report on the masks that are others than before the round; nothing if none is."""

@@ -10,34 +10,36 @@ Every option of federated/round is a `Rounds`:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any
 
-from fedprune.federated.client import Composition
-from fedprune.federated.client.dispfl import EvolvingMask
 from fedprune.federated.loop import FederatedLoop
 from fedprune.types import Subnet
 from fedprune.wire.message import Wire
 
+if TYPE_CHECKING:
+    from fedprune.federated.composition import Composition
 
-class Rounds(Protocol):
-    """What all options have in common; see above."""
 
-    @property
-    def welcomes(self) -> bool: ...
+class Rounds(ABC):
+    """The base of all options; see above."""
 
+    welcomes: bool = True
+
+    @abstractmethod
     def loop(self, **parts: Any) -> FederatedLoop: ...
 
+    @abstractmethod
     def traffic(self, wire: Wire, subnet: Subnet, each: tuple[int, int], cohort: int) -> tuple[int, int]: ...
 
-    def problems(self, composition: Composition) -> list[str]: ...
+    def problems(self, composition: Composition) -> list[str]:
+        return []
 
 
 @dataclass(frozen=True)
-class Star:
+class Star(Rounds):
     """A server sends its network to the clients of a round, and merges what they make of it."""
-
-    welcomes: ClassVar[bool] = True
 
     def loop(self, **parts: Any) -> FederatedLoop:
         return FederatedLoop(**parts)
@@ -48,7 +50,7 @@ class Star:
 
     def problems(self, composition: Composition) -> list[str]:
         """Clients whose masks the server would have to know."""
-        if isinstance(composition.options["client"], EvolvingMask):
+        if composition.options.client.goes_on_alone:
             return [
                 "federated/client=evolving_mask goes on with a mask that no server knows: choose federated/round=neighbours, "
                 "or federated/client=trained_weights"

@@ -1,13 +1,12 @@
 """Where the evidence is measured.
 
-Every `where` is (cohort of the coming round, number of clients, seed) -> the clients that measure. `examples` is how many
-of its training examples each of them uses (null: all). `top`: of evidence about the dead, each client sends only what is
-largest, as many entries of each layer as this fraction of its living (null: all of it). Huang et al. 2023 (FedTiny).
+Every option is a `Where`: (cohort of the coming round, number of clients, seed) -> the clients that measure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fedprune.errors import ConfigError, RunError, Unheard
@@ -19,7 +18,30 @@ from fedprune.pruning.evidence.network import Network
 from fedprune.randomness import numpy_stream, torch_stream
 from fedprune.types import SERVER, Mask, Params, State, Subnet, Update
 
-Where = Callable[[tuple[int, ...], int, int], tuple[int, ...]]
+
+class Where(ABC):
+    """The base of all options.
+
+    examples: how many of its training examples each of those who measure uses (None: all). top: of evidence about the dead,
+    each sends only what is largest, as many entries of each layer as this fraction of its living (None: all of it). Huang et
+    al. 2023 (FedTiny). proxy: how many training examples the server holds back from the clients, to measure on. on_server:
+    whether it is the server that measures. in_cohort: whether it is the clients of the coming round, each of which may then
+    score for itself.
+    """
+
+    examples: int | None = None
+    top: float | None = None
+    proxy: int = 0
+    on_server: bool = False
+    in_cohort: bool = False
+
+    @abstractmethod
+    def __call__(self, cohort: tuple[int, ...], clients: int, seed: int) -> tuple[int, ...]: ...
+
+    @property
+    def has_data(self) -> bool:
+        """Whether those who measure have examples to measure on."""
+        return not self.on_server or self.proxy > 0
 
 
 def measuring(exchange: Exchange, network: Network, state: State, clients: tuple[int, ...], tally: Tally) -> Measure:
@@ -53,7 +75,7 @@ def _averaged(names: tuple[str, ...], updates: Iterable[Update], tally: Tally) -
 
 
 @dataclass(frozen=True)
-class _Where:
+class _Where(Where):
     examples: int | None = None
     top: float | None = None
 
@@ -69,6 +91,7 @@ class Server(_Where):
     """The server itself: data-free, or on a proxy set of `proxy` training examples that it holds back from the clients."""
 
     proxy: int = 0
+    on_server = True
 
     def __call__(self, cohort: tuple[int, ...], clients: int, seed: int) -> tuple[int, ...]:
         return (SERVER,)
@@ -85,6 +108,8 @@ class OneClient(_Where):
 @dataclass(frozen=True)
 class Cohort(_Where):
     """The clients of the coming round."""
+
+    in_cohort = True
 
     def __call__(self, cohort: tuple[int, ...], clients: int, seed: int) -> tuple[int, ...]:
         return cohort

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from fedprune.precision import wide
-from fedprune.pruning.criterion import Adjusted, Compensated, Criterion, Formula
+from fedprune.pruning.criterion import Criterion, Formula
 from fedprune.pruning.criterion.prunefl import adjusted, layer_times, unquestioned
 from fedprune.pruning.criterion.regrowth_init import started
 from fedprune.pruning.evidence import needs
@@ -46,7 +46,7 @@ class Axes:
 def prune(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure, last: Params | None = None) -> Subnet:
     """Return `subnet` at the event's density. Grown weights start from their values in `last`, or from zero."""
     grow = axes.criterion.grow
-    if isinstance(axes.criterion, Adjusted) and event.swap:
+    if axes.criterion.adjusts and event.swap:
         mask = _adjusted(subnet, event, axes.what, axes.criterion, measure)
         started_params = started(subnet, _grown(mask, subnet), last or {})
         return Subnet(apply(started_params, mask), mask)
@@ -65,7 +65,7 @@ def _grown(mask: Mask, before: Subnet) -> Mask:
     return {name: alive & ~before.mask[name] for name, alive in mask.items()}
 
 
-def _adjusted(subnet: Subnet, event: PruneEvent, what: What, criterion: Adjusted, measure: Measure) -> Mask:
+def _adjusted(subnet: Subnet, event: PruneEvent, what: What, criterion: Criterion, measure: Measure) -> Mask:
     """Return a mask of at most the event's density, and of less where more would not pay (PruneFL)."""
     assert criterion.grow is not None, "build refuses an exchange without a grow formula"
     stays = unquestioned(subnet.mask, _score(criterion.drop, measure, subnet, "alive"), event.swap)
@@ -97,7 +97,7 @@ def block(names: tuple[str, ...], number: int, blocks: int) -> tuple[str, ...]:
 
 def _compensated(subnet: Subnet, surviving: Mask, criterion: Criterion, measure: Measure) -> Params:
     """Return the parameters after survivors have moved to make up for the others, if the criterion says how."""
-    if not isinstance(criterion, Compensated):
+    if criterion.compensate is None:
         return subnet.params
     steps = criterion.compensate(**measure(needs(criterion.compensate), subnet, "alive", surviving))
     before = {name: subnet.params[name] for name in steps}

@@ -7,23 +7,21 @@ outcomes. No outcome is ever measured on test data. str(condition) names the con
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fedprune.errors import ConfigError
 from fedprune.pruning.mask import count
-from fedprune.types import Mask
+from fedprune.types import Condition, Mask
 
 
 @dataclass(frozen=True)
-class Accurate:
+class Accurate(Condition):
     """Once this fraction of the validation examples is right. Li et al. 2021 (LotteryFL); Vahidian et al. 2021 (Sub-FedAvg).
 
     Both papers' code looks at test data; ours never does.
     """
 
     accuracy: float
-    asks: ClassVar[int] = 1
-    looser: ClassVar[str] = "a lower when.accuracy"
+    looser = "a lower when.accuracy"
 
     def __post_init__(self) -> None:
         if not 0 <= self.accuracy <= 1:
@@ -69,24 +67,37 @@ class Bound:
     def __str__(self) -> str:
         return f"{'>=' if self.larger_is_better else '<='} {self.value:g}"
 
+    def problems(self, metric: str, larger_is_better: bool) -> list[str]:
+        """Return that a metric, of which larger or smaller values are better, is bounded from the wrong side."""
+        if self.larger_is_better == larger_is_better:
+            return []
+        right, wrong = ("at_least", "at_most") if larger_is_better else ("at_most", "at_least")
+        better = "larger" if larger_is_better else "smaller"
+        return [
+            f"of {metric} {better} is better, and when.{wrong} waits for it to get worse: "
+            f"set when.{wrong}=null when.{right}={self.value:g}"
+        ]
+
 
 @dataclass(frozen=True)
-class Reached:
+class Reached(Condition):
     """Once the task's own metric on validation data is as good as `bound`. As Accurate, for any task."""
 
     bound: Bound
-    asks: ClassVar[int] = 1
-    looser: ClassVar[str] = "a lower when.at_least or a higher when.at_most"
+    looser = "a lower when.at_least or a higher when.at_most"
 
     def __call__(self, val_metric: float) -> bool:
         return self.bound(val_metric)
+
+    def problems(self, metric: str, larger_is_better: bool) -> list[str]:
+        return self.bound.problems(metric, larger_is_better)
 
     def __str__(self) -> str:
         return f"val metric {self.bound}"
 
 
 @dataclass(frozen=True)
-class Settled:
+class Settled(Condition):
     """Once the criterion would choose almost the mask that it would have chosen a round before. You et al. 2020.
 
     In the paper ("Drawing early-bird tickets") it looks back five epochs, and divides by all channels; here by the living ones.
@@ -95,8 +106,8 @@ class Settled:
     """
 
     shift: float
-    asks: ClassVar[int] = 2
-    looser: ClassVar[str] = "a higher when.shift"
+    asks = 2
+    looser = "a higher when.shift"
 
     def __post_init__(self) -> None:
         if not self.shift >= 0:
@@ -110,7 +121,7 @@ class Settled:
 
 
 @dataclass(frozen=True)
-class Moving:
+class Moving(Condition):
     """While the mask that a client would choose still moves within its round, from the first to the last epoch, and only if the
     pruned network is accurate. Vahidian et al. 2021 (Sub-FedAvg): more than `shift`, and at least `accuracy`.
 
@@ -119,8 +130,7 @@ class Moving:
 
     shift: float
     accuracy: float
-    asks: ClassVar[int] = 1
-    looser: ClassVar[str] = "a lower when.shift or when.accuracy"
+    looser = "a lower when.shift or when.accuracy"
 
     def __post_init__(self) -> None:
         Accurate(self.accuracy)
@@ -134,19 +144,21 @@ class Moving:
 
 
 @dataclass(frozen=True)
-class MovingReached:
+class MovingReached(Condition):
     """As Moving, for any task: only if the task's own metric of the pruned network is as good as `bound`."""
 
     shift: float
     bound: Bound
-    asks: ClassVar[int] = 1
-    looser: ClassVar[str] = "a lower when.shift, a lower when.at_least or a higher when.at_most"
+    looser = "a lower when.shift, a lower when.at_least or a higher when.at_most"
 
     def __post_init__(self) -> None:
         Settled(self.shift)
 
     def __call__(self, mask_shift: float, pruned_metric: float) -> bool:
         return mask_shift > self.shift and self.bound(pruned_metric)
+
+    def problems(self, metric: str, larger_is_better: bool) -> list[str]:
+        return self.bound.problems(metric, larger_is_better)
 
     def __str__(self) -> str:
         return f"mask shift > {self.shift:g} and val metric when pruned {self.bound}"

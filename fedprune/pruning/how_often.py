@@ -6,6 +6,7 @@ A schedule is (Window, final density) -> Plan. A density is a fraction of all un
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -28,8 +29,15 @@ DECAYS: dict[str, Callable[[float], float]] = {
 """t in [0, 1] -> the fraction of `swap` that is exchanged at t."""
 
 
+class HowOften(ABC):
+    """The base of all options."""
+
+    @abstractmethod
+    def __call__(self, window: Window, density: float) -> Plan: ...
+
+
 @dataclass(frozen=True)
-class Never:
+class Never(HowOften):
     """No event: the dense network."""
 
     def __call__(self, window: Window, density: float) -> Plan:
@@ -37,7 +45,7 @@ class Never:
 
 
 @dataclass(frozen=True)
-class Iterative:
+class Iterative(HowOften):
     """Prune equal fractions of the survivors, either `times` times, or at the given `rate` until the density is reached.
 
     With times = n the densities are density^(1/n), density^(2/n), ..., density; once is one-shot pruning. With rate = r they
@@ -72,7 +80,7 @@ class Iterative:
 
 
 @dataclass(frozen=True)
-class Stepwise:
+class Stepwise(HowOften):
     """Prune the fraction `rate` of the survivors as often as a gate allows, until the density is reached.
 
     Li et al. 2021 (LotteryFL). every: at least so many rounds from one event to the next. The densities are those of Iterative;
@@ -98,7 +106,7 @@ class Stepwise:
 
 
 @dataclass(frozen=True)
-class Gradual:
+class Gradual(HowOften):
     """Prune every `every` rounds of the window; the density falls from 1 along `shape`.
 
     cubic: d + (1 - d)(1 - t)^3 (Zhu & Gupta 2017); linear: 1 - (1 - d) t; exponential: d^t; t = k/n for the k-th of n events.
@@ -130,7 +138,7 @@ class Gradual:
 
 
 @dataclass(frozen=True)
-class Dynamic:
+class Dynamic(HowOften):
     """Dynamic sparse training: prune at the start, and exchange a fraction of the living every `every` rounds of the window.
 
     The fraction is `swap`, decayed over the window: cosine: swap (1 + cos(pi t)) / 2 with t = round / end of the window

@@ -8,16 +8,17 @@ fresh, also those that clients would keep.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedprune.errors import ConfigError
 from fedprune.precision import wide
-from fedprune.types import Mask, Params
+from fedprune.types import Mask, Params, Plan
 
 Anchors = Mapping[int, Params]
 
@@ -42,28 +43,51 @@ class Rewound(NamedTuple):
     clock: int | None
 
 
-class Rewind(Protocol):
-    """An option of this axis."""
+class Rewind(ABC):
+    """The base of all options.
+
+    round: the round to which it goes back. goes_back: whether it does anything at all. replaces_weights: whether survivors get
+    other weights than those that they were trained to. replaces_start: whether the network then no longer starts from the
+    weights that the run began with.
+    """
+
+    round: int = 0
+    goes_back: bool = True
+    replaces_weights: bool = True
+    replaces_start: bool = False
 
     @property
     def anchor(self) -> int | None:
         """The clock whose parameters the run must remember for this rewind, or None."""
+        return None
 
+    @abstractmethod
     def __call__(self, mask: Mask, anchors: Anchors, draws: Draws) -> Rewound: ...
+
+    def problems(self, plan: Plan) -> list[str]:
+        """Return why the rewind cannot follow the events of this plan, each with what to choose instead."""
+        first = min((event.round for event in plan.events), default=plan.rounds)
+        if not plan.events or self.round <= first:
+            return []
+        return [
+            f"rewind.round={self.round} comes after the first prune event, which is after {first} rounds: "
+            f"choose rewind.round={first} or less, or rewind=init"
+        ]
 
 
 @dataclass(frozen=True)
-class Keep:
+class Keep(Rewind):
     """Do not rewind: fine-tune from the trained weights. Han et al. 2015."""
 
-    anchor: int | None = None
+    goes_back = False
+    replaces_weights = False
 
     def __call__(self, mask: Mask, anchors: Anchors, draws: Draws) -> Rewound:
         return Rewound(None, None)
 
 
 @dataclass(frozen=True)
-class Early:
+class Early(Rewind):
     """Go back to the weights after `round` rounds: 0 is the lottery ticket (Frankle & Carbin 2019), more is late rewinding.
 
     Frankle et al. 2020, "Linear mode connectivity and the lottery ticket hypothesis".
@@ -83,7 +107,7 @@ class Early:
 
 
 @dataclass(frozen=True)
-class LearningRate:
+class LearningRate(Rewind):
     """Keep the trained weights, and set the learning rate back to where it was after `round` rounds.
 
     Renda et al. 2020, "Comparing rewinding and fine-tuning in neural network pruning". Cohorts and data order follow the clock,
@@ -91,7 +115,7 @@ class LearningRate:
     """
 
     round: int = 0
-    anchor: int | None = None
+    replaces_weights = False
 
     def __post_init__(self) -> None:
         _check_round(self.round)
@@ -101,10 +125,10 @@ class LearningRate:
 
 
 @dataclass(frozen=True)
-class RandomReinit:
+class RandomReinit(Rewind):
     """Draw a new initialisation under the same mask: the control of the lottery ticket papers."""
 
-    anchor: int | None = None
+    replaces_start = True
 
     def __call__(self, mask: Mask, anchors: Anchors, draws: Draws) -> Rewound:
         return Rewound(draws.fresh(), 0)
@@ -116,7 +140,7 @@ have a tensor's shape."""
 
 
 @dataclass(frozen=True)
-class Replaced:
+class Replaced(Rewind):
     """Go back to the start, with other values for the survivors. Zhou et al.
 
     2019 ("Deconstructing lottery tickets"), section 4.1. This separates the effect of a ticket's initial values from the effect
@@ -127,6 +151,7 @@ class Replaced:
     values: Values
     keep_signs: bool
     anchor: int = 0
+    replaces_start = True
 
     def __call__(self, mask: Mask, anchors: Anchors, draws: Draws) -> Rewound:
         start, fresh = anchors[self.anchor], draws.fresh()
@@ -165,10 +190,6 @@ def constant(initial: Tensor, alive: Tensor, fresh: Tensor, generator: torch.Gen
     deviation = (wide(values) - wide(values).mean()).square().mean().sqrt().nan_to_num()
     signs = torch.randint(2, initial.shape, generator=generator) * 2 - 1
     return (deviation * signs.to(deviation)).to(initial.dtype)
-
-
-CONTROLS = (RandomReinit, Replaced)
-"""Rewinds after which a network no longer starts from the weights that the run began with."""
 
 
 def _check_round(round: int) -> None:

@@ -5,8 +5,10 @@ A `when` is (rounds of one training run) -> Window. A Window says where prune ev
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
+from fedprune.capabilities import complete
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.gate import Accurate, Bound, Moving, MovingReached, Reached, Settled
 from fedprune.pruning.what.top_k import nearest
@@ -28,6 +30,11 @@ class Window:
     repeats: bool = False
     gate: Condition | None = None
     together: bool = False
+
+    def __post_init__(self) -> None:
+        if self.gate is not None:  # which may be a function of somebody's own
+            gate = complete(self.gate, Condition)  # type: ignore[type-abstract]  # of its base only the defaults are taken
+            object.__setattr__(self, "gate", gate)
 
     def spread(self, times: int) -> tuple[int, ...]:
         """Return the rounds of `times` events, evenly over the window, the first of them at its start."""
@@ -79,8 +86,15 @@ class Window:
         return tuple(placed)
 
 
+class When(ABC):
+    """The base of all options."""
+
+    @abstractmethod
+    def __call__(self, rounds: int) -> Window: ...
+
+
 @dataclass(frozen=True)
-class BeforeTraining:
+class BeforeTraining(When):
     """Prune at initialisation: all events fall before the first round. Each measures its evidence anew."""
 
     def __call__(self, rounds: int) -> Window:
@@ -88,7 +102,7 @@ class BeforeTraining:
 
 
 @dataclass(frozen=True)
-class DuringTraining:
+class DuringTraining(When):
     """Prune in a window of the one training run, from `start` to `stop` (fractions of its rounds)."""
 
     start: float = 0.1
@@ -103,7 +117,7 @@ class DuringTraining:
 
 
 @dataclass(frozen=True)
-class AfterTraining:
+class AfterTraining(When):
     """Prune at the end of a whole training run. Another run follows each event, to retrain or to start again.
 
     budget: `rounds` are those of `each` run, as in the lottery ticket papers, or of `all` of them together, which makes runs
@@ -120,7 +134,7 @@ class AfterTraining:
         return Window(rounds, rounds, rounds, repeats=True, together=self.budget == "all")
 
 
-class _Once:
+class _Once(When):
     """Prune in a window of the run, and not before a gate allows it."""
 
     start: float

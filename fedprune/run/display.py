@@ -19,11 +19,11 @@ console = Console(highlight=False, soft_wrap=True)
 def plan_text(plan: Plan, rewind: str, emerges: str = "", own: bool = False, untouched: Sequence[str] = ()) -> str:
     """The plan as lines: the rounds of training, and every prune event between them.
 
-    emerges: what to say in the place of densities that only the events will show. own: whether clients have their own masks.
-    untouched: the weights that are not pruned because nobody trains them.
+    rewind: what follows each event; "" if nothing does. emerges: what to say in the place of densities that only the events
+    will show. own: whether clients have their own masks. untouched: the weights that are not pruned because nobody trains them.
     """
     lines = [f"plan: {plan.rounds} rounds of training, {len(plan.events) or 'no'} prune event{'s' * (len(plan.events) != 1)}"]
-    back = "" if rewind == "none" else f", rewind {rewind}"
+    back = f", rewind {rewind}" if rewind else ""
     wait = "" if plan.gate is None else f"once {plan.gate.opens}, "
     wait += "each client in its own time, " * own + "at the earliest " * (own or plan.gate is not None)
     for event in plan.events:

@@ -8,7 +8,6 @@ figures/profile.png and .svg.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -67,13 +66,18 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequ
     experiment = build(config, names)
     about |= _facts(experiment, config)
     console.print(display.about_text(about))
-    own, what = not experiment.options["whose"].asks, experiment.axes.what
-    console.print(display.brief(experiment.plan, names["rewind"], what.emerges, own, what.untouched))
+    own, what = not experiment.options.whose.asks, experiment.axes.what
+    console.print(display.brief(experiment.plan, _rewind(experiment, names), what.emerges, own, what.untouched))
     if config.dry_run:
         console.print(display.cost_text(estimate(experiment, config)))
         return
     _describe(folder, experiment, names, about)
     _train(config, folder, experiment, about)
+
+
+def _rewind(experiment: Experiment, names: Mapping[str, str]) -> str:
+    """The name of the rewind that follows each event; "" if none does."""
+    return names["rewind"] if experiment.options.rewind.goes_back else ""
 
 
 def _refuse_another(folder: Path, config: DictConfig) -> None:
@@ -114,8 +118,8 @@ def _begin(folder: Path, config: DictConfig, about: Mapping[str, Any]) -> None:
 
 def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about: Mapping[str, Any]) -> None:
     write_text(folder / "run.json", _json(about))
-    own, what = not experiment.options["whose"].asks, experiment.axes.what
-    plan = display.plan_text(experiment.plan, names["rewind"], what.emerges, own, what.untouched)
+    own, what = not experiment.options.whose.asks, experiment.axes.what
+    plan = display.plan_text(experiment.plan, _rewind(experiment, names), what.emerges, own, what.untouched)
     write_text(folder / "plan.txt", plan + "\n")
     if experiment.clients.disjoint:  # else clients are drawn, as config.yaml says
         save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors")
@@ -158,7 +162,7 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
 
 def _kept_small(state: State, whose: Whose, folder: Path) -> State:
     """The same state; clients' own masks are in a file once they take more memory than they may."""
-    return replace(state, personal=beyond(state.personal, 1e6 * getattr(whose, "memory_mb", math.inf), folder))
+    return replace(state, personal=beyond(state.personal, 1e6 * whose.memory_mb, folder))
 
 
 def _resume(path: Path, experiment: Experiment) -> State:

@@ -32,4 +32,4 @@ def _unmet(loop: FederatedLoop, state: State) -> str | None:
     """What there is to say of events that did not come about, or None."""
     if loop.whose.asks:
         return unmet(loop.plan, state)
-    return unmet_by_clients(loop.plan, state, loop.clients, getattr(loop.whose, "plans", ()))
+    return unmet_by_clients(loop.plan, state, loop.clients, loop.whose.plans)

@@ -142,7 +142,7 @@ def test_a_client_that_costs_three_workers_their_lives_is_dropped_counted_and_na
     assert metrics["clients/dropped"] == metrics["clients/dropped/2"] == 1
     assert others["clients/dropped"] == 0 and "clients/dropped/2" not in others
 
-    silent = replace(experiment, options={**experiment.options, "fates": lambda client, clock: fate(client, clock)})
+    silent = replace(experiment, options=replace(experiment.options, fates=lambda client, clock: fate(client, clock)))
 
     def fate(client: int, clock: int) -> Fate:
         return Fate.SILENT if (client, clock) == (2, 0) else Fate.ANSWERS

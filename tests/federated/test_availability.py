@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedprune.capabilities import complete
 from fedprune.errors import ConfigError, Incompatible, RunError
 from fedprune.execution import Task
 from fedprune.experiment.build import build
@@ -34,7 +35,7 @@ from fedprune.federated.availability import (
     heard,
 )
 from fedprune.federated.sampling import cohort
-from fedprune.federated.where import OneClient
+from fedprune.federated.where import OneClient, Where
 from fedprune.run.display import left_out_text
 from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import Job, State, Subnet, Update
@@ -58,7 +59,7 @@ def nobody_in(*clocks: int) -> Fates:
 
 def play(experiment, fates: Fates, executor: Any = None, state: State | None = None) -> list[tuple[State, dict[str, float]]]:
     """The rounds of an experiment in which these are the fates."""
-    fated = replace(experiment, options={**experiment.options, "fates": fates})
+    fated = replace(experiment, options=replace(experiment.options, fates=fates))
     loop = fated.loop(executor or experiment.executor())
     state, played = state or loop.start(), []
     while state.round < loop.plan.rounds:
@@ -252,7 +253,7 @@ class Scripted:
 
 def scripted_rounds(experiment, fates: Fates) -> tuple[Scripted, list[tuple[State, dict[str, float]]]]:
     executor = Scripted(experiment.wire)
-    loop = replace(experiment, options={**experiment.options, "fates": fates}).loop(executor)
+    loop = replace(experiment, options=replace(experiment.options, fates=fates)).loop(executor)
     zeros = {name: torch.zeros_like(value) for name, value in loop.start().server.params.items()}
     loop = replace(loop, evaluation=lambda state: {})
     state, played = replace(loop.start(), server=Subnet(zeros, loop.start().server.mask)), []
@@ -380,7 +381,9 @@ def test_who_does_not_answer_has_no_say_in_what_is_pruned(tiny, differences):
     def others(cohort, clients, seed):
         return (0, 2, 3)
 
-    ((asked, _),) = play(replace(experiment, options={**experiment.options, "where": others}), missing((1, 0)))
+    ((asked, _),) = play(
+        replace(experiment, options=replace(experiment.options, where=complete(others, Where))), missing((1, 0))
+    )
     assert differences(state, asked, ignore=("down_bytes",)) == []
     ((everyone, _),) = play(experiment, everybody)
     assert not torch.equal(everyone.server.mask["fc1.weight"], state.server.mask["fc1.weight"])
@@ -487,7 +490,7 @@ LONG = (
 @pytest.mark.parametrize("words", [DROPOUT, SLOW], ids=["dropout", "slow"])
 def test_executors_agree_on_every_bit(words, tiny, differences):
     experiment = tiny(*LONG, *words, "rounds=4")
-    fates = experiment.options["fates"]
+    fates = experiment.options.fates
     serial = play(experiment, fates)
     workers = tiny(*LONG, *words, "rounds=4", "executor=processes", "executor.workers=2").executor()
     try:
@@ -503,9 +506,9 @@ def test_executors_agree_on_every_bit(words, tiny, differences):
 @pytest.mark.parametrize("words", [DROPOUT, SLOW], ids=["dropout", "slow"])
 def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(words, tiny, tmp_path, differences):
     experiment = tiny(*LONG, *words)
-    played = play(experiment, experiment.options["fates"])
+    played = play(experiment, experiment.options.fates)
     save_state(played[4][0], tmp_path / "state.safetensors")
-    resumed = play(experiment, experiment.options["fates"], state=load_state(tmp_path / "state.safetensors"))
+    resumed = play(experiment, experiment.options.fates, state=load_state(tmp_path / "state.safetensors"))
     assert len(resumed) == 5
     for (state, _), (other, _) in zip(played[5:], resumed, strict=True):
         assert differences(state, other) == []
@@ -514,7 +517,7 @@ def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(words, tiny, tmp_path, diff
 def test_after_a_rewind_the_same_clients_are_missing(tiny):
     words = ("when=after_training", "how_often=iterative", "rewind=init", "rounds=4", "density=0.64", *DROPOUT)
     experiment = tiny(*words, "federated.clients=12", "federated.cohort=6", "local.steps=1")
-    played = play(experiment, experiment.options["fates"])
+    played = play(experiment, experiment.options.fates)
     silent = [metrics["clients/silent"] for _, metrics in played]
     assert len(silent) == 12 and len(set(silent[:4])) > 1
     assert silent[:4] == silent[4:8] == silent[8:]
@@ -534,7 +537,7 @@ def test_with_equal_speeds_it_is_the_clients_with_most_data_that_are_late(tiny):
     slow = ("federated/availability=slow", "federated.availability.speeds.sigma=0", "federated.availability.deadline=1.0")
     experiment = tiny(*words, *slow)
     batches = [math.ceil(len(part) / 8) for part in experiment.clients.train]
-    fates = [experiment.options["fates"](client, 0) for client in range(9)]
+    fates = [experiment.options.fates(client, 0) for client in range(9)]
     assert [fate is LATE for fate in fates] == [number > sorted(batches)[4] for number in batches]
     assert 1 <= fates.count(LATE) <= 4
 
@@ -604,7 +607,7 @@ def test_a_value_out_of_range_is_refused_by_name(make, message):
 @pytest.mark.parametrize("option", ["slow", "slow_tiers", "slow_uniform", "never", "dropout", "always"])
 def test_every_option_is_had_from_the_command_line(option, tiny):
     experiment = tiny(f"federated/availability={option}", "federated.clients=40", "federated.cohort=2")
-    found = Counter(experiment.options["fates"](client, 0) for client in range(40))
+    found = Counter(experiment.options.fates(client, 0) for client in range(40))
     missed = {"always": None, "never": SILENT, "dropout": SILENT}.get(option, LATE)
     assert set(found) == ({ANSWERS} if missed is None else {ANSWERS, missed})
 

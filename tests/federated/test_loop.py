@@ -10,8 +10,10 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 
+from fedprune.capabilities import complete
 from fedprune.config.instantiate import make
 from fedprune.federated.sampling import cohort
+from fedprune.federated.server.optimizer import ServerStep
 from fedprune.federated.tally import Tally
 from fedprune.pruning.mask import apply, count
 from fedprune.randomness import torch_stream
@@ -238,7 +240,7 @@ def test_whatever_a_server_optimizer_does_the_dead_stay_dead(tiny):
         }
 
     experiment = tiny("how_often=one_shot", "when=before_training")
-    loop = replace(experiment.loop(experiment.executor()), server_step=noisy)
+    loop = replace(experiment.loop(experiment.executor()), server_step=complete(noisy, ServerStep))
     state, _ = loop.round(loop.start())
     for name, alive in state.server.mask.items():
         assert not state.server.params[name][~alive].any()

@@ -17,9 +17,9 @@ def carrying(experiment: Experiment, capacities: Sequence[float]) -> Experiment:
     """The experiment with these capacities, and with the labels of the examples that its clients have."""
     owned = [tuple(experiment.dataset.y[part].unique().tolist()) for part in experiment.clients.train]
     network = Network(experiment.net, experiment.dataset.shape)
-    whose = experiment.options["whose"].bind(capacities, owned, network, experiment.axes.what)
+    whose = experiment.options.whose.bind(capacities, owned, network, experiment.axes.what)
     wire = replace(experiment.wire, own=whose.covers)
-    return replace(experiment, options={**experiment.options, "whose": whose}, wire=wire)
+    return replace(experiment, options=replace(experiment.options, whose=whose), wire=wire)
 
 
 def cut(w: Arrays, hidden: int, labels: NDArray) -> Arrays:

@@ -18,6 +18,7 @@ from torch import nn
 from fedprune.data.datasets import Dataset
 from fedprune.data.federate import Clients
 from fedprune.experiment import build as builder
+from fedprune.experiment import ground
 from fedprune.experiment.experiment import Experiment
 from fedprune.federated.sampling import cohort as drawn
 from fedprune.pruning.mask import unpack
@@ -98,7 +99,7 @@ def federation(
     parts = (tuple(torch.tensor([*part], dtype=torch.int64) for part in parts) for parts in (train, val, test))
     with pytest.MonkeyPatch.context() as patch:
         those = Clients(*parts, torch.empty(0, dtype=torch.int64))
-        patch.setattr(builder, "federate", lambda *_: those)
+        patch.setattr(ground, "federate", lambda *_: those)
         return builder.build(config, names)
 
 

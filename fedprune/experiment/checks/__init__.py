@@ -13,9 +13,7 @@ from fedprune.experiment.checks.axes import (
 )
 from fedprune.experiment.checks.batches import sizes_of_batches, smallest
 from fedprune.experiment.checks.clients import (
-    aggregate,
     answers,
-    carried,
     feedback,
     kept_back,
     of_one_mask,
@@ -28,15 +26,16 @@ from fedprune.experiment.checks.network import masked, rehearsal
 from fedprune.experiment.checks.problems import Problems
 from fedprune.experiment.checks.task import bounds, data, gate, of_classes, task
 from fedprune.experiment.checks.tensors import network
+from fedprune.experiment.checks.together import among_axes, among_clients
 from fedprune.experiment.checks.values import evidence, executor, outcomes, ranges
 
 __all__ = [
     "Problems",
-    "aggregate",
+    "among_axes",
+    "among_clients",
     "answers",
     "blocks",
     "bounds",
-    "carried",
     "composition",
     "data",
     "evidence",

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fedprune.federated.masks import Voted, Whose
-from fedprune.federated.masks.voting import by_layer_density
-from fedprune.pruning.criterion import Adjusted, Criterion
+from fedprune.experiment.checks.problems import Names
+from fedprune.federated.masks.whose import Whose
+from fedprune.federated.where import Where
+from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.event import Axes
 from fedprune.pruning.evidence import (
     FROM_CLIENTS,
     FROM_TRAINING,
     OBSTACLES,
+    needed_by,
     needs,
 )
 from fedprune.pruning.evidence.gates import CHOOSE
 from fedprune.pruning.evidence.network import Network
-from fedprune.pruning.rewind import CONTROLS, Rewind
+from fedprune.pruning.rewind import Rewind
 from fedprune.pruning.what import What
-from fedprune.pruning.what.fixed_density import OwnDensity
-from fedprune.pruning.what.scope import is_layerwise
 from fedprune.pruning.what.top_k import nearest
-from fedprune.pruning.what.unit import weights
 from fedprune.types import Mask, Plan
 
 
-def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, whose: Whose, names: dict[str, str]) -> list[str]:
+def composition(plan: Plan, criterion: Criterion, where: Where, rewind: Rewind, whose: Whose, names: Names) -> list[str]:
     """Combinations of axes that mean nothing, each with what to choose instead."""
     exchanges = any(event.swap for event in plan.events)
     first = min((event.round for event in plan.events), default=plan.rounds)
-    back_to = getattr(rewind, "round", 0)
     asked = evidence_of(criterion)
     on_data = sorted(asked & set(FROM_CLIENTS)) if plan.events else []
     dropping = set(needs(criterion.drop))
@@ -39,14 +35,10 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, wh
             exchanges and criterion.grow is None
         ),
         f"{how_often} trains on from where it is, and rewind={names['rewind']} would undo that: choose rewind=none": (
-            exchanges and names["rewind"] != "none" and not isinstance(whose, Voted)
+            exchanges and rewind.goes_back and not whose.back_after_exchange
         ),
         f"{chosen} needs {', '.join(on_data)}, and where={names['where']} has no data: "
-        "choose where=cohort, or set where.proxy=500 to give the server a proxy set": (
-            bool(on_data) and getattr(where, "proxy", 1) == 0
-        ),
-        f"rewind.round={back_to} comes after the first prune event, which is after {first} rounds: "
-        f"choose rewind.round={first} or less, or rewind=init": plan.events != () and back_to > first,
+        "choose where=cohort, or set where.proxy=500 to give the server a proxy set": (bool(on_data) and not where.has_data),
         f"{chosen} compares with the weights at the start, and the first prune event is before any training: "
         "choose when=after_training, or when=during_training with when.start=0.5": "init_params" in asked
         and plan.events != ()
@@ -60,15 +52,15 @@ def composition(plan: Plan, criterion: Criterion, where: Any, rewind: Rewind, wh
         and plan.events != ()
         and first == 0,
         f"{chosen} asks for what clients add up while they train, and where={names['where']} trains nothing: "
-        "choose where=all_clients": bool({*FROM_TRAINING} & asked) and plan.events != () and hasattr(where, "proxy"),
+        "choose where=all_clients": bool({*FROM_TRAINING} & asked) and plan.events != () and where.on_server,
         f"{chosen} compares with the weights at the start, and rewind={names['rewind']} replaces them: choose rewind=init": (
-            "init_params" in asked and len(plan.events) > 1 and isinstance(rewind, CONTROLS)
+            "init_params" in asked and len(plan.events) > 1 and rewind.replaces_start
         ),
     }
-    return [problem for problem, broken in rules.items() if broken]
+    return [problem for problem, broken in rules.items() if broken] + rewind.problems(plan)
 
 
-def blocks(plan: Plan, what: What, names: dict[str, str]) -> list[str]:
+def blocks(plan: Plan, what: What, names: Names) -> list[str]:
     """Whether layers can take turns."""
     most = max((event.block[1] for event in plan.events if event.block), default=0)
     chosen = f"how_often={names['how_often']}"
@@ -76,17 +68,16 @@ def blocks(plan: Plan, what: What, names: dict[str, str]) -> list[str]:
         f"{chosen}: how_often.blocks={most} is more than the {len(what.names)} layers that may be pruned: "
         f"choose how_often.blocks={len(what.names)} or less": (most > len(what.names)),
         f"{chosen} exchanges in some layers at a time, and what={names['what']} lets layers compete with each other: "
-        "choose what=weights_erk": most > 0 and not is_layerwise(what.scope),
+        "choose what=weights_erk": most > 0 and not what.pool.layerwise,
     }
     return [problem for problem, broken in rules.items() if broken]
 
 
-def of_single_weights(plan: Plan, axes: Axes, whose: Whose, names: dict[str, str]) -> list[str]:
+def of_single_weights(plan: Plan, axes: Axes, whose: Whose, names: Names) -> list[str]:
     """Methods that say themselves how many weights of each layer live, where `what` or `how_often` would say otherwise."""
-    unit, scope = (getattr(part, "func", part) for part in (axes.what.unit, axes.what.scope))
-    single, swaps = unit is weights, [event for event in plan.events if event.swap]
-    adjusts = isinstance(axes.criterion, Adjusted) and bool(swaps)
-    apportions = isinstance(whose, Voted) and bool(plan.events) and getattr(whose.ballot, "func", None) is by_layer_density
+    single, swaps = axes.what.kind.single, [event for event in plan.events if event.swap]
+    adjusts = axes.criterion.adjusts and bool(swaps)
+    apportions = whose.apportions and bool(plan.events)
     what, chosen = f"what={names['what']}", f"criterion={names['criterion']}"
     rules = {
         f"{chosen} weighs single weights, and {what} has larger units: choose what=weights_global": adjusts and not single,
@@ -96,21 +87,19 @@ def of_single_weights(plan: Plan, axes: Axes, whose: Whose, names: dict[str, str
         f"whose={names['whose']} chooses single weights, and {what} has larger units: "
         "choose what=weights_global, or whose=voted": apportions and not single,
         f"whose={names['whose']} takes its densities from the clients, and {what} brings its own: "
-        "choose what=weights_global, or whose=voted": apportions and isinstance(scope, OwnDensity),
+        "choose what=weights_global, or whose=voted": apportions and axes.what.pool.own_density,
     }
     return [problem for problem, broken in rules.items() if broken]
 
 
-def obstacles(
-    plan: Plan, criterion: Criterion, network: Network, prunable: tuple[str, ...], names: dict[str, str]
-) -> list[str]:
+def obstacles(plan: Plan, criterion: Criterion, network: Network, prunable: tuple[str, ...], names: Names) -> list[str]:
     """Evidence that this network cannot give about its prunable tensors, each with what to choose instead."""
     asked = sorted(evidence_of(criterion) & OBSTACLES.keys()) if plan.events else []
     found = (OBSTACLES[name](network, prunable) for name in asked)
     return [f"criterion={names['criterion']}: {problem}" for problem in found if problem is not None]
 
 
-def whole_units(mask: Mask, what: What, plan: Plan, names: dict[str, str]) -> list[str]:
+def whole_units(mask: Mask, what: What, plan: Plan, names: Names) -> list[str]:
     """Whether the mask that a run starts from can be pruned on: it has to be of whole units."""
     if not plan.events:
         return []
@@ -137,13 +126,11 @@ def min_per_layer(what: What, plan: Plan, units: dict[str, int]) -> list[str]:
     ]
 
 
-def scope(what: What, plan: Plan, units: dict[str, int], names: dict[str, str]) -> list[str]:
-    """What a scope with densities of its own cannot keep of a plan. units: the number of units of each layer."""
-    if not isinstance(what.scope, OwnDensity):
-        return []
-    return [f"what={names['what']}: {problem}" for problem in what.scope.problems(plan, units)]
+def scope(what: What, plan: Plan, units: dict[str, int], names: Names) -> list[str]:
+    """What the scope cannot keep of a plan. units: the number of units of each layer."""
+    return [f"what={names['what']}: {problem}" for problem in what.pool.problems(plan, units)]
 
 
 def evidence_of(criterion: Criterion) -> set[str]:
     """All evidence that the formulas of a criterion ask for."""
-    return {name for formula in criterion.formulas().values() for name in needs(formula)}
+    return needed_by(criterion.formulas().values())

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from fedprune.data.batches import first_examples
 from fedprune.data.datasets import Dataset
+from fedprune.data.partition import Division
 from fedprune.errors import ConfigError
+from fedprune.federated.where import Where
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.local.train import is_batchnorm, set_mode
@@ -42,7 +43,7 @@ def smallest(module: LocalModule, recipe: Recipe, dataset: Dataset) -> int:
 
 
 def sizes_of_batches(
-    module: LocalModule, recipe: Recipe, dataset: Dataset, examples: Sequence[int], how: Any, where: Any, measures: bool
+    module: LocalModule, recipe: Recipe, dataset: Dataset, examples: Sequence[int], how: Division, where: Where, measures: bool
 ) -> list[str]:
     """Return what is wrong with the sizes of batches. examples: how many each client trains on. how: the partition. measures:
     whether clients measure evidence on their data."""
@@ -55,8 +56,8 @@ def sizes_of_batches(
         problems.append(f"local.batch_size={recipe.batch_size}: {needs}: set local.batch_size=2 or more{frozen}")
     if any(number < recipe.smallest for number in examples):
         problems.append(f"{_poorest(examples)} to train on, and {needs}: {_more_examples(how)}{frozen}")
-    for key in ("examples", "proxy"):
-        if measures and getattr(where, key, None) == 1:
+    for key, number in (("examples", where.examples), ("proxy", where.proxy)):
+        if measures and number == 1:
             problems.append(f"where.{key}=1: {needs}: set where.{key}=2 or more{frozen}")
     return problems
 
@@ -78,11 +79,10 @@ def _poorest(examples: Sequence[int]) -> str:
     return f"client {single[0]} has {examples[single[0]]} example{'s' * (examples[single[0]] != 1)}{others}"
 
 
-def _more_examples(how: Any) -> str:
+def _more_examples(how: Division) -> str:
     """What to type for two training examples of each client."""
-    key = "examples" if hasattr(how, "examples") else "min_examples"
     number = next(total for total in range(2, 1000) if how.split(total)[0] >= 2)
-    return f"set partition.{key}={number} or more"
+    return f"set partition.{how.size}={number} or more"
 
 
 def _frozen_helps(module: LocalModule, recipe: Recipe, dataset: Dataset) -> str:

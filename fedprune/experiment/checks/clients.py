@@ -6,13 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 from fedprune.experiment.checks.axes import evidence_of
+from fedprune.experiment.checks.problems import Names
 from fedprune.federated.availability import Fates, heard
-from fedprune.federated.client.fedpm import SampledMasks
-from fedprune.federated.masks import Whose
-from fedprune.federated.masks.nested import Nested
+from fedprune.federated.client.upload import Upload
+from fedprune.federated.masks.whose import Whose
 from fedprune.federated.sampling import cohort
-from fedprune.federated.server.beta_mode import BetaMode
-from fedprune.federated.where import Cohort, Server
+from fedprune.federated.where import Where
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.event import Axes
 from fedprune.pruning.evidence import (
@@ -22,34 +21,34 @@ from fedprune.pruning.evidence import (
     OUTCOMES_OF_CLIENTS,
     needs,
 )
-from fedprune.pruning.rewind import LearningRate, Rewind
+from fedprune.pruning.rewind import Rewind
 from fedprune.types import SERVER, Plan
 
 
-def outcomes_of_clients(plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
+def outcomes_of_clients(plan: Plan, whose: Whose, names: Names) -> list[str]:
     """A gate that asks for what only a client comes out with, where it is the server that asks."""
     if plan.gate is None or not whose.asks or not set(OUTCOMES_OF_CLIENTS).difference(OUTCOMES) & {*needs(plan.gate.opens)}:
         return []
     return [f"when={names['when']} is for clients with masks of their own: choose whose=personal, or when=once_accurate"]
 
 
-def on_clients(plan: Plan, whose: Whose, axes: Axes, where: Any, rewind: Rewind, names: dict[str, str]) -> list[str]:
+def on_clients(plan: Plan, whose: Whose, axes: Axes, where: Where, rewind: Rewind, names: Names) -> list[str]:
     """What clients that carry out events themselves cannot do."""
     if whose.at is None or not plan.events:
         return []
-    chosen, early = f"whose={names['whose']}", getattr(rewind, "round", 0)
+    chosen, early = f"whose={names['whose']}", rewind.anchor or 0
     asked = needs(plan.gate.opens) if plan.gate and not whose.asks else ()
     rules = {
         f"{chosen}: clients add up gradients for the server's events, and criterion={names['criterion']} asks for them: "
         "choose whose=shared": bool(evidence_of(axes.criterion) & set(FROM_TRAINING)),
         f"{chosen}: each client scores on its own data, and where={names['where']} measures elsewhere: choose where=cohort": (
-            bool(evidence_of(axes.criterion) & set(FROM_DATA)) and not isinstance(where, Cohort)
+            bool(evidence_of(axes.criterion) & set(FROM_DATA)) and not where.in_cohort
         ),
         f"{chosen}: a client knows the weights of the start, and not those of round {early}: choose rewind=init": (
-            not whose.asks and early > 0 and not isinstance(rewind, LearningRate)
+            not whose.asks and early > 0
         ),
         f"{chosen}: the learning rate follows the rounds of all, and rewind={names['rewind']} would set back one client's: "
-        "choose rewind=init or rewind=none": not whose.asks and isinstance(rewind, LearningRate),
+        "choose rewind=init or rewind=none": not whose.asks and rewind.goes_back and not rewind.replaces_weights,
         f"when={names['when']} compares the masks after the first and the last epoch: choose whose.at=end": (
             "mask_shift" in asked and whose.at == "start"
         ),
@@ -57,7 +56,7 @@ def on_clients(plan: Plan, whose: Whose, axes: Axes, where: Any, rewind: Rewind,
     return [problem for problem, broken in rules.items() if broken]
 
 
-def regrown(rule: str, plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
+def regrown(rule: str, plan: Plan, whose: Whose, names: Names) -> list[str]:
     """Whether what grows can start from where it is to start."""
     if rule == "zero" or whose.at is None or not any(event.swap for event in plan.events):
         return []
@@ -67,7 +66,7 @@ def regrown(rule: str, plan: Plan, whose: Whose, names: dict[str, str]) -> list[
     ]
 
 
-def feedback(error_feedback: bool, plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
+def feedback(error_feedback: bool, plan: Plan, whose: Whose, names: Names) -> list[str]:
     """Whether what is trained behind a pruned network can come to anything."""
     if not error_feedback or not plan.events or whose.at == "end":
         return []
@@ -77,44 +76,21 @@ def feedback(error_feedback: bool, plan: Plan, whose: Whose, names: dict[str, st
     ]
 
 
-def carried(federated: Any, plan: Plan, whose: Whose, criterion: Criterion, where: Any, names: dict[str, str]) -> list[str]:
-    """What clients that carry part of the network cannot do: measure evidence on all of it, or what counts on whole biases."""
-    if not isinstance(whose, Nested) or all(part.whole for part in whose.parts):
-        return []
-    on_data = sorted(evidence_of(criterion) & set(FROM_DATA)) if plan.events else []
-    chosen, upload = f"whose={names['whose']}", federated.upload["_target_"].rpartition(".")[2]
-    rules = {
-        f"criterion={names['criterion']} needs {', '.join(on_data)} of the whole network, which under {chosen} "
-        "not everybody can carry: choose criterion=magnitude, or where=server with where.proxy=500": (
-            bool(on_data) and not isinstance(where, Server)
-        ),
-        f"{chosen}: controls are of whole layers, and by=width cuts them: choose federated.control=none": (
-            bool(whose.covers) and federated.control != "none"
-        ),
-        f"{chosen}: {upload} chooses among weights, and by=width cuts biases too: choose federated/upload=all": (
-            bool(whose.covers) and upload != "everything"
-        ),
-    }
-    return [problem for problem, broken in rules.items() if broken]
-
-
-def of_one_mask(federated: Any, whose: Whose, plan: Plan, names: dict[str, str]) -> list[str]:
+def of_one_mask(federated: Any, whose: Whose, upload: Upload, plan: Plan, names: Names) -> list[str]:
     """What goes by the mask that was sent, where clients change it."""
     if whose.at is None or not plan.events:
         return []
-    chosen, upload = f"whose={names['whose']}", federated.upload["_target_"].rpartition(".")[2]
+    chosen, name = f"whose={names['whose']}", federated.upload["_target_"].rpartition(".")[2]
     rules = {
         f"{chosen}: controls are of the weights that were sent, and clients prune: choose federated.control=none": (
             federated.control != "none"
         ),
-        f"{chosen}: {upload} is by the mask that was sent, and clients prune: choose federated/upload=all": (
-            upload != "everything"
-        ),
+        f"{chosen}: {name} is by the mask that was sent, and clients prune: choose federated/upload=all": (not upload.whole),
     }
     return [problem for problem, broken in rules.items() if broken]
 
 
-def validation(plan: Plan, examples: int, names: dict[str, str]) -> list[str]:
+def validation(plan: Plan, examples: int, names: Names) -> list[str]:
     """Whether a gate looks at validation data that nobody has. examples: how many of them there are."""
     if examples or plan.gate is None or not {"val_accuracy", "val_metric"} & {*needs(plan.gate.opens)}:
         return []
@@ -124,9 +100,7 @@ def validation(plan: Plan, examples: int, names: dict[str, str]) -> list[str]:
     ]
 
 
-def answers(
-    fates: Fates, config: Any, plan: Plan, criterion: Criterion, where: Any, whose: Whose, names: dict[str, str]
-) -> list[str]:
+def answers(fates: Fates, config: Any, plan: Plan, criterion: Criterion, where: Where, whose: Whose, names: Names) -> list[str]:
     """Whether those who are asked to train, or to measure evidence, include somebody who answers in any round."""
     federated, seed = config.federated, config.seed
 
@@ -150,7 +124,7 @@ def answers(
     ]
 
 
-def kept_back(own: tuple[str, ...], rewind: Rewind, plan: Plan, names: dict[str, str]) -> list[str]:
+def kept_back(own: tuple[str, ...], rewind: Rewind, plan: Plan, names: Names) -> list[str]:
     """Whether a rewind would have to take back what clients keep to themselves. own: the names of those tensors."""
     if not (own and plan.events and rewind.anchor):
         return []
@@ -158,10 +132,3 @@ def kept_back(own: tuple[str, ...], rewind: Rewind, plan: Plan, names: dict[str,
         f"rewind={names['rewind']}: federated.batchnorm=local leaves BatchNorm with the clients, and nobody has it as of round "
         f"{rewind.anchor}: choose rewind=init or federated.batchnorm=average"
     ]
-
-
-def aggregate(option: Any, work: Any) -> list[str]:
-    """An aggregate of bits, where clients send weights."""
-    if isinstance(option, BetaMode) and not isinstance(work, SampledMasks):
-        return ["federated/aggregate=beta_mode counts bits, and clients send weights: choose federated/client=sampled_masks"]
-    return []

@@ -9,6 +9,7 @@ from torch import nn
 
 from fedprune.errors import ConfigError
 from fedprune.experiment.checks.axes import evidence_of
+from fedprune.experiment.checks.problems import Names
 from fedprune.pruning import mask_effect
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.evidence import FROM_DATA, OF_LIVING, OF_REMOVAL
@@ -31,7 +32,7 @@ def masked(network: Network, what: What, prunes: bool) -> list[str]:
 
 
 def rehearsal(
-    plan: Plan, criterion: Criterion, module: nn.Module, params: Params, what: What, batch: Batch, names: dict[str, str]
+    plan: Plan, criterion: Criterion, module: nn.Module, params: Params, what: What, batch: Batch, names: Names
 ) -> list[str]:
     """Return which of the evidence that is asked for cannot be measured, with why and what to choose instead.
 

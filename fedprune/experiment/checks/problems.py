@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from fedprune.errors import ConfigError, DataError, Incompatible
 
 T = TypeVar("T")
+
+Names = Mapping[str, str]
+"""The chosen option of each group."""
 
 
 class Problems:

@@ -15,10 +15,12 @@ from fedprune.data.batches import first_examples
 from fedprune.data.datasets import Dataset
 from fedprune.errors import ConfigError
 from fedprune.experiment.checks.axes import evidence_of
+from fedprune.experiment.checks.problems import Names
 from fedprune.federated.masks import Whose
 from fedprune.local.hooks import transferred
 from fedprune.local.module import LocalModule
 from fedprune.local.outcomes import TaskMetrics, by_name, metrics_in
+from fedprune.local.regularisers.base import Regulariser
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.evidence import OF_CLASSES, needs
 from fedprune.pruning.evidence.network import evaluated
@@ -57,7 +59,7 @@ def data(dataset: Dataset) -> list[str]:
     return [problem for problem, fine in rules.items() if not fine]
 
 
-def task(module: LocalModule, dataset: Dataset, names: Mapping[str, str]) -> TaskMetrics:
+def task(module: LocalModule, dataset: Dataset, names: Names) -> TaskMetrics:
     """Return what the module measures, by its outcome on two examples. Raises ConfigError if the data set's labels are not what
     it takes, or if its outcome is no such."""
     batch = transferred(module, first_examples(dataset, TRIED))
@@ -108,7 +110,7 @@ def no_classes(dataset: Dataset, outputs: Any) -> str | None:
     return None
 
 
-def _tried(module: LocalModule, what: str, call: Any, dataset: Dataset, names: Mapping[str, str]) -> Any:
+def _tried(module: LocalModule, what: str, call: Any, dataset: Dataset, names: Names) -> Any:
     """Return what a call gives. Raises ConfigError for whatever goes wrong in it."""
     try:
         return call()
@@ -179,7 +181,7 @@ def _number(name: str, metric: Metric) -> list[str]:
     return [f"{name} ({type(metric).__name__}) comes to more than one number: set its average, such as average='macro'"]
 
 
-def gate(plan: Plan, task: TaskMetrics, names: Mapping[str, str]) -> list[str]:
+def gate(plan: Plan, task: TaskMetrics, names: Names) -> list[str]:
     """Return that a gate asks for accuracy, where the task does not measure any."""
     if plan.gate is None or "accuracy" in task.names or not {*GATED} & {*needs(plan.gate.opens)}:
         return []
@@ -190,23 +192,16 @@ def gate(plan: Plan, task: TaskMetrics, names: Mapping[str, str]) -> list[str]:
     ]
 
 
-def bounds(plan: Plan, task: TaskMetrics, names: Mapping[str, str]) -> list[str]:
-    """Return that a gate is bounded from the wrong side."""
-    bound = getattr(plan.gate.opens, "bound", None) if plan.gate else None
-    if bound is None or bound.larger_is_better == task.larger_is_better:
-        return []
-    right, wrong = ("at_least", "at_most") if task.larger_is_better else ("at_most", "at_least")
-    better = "larger" if task.larger_is_better else "smaller"
-    return [
-        f"when={names['when']}: of {task.metric} {better} is better, and when.{wrong} waits for it to get worse: "
-        f"set when.{wrong}=null when.{right}={bound.value:g}"
-    ]
+def bounds(plan: Plan, task: TaskMetrics, names: Names) -> list[str]:
+    """Return why a gate does not fit the task's own metric."""
+    problems = plan.gate.opens.problems(task.metric, task.larger_is_better) if plan.gate else []
+    return [f"when={names['when']}: {problem}" for problem in problems]
 
 
 def of_classes(
-    task: TaskMetrics, plan: Plan, criterion: Criterion, whose: Whose, dropout: Any, names: Mapping[str, str]
+    task: TaskMetrics, plan: Plan, criterion: Criterion, whose: Whose, dropout: Regulariser, names: Names
 ) -> list[str]:
-    """Return what takes labels that are classes, where they are not. dropout: the configuration of local/dropout."""
+    """Return what takes labels that are classes, where they are not."""
     if task.no_classes is None:
         return []
     asked = evidence_of(criterion) if plan.events else set()
@@ -214,9 +209,9 @@ def of_classes(
         f"criterion={names['criterion']} draws labels from the network's predicted classes, and there are none ("
         f"{task.no_classes}): choose criterion=fisher_empirical": not {*OF_CLASSES} & asked,
         f"local/dropout=ordered_distilled teaches predicted classes, and there are none ({task.no_classes}): "
-        "choose local/dropout=ordered": not dropout["_target_"].endswith(".ordered_distilled"),
+        "choose local/dropout=ordered": not dropout.of_classes,
         f"whose.labels=own goes by the classes of examples, and there are none ({task.no_classes}): set whose.labels=all": (
-            getattr(whose, "labels", "all") != "own"
+            whose.labels != "own"
         ),
     }
     return [problem for problem, fine in rules.items() if not fine]

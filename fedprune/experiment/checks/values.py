@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from fedprune.federated.client.batched import cuda
-from fedprune.federated.masks import Whose
+from fedprune.execution import Choice
+from fedprune.experiment.checks.problems import Names
+from fedprune.federated.masks.whose import Whose
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.criterion.regrowth_init import RULES
 from fedprune.pruning.evidence import (
@@ -44,9 +45,9 @@ def ranges(config: Any) -> list[str]:
     ]
 
 
-def executor(target: str, device: str) -> list[str]:
-    """An executor for a GPU, without one. target: its function. device: where the run is."""
-    if device.startswith("cuda") or target != f"{cuda.__module__}.{cuda.__name__}":
+def executor(choice: Choice, device: str) -> list[str]:
+    """An executor for a GPU, without one. device: where the run is."""
+    if device.startswith("cuda") or not choice.on_gpu_only:
         return []
     on_gpu = "device=auto or " if torch.cuda.is_available() else ""
     return [
@@ -55,7 +56,7 @@ def executor(target: str, device: str) -> list[str]:
     ]
 
 
-def evidence(criterion: Criterion, names: dict[str, str]) -> list[str]:
+def evidence(criterion: Criterion, names: Names) -> list[str]:
     """Formulas that ask for what nobody can measure. `names`: the chosen option of each group, for the message."""
     asked = {role: unknown(formula, role) for role, formula in criterion.formulas().items()}
     return [
@@ -65,7 +66,7 @@ def evidence(criterion: Criterion, names: dict[str, str]) -> list[str]:
     ]
 
 
-def outcomes(plan: Plan, whose: Whose, names: dict[str, str]) -> list[str]:
+def outcomes(plan: Plan, whose: Whose, names: Names) -> list[str]:
     """A gate that asks for what no round comes out with."""
     known = OUTCOMES if whose.asks else OUTCOMES_OF_CLIENTS
     asked = [name for name in needs(plan.gate.opens) if name not in OUTCOMES_OF_CLIENTS] if plan.gate else []

@@ -11,55 +11,39 @@ Every option is a `Work`:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from fedprune.federated.client.round import ClientRound
 from fedprune.local.regularisers.base import Regulariser
-from fedprune.pruning.what import What
-from fedprune.types import Params, Plan, Subnet
+from fedprune.types import Params, Subnet
 from fedprune.wire.codec import Codec, Layout
 from fedprune.wire.message import Wire
 
-
-class Composition(NamedTuple):
-    """What was chosen beside it. options: the objects by group; names: of the options; config: the whole configuration."""
-
-    plan: Plan
-    what: What
-    net: nn.Module
-    options: Mapping[str, Any]
-    names: Mapping[str, str]
-    config: Any
+if TYPE_CHECKING:
+    from fedprune.federated.composition import Composition
 
 
-class Work(Protocol):
-    """What all options have in common; see above."""
+class Work(ABC):
+    """The base of all options: clients train the weights that they are sent, and send them back, unless an option says
+    otherwise.
+
+    sends: what travels to the server, `weights` or `bits`. goes_on_alone: whether clients go on with masks that no server
+    knows.
+    """
+
+    sends: str = "weights"
+    goes_on_alone: bool = False
 
     @property
-    def regularisers(self) -> tuple[Regulariser, ...]: ...
+    def regularisers(self) -> tuple[Regulariser, ...]:
+        return ()
 
-    def begin(self, net: nn.Module, names: tuple[str, ...]) -> None: ...
-
-    def wire(self, codec: Codec, tensors: Params, names: tuple[str, ...]) -> Wire: ...
-
-    def answer(self, subnet: Subnet) -> Subnet: ...
-
-    def client_round(self, worker: ClientRound, start: Callable[[], Params], seed: int) -> ClientRound: ...
-
-    def problems(self, composition: Composition) -> list[str]: ...
-
-
-@dataclass(frozen=True)
-class TrainedWeights:
-    """Clients train the weights that they are sent, and send them back."""
-
-    regularisers: ClassVar[tuple[Regulariser, ...]] = ()
-
-    def begin(self, net: nn.Module, names: tuple[str, ...]) -> None:
+    def begin(self, net: nn.Module, names: tuple[str, ...]) -> None:  # noqa: B027  # most options leave a fresh network as it is
         pass
 
     def wire(self, codec: Codec, tensors: Params, names: tuple[str, ...]) -> Wire:
@@ -68,11 +52,19 @@ class TrainedWeights:
     def answer(self, subnet: Subnet) -> Subnet:
         return subnet
 
-    def client_round(self, worker: ClientRound, start: Callable[[], Params], seed: int) -> ClientRound:
-        return worker
+    @abstractmethod
+    def client_round(self, worker: ClientRound, start: Callable[[], Params], seed: int) -> ClientRound: ...
 
     def problems(self, composition: Composition) -> list[str]:
         return []
+
+
+@dataclass(frozen=True)
+class TrainedWeights(Work):
+    """Clients train the weights that they are sent, and send them back."""
+
+    def client_round(self, worker: ClientRound, start: Callable[[], Params], seed: int) -> ClientRound:
+        return worker
 
 
 def broken(rules: Mapping[str, bool]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fedprune.capabilities import declares
 from fedprune.compaction.train import silent
 from fedprune.errors import ConfigError
 from fedprune.execution import Serial
@@ -123,9 +124,7 @@ class Batched(Serial):
         return why is not None
 
 
+@declares(batches_on=("cuda",), on_gpu_only=True)
 def cuda(factory: Factory, at_once: int | None = AT_ONCE) -> Batched:
     """Batched on a GPU, and nowhere else: experiment/checks/values.py refuses it where there is none."""
     return Batched(factory, at_once)
-
-
-cuda.batches_on = ("cuda",)  # type: ignore[attr-defined]

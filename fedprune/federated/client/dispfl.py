@@ -25,6 +25,8 @@ class EvolvingMask(TrainedWeights):
     See pruning/criterion/set_exchange.py.
     """
 
+    goes_on_alone = True
+
     def client_round(self, worker: ClientRound, start: Callable[[], Params], seed: int) -> ClientRound:
         return EvolvingRound(**{field.name: getattr(worker, field.name) for field in fields(worker)})
 

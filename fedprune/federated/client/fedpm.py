@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,12 +18,8 @@ from torch import nn
 from fedprune.data.batches import Slice
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.execution.arrays import Arrays
-from fedprune.federated.client import Composition, broken
+from fedprune.federated.client import Work, broken
 from fedprune.federated.client.round import ClientRound
-from fedprune.federated.client.upload import everything
-from fedprune.federated.masks import Shared
-from fedprune.federated.server.beta_mode import BetaMode
-from fedprune.federated.server.optimizer import Average
 from fedprune.local.outcomes import Outcomes, averaged
 from fedprune.local.regularisers.base import Regulariser
 from fedprune.local.regularisers.check import changed_layers
@@ -32,7 +29,6 @@ from fedprune.pruning.evidence.gates import companion, companion_of
 from fedprune.pruning.evidence.network import offers
 from fedprune.pruning.mask import ones
 from fedprune.pruning.what.layers import others
-from fedprune.pruning.what.unit import weights
 from fedprune.randomness import torch_stream
 from fedprune.tensors import tied_parameter
 from fedprune.types import Job, Params, Subnet, Update
@@ -40,11 +36,14 @@ from fedprune.wire.codec import Codec, Layout, bits
 from fedprune.wire.frame import Piece
 from fedprune.wire.message import Wire
 
+if TYPE_CHECKING:
+    from fedprune.federated.composition import Composition
+
 CHOSEN = "federated/client=sampled_masks"
 
 
 @dataclass(frozen=True)
-class SampledMasks:
+class SampledMasks(Work):
     """gradient: what stands for the derivative of a sample, see
     local/regularisers/sampled_masks.py. gain: weights are +-gain sqrt(1 / fan_in).
     masks: how many samples an evaluation is the mean of.
@@ -56,6 +55,7 @@ class SampledMasks:
     gradient: str = "straight_through"
     gain: float = math.e
     masks: int = 3
+    sends = "bits"
 
     def __post_init__(self) -> None:
         rules = {
@@ -105,36 +105,30 @@ class SampledMasks:
 
     def problems(self, composition: Composition) -> list[str]:
         """What prunes, trains or merges weights: here they are constants, and all that travels is scores and bits."""
-        plan, what, net, options, names, config = composition
-        federated, local = config.federated, config.local
+        plan, options, names, config = composition.plan, composition.options, composition.names, composition.config
+        federated, net = config.federated, composition.net
         rules = {
             f"how_often={names['how_often']} prunes, and {CHOSEN} has another mask for every batch: choose how_often=never": (
                 not plan.events and plan.gate is None
             ),
-            f"rewind={names['rewind']}: {CHOSEN} never changes weights: choose rewind=none": names["rewind"] == "none",
-            f"whose={names['whose']}: {CHOSEN} has probabilities that all share: choose whose=shared": isinstance(
-                options["whose"], Shared
+            f"rewind={names['rewind']}: {CHOSEN} never changes weights: choose rewind=none": not options.rewind.goes_back,
+            f"whose={names['whose']}: {CHOSEN} has probabilities that all share: choose whose=shared": (
+                not options.whose.by_client
             ),
-            f"what={names['what']}: {CHOSEN} samples single weights: choose what=weights_global": what.unit is weights,
-            f"{CHOSEN} sends bits, and not weights: choose federated/aggregate=beta_mode": isinstance(
-                options["aggregate"], BetaMode
-            ),
-            f"{CHOSEN}: probabilities are not moved by steps: choose federated=fedavg": isinstance(
-                options["server_step"], Average
-            ),
+            f"what={names['what']}: {CHOSEN} samples single weights: choose what=weights_global": composition.what.kind.single,
+            f"{CHOSEN} sends bits, and not weights: choose federated/aggregate=beta_mode": options.aggregate.takes == "bits",
+            f"{CHOSEN}: probabilities are not moved by steps: choose federated=fedavg": not options.server_step.moves,
             f"federated.weighting={federated.weighting}: {CHOSEN} counts bits: set federated.weighting=uniform": (
                 federated.weighting == "uniform"
             ),
-            f"{CHOSEN} sends bits, all of them: choose federated/upload=all": options["upload"] == everything(),
+            f"{CHOSEN} sends bits, all of them: choose federated/upload=all": options.upload.whole,
             f"federated.control={federated.control}: {CHOSEN} trains no weights to correct: set federated.control=none": (
                 federated.control == "none"
             ),
             f"federated.optimizer_state={federated.optimizer_state}: {CHOSEN} begins each round from other scores: "
             "set federated.optimizer_state=fresh": federated.optimizer_state == "fresh",
             f"local/penalty and local/dropout act on weights, which {CHOSEN} does not train: "
-            "set local/penalty=none and local/dropout=none": all(
-                local[group]["_target_"].endswith(".none") for group in ("penalty", "dropout")
-            ),
+            "set local/penalty=none and local/dropout=none": not options.penalty.acts and not options.dropout.acts,
             f"ticket.path={config.ticket.path}: {CHOSEN} begins from constants: set ticket.path=null": (
                 config.ticket.path is None
             ),

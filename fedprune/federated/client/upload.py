@@ -28,15 +28,17 @@ from fedprune.types import Mask, Params, Subnet
 
 @dataclass(frozen=True)
 class Upload:
-    """pack: on the client, (the network it was sent, the one it trained) -> what travels. unpack: its inverse on the server."""
+    """pack: on the client, (the network it was sent, the one it trained) -> what travels. unpack: its inverse on the server.
+    whole: whether every living weight travels, as it is."""
 
     pack: Callable[[Params, Subnet], Subnet]
     unpack: Callable[[Subnet, Subnet], Subnet]
+    whole: bool = False
 
 
 def everything() -> Upload:
     """Every living weight."""
-    return Upload(_all, _as_it_came)
+    return Upload(_all, _as_it_came, whole=True)
 
 
 def top_weights(density: float) -> Upload:

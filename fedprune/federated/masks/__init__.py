@@ -1,14 +1,13 @@
 """Whose the mask is: who carries out prune events, what each client is sent, and what becomes of what it sends back.
 
-Every `whose` has
+Every `whose` is a `Whose` (whose.py), which has
     on_server(plan, state) -> the events that the server carries out before this round
     on_client(plan, state, client) -> (the event that this client carries out in this round, or None; how many it did before)
     held(state, client) -> the client's own mask, packed to bits; empty if it has that of the server
     known(state, client) -> the mask that the client holds before it is told, packed likewise; empty if it holds none
     common(state) -> the entries whose values are the server's to say; None if all are (see client_values.py)
     merged(state, params, receipts, terms) -> the state with the merged parameters, and with what the clients' events come to
-and says `at` which moment of their round clients carry out events (prune_event.py), by `asks` whether it is the server
-that asks the gate, and by `by_client` whether clients are sent different jobs, so that each is asked about.
+and the attributes that whose.py lists.
 """
 
 from __future__ import annotations
@@ -16,73 +15,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 
-from fedprune.errors import ConfigError
+from fedprune.capabilities import complete
+from fedprune.errors import ConfigError, Incompatible
 from fedprune.federated.client import client_values
 from fedprune.federated.client.prune_event import MOMENTS
 from fedprune.federated.masks.gates import due
-from fedprune.federated.masks.voting import Ballot, votes
+from fedprune.federated.masks.voting import Ballot, Vote, votes
+from fedprune.federated.masks.whose import Federation, Receipt, Terms, Whose
 from fedprune.federated.server import scaffold
 from fedprune.federated.server.optimizer import Fresh, state_under
 from fedprune.local.state import squared_gradients
 from fedprune.pruning.criterion.regrowth_init import last_values, of_the_dead
-from fedprune.pruning.event import Axes, Measure, prune
+from fedprune.pruning.event import Measure, prune
 from fedprune.pruning.mask import apply, ones, pack
-from fedprune.pruning.rewind import Draws, Rewind
 from fedprune.pruning.what import What
 from fedprune.pruning.what.scope import globally
 from fedprune.pruning.what.unit import weights
-from fedprune.types import ClientState, Job, Mask, Params, Personal, Plan, PruneEvent, ServerState, State, Subnet
+from fedprune.types import ClientState, Mask, Params, Personal, Plan, PruneEvent, ServerState, State, Subnet
 
 log = logging.getLogger(__name__)
-
-
-class Receipt(NamedTuple):
-    """What is left of an update once its parameters are merged: the job that it answers, its mask, its weight in the mean, the
-    examples that were trained on, and whether the client carried out the job's event."""
-
-    job: Job
-    mask: Mask
-    weight: float
-    seen: int
-    pruned: bool
-
-
-class Terms(NamedTuple):
-    """What a run has agreed on. draws: what an event of this round may draw at random. fresh: what the server optimizer's
-    momentum starts from."""
-
-    plan: Plan
-    axes: Axes
-    rewind: Rewind
-    draws: Draws
-    fresh: Fresh = MappingProxyType({})
-
-
-class Whose(Protocol):
-    """What all options have in common; see above."""
-
-    asks: ClassVar[bool]
-    by_client: ClassVar[bool]
-
-    @property
-    def at(self) -> Any: ...
-
-    def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]: ...
-
-    def on_client(self, plan: Plan, state: State, client: int) -> tuple[PruneEvent | None, int]: ...
-
-    def held(self, state: State, client: int) -> bytes: ...
-
-    def known(self, state: State, client: int) -> bytes: ...
-
-    def common(self, state: State) -> Mask | None: ...
-
-    def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State: ...
 
 
 def carry_out(state: State, event: PruneEvent, terms: Terms, measure: Measure) -> State:
@@ -121,34 +75,14 @@ def _after(state: State, pruned: Subnet, events: int, terms: Terms, last: Params
     )
 
 
-class OneMask:
-    """What options have in common under which no client has a mask of its own: all train the server's network as it is."""
-
-    asks: ClassVar[bool] = True
-    by_client: ClassVar[bool] = True
-
-    def held(self, state: State, client: int) -> bytes:
-        return b""
-
-    def known(self, state: State, client: int) -> bytes:
-        return b""
-
-    def common(self, state: State) -> Mask | None:
-        return None
-
-
 @dataclass(frozen=True)
-class Shared(OneMask):
+class Shared(Whose):
     """One mask for all: the server prunes the merged network."""
 
-    at: ClassVar[None] = None
-    by_client: ClassVar[bool] = False
+    by_client = False
 
     def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]:
         return due(plan, state)
-
-    def on_client(self, plan: Plan, state: State, client: int) -> tuple[PruneEvent | None, int]:
-        return None, state.events
 
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
         """The mask stays: only the server changes it."""
@@ -156,17 +90,22 @@ class Shared(OneMask):
 
 
 @dataclass(frozen=True)
-class Voted(OneMask):
+class Voted(Whose):
     """One mask for all, from what the clients of a round propose: each carries out the event on its own, and the server makes
     one mask of theirs. Until then a proposal is its client's alone. Events before any training are the server's.
     """
 
     ballot: Ballot
     at: str = "end"
+    back_after_exchange = True
 
     def __post_init__(self) -> None:
         _check(self.at)
         self._rehearse()
+
+    @property
+    def apportions(self) -> bool:
+        return complete(self.ballot, Vote).apportions
 
     def _rehearse(self) -> None:
         """Count one vote. Raises ConfigError if the ballot says of its own keys what is wrong with them."""
@@ -201,7 +140,7 @@ class Voted(OneMask):
 
 
 @dataclass(frozen=True)
-class PersonalMask:
+class PersonalMask(Whose):
     """Each client has a mask and a place in the plan of its own, which live as long as the run; the server's network is whole.
 
     A client that was not there when an event was due carries it out in its next round; of several, the last, except behind a
@@ -214,8 +153,7 @@ class PersonalMask:
     uncommon: str = "server"
     memory_mb: float = 256
     plans: tuple[Plan, ...] = ()
-    asks: ClassVar[bool] = False
-    by_client: ClassVar[bool] = True
+    asks = False
 
     def __post_init__(self) -> None:
         _check(self.at)
@@ -244,6 +182,20 @@ class PersonalMask:
 
     def known(self, state: State, client: int) -> bytes:
         return self.held(state, client)
+
+    def bound(self, federation: Federation) -> PersonalMask:
+        """Return the `whose` in which each client's plan ends at the run's density x its capacity (as DisPFL's densities, Dai
+        et al. 2022). Raises Incompatible if the plan has nothing for a capacity to decide."""
+        capacities, density, plan_to = federation.capacities, federation.density, federation.plan_to
+        if set(capacities) == {1.0}:
+            return self
+        if not plan_to(density).events:
+            raise Incompatible(
+                "federated.capacity says how far each client prunes, and how_often has no event: choose how_often=one_shot, "
+                "or federated/capacity=equal"
+            )
+        plans = {capacity: plan_to(density * capacity) for capacity in sorted(set(capacities))}
+        return replace(self, plans=tuple(plans[capacity] for capacity in capacities))
 
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
         """Whole, and with the masks and places in the plan of those who carried out an event."""

@@ -7,17 +7,19 @@ the round nor the cohort, nor a client's place in it, plays a part.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from fedprune.errors import ConfigError, Incompatible
-from fedprune.federated.masks import PersonalMask, Whose
+from fedprune.errors import ConfigError
 from fedprune.randomness import numpy_stream
-from fedprune.types import Plan
 
-Capacity = Callable[[int, int], float]
 
-CHOOSE = "choose whose=nested or whose=personal, or federated/capacity=equal"
+class Capacity(ABC):
+    """The base of all options."""
+
+    @abstractmethod
+    def __call__(self, client: int, seed: int) -> float: ...
 
 
 def equal(client: int, seed: int) -> float:
@@ -26,7 +28,7 @@ def equal(client: int, seed: int) -> float:
 
 
 @dataclass(frozen=True)
-class Tiers:
+class Tiers(Capacity):
     """One of these `levels`, in proportion to their `shares` (null: equally likely)."""
 
     levels: Sequence[float]
@@ -51,7 +53,7 @@ class Tiers:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Capacity):
     """Any fraction from `low` to `high`, equally likely."""
 
     low: float
@@ -68,30 +70,5 @@ class Uniform:
 
 
 def of_all(capacity: Capacity, clients: int, seed: int) -> tuple[float, ...]:
-    """The capacity of each client."""
+    """Return the capacity of each client."""
     return tuple(capacity(client, seed) for client in range(clients))
-
-
-def personal(
-    whose: PersonalMask, capacities: Sequence[float], plan_to: Callable[[float], Plan], density: float
-) -> PersonalMask:
-    """Each client with a plan of its own, which ends at `density` x its capacity (as DisPFL's densities, Dai et al. 2022).
-
-    plan_to: the plan that ends at a density. Raises Incompatible if there is nothing in it for a capacity to decide.
-    """
-    if set(capacities) == {1.0}:
-        return whose
-    if not plan_to(density).events:
-        raise Incompatible(
-            "federated.capacity says how far each client prunes, and how_often has no event: choose how_often=one_shot, "
-            "or federated/capacity=equal"
-        )
-    plans = {capacity: plan_to(density * capacity) for capacity in sorted(set(capacities))}
-    return replace(whose, plans=tuple(plans[capacity] for capacity in capacities))
-
-
-def nobodys(whose: Whose, capacities: Sequence[float], name: str) -> Whose:
-    """A `whose` that gives everybody one and the same network. Raises Incompatible if somebody cannot carry it."""
-    if set(capacities) != {1.0}:
-        raise Incompatible(f"whose={name} gives everybody the same network, and federated.capacity says otherwise: {CHOOSE}")
-    return whose

@@ -9,20 +9,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.federated.masks import Receipt, Terms, under
+from fedprune.federated.masks import under
 from fedprune.federated.masks.gates import due
+from fedprune.federated.masks.whose import Federation, Receipt, Terms, Whose
 from fedprune.local.regularisers.width_slices import leading, output_layers
+from fedprune.pruning.evidence import FROM_DATA, needed_by
 from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.mask import pack, shrink
 from fedprune.pruning.what import What
-from fedprune.pruning.what.fixed_density import OwnDensity
 from fedprune.types import Mask, Params, Plan, PruneEvent, State
+
+if TYPE_CHECKING:
+    from fedprune.federated.composition import Composition
 
 Labels = tuple[int, ...]
 
@@ -41,7 +45,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Nested:
+class Nested(Whose):
     """by: `width`, the leading units of each layer (HeteroFL, Diao et al. 2021; FjORD, Horvath et al. 2021), which the client
     knows by itself; or `magnitude`, the largest |w| in the scope of `what`, at its capacity x the server's density
     (hetero-FLASH, Babakniya et al. 2023), which it has to be told.
@@ -59,10 +63,7 @@ class Nested:
     network: Network | None = None
     what: What | None = None
     own: tuple[str, ...] = ()
-
-    asks: ClassVar[bool] = True
-    by_client: ClassVar[bool] = True
-    at: ClassVar[None] = None
+    masks_always = True
 
     def __post_init__(self) -> None:
         for key, known in {"by": ("width", "magnitude"), "labels": ("all", "own")}.items():
@@ -70,6 +71,32 @@ class Nested:
                 raise ConfigError([f"whose.{key}={getattr(self, key)}: choose {' or '.join(known)}"])
         if self.labels == "own" and self.by != "width":
             raise ConfigError([f"whose.labels=own leaves out units, and whose.by={self.by} does not: choose whose.by=width"])
+
+    def bound(self, federation: Federation) -> Nested:
+        """Return the `whose` for these clients. Raises Incompatible where the network has no such parts."""
+        owned = federation.labels() if self.labels == "own" else ()
+        return self.bind(federation.capacities, owned, federation.network, federation.what, federation.own)
+
+    def problems(self, composition: Composition) -> list[str]:
+        """What takes the whole network, where some client carries a part of it: evidence on all of it, whole biases."""
+        if all(part.whole for part in self.parts):
+            return []
+        options, names, federated = composition.options, composition.names, composition.config.federated
+        on_data = sorted(needed_by(options.criterion.formulas().values()) & set(FROM_DATA)) if composition.plan.events else []
+        chosen, upload = f"whose={names['whose']}", federated.upload["_target_"].rpartition(".")[2]
+        rules = {
+            f"criterion={names['criterion']} needs {', '.join(on_data)} of the whole network, which under {chosen} "
+            "not everybody can carry: choose criterion=magnitude, or where=server with where.proxy=500": (
+                bool(on_data) and not options.where.on_server
+            ),
+            f"{chosen}: controls are of whole layers, and by=width cuts them: choose federated.control=none": (
+                bool(self.covers) and federated.control != "none"
+            ),
+            f"{chosen}: {upload} chooses among weights, and by=width cuts biases too: choose federated/upload=all": (
+                bool(self.covers) and not options.upload.whole
+            ),
+        }
+        return [problem for problem, broken in rules.items() if broken]
 
     def bind(
         self,
@@ -95,7 +122,7 @@ class Nested:
 
     def _check(self, network: Network, what: What) -> None:
         if self.by == "magnitude":
-            if isinstance(what.scope, OwnDensity):
+            if what.pool.own_density:
                 raise Incompatible("whose.by=magnitude: `what` has a density of its own: choose what=weights_per_layer")
             return
         last = output_layers(network.net, network.order)
@@ -121,9 +148,6 @@ class Nested:
     def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]:
         return due(plan, state)
 
-    def on_client(self, plan: Plan, state: State, client: int) -> tuple[PruneEvent | None, int]:
-        return None, state.events
-
     def held(self, state: State, client: int) -> bytes:
         """Of what lives on the server the client's part, anew from its network in every round; empty if that is all of it."""
         if not self.parts or self.parts[client].whole:
@@ -139,9 +163,6 @@ class Nested:
         """Its slice, which follows from its capacity; what the largest weights are, it has to be told."""
         whole = not self.parts or self.parts[client].whole
         return b"" if whole or self.by == "magnitude" else pack(self.slice(self.parts[client]))
-
-    def common(self, state: State) -> None:
-        return None
 
     def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
         return under(state.server.mask, state, params, terms.fresh)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from fedprune.capabilities import declares
 from fedprune.errors import ConfigError
 from fedprune.pruning.what import What
 from fedprune.pruning.what.top_k import keep_best, nearest
@@ -21,6 +22,12 @@ from fedprune.types import Mask, Params, PruneEvent, Scores
 
 Generator = Callable[[str], torch.Generator]
 Ballot = Callable[[Scores, Params, PruneEvent, What, Generator], Mask]
+
+
+class Vote:
+    """The attributes that a ballot may declare. apportions: whether it decides how many weights of each layer live."""
+
+    apportions: bool = False
 
 
 def votes(masks: Iterable[tuple[Mask, float]]) -> Scores:
@@ -53,6 +60,7 @@ def by_votes(votes: Scores, merged: Params, event: PruneEvent, what: What, gener
     return what.select(rank, event.density)
 
 
+@declares(apportions=True)
 def by_layer_density(
     votes: Scores, merged: Params, event: PruneEvent, what: What, generator: Generator, positions: str = "magnitude"
 ) -> Mask:

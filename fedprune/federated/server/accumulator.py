@@ -8,7 +8,8 @@ What all clients have alike stays as it is, bit for bit, also where arithmetic w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -29,8 +30,22 @@ class Accumulator(Protocol):
         """Return one network, of the server's names and types; the server's own if nothing was added."""
 
 
-Aggregate = Callable[[Params], Accumulator]
-"""(server) -> an accumulator that nothing was added to. server: the network before the round."""
+class Aggregate(ABC):
+    """The base of all options: (server) -> an accumulator that nothing was added to. server: the network before the round.
+
+    takes: what is merged, `weights` or `bits` (see Work.sends).
+    """
+
+    takes: str = "weights"
+
+    @abstractmethod
+    def __call__(self, server: Params) -> Accumulator: ...
+
+    def problems(self, sends: str) -> list[str]:
+        """Return that clients send something else than it takes, with what to choose instead. sends: what they send."""
+        if self.takes == sends or sends != "weights":  # of other things the client's own option says so
+            return []
+        return [f"federated/aggregate merges {self.takes}, and clients send {sends}: choose federated/aggregate=overlap_mean"]
 
 
 def merged(aggregate: Aggregate, server: Params, updates: Iterable[tuple[Subnet, float]]) -> Params:

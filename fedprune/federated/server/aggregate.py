@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedprune.errors import ConfigError
-from fedprune.federated.server.accumulator import Accumulator, Unanimous
+from fedprune.federated.server.accumulator import Accumulator, Aggregate, Unanimous
 from fedprune.precision import is_number, wide
 from fedprune.pruning.mask import pack, places
 from fedprune.types import Mask, Params, Subnet
@@ -28,7 +28,7 @@ Cover = Mapping[str, Tensor | float]
 
 
 @dataclass(frozen=True)
-class OverlapMean:
+class OverlapMean(Aggregate):
     """Each entry is the weighted mean over the clients whose mask holds it, sum_k a_k m_k w_k / sum_k a_k m_k.
 
     With equal masks this is FedAvg (McMahan et al. 2017). uncovered: the rule for entries that nobody holds: `keep` is the

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from fedprune.errors import ConfigError
-from fedprune.federated.server.accumulator import Accumulator
+from fedprune.federated.server.accumulator import Accumulator, Aggregate
 from fedprune.types import Params, Subnet
 
 
 @dataclass(frozen=True)
-class BetaMode:
+class BetaMode(Aggregate):
     """theta = (alpha - 1) / (alpha + beta - 2), alpha = prior + sum_k m_k, beta = prior + K - sum_k m_k. Isik et al. 2023.
 
     m_k are the K clients' samples, 0 or 1; what comes out are scores, the log odds of theta. The prior is the same in every
@@ -23,6 +23,7 @@ class BetaMode:
 
     prior: float = 1.0
     clip: float = 0.01
+    takes = "bits"
 
     def __post_init__(self) -> None:
         problems = []
@@ -35,6 +36,11 @@ class BetaMode:
 
     def __call__(self, server: Params) -> Accumulator:
         return _BetaMode(server, self.prior, self.clip)
+
+    def problems(self, sends: str) -> list[str]:
+        if sends == "bits":
+            return []
+        return ["federated/aggregate=beta_mode counts bits, and clients send weights: choose federated/client=sampled_masks"]
 
 
 class _BetaMode:

@@ -5,7 +5,8 @@ Every option is a `ServerStep`: pure, what it remembers is passed in and returne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -17,28 +18,44 @@ from fedprune.precision import wide
 from fedprune.types import Mask, Params, ServerState
 
 Momentum = Mapping[str, Params]
-ServerStep = Callable[[Params, Params, Momentum, tuple[str, ...]], tuple[Params, Momentum]]
-"""(server, aggregate, momentum, names of the parameters that are trained) -> (new server, new momentum).
-
-What is not trained (buffers, frozen layers, whole numbers) takes the aggregate. Steps of half precision parameters are worked
-out in float32, in which their momentum stays, and rounded once. Momentum that starts from other values than 0 is named in an
-attribute `fresh` of the step, see `starts_from`.
-"""
-
 Fresh = Mapping[str, float]
-"""What momentum starts from, by its kind; 0 for a kind that is not named."""
+"""The values that momentum starts from, by its kind; 0 for a kind that is not named."""
+
+
+class ServerStep(ABC):
+    """The base of all options: (server, aggregate, momentum, names of the parameters that are trained) -> (new server, new
+    momentum).
+
+    What is not trained (buffers, frozen layers, whole numbers) takes the aggregate. Steps of half precision parameters are
+    worked out in float32, in which their momentum stays, and rounded once. moves: whether the new server is anything else than
+    the aggregate.
+    """
+
+    moves: bool = True
+
+    @property
+    def fresh(self) -> Fresh:
+        """The values that momentum starts from, where they are not 0."""
+        return {}
+
+    @abstractmethod
+    def __call__(
+        self, server: Params, mean: Params, momentum: Momentum, trained: tuple[str, ...]
+    ) -> tuple[Params, Momentum]: ...
 
 
 @dataclass(frozen=True)
-class Average:
+class Average(ServerStep):
     """The server takes the aggregate as it is: FedAvg."""
+
+    moves = False
 
     def __call__(self, server: Params, mean: Params, momentum: Momentum, trained: tuple[str, ...]) -> tuple[Params, Momentum]:
         return mean, momentum
 
 
 @dataclass(frozen=True)
-class FedAvgM:
+class FedAvgM(ServerStep):
     """Server momentum: v <- beta v + (w - mean); w <- w - lr v. Hsu, Qi & Brown 2019."""
 
     lr: float = 1.0
@@ -54,7 +71,7 @@ class FedAvgM:
 
 
 @dataclass(frozen=True)
-class FedAdam:
+class FedAdam(ServerStep):
     """delta = mean - w; m <- beta1 m + (1 - beta1) delta; v <- beta2 v + (1 - beta2) delta^2; w <- w + lr m / (sqrt v + tau).
 
     Reddi et al. 2021, algorithm 2; like it, without bias correction, and v starts from tau^2.
@@ -80,11 +97,6 @@ class FedAdam:
         v = {name: self.beta2 * second.get(name, self.tau**2) + (1 - self.beta2) * delta[name].square() for name in trained}
         step = {name: self.lr * m[name] / (v[name].sqrt() + self.tau) for name in trained}
         return mean | {name: _moved(now[name], step[name]).to(server[name].dtype) for name in trained}, {"m": m, "v": v}
-
-
-def starts_from(step: ServerStep) -> Fresh:
-    """Return what the momentum of a step starts from."""
-    return getattr(step, "fresh", {})  # a step of a user's own may be a mere function
 
 
 def _reals(tensor: Tensor) -> Tensor:

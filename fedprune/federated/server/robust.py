@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedprune.errors import ConfigError
-from fedprune.federated.server.accumulator import Accumulator, Unanimous
+from fedprune.federated.server.accumulator import Accumulator, Aggregate, Unanimous
 from fedprune.federated.server.aggregate import Cover, check_uncovered, settled
 from fedprune.types import Params, Subnet
 
@@ -36,7 +36,7 @@ Middle = Callable[[Numbers, Counts], Numbers]
 
 
 @dataclass(frozen=True)
-class CoordinateMedian:
+class CoordinateMedian(Aggregate):
     """The median of each entry over the clients that hold it; of an even number, the mean of the two in the middle.
 
     Yin et al. 2018, "Byzantine-robust distributed learning", definition 1. As long as less than half of those who hold an entry
@@ -53,7 +53,7 @@ class CoordinateMedian:
 
 
 @dataclass(frozen=True)
-class TrimmedMean:
+class TrimmedMean(Aggregate):
     """The mean of each entry over the clients that hold it, without the floor(trim x holders) least and as many greatest.
 
     Yin et al. 2018, "Byzantine-robust distributed learning", definition 2. As long as no more than floor(trim x holders) of

@@ -49,6 +49,7 @@ class Regulariser:
     ordered: whether `layers` and `paired` take an argument `order`, the order in which the network runs its layers.
     steps, rounds: the strength rises from 0 in `steps` equal steps over `rounds` rounds; with steps = 0 it is constant.
     of_any_layer: whether `layers` changes only the inputs or outputs of a layer, and so is right for any forward.
+    of_classes: whether it takes labels that are classes.
     """
 
     formula: Formula | None = None
@@ -62,6 +63,7 @@ class Regulariser:
     steps: int = 0
     rounds: int = 1
     of_any_layer: bool = False
+    of_classes: bool = False
 
     @property
     def acts(self) -> bool:

@@ -71,7 +71,8 @@ def ordered_distilled(levels: Sequence[float]) -> Regulariser:
     constant. The loss that is reported is the first.
     """
     _check(levels)
-    return Regulariser(paired=functools.partial(_distilled, levels=levels), ordered=True, obstacle=_obstacle)
+    distilled = functools.partial(_distilled, levels=levels)
+    return Regulariser(paired=distilled, ordered=True, obstacle=_obstacle, of_classes=True)
 
 
 def _check(levels: Sequence[float]) -> None:

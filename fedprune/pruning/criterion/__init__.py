@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,10 +26,18 @@ Formula = Callable[..., Scores]
 
 @dataclass(frozen=True)
 class Criterion:
-    """The formula by which living units are dropped and, for methods that exchange units, the one by which dead ones grow."""
+    """The formula by which living units are dropped and, for methods that exchange units, the one by which dead ones grow.
+
+    compensate: how survivors move to make up for dropped units, see Compensated (None: they stay). adjusts: whether the
+    criterion also decides how many units live, by `times` and `base`, see Adjusted.
+    """
 
     drop: Formula
     grow: Formula | None = None
+    compensate: Callable[..., Params] | None = field(default=None, init=False, repr=False, compare=False)
+    times: Mapping[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+    base: float = field(default=0.0, init=False, repr=False, compare=False)
+    adjusts: ClassVar[bool] = False
 
     def formulas(self) -> dict[str, Formula]:
         """Return all formulas, by role."""
@@ -53,6 +62,7 @@ class Adjusted(Criterion):
 
     times: Mapping[str, float] = field(default_factory=dict)
     base: float = 0.0
+    adjusts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.base < 0:

@@ -116,6 +116,11 @@ def needs(formula: Callable[..., object]) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD)
 
 
+def needed_by(formulas: Iterable[Callable[..., object]]) -> set[str]:
+    """Return all evidence that these formulas ask for."""
+    return {name for formula in formulas for name in needs(formula)}
+
+
 def known(role: str) -> tuple[str, ...]:
     """Return the evidence that a formula of this role may ask for."""
     return KNOWN if role == "compensate" else tuple(name for name in KNOWN if name not in OF_REMOVAL)

@@ -16,15 +16,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from fedprune.capabilities import complete, declared
 from fedprune.errors import ConfigError, Incompatible, NotANumber
 from fedprune.precision import wide
-from fedprune.pruning.what.fixed_density import OwnDensity
 from fedprune.pruning.what.layer_order import LayerOrder, by_definition
 from fedprune.pruning.what.layers import LAYERS, computed, others, prunable
-from fedprune.pruning.what.scope import Ends, Scope, Shapes, by_layer
+from fedprune.pruning.what.scope import Ends, Pool, Scope, Shapes, by_layer
 from fedprune.pruning.what.tensor_cache import remembered
 from fedprune.pruning.what.top_k import keep_best
-from fedprune.pruning.what.unit import CHANNELWISE, OF_FILTERS, Unit, spread
+from fedprune.pruning.what.unit import Unit, UnitKind, spread
 from fedprune.tensors import one_name, tensors_of
 from fedprune.types import Mask, Params, Scores
 
@@ -91,7 +91,7 @@ class What:
 
         Linear layers that give the outputs are left out by `skip`.
         """
-        if _function(self.unit) not in OF_FILTERS:
+        if not self.kind.of_filters:
             return ()
         outputs = order.last([weight for _, weights in order.weights for weight in weights])
         return tuple(name for name in outputs if isinstance(net.get_submodule(name.rpartition(".")[0]), LAYERS["conv"]))
@@ -110,10 +110,10 @@ class What:
 
     def _check_units(self, net: nn.Module) -> None:
         """Raise Incompatible, naming the layers, where the unit does not fit."""
-        params, problems, unit = tensors_of(net), list[str](), _function(self.unit)
-        if unit in CHANNELWISE:
+        params, problems, unit = tensors_of(net), list[str](), declared(self.unit, "__name__", self.unit)
+        if self.kind.channelwise:
             problems += [
-                f"layer {name} ({type(layer).__name__}) has no {unit.__name__} that could go by themselves: "
+                f"layer {name} ({type(layer).__name__}) has no {unit} that could go by themselves: "
                 "choose what.layers=[conv,linear], or what=weights_global"
                 for name, layer in others(net, self.names).items()
             ]
@@ -149,7 +149,17 @@ class What:
     @property
     def emerges(self) -> str:
         """The text for the plan in the place of an event's density, if the scope does not bring the mask to it; else ""."""
-        return self.scope.emerges if isinstance(self.scope, OwnDensity) else ""
+        return self.pool.emerges
+
+    @functools.cached_property
+    def kind(self) -> UnitKind:
+        """The attributes that the unit declares."""
+        return complete(self.unit, UnitKind)
+
+    @functools.cached_property
+    def pool(self) -> Pool:
+        """The attributes that the scope declares."""
+        return complete(self.scope, Pool)
 
     @functools.cached_property
     def ends(self) -> Ends:
@@ -184,11 +194,6 @@ class What:
         """Return (living units, all units). A unit is alive if its entries are."""
         layers = [_alive_units(mask[name], self.unit) for name in self.names]
         return sum(alive for alive, _ in layers), sum(units for _, units in layers)
-
-
-def _function(unit: Unit) -> Unit:
-    """Return the function of a unit, without the arguments that are bound."""
-    return unit.func if isinstance(unit, functools.partial) else unit
 
 
 def _ends(order: LayerOrder, names: tuple[str, ...]) -> Ends:

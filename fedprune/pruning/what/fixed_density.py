@@ -12,34 +12,19 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fedprune.errors import ConfigError, Incompatible, RunError
-from fedprune.pruning.what.scope import Ends, Shapes, by_layer, layerwise
+from fedprune.pruning.what.scope import Ends, Pool, Shapes, by_layer, layerwise
 from fedprune.pruning.what.top_k import CHUNK, how_many, keep_best_of_each, nearest
 from fedprune.storage.checkpoint import read
 from fedprune.types import Mask, Plan, Scores
 
 
-@runtime_checkable
-class OwnDensity(Protocol):
-    """A scope that brings densities of its own.
-
-    emerges: the text for the plan where only the event itself will show the density; "" if the density is the event's.
-    """
-
-    emerges: ClassVar[str]
-
-    def problems(self, plan: Plan, units: Mapping[str, int]) -> list[str]:
-        """Return what in a plan this scope cannot carry out, with what to choose instead. units: their number, by layer."""
-        ...
-
-
 @dataclass(frozen=True)
-class NOfM:
+class NOfM(Pool):
     """Keep the best n of every m consecutive inputs: sparse tensor cores read 2:4. Mishra et al. 2021.
 
     Consecutive along the second dimension: the inputs of a linear layer, a convolution's input channels at one place of the
@@ -48,7 +33,7 @@ class NOfM:
 
     n: int
     m: int
-    emerges: ClassVar[str] = ""
+    own_density = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.n < self.m:
@@ -85,7 +70,7 @@ class NOfM:
 
 
 @dataclass(frozen=True)
-class Threshold:
+class Threshold(Pool):
     """Keep what scores at least `quality` times the layer's standard deviation. Han et al. 2015.
 
     The standard deviation is that of the population (divided by n), about zero, of the scores of the layer's living units:
@@ -98,7 +83,8 @@ class Threshold:
 
     quality: float = 1.0
     layers: Mapping[str, float] = field(default_factory=dict)
-    emerges: ClassVar[str] = "by threshold"
+    own_density = True
+    emerges = "by threshold"
 
     def __post_init__(self) -> None:
         by_key = {"quality": self.quality} | {f"layers.{name}": quality for name, quality in self.layers.items()}
@@ -124,7 +110,7 @@ def _deviation(score: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Like:
+class Like(Pool):
     """Let units compete within their layer, at the layer densities of a saved ticket.
 
     This control separates the effect of a ticket's densities from the effect of its places. Frankle et al. 2021, "Pruning
@@ -137,7 +123,7 @@ class Like:
     """
 
     ticket: str | None = None
-    emerges: ClassVar[str] = ""
+    own_density = True
 
     def __call__(self, units: Scores, density: float, shapes: Shapes) -> Mask:
         """Raise ConfigError if the file is no ticket, Incompatible if it is one of another network."""

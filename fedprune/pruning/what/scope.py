@@ -14,12 +14,33 @@ from typing import TypeVar
 
 import torch
 
+from fedprune.capabilities import declares
 from fedprune.errors import ConfigError
 from fedprune.pruning.what.top_k import how_many, keep_best, nearest
-from fedprune.types import Mask, Scores
+from fedprune.types import Mask, Plan, Scores
 
 Shapes = Mapping[str, torch.Size]
 Scope = Callable[..., Mask]
+
+
+class Pool:
+    """The attributes that a scope may declare.
+
+    layerwise: units compete within their layer, at densities that the event's alone decides. own_density: the scope brings a
+    density of its own. emerges: what the plan says in the place of a density that only the event itself will show; "" if it is
+    the event's.
+    """
+
+    layerwise: bool = False
+    own_density: bool = False
+    emerges: str = ""
+
+    def problems(self, plan: Plan, units: Mapping[str, int]) -> list[str]:
+        """Return what the scope cannot keep of a plan, with what to choose instead. units: the number of units of each
+        layer."""
+        return []
+
+
 Ends = Mapping[str, tuple[str, ...]]
 """Tensors by the words `first` and `last`. first: those of the layers that the input reaches before any other prunable layer.
 last: those of the layers behind which no other prunable layer stands on the way to an output. The order is that of the forward
@@ -32,6 +53,7 @@ def globally(units: Scores, density: float, shapes: Shapes) -> Mask:
     return keep_best(units, nearest(density * sum(score.numel() for score in units.values())))
 
 
+@declares(layerwise=True)
 def per_layer(
     units: Scores,
     density: float,
@@ -62,6 +84,7 @@ def layer_density(density: float, rate: float, step: float) -> float:
     return density ** (math.log(1 - rate * step) / math.log(1 - step)) if rate != 1.0 else density
 
 
+@declares(layerwise=True)
 def erk(units: Scores, density: float, shapes: Shapes) -> Mask:
     """Erdos-Renyi-Kernel densities: proportional to (in + out + kernel sizes) / (in * out * kernel area), and at most 1.
 
@@ -75,11 +98,6 @@ def erk(units: Scores, density: float, shapes: Shapes) -> Mask:
     worth = {name: place.reciprocal_().mul_(weight[name]) for name, place in places.items()}
     seats = keep_best(worth, nearest(density * sum(score.numel() for score in units.values())))
     return layerwise(units, {name: how_many(seat) for name, seat in seats.items()})
-
-
-def is_layerwise(scope: Scope) -> bool:
-    """Whether units compete within their layer, at densities that the event's alone decides."""
-    return getattr(scope, "func", scope) in (per_layer, erk)
 
 
 def layerwise(units: Scores, counts: Mapping[str, int]) -> Mask:

@@ -17,9 +17,26 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fedprune.capabilities import declares
 from fedprune.errors import ConfigError, Incompatible
 
 Unit = Callable[[Tensor], Tensor]
+
+
+class UnitKind:
+    """The attributes that a unit may declare.
+
+    single: every entry is a unit of its own.
+    channelwise: its layers give each output by a row of their own, and read each input by a column, as convolutions and linear
+    layers do. A row of a recurrent layer is one gate of a unit, one of attention's is a coordinate of queries, keys or values,
+    and a row of an embedding is an input.
+    of_filters: by it a convolution loses all that produces one of its outputs.
+    """
+
+    single: bool = False
+    channelwise: bool = False
+    of_filters: bool = False
+
 
 REDUCE: dict[str, Callable[[Tensor, tuple[int, ...], bool], Tensor]] = {
     "mean": lambda entries, dims, keepdim: entries.mean(dims, keepdim),
@@ -29,21 +46,25 @@ REDUCE: dict[str, Callable[[Tensor, tuple[int, ...], bool], Tensor]] = {
 OF: dict[str, Callable[[Tensor], Tensor]] = {"signed": lambda entries: entries, "absolute": torch.abs}
 
 
+@declares(single=True)
 def weights(scores: Tensor) -> Tensor:
     """Take every entry as a unit of its own."""
     return scores
 
 
+@declares(channelwise=True, of_filters=True)
 def filters(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
     """Take all that produces one output channel: a row [o, :, ...]. Grid [O, 1, ...]."""
     return _reduced(scores, tuple(range(1, scores.dim())), reduce, of)
 
 
+@declares(of_filters=True)
 def filters_or_weights(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
     """Take a filter of a convolution, a single weight of a linear layer. Vahidian et al. 2021 (Sub-FedAvg, hybrid)."""
     return filters(scores, reduce, of) if scores.dim() > 2 else scores
 
 
+@declares(channelwise=True)
 def neurons(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
     """Take all that produces one output of a linear layer: a row of [O, I]. Grid [O, 1]. A convolution's rows are `filters`."""
     if scores.dim() != 2:
@@ -51,6 +72,7 @@ def neurons(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
     return filters(scores, reduce, of)
 
 
+@declares(channelwise=True)
 def channels(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
     """Take all that reads one input channel (of a linear layer: one input): [:, i, ...]. Grid [1, I, 1, ...].
 
@@ -59,18 +81,10 @@ def channels(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor
     return _reduced(scores, (0, *range(2, scores.dim())), reduce, of)
 
 
+@declares(channelwise=True)
 def kernels(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
     """Take all that leads from one input channel to one output channel: a slice [o, i]. Grid [O, I, 1, ...]."""
     return _reduced(scores, tuple(range(2, scores.dim())), reduce, of) if scores.dim() > 2 else scores
-
-
-CHANNELWISE: tuple[Unit, ...] = (filters, neurons, channels, kernels)
-"""Units of layers that give each output by a row of their own, and read each input by a column: convolutions and linear layers.
-A row of a recurrent layer is one gate of a unit, one of attention's is a coordinate of queries, keys or values, and a row of
-an embedding is an input."""
-
-OF_FILTERS: tuple[Unit, ...] = (filters, filters_or_weights)
-"""Units with which a convolution loses all that produces one of its outputs."""
 
 
 def blocks(scores: Tensor, h: int, w: int, reduce: str = "mean", of: str = "signed") -> Tensor:

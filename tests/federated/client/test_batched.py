@@ -199,7 +199,7 @@ def test_at_least_one_client_is_trained_at_a_time(tiny):
     ("option", "made"), [("auto", Batched), ("cuda", Batched), ("batched", Batched), ("serial", Serial), ("processes", Serial)]
 )
 def test_what_an_option_is_on_a_gpu(option, made, tiny, assemble, monkeypatch):
-    monkeypatch.setattr(experiments, "client_round", lambda *arguments: None)
+    monkeypatch.setattr(experiments, "client_round", lambda **arguments: None)
     config, _ = assemble(f"executor={option}")
     assert type(replace(tiny(), config=config, device="cuda:0").executor()) is made
 

@@ -96,7 +96,7 @@ def test_a_client_that_does_not_answer_is_sent_it_again(tiny, play):
         clock = metrics["round"]
         rest = metrics["wire/down_bytes"] - len({0, 1, 2, 3} - heard) * ONCE
         assert 4 * HEAD < rest < 4 * (HEAD + 200)
-        heard |= {client for client in range(4) if experiment.options["fates"](client, clock).name == "ANSWERS"}
+        heard |= {client for client in range(4) if experiment.options.fates(client, clock).name == "ANSWERS"}
         assert state.reached == heard
     assert len(heard) > 0
 
@@ -114,7 +114,7 @@ def test_the_estimate_has_it(overrides, tiny, play):
     experiment = tiny(*DENSE, *overrides)
     rows = dict(estimate(experiment, experiment.config))
     seen, sent = set[int](), 0
-    fates = experiment.options["fates"]
+    fates = experiment.options.fates
     for clock in range(5):
         asked = cohort(0, clock, 4, 2)
         sent += len(set(asked) - seen) * ONCE
@@ -192,7 +192,7 @@ def test_a_frozen_layer_is_not_pruned_and_the_plan_says_so(tiny, play):
     what = experiment.axes.what
     assert (what.names, what.untouched) == (("head.weight",), ("backbone.weight",))
     assert "not pruned (what.frozen=true prunes them, too): backbone" in plan_text(
-        experiment.plan, "none", untouched=what.untouched
+        experiment.plan, "", untouched=what.untouched
     )
     assert play(experiment)[-1][0].server.params["backbone.weight"].all()
 
@@ -209,7 +209,7 @@ def test_it_is_pruned_if_that_is_asked_for(tiny, play):
 
 def test_the_plan_of_other_networks_says_nothing_of_it(tiny):
     experiment = tiny("how_often=one_shot", "when=before_training")
-    assert "frozen" not in plan_text(experiment.plan, "none", untouched=experiment.axes.what.untouched)
+    assert "frozen" not in plan_text(experiment.plan, "", untouched=experiment.axes.what.untouched)
 
 
 @pytest.mark.parametrize("skip", ["[head]", "[last]"])

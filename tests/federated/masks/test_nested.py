@@ -144,7 +144,7 @@ def test_the_largest_weights_by_sorting(tiny, play):
 def test_each_client_is_evaluated_on_what_it_carries(tiny, play):
     experiment = tiny(*NARROW)
     state, metrics = play(experiment)[-1]
-    whose, data = experiment.options["whose"], experiment.dataset
+    whose, data = experiment.options.whose, experiment.dataset
     found = []
     for client, part in enumerate(experiment.clients.test):
         bits = whose.held(state, client)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.federated.server.optimizer import Average, FedAdam, FedAvgM, masked, starts_from
+from fedprune.federated.server.optimizer import Average, FedAdam, FedAvgM, masked
 from fedprune.pruning.mask import apply
 from fedprune.types import Params
 
@@ -82,7 +82,7 @@ def test_dead_entries_stay_zero_under_server_momentum(step):
     server, momentum = {"w": torch.tensor([1.0, 0.0, 2.0])}, {}
     for value in (3.0, -1.0, 0.5):
         server, momentum = step(server, apply({"w": torch.full((3,), value)}, mask), momentum, ("w",))
-        momentum = masked(momentum, mask, starts_from(step))
+        momentum = masked(momentum, mask, step.fresh)
         assert server["w"][1] == 0.0
         assert server["w"][0] != 0.0
 
@@ -102,7 +102,7 @@ def test_a_weight_that_is_grown_again_starts_afresh(step):
     dead = {"w": torch.tensor([True, False])}
     server, momentum = {"w": torch.tensor([1.0, 1.0])}, {}
     server, momentum = step(server, {"w": torch.tensor([4.0, -2.0])}, momentum, ("w",))
-    server, momentum = apply(server, dead), masked(momentum, dead, starts_from(step))
+    server, momentum = apply(server, dead), masked(momentum, dead, step.fresh)
     grown, _ = step(server, {"w": torch.tensor([4.0, 0.003])}, momentum, ("w",))
     fresh, _ = step({"w": torch.zeros(2)}, {"w": torch.full((2,), 0.003)}, {}, ("w",))
     assert float(grown["w"][1]) == pytest.approx(float(fresh["w"][1]))
@@ -113,7 +113,7 @@ def test_a_second_moment_of_zero_may_be_alive():
     # v = .5 0 + .5 1 = .5 and the step 1 / (sqrt .5 + .5). The entry that was dead starts from v = tau^2 = .25: v = .625.
     step = FedAdam(lr=1.0, beta1=0.0, beta2=0.5, tau=0.5)
     momentum = {"m": {"w": torch.zeros(2)}, "v": {"w": torch.zeros(2)}}
-    momentum = masked(momentum, {"w": torch.tensor([True, False])}, starts_from(step))
+    momentum = masked(momentum, {"w": torch.tensor([True, False])}, step.fresh)
     after, _ = step({"w": torch.zeros(2)}, {"w": torch.ones(2)}, momentum, ("w",))
     assert after["w"].tolist() == pytest.approx([1 / (math.sqrt(0.5) + 0.5), 1 / (math.sqrt(0.625) + 0.5)])
 

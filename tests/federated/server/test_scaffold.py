@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedprune.capabilities import complete
 from fedprune.data.datasets import Dataset
 from fedprune.data.federate import Clients
 from fedprune.errors import ConfigError, Incompatible
@@ -17,6 +18,7 @@ from fedprune.experiment.estimate import estimate
 from fedprune.federated.client.round import ClientRound
 from fedprune.federated.masks import Terms, carry_out
 from fedprune.federated.sampling import cohort
+from fedprune.federated.server.optimizer import ServerStep
 from fedprune.federated.server.scaffold import sent, start, stepped, summed
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
@@ -233,7 +235,7 @@ def test_a_server_optimizer_has_a_buffer_of_its_own_whatever_its_name(controlled
     words = ("how_often=one_shot", "when.stop=1")  # an event before the third round, which keeps the momentum
     experiment = tiny(*(SCAFFOLD if controlled else words[:0]), *words)
     executor = experiment.executor()
-    loop = replace(experiment.loop(executor), server_step=counting)
+    loop = replace(experiment.loop(executor), server_step=complete(counting, ServerStep))
     state, expected = loop.start(), play(experiment)
     for number in (1, 2, 3):
         state, _ = loop.round(state)

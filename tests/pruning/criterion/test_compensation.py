@@ -43,7 +43,7 @@ def test_right_after_the_event_the_loss_on_what_was_measured_is_lower_with_compe
         choices = (f"criterion={criterion}", f"where={where}", f"density={density}", "federated.cohort=4", "local.steps=20")
         experiment = tiny(*TRAINED, *choices)
         (before, after), train = before_and_after(experiment), experiment.clients.train
-        (client,) = experiment.options["where"]((), 4, 0) if where == "one_client" else (None,)
+        (client,) = experiment.options.where((), 4, 0) if where == "one_client" else (None,)
         indices = torch.cat(train) if client is None else train[client]
         dense = loss(experiment, before.server.params, indices)
         found[criterion], masks[criterion] = loss(experiment, after.server.params, indices) - dense, after.server.mask

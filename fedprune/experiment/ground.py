@@ -1,0 +1,148 @@
+"""The first steps of a build: what is chosen, and the network, the plan and the clients that follow from it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, fields
+
+from omegaconf import DictConfig
+from torch import nn
+
+from fedprune.capabilities import complete
+from fedprune.config.instantiate import make
+from fedprune.data.datasets import Dataset
+from fedprune.data.federate import Clients, federate
+from fedprune.device import chosen
+from fedprune.errors import ConfigError
+from fedprune.execution import Choice as ExecutorChoice
+from fedprune.experiment import checks
+from fedprune.experiment.checks.problems import Names, Problems
+from fedprune.experiment.network import initial_net
+from fedprune.experiment.options import make_options
+from fedprune.federated.client.batchnorm import own_names
+from fedprune.federated.composition import Options
+from fedprune.federated.server.accumulator import check as check_aggregate
+from fedprune.local.recipe import Recipe
+from fedprune.pruning.event import Axes
+from fedprune.pruning.evidence.network import Network
+from fedprune.pruning.what import What
+from fedprune.pruning.what.layer_order import LayerOrder
+from fedprune.pruning.what.layer_trace import traced
+from fedprune.pruning.what.layers import prunable
+from fedprune.pruning.when import Window
+from fedprune.ticket import StartFrom
+from fedprune.types import Plan
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is chosen, made of the configuration alone. names: of the chosen options, by group."""
+
+    config: DictConfig
+    names: Names
+    options: Options
+    recipe: Recipe
+    ticket: StartFrom
+    device: str
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a run stands on. net: the network at its initialisation. own: the tensors that clients keep to themselves."""
+
+    dataset: Dataset
+    net: nn.Module
+    order: LayerOrder
+    window: Window
+    plan: Plan
+    what: What
+    clients: Clients
+    own: tuple[str, ...]
+
+    @property
+    def network(self) -> Network:
+        """The network as the server has it."""
+        return Network(self.net, self.dataset.shape, self.order)
+
+    def axes(self, chosen: Chosen) -> Axes:
+        """Return what is pruned, by which criterion, and what grown units start from."""
+        return Axes(self.what, chosen.options.criterion, chosen.config.federated.regrown)
+
+
+def choose(config: DictConfig, names: Names, problems: Problems) -> Chosen:
+    """Make what takes neither data nor a network. Stops at problems."""
+    problems.add(checks.ranges(config))
+    options = make_options(config, problems)
+    if options is not None:
+        problems.attempt(check_aggregate, options.aggregate)
+    recipe, ticket = problems.attempt(_recipe, config), problems.attempt(_ticket, config)
+    device = problems.attempt(chosen, config.device)
+    executor = problems.attempt(make, {**config.executor, "_partial_": True})
+    problems.add(checks.executor(complete(executor, ExecutorChoice), device or config.device))
+    problems.stop_if_any()
+    assert options is not None, "what cannot be made is a problem"
+    return Chosen(config, names, options, recipe, ticket, device)
+
+
+def load_data(config: DictConfig, problems: Problems) -> Dataset:
+    """Load the data set, which may have to be fetched first. Stops at problems."""
+    dataset: Dataset = problems.attempt(make, config.data)
+    problems.stop_if_any()
+    problems.add(checks.data(dataset))
+    problems.stop_if_any()
+    return dataset
+
+
+def lay_ground(chosen: Chosen, dataset: Dataset, problems: Problems) -> Ground:
+    """Make the network, the plan and the clients. Stops where nothing can go on; other problems are added to."""
+    config, options = chosen.config, chosen.options
+    net = problems.attempt(_network, config, dataset)
+    window = problems.attempt(options.when, config.rounds)
+    problems.stop_if_any()
+    order = _traced(net, dataset)
+    federated = config.federated
+    return Ground(
+        dataset=dataset,
+        net=net,
+        order=order,
+        window=window,
+        plan=problems.attempt(options.how_often, window, config.density),
+        what=problems.attempt(options.what.bind, net, order),
+        own=problems.attempt(own_names, net, federated.batchnorm),
+        clients=problems.attempt(
+            federate, dataset, options.partition, federated.clients, config.seed, options.where.proxy, federated.evaluated
+        ),
+    )
+
+
+def _recipe(config: DictConfig) -> Recipe:
+    local = {field.name: config.local[field.name] for field in fields(Recipe) if field.name in config.local}
+    federated = config.federated
+    return Recipe(
+        **local,
+        freeze_batchnorm=federated.batchnorm == "frozen",
+        keep_optimizer=federated.optimizer_state == "kept",
+        keep_weights=config.whose.get("uncommon") == "own",
+    )
+
+
+def _ticket(config: DictConfig) -> StartFrom:
+    try:
+        return StartFrom(**config.ticket)
+    except TypeError as error:
+        known = ", ".join(f"ticket.{field.name}" for field in fields(StartFrom))
+        raise ConfigError([f"ticket: {str(error).partition(') ')[2]}; its keys are {known}"]) from error
+
+
+def _network(config: DictConfig, dataset: Dataset) -> nn.Module:
+    return checks.network(initial_net(config, dataset, 0), config.model["_target_"])
+
+
+def _traced(net: nn.Module, dataset: Dataset) -> LayerOrder:
+    """Return the order in which the network runs its layers; a warning says where it cannot be told."""
+    order = traced(net, prunable(net), dataset.normalise(dataset.x[:1]))
+    if order.problem:
+        log.warning("which layers are first and last: %s", order.problem)
+    return order

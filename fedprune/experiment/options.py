@@ -1,0 +1,146 @@
+"""The configuration's groups -> their objects, each checked to be an option of its group."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedprune.capabilities import complete, missing
+from fedprune.config.instantiate import make
+from fedprune.data.partition import Division, Partition
+from fedprune.errors import ConfigError
+from fedprune.experiment.checks.problems import Problems
+from fedprune.federated.availability import Availability
+from fedprune.federated.client import Work
+from fedprune.federated.client.upload import Upload
+from fedprune.federated.composition import Options
+from fedprune.federated.masks.capacity import Capacity
+from fedprune.federated.masks.whose import Whose
+from fedprune.federated.round_kinds import Rounds
+from fedprune.federated.server.accumulator import Aggregate
+from fedprune.federated.server.optimizer import ServerStep
+from fedprune.federated.where import Where
+from fedprune.local.regularisers.base import Regulariser
+from fedprune.pruning.criterion import Criterion
+from fedprune.pruning.how_often import HowOften
+from fedprune.pruning.rewind import Rewind
+from fedprune.pruning.what import What
+from fedprune.pruning.when import When
+
+
+class Group(NamedTuple):
+    """A group of options. key: where the configuration has its node. base: the class that says what an option is. other:
+    another such class."""
+
+    key: str
+    base: type
+    other: type | None = None
+
+
+GROUPS = {
+    "what": Group("what", What),
+    "criterion": Group("criterion", Criterion),
+    "when": Group("when", When),
+    "how_often": Group("how_often", HowOften),
+    "where": Group("where", Where),
+    "whose": Group("whose", Whose),
+    "rewind": Group("rewind", Rewind),
+    "partition": Group("partition", Partition, Division),
+    "aggregate": Group("federated.aggregate", Aggregate),
+    "upload": Group("federated.upload", Upload),
+    "client": Group("federated.client", Work),
+    "round": Group("federated.round", Rounds),
+    "capacity": Group("federated.capacity", Capacity),
+    "availability": Group("federated.availability", Availability),
+    "server_step": Group("federated.server", ServerStep),
+    "penalty": Group("local.penalty", Regulariser),
+    "dropout": Group("local.dropout", Regulariser),
+}
+"""The groups by the names of the fields of Options."""
+
+
+def make_options(config: DictConfig, problems: Problems) -> Options | None:
+    """Return the object of every option; None, and what is wrong in `problems`, if one cannot be made."""
+    made = {name: problems.attempt(make_option, config, group) for name, group in GROUPS.items()}
+    made["wire"] = problems.attempt(make, config.wire)
+    problems.attempt(make, config.logger)
+    return None if None in made.values() else Options(**made)
+
+
+def make_option(config: DictConfig, group: Group) -> Any:
+    """Return the object of one option, with the defaults of its group. Raises ConfigError if it is none of the group."""
+    node = OmegaConf.select(config, group.key)
+    try:
+        made = make(node)
+    except ConfigError as error:
+        if not isinstance(error.__cause__, TypeError) or not _is_called_later(node, group.base):
+            raise
+        raise ConfigError([f"{error}: {_called(group)}: type +{group.key}._partial_=true"]) from error
+    if group.other is not None and isinstance(made, group.other):
+        return made
+    problems = [*_wrong(made, node, group), *_uncalled(made, group.key)]
+    if problems:
+        raise ConfigError(problems)
+    return complete(made, group.base)
+
+
+def _wrong(made: object, node: Mapping[str, Any], group: Group) -> list[str]:
+    """Return why an object is no option of its group, with what to type instead."""
+    target, lacks, calls = node["_target_"], missing(made, group.base), _parameters(group.base)
+    if node.get("_partial_") and (isinstance(made, type) or lacks or not calls):
+        return [f"{target} is not called: type {group.key}._partial_=false"]
+    if lacks:
+        return [f"{target} has no {', '.join(lacks)}: see {group.base.__module__}.{group.base.__name__}"]
+    if not calls:
+        return []
+    if not callable(made):
+        return [f"{target} gives {made!r:.60}: {_called(group)}: type +{group.key}._partial_=true"]
+    if not _takes(made, calls):
+        instead = f", or type {group.key}._partial_=false" if node.get("_partial_") else ""
+        return [f"{target}{inspect.signature(made)} takes other arguments: {_called(group)}: write one that is{instead}"]
+    return []
+
+
+def _uncalled(made: object, key: str) -> list[str]:
+    """Return the classes that an option holds where it should hold an object of theirs."""
+    if not is_dataclass(made):
+        return []
+    held = {field.name: vars(made).get(field.name) for field in fields(made)}
+    named = {name: value.func if isinstance(value, functools.partial) else value for name, value in held.items()}
+    return [
+        f"{key}.{name} is the class {value.__name__} and no object of it: type {key}.{name}._partial_=false"
+        for name, value in named.items()
+        if isinstance(value, type)
+    ]
+
+
+def _is_called_later(node: Mapping[str, Any], base: type) -> bool:
+    """Return whether the node names a function that takes what options of this group are called with."""
+    function, calls = make({**node, "_partial_": True}), _parameters(base)
+    named = function.func if isinstance(function, functools.partial) else function
+    return bool(calls) and not isinstance(named, type) and _takes(function, calls)
+
+
+def _parameters(base: type) -> tuple[str, ...]:
+    """Return the names of what options of a group are called with; none if they are not called."""
+    call = vars(base).get("__call__")
+    return tuple(inspect.signature(call).parameters)[1:] if call else ()
+
+
+def _takes(function: Callable[..., object], arguments: tuple[str, ...]) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:  # of a function in C nobody knows
+        return True
+    return True
+
+
+def _called(group: Group) -> str:
+    return f"{group.key} is called with ({', '.join(_parameters(group.base))})"
