@@ -128,7 +128,7 @@ class NeighbourLoop(FederatedLoop):
 
     def round(self, state: State) -> tuple[State, dict[str, float]]:
         """One round. Returns the state after it, and its metrics."""
-        started, trained = time.perf_counter(), Tally()
+        started, trained = time.perf_counter(), Tally.begun(self.profile)
         phase = trained.clock.phase
         with phase("sampling"):
             active = tuple(sorted(self._cohort(state)))
@@ -147,7 +147,7 @@ class NeighbourLoop(FederatedLoop):
         if self._evaluates(after):
             with phase("evaluate", whole=True):
                 metrics |= self._evaluated(after)
-        metrics |= trained.clock.metrics() if self.profile else {}
+        metrics |= trained.clock.metrics()
         return after, metrics | {"time/train_s": ended - started, "time/round_s": time.perf_counter() - started}
 
     def _network(self, state: State, client: int) -> Subnet:

@@ -87,7 +87,8 @@ class FederatedLoop:
 
     def round(self, state: State) -> tuple[State, dict[str, float]]:
         """Return the state after one round, and the metrics of the round."""
-        started, tally, before, extra = time.perf_counter(), Tally(), state, dict[str, float]()
+        started, tally = time.perf_counter(), Tally.begun(self.profile)
+        before, extra = state, dict[str, float]()
         phase = tally.clock.phase
         if state.clock == self.rewind.anchor:
             state = self._remember(state)
@@ -117,7 +118,7 @@ class FederatedLoop:
         if self._evaluates(after):
             with phase("evaluate", whole=True):
                 metrics |= self.evaluation(after) | self._client_density(after)
-        metrics |= tally.clock.metrics() if self.profile else {}
+        metrics |= tally.clock.metrics()
         return after, metrics | {"time/train_s": trained - started, "time/round_s": time.perf_counter() - started}
 
     @functools.cached_property

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from fedprune.federated.availability import Fate
 from fedprune.local.lightning.self_log import OverCohort
 from fedprune.phase_clock import Clock
 from fedprune.types import Job, Update
+
+T = TypeVar("T")
+
+
+class NoClock:
+    """Stands in for a Clock in a run without a profile."""
+
+    def phase(self, name: str, whole: bool = False) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def waiting(self, results: Iterable[T]) -> Iterator[T]:
+        return iter(results)
+
+    def add(self, of_worker: Mapping[str, float]) -> None:
+        pass
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
 
 @dataclass
@@ -26,7 +47,12 @@ class Tally:
     unanswered: int = 0  # questions for evidence that got no answer
     logged: dict[str, OverCohort] = field(default_factory=dict)  # by the name that a module logged it under
     reached: set[int] = field(default_factory=set)  # clients that have got, in this round, the tensors that nobody trains
-    clock: Clock = field(default_factory=Clock)
+    clock: Clock | NoClock = field(default_factory=NoClock)
+
+    @classmethod
+    def begun(cls, profile: bool) -> Tally:
+        """Return the tally of a round that begins now. profile: whether to tell the time that each phase takes."""
+        return cls(clock=Clock()) if profile else cls()
 
     def add(self, update: Update) -> None:
         """Take up the metrics of a client's training."""
