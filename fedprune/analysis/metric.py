@@ -72,8 +72,13 @@ class Metric:
         return "test sd (%)" if self.percent else f"test sd ({self.words})"
 
     def axis(self, part: str) -> str:
-        """Return the label of an axis."""
-        return f"{part} {self.words} (%)" if self.percent else f"{part} {self.words}"
+        """Return the label of a vertical axis: 'test accuracy (%)', 'test mae (less is better)'."""
+        return f"{part} {self.words} ({self.axis_unit})"
+
+    @property
+    def axis_unit(self) -> str:
+        """Return the text in brackets after the label of an axis: a unit, or which direction is better."""
+        return "%" if self.percent else "more is better" if self.larger_is_better else "less is better"
 
     def text(self, value: float) -> str:
         """Return a value in the metric's unit as text."""

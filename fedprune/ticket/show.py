@@ -44,7 +44,7 @@ def _values(ticket: Ticket) -> str:
 
 
 def densities(ticket: Ticket) -> Table:
-    """A row for each layer that can be pruned, and for all."""
+    """Return a table with a row for each layer that can be pruned, and for all."""
     table = Table("layer", "shape")
     for column in ("alive", "of", "density", "dead outputs"):
         table.add_column(column, justify="right")

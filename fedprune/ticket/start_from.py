@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -61,7 +60,7 @@ class StartFrom:
             raise ConfigError(problems)
 
     def __call__(
-        self, net: nn.Module, what: What, seed: int, names: Mapping[str, str], model: Mapping[str, Any] | None = None
+        self, net: nn.Module, what: What, seed: int, names: Mapping[str, str], model: Mapping[str, object] | None = None
     ) -> Subnet | None:
         """Return the subnet that the run starts from; None for a dense initialisation, that of `net`.
 
@@ -162,7 +161,7 @@ def _pruning(sparse: list[str], ticket: Ticket, net: nn.Module, what: What, name
     return " with ".join(keys) or UNKNOWN.removeprefix("choose ")
 
 
-def _warn_of_another(ticket: Ticket, option: str, config: Mapping[str, Any] | None) -> None:
+def _warn_of_another(ticket: Ticket, option: str, config: Mapping[str, object] | None) -> None:
     """Log the values of its config in which the ticket's network differs: no shape tells a stride or an activation."""
     if config is None or "network" not in ticket.provenance:
         return

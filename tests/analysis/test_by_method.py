@@ -118,6 +118,15 @@ def test_the_figure_has_a_panel_per_density_and_a_point_per_method():
         accuracy_bytes_methods(by_method(sweep()[0].assign(status="failed"), sweep()[1], 0.5))
 
 
+def test_names_stand_at_the_height_of_their_points_in_every_panel():
+    figure = accuracy_bytes_methods(by_method(*sweep(), target=0.8))
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        heights = {text.get_text(): low + text.get_position()[1] * (high - low) for text in axes.texts}
+        less = 0.0 if "0.1" in axes.get_title() else 10.0
+        assert heights == pytest.approx({"dense": 83 - less, "sparse": 80 - less, "slow": 70 - less})
+
+
 def test_a_sweep_over_methods_from_the_command_line_is_compared(command):
     tiny = ("federated.clients=3", "federated.cohort=2", "local.epochs=null", "local.steps=2", "logger=none", "executor=serial")
     words = ("+experiment@_global_=fedavg,snip_fedavg", "data=digits", "model=lenet_300_100", "name=bench", "rounds=2")

@@ -25,7 +25,7 @@ MAE = Metric("mae", larger_is_better=False)
 def test_names_units_and_texts_follow_the_metric():
     accuracy, f1 = Metric(), Metric("f1_macro")
     assert (accuracy.test, accuracy.test_sd, accuracy.axis("test")) == ("test accuracy (%)", "test sd (%)", "test accuracy (%)")
-    assert (MAE.test, MAE.test_sd, MAE.axis("val")) == ("test mae (↓)", "test sd (mae)", "val mae")
+    assert (MAE.test, MAE.test_sd, MAE.axis("val")) == ("test mae (↓)", "test sd (mae)", "val mae (less is better)")
     assert (f1.head("client"), f1.tail_column) == ("client f1 macro (↑)", "client/f1_macro_p10")
     assert (MAE.tail_column, MAE.column("client"), MAE.column("val")) == ("client/mae_p90", "client/mae_mean", "val/mae")
     assert (accuracy.spread(83.0, 13**0.5), MAE.spread(0.12345, 0.0012)) == ("83.0 ± 3.6", "0.1235 ± 0.0012")
@@ -86,7 +86,7 @@ def test_a_report_of_a_metric_that_is_better_smaller(sweep: Path):
 def test_figures_have_the_metric_on_their_axis_and_not_in_percent(sweep: Path):
     rounds = analysis.load_rounds(sweep)
     figure = figures.accuracy_rounds(rounds, ["criterion"])
-    assert figure.get_supylabel() == "test mae"
+    assert figure.get_supylabel() == "test mae (less is better)"
     heights = {round(float(y), 6) for line in figure.axes[0].get_lines() for y in line.get_ydata()}
     assert {0.3, 0.7} <= heights and max(heights) < 1
 
@@ -149,7 +149,7 @@ def test_methods_are_compared_by_the_least_error():
     text = methods_markdown(table, 0.3, MAE)
     assert "*Client mae* is of" in text and "rounds to 0.3" in text and "the 90th percentile" in text and "accura" not in text
     assert "| **good** (1 seed) | 0.2 |" in text
-    assert figures.accuracy_bytes_methods(table, MAE).axes[0].get_ylabel() == "mae of the mean client"
+    assert figures.accuracy_bytes_methods(table, MAE).axes[0].get_ylabel() == "mae of the mean client (less is better)"
 
 
 def test_of_several_settings_the_one_of_the_least_error_is_taken():

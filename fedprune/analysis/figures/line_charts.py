@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import ceil
-from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -17,14 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fedprune.analysis.curves import at_densities, complete, curve, evaluated, label_columns, labels, panel_column
-from fedprune.analysis.figures.looks import Looks, looks
+from fedprune.analysis.figures.looks import Look, Looks, looks
 from fedprune.analysis.figures.style import STYLE, logarithmic, whole_numbers
 from fedprune.analysis.metric import metric_of
 
 MANY_EVENTS = 12
 """Lines with more prune events than this are not marked at every event: the marks would hide the line."""
 
-DrawLine = Callable[[Axes, pd.DataFrame, dict[str, Any]], None]
+DrawLine = Callable[[Axes, pd.DataFrame, Look], None]
 
 
 def accuracy_density(levels: pd.DataFrame, by: list[str]) -> Figure:
@@ -34,7 +33,7 @@ def accuracy_density(levels: pd.DataFrame, by: list[str]) -> Figure:
     horizontal line. Raises FedpruneError if there is nothing to draw.
     """
     rows, by = at_densities(complete(evaluated(levels, "density/weights", by), "prune/events"), by)
-    figure = _chart(rows, by, "x", _with_bars, "weights remaining (%)")
+    figure = _chart(rows, by, "x", _with_bars, "weights remaining (%, less is better)")
     least, most = rows["x"].min(), rows["x"].max()
     for axes in figure.axes:
         logarithmic(axes, most * 1.15, min(least, most / 2) / 1.15)
@@ -48,7 +47,7 @@ def accuracy_bytes(rounds: pd.DataFrame, by: list[str]) -> Figure:
     """
     rows = complete(evaluated(rounds, "wire/total_bytes", by), "round")
     rows = rows.assign(x=rows["wire/total_bytes"] / 1e6)
-    figure = _chart(rows, by, "round", _with_climbs, "sent up and down (MB)")
+    figure = _chart(rows, by, "round", _with_climbs, "sent up and down (MB, less is better)")
     least, most = rows["x"].min(), rows["x"].max()
     for axes in figure.axes:
         logarithmic(axes, min(least, most / 2) / 1.15, most * 1.15)
@@ -124,13 +123,13 @@ def _handles(styles: Looks) -> list[Line2D]:
     return [Line2D([], [], label=line, **style) for line, style in styles.items()]
 
 
-def _with_bars(axes: Axes, line: pd.DataFrame, style: dict[str, Any]) -> None:
+def _with_bars(axes: Axes, line: pd.DataFrame, style: Look) -> None:
     axes.errorbar(line["x"], line["mean"], line["sd"], elinewidth=0.7, **style)
     if list(line["events"]) == [0]:
         axes.axhline(line["mean"].iloc[0], linewidth=0.7, color=style["color"], linestyle=style["linestyle"], zorder=1)
 
 
-def _with_climbs(axes: Axes, line: pd.DataFrame, style: dict[str, Any]) -> None:
+def _with_climbs(axes: Axes, line: pd.DataFrame, style: Look) -> None:
     # Late levels of an iterative run lie close together on this axis, so only their ends are joined; the rounds between are
     # faint.
     ends = line[_ends_level(line)]
@@ -140,7 +139,7 @@ def _with_climbs(axes: Axes, line: pd.DataFrame, style: dict[str, Any]) -> None:
     _with_bars(axes, ends, style)
 
 
-def _with_band(axes: Axes, line: pd.DataFrame, style: dict[str, Any]) -> None:
+def _with_band(axes: Axes, line: pd.DataFrame, style: Look) -> None:
     ends = list(line.index[_ends_level(line)])
     shown = ends if len(ends) <= MANY_EVENTS else [*range(0, len(line), ceil(len(line) / MANY_EVENTS))]
     axes.plot(line["x"], line["mean"], markevery=shown, **style)
@@ -148,7 +147,7 @@ def _with_band(axes: Axes, line: pd.DataFrame, style: dict[str, Any]) -> None:
     axes.fill_between(line["x"], low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
-def _with_marks(axes: Axes, line: pd.DataFrame, style: dict[str, Any]) -> None:
+def _with_marks(axes: Axes, line: pd.DataFrame, style: Look) -> None:
     _with_band(axes, line, style)
     # The round before a prune event is always evaluated: it is the last point with the old count of events.
     pruned = line["x"][line["events"].diff().shift(-1) > 0]

@@ -14,8 +14,11 @@ DASHES = ("-", (0, (3.5, 1.2)), (0, (1, 1.1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")  # 9, so that with 8 colours a pair returns only after 72
 LOOKS: dict[str, tuple[Any, ...]] = {"color": COLOURS, "linestyle": DASHES, "marker": MARKERS}
 
-Looks = dict[str, dict[str, Any]]
-"""{label of a line: {"color", "linestyle", "marker"}}, as keywords of matplotlib."""
+Look = dict[str, Any]
+"""The color, linestyle and marker of a line, as keywords of matplotlib."""
+
+Looks = dict[str, Look]
+"""{label of a line: its look}."""
 
 
 def looks(rows: pd.DataFrame, by: list[str]) -> Looks:

@@ -26,31 +26,38 @@ def accuracy_bytes_methods(table: pd.DataFrame, metric: Metric = ACCURACY) -> Fi
 
     `table` is what `by_method` returns; bars are sample standard deviations over seeds. Raises FedpruneError if it is empty.
     """
-    if table.empty or table[metric.head("client")].isna().all():
+    judged = metric.head("client")
+    if table.empty or table[judged].isna().all():
         raise FedpruneError(f"nothing to draw: none of these runs has finished with a value of {metric.column('client')}")
-    panels = list(table.groupby("density", sort=False))
+    panels = [(density, _points(methods, metric)) for density, methods in table.groupby("density", sort=False)]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axes, (density, methods) in zip(row, panels, strict=True):
+        for axes, (density, points) in zip(row, panels, strict=True):
             axes.set_title(f"density {density:.10g}")
-            _panel(axes, methods.assign(sent=methods["up (MB)"] + methods["down (MB)"]), metric)
-        figure.supxlabel("sent up and down in the whole run (MB)")
-        row[0].set_ylabel(f"{metric.words} of the mean client{' (%)' * metric.percent}")
+            _draw_points(axes, points, judged)
+        for axes, (_, points) in zip(row, panels, strict=True):  # once all panels have made the limits that they share
+            _write_names(axes, points, judged)
+        figure.supxlabel("sent up and down in the whole run (MB, less is better)")
+        row[0].set_ylabel(f"{metric.words} of the mean client ({metric.axis_unit})")
     return figure
 
 
-def _panel(axes: Axes, methods: pd.DataFrame, metric: Metric) -> None:
-    on_front, judged = pareto_front(methods, metric), metric.head("client")
-    for unbeaten, points in methods.groupby(on_front):
+def _points(methods: pd.DataFrame, metric: Metric) -> pd.DataFrame:
+    """Return the methods in the order of their metric, with the megabytes sent, and whether they are on the Pareto front."""
+    sent = methods["up (MB)"] + methods["down (MB)"]
+    return methods.assign(sent=sent, unbeaten=pareto_front(methods, metric)).sort_values(metric.head("client"))
+
+
+def _draw_points(axes: Axes, points: pd.DataFrame, judged: str) -> None:
+    for unbeaten, alike in points.groupby("unbeaten"):
         color = COLORS[bool(unbeaten)]
-        axes.errorbar(points["sent"], points[judged], points[f"{judged} sd"], fmt="o", color=color, elinewidth=0.7)
-    front = methods[on_front].sort_values("sent")
+        axes.errorbar(alike["sent"], alike[judged], alike[f"{judged} sd"], fmt="o", color=color, elinewidth=0.7)
+    front = points[points["unbeaten"]].sort_values("sent")
     axes.plot(front["sent"], front[judged], color=COLORS[True], linewidth=0.8, drawstyle="steps-post", zorder=0)
     axes.set_xscale("log")
     plain_ticks(axes, (1, 2, 5))
     axes.margins(x=0.05)
-    _write_names(axes, methods.assign(unbeaten=on_front).sort_values(judged), judged)
 
 
 def _write_names(axes: Axes, points: pd.DataFrame, judged: str) -> None:
