@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[1]
 
 
 def write(shown: Facts, into: Path) -> Path:
-    """Draw the facts into the folder as taxonomy.svg, which holds them, too."""
+    """Draw the facts as taxonomy.svg into the folder; the file holds them in its metadata."""
     path = into / "taxonomy.svg"
     into.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
@@ -31,7 +31,7 @@ def write(shown: Facts, into: Path) -> Path:
 
 
 def read_facts(svg: Path) -> Facts | None:
-    """The facts that a figure was drawn from; None where it holds none."""
+    """Return the facts that a figure was drawn from; None if it holds none."""
     described = ElementTree.parse(svg).getroot().iter("{http://purl.org/dc/elements/1.1/}description")
     return next((json.loads(element.text or "null") for element in described), None)
 

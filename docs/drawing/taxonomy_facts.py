@@ -22,7 +22,7 @@ from fedprune.pruning.evidence import needs
 from fedprune.run_id import AXES, METHOD
 
 TAXONOMY = {"what", "criterion", "when", "how_often"}
-"""An experiment that sweeps all four is a grid over the taxonomy, and no point in it; nor is one that sweeps over methods."""
+"""An experiment that sweeps all four is a grid over the taxonomy, not a method. One that sweeps over methods is none either."""
 
 PARTS: dict[str, tuple[str, ...]] = {
     "papers it started from": ("obd", "han2015", "lth", "one_ticket", "snip", "levai2020"),
@@ -32,7 +32,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
 }
 FEDERATED = "made for federation"
-"""Headings of the methods, in order, with their experiments; what is not named here was made for federation."""
+"""The headings of the methods in order, with their experiments; all others are under FEDERATED."""
 
 EVIDENCE = {
     "curvature": {"sq_grads", "sq_grads_sampled", "gauss_newton_diag", "hessian_diag", "hessian_sweep", "fisher_inverse_diag"},
@@ -43,7 +43,7 @@ EVIDENCE = {
     "chance": {"generator"},
     "weights": {"params", "init_params"},
 }
-"""Families of criteria, by the evidence they ask for; the first that has any of it."""
+"""Families of criteria by their evidence. A criterion is in the first family that has a piece of its evidence."""
 
 TOGETHER: dict[str, dict[str, tuple[str, ...]]] = {
     "when": {"at a gate": ("once_accurate", "once_settled", "once_moving")},
@@ -55,7 +55,7 @@ TOGETHER: dict[str, dict[str, tuple[str, ...]]] = {
         "to one value": ("constant", "constant_keep_signs"),
     },
 }
-"""Families of the other axes; an option that is in none is a family of its own."""
+"""Families of options of the other axes. An option that is not named here is a family by itself."""
 
 AUTHOR = r"[A-Z\u00c0-\u00de][\w'-]*(?: (?:(?:y|de|da|van|von|der) )*[A-Z\u00c0-\u00de][\w'-]*)*"
 CITATION = re.compile(rf"((?:{AUTHOR}, )*{AUTHOR}(?: & {AUTHOR}| et al\.)) ((?:19|20)\d\d)")
@@ -65,7 +65,7 @@ Facts = dict[str, Any]
 
 
 def facts(conf: Path = CONF) -> Facts:
-    """What the figure shows. Methods: part by part, and by year within each."""
+    """Return what the figure shows. Methods are in the order of the headings, and by year under each."""
     axes = {axis: _families(conf, axis) for axis in AXES}
     swept = {path.stem: _swept(path) for path in sorted((conf / "experiment").glob("*.yaml"))}
     plain = _compose(conf, [])
@@ -77,13 +77,13 @@ def facts(conf: Path = CONF) -> Facts:
 
 
 def _swept(path: Path) -> dict[str, str]:
-    """Each key that the experiment sweeps, with its first value."""
+    """Return each key that the experiment sweeps, with its first value."""
     swept = OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params") or {}
     return {key: str(values).split(",")[0].strip() for key, values in swept.items()}
 
 
 def _families(conf: Path, axis: str) -> dict[str, list[str]]:
-    """The options of an axis by family: of criterion as EVIDENCE goes, of what as STRUCTURE goes, else as options go."""
+    """Return the options of an axis by family: of criterion in the order of EVIDENCE, of what of STRUCTURE, else of options."""
     options = sorted((path.stem for path in (conf / axis).glob("*.yaml")), key=option_rank)
     family = {"criterion": _by_evidence, "what": _by_structure}.get(axis)
     if family is None:
@@ -128,19 +128,20 @@ def _method(conf: Path, name: str, first: Mapping[str, str], plain: Mapping[str,
 
 
 def _beside(chosen: Mapping[str, str], plain: Mapping[str, str]) -> list[str]:
-    """The groups of local and federated in which a method is not plain FedAvg; centralised training and optimisers left out."""
-    own = [group for group in chosen if group.startswith(("local", "federated")) and chosen[group] != plain.get(group)]
-    return [group for group in own if group != "local/optimizer" and chosen[group] != "centralized"]
+    """Return the groups of local and federated in which a method is not plain FedAvg, but for centralised and optimizers."""
+    changed = [group for group in chosen if group.startswith(("local", "federated")) and chosen[group] != plain.get(group)]
+    return [group for group in changed if group != "local/optimizer" and chosen[group] != "centralized"]
 
 
 def _cited(yaml: str) -> tuple[str, int]:
-    """The first paper that the comments name, three authors and more as 'first et al.', and its year; '' and 9999 for none."""
+    """Return the first paper that the comments name, three authors and more as 'first et al.', and its year; or ('', 9999)."""
     comment = " ".join(line.removeprefix("#").strip() for line in yaml.splitlines() if line.startswith("#"))
-    found = CITATION.search(comment)
-    if found is None:
+    citation = CITATION.search(comment)
+    if citation is None:
         return "", 9999
-    authors, year = found.groups()
-    return f"{authors.split(',')[0] + ' et al.' if ',' in authors else authors} {year}", int(year)
+    authors, year = citation.groups()
+    short = f"{authors.split(',')[0]} et al." if "," in authors else authors
+    return f"{short} {year}", int(year)
 
 
 def _compose(conf: Path, overrides: list[str]) -> Mapping[str, str]:

@@ -1,13 +1,13 @@
-"""The picture of taxonomy.py's facts: above, the axes with their options; below, a row per method with its answer on each axis.
+"""The picture of the taxonomy: above, the axes with their options; below, a row per method with its option on each axis.
 
-Colours are families: an answer below has the colour of its option above. What a method has besides its answers stands below
-them in small; one that never prunes is not asked what, by which criterion, when, where and back to what. All lengths are pixels
-of a README's column.
+Colours are families: an option has the same colour below and above. Other settings of a method stand below its options in
+small. A method that never prunes has only the options that mean something without pruning. All lengths are pixels of a README's
+column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
@@ -38,17 +38,20 @@ GLYPH = 0.602 * SIZE * DPI / 72  # width of a character of the code font
 GREY, RULE = "0.42", "0.85"
 
 UNASKED = ("what", "criterion", "when", "where", "rewind")
-"""What means nothing where nothing is ever pruned."""
+"""The axes that mean nothing for a method that never prunes."""
 
-# Pale, so that black is legible on all; an axis begins where the one before ended, so that neighbours differ.
+# Pale, so that black is legible. An axis begins with the colour after the last one of the axis before, so neighbours differ.
 FILLS = ("#cfe3f5", "#fbd9b5", "#cdeccb", "#f6cfe0", "#e0d5f5", "#fdeea3", "#c3ebe9", "#eadbc8", "#dfe5ea")
 
+Line = list[tuple[float, str, bool]]
+"""[(x, text, whether it is an option)]."""
+
 Fills = dict[str, dict[str, str]]
-"""Of each axis and option, its colour."""
+"""{axis: {option: colour}}."""
 
 
 def draw(facts: Mapping[str, Any]) -> Figure:
-    """The figure of `taxonomy.facts()`."""
+    """Draw the figure of `taxonomy_facts.facts()`."""
     fills = _fills(facts["axes"])
     parts = {part: list(methods) for part, methods in groupby(facts["methods"], key=itemgetter("part"))}
     lines = {axis: _lines(families) for axis, families in facts["axes"].items()}
@@ -58,11 +61,14 @@ def draw(facts: Mapping[str, Any]) -> Figure:
         figure = Figure(figsize=(WIDTH / DPI, height / DPI), dpi=DPI, facecolor="white")
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(height, 0))
         axes.set_axis_off()
-        _draw_axes(
-            axes, lines, fills, {axis: {m["answers"][axis] for m in facts["methods"] if _asked(m, axis)} for axis in fills}
-        )
+        _draw_axes(axes, lines, fills, {axis: _used(facts["methods"], axis) for axis in fills})
         _draw_methods(axes, parts, fills, above)
     return figure
+
+
+def _used(methods: Iterable[Mapping[str, Any]], axis: str) -> set[str]:
+    """Return the options of an axis that methods have."""
+    return {method["answers"][axis] for method in methods if _asked(method, axis)}
 
 
 def _asked(method: Mapping[str, Any], axis: str) -> bool:
@@ -79,9 +85,10 @@ def _fills(axes: Mapping[str, Mapping[str, list[str]]]) -> Fills:
     return fills
 
 
-def _lines(families: Mapping[str, list[str]]) -> list[list[tuple[float, str, bool]]]:
-    """(x, text, whether it is an option) of all that stands on each line of an axis: a family after its name, if any."""
-    lines: list[list[tuple[float, str, bool]]] = [[]]
+def _lines(families: Mapping[str, list[str]]) -> list[Line]:
+    """Return the lines of an axis: (x, text, whether it is an option) of each text. A family comes after its name, if it has
+    one."""
+    lines: list[Line] = [[]]
     x: float = QUESTION
     for family, options in families.items():
         named = options != [family]
@@ -98,7 +105,7 @@ def _lines(families: Mapping[str, list[str]]) -> list[list[tuple[float, str, boo
     return lines
 
 
-def _draw_axes(axes: Axes, lines: Mapping[str, list], fills: Fills, used: Mapping[str, set[str]]) -> None:
+def _draw_axes(axes: Axes, lines: Mapping[str, list[Line]], fills: Fills, used: Mapping[str, set[str]]) -> None:
     y = 4.0
     for axis, of_axis in lines.items():
         _question(axes, axis, y + LINE / 2)
@@ -121,7 +128,7 @@ def _question(axes: Axes, axis: str, y: float) -> None:
 
 
 def _draw_methods(axes: Axes, parts: Mapping[str, list[dict[str, Any]]], fills: Fills, y: float) -> None:
-    """Part by part, each under its heading and the axes' names; the columns are as wide as their longest answers."""
+    """Draw the methods under their headings and the axes' names; the columns are as wide as their longest options."""
     columns = _columns(list(chain.from_iterable(parts.values())), list(fills))
     for part, methods in parts.items():
         axes.text(MARGIN, y + 19, part, va="center", fontsize=SIZE, weight="bold", color=GREY)
@@ -134,7 +141,7 @@ def _draw_methods(axes: Axes, parts: Mapping[str, list[dict[str, Any]]], fills: 
 
 
 def _columns(methods: list[dict[str, Any]], names: list[str]) -> dict[str, tuple[float, float]]:
-    """Of each axis, where its answers begin and how wide their boxes are."""
+    """Return (x, width) of the column of each axis."""
     longest = {axis: max(map(len, [axis, *(m["answers"][axis] for m in methods if _asked(m, axis))])) for axis in names}
     x = MARGIN + max(len(method["name"]) for method in methods) * GLYPH + 8
     spare = (WIDTH - MARGIN - x - sum(longest.values()) * GLYPH) / len(longest)
@@ -146,7 +153,7 @@ def _columns(methods: list[dict[str, Any]], names: list[str]) -> dict[str, tuple
 
 
 def _row(axes: Axes, method: Mapping[str, Any], columns: Mapping[str, tuple[float, float]], fills: Fills, y: float) -> None:
-    """A method's name and paper, its answers, and in small what it has besides: in place of answers, if it never prunes."""
+    """Draw a method's name and paper, its options, and its other settings in small: in place of options, if it never prunes."""
     axes.text(MARGIN, y + LINE / 2, method["name"], va="center", fontsize=SIZE, family="DejaVu Sans Mono", weight="bold")
     axes.text(MARGIN, y + 24, method["paper"], va="center", fontsize=SMALL, color=GREY)
     for axis, (x, width) in columns.items():
@@ -159,7 +166,7 @@ def _row(axes: Axes, method: Mapping[str, Any], columns: Mapping[str, tuple[floa
 
 
 def _chip(axes: Axes, x: float, y: float, width: float, text: str, fill: str, used: bool) -> None:
-    """An option in its box, only outlined where no method is there."""
+    """Draw an option in its box, which is only outlined if no method has it."""
     face, colour = (fill, "black") if used else ("white", "0.3")
     style = "round,pad=2,rounding_size=3"
     corner, inside = (x + 2, y + 4), LINE - 7
