@@ -1,8 +1,8 @@
-"""Plain layers: those that do what their class of torch says, and no more.
+"""Plain layers: layers that do exactly what their class of torch does.
 
-A formula about a layer (its derivative by its weight, what is left if channels are cut out of it) is right for plain layers. A
-subclass may have a forward of its own, and a hook or a `forward` that was put on one object changes what that one does; so
-whoever relies on a formula asks here, and not `isinstance`. Parametrizations change the class of a layer, and are seen by that.
+A formula about a layer (its derivative by its weight, the layer without some channels) is right for plain layers. A subclass
+may have a forward of its own, and a hook or a `forward` on one object changes that object; so code that relies on a formula
+calls `is_plain`, and not `isinstance`. Parametrizations change the class of a layer, and so they are seen.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def is_changed(layer: nn.Module) -> bool:
 
 
 def listens(net: nn.Module) -> bool:
-    """Return whether hooks wait for the gradient of a parameter: of this very tensor, and of no copy or part of it."""
+    """Return whether hooks wait for the gradient of a parameter. They do not wait for that of a copy or part of it."""
     return any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in net.parameters())
 
 

@@ -1,22 +1,23 @@
-"""What reaches a layer whatever the input is: the constants that dead filters emit through their biases and norms' shifts.
+"""The constants that reach a layer whatever the input is: dead filters emit them through their biases and norms' shifts.
 
-One forward pass on an input that is not a number: whatever is still a number does not depend on the input. A dead filter stops
-NaN (0 x NaN would not), everything else hands it on: activations, pooling, additions, concatenation, normalisation.
+One forward pass on an input of NaN finds them: a value that is still a number does not depend on the input. A dead filter stops
+NaN (0 x NaN would not); activations, pooling, additions, concatenation and normalisation pass it on.
 """
 
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 Alive = dict[str, Tensor]
-"""By layer: which entries of its weight are alive."""
+"""The mask of each layer's weight, by the layer's name."""
 
 
 def constants(net: nn.Module, alive: Alive, example: Tensor) -> dict[str, Tensor]:
-    """By layer: its input for one example, NaN where it depends on the network's input. The network is not changed."""
+    """Return each layer's input for one example, NaN where it depends on the network's input. The network is not changed."""
     probe, seen = copy.deepcopy(net).eval(), dict[str, Tensor]()
     for name, layer in probe.named_modules():
         if name in alive:
@@ -27,7 +28,7 @@ def constants(net: nn.Module, alive: Alive, example: Tensor) -> dict[str, Tensor
 
 
 class _Stop:
-    """A forward hook: the layer's output with NaN only where a living weight meets one."""
+    """A forward hook that leaves NaN in a layer's output only where a living weight meets one."""
 
     def __init__(self, name: str, alive: Tensor, seen: dict[str, Tensor]):
         self.name, self.alive, self.seen = name, alive, seen
@@ -37,32 +38,36 @@ class _Stop:
         unknown = x.isnan()
         # A layer that is called twice may see two constants: it is treated as if it saw none.
         self.seen[self.name] = torch.full_like(x, torch.nan) if self.name in self.seen else x
-        reached = apply(layer, unknown.to(x.dtype), self.alive.to(x.dtype)) > 0.5
-        weight = torch.where(self.alive, layer.weight, 0)  # type: ignore[arg-type]
-        return apply(layer, x.masked_fill(unknown, 0), weight, layer.bias).masked_fill(reached, torch.nan)  # type: ignore[arg-type]
+        reached = with_weight(layer, unknown.to(x.dtype), self.alive.to(x.dtype)) > 0.5
+        weight = torch.where(self.alive, cast(Tensor, layer.weight), 0)
+        bias = cast(Tensor | None, layer.bias)
+        return with_weight(layer, x.masked_fill(unknown, 0), weight, bias).masked_fill(reached, torch.nan)
 
 
-def apply(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The layer's own function with another weight: stride, padding and the rest are its own."""
+def with_weight(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return the output of a layer with another weight and bias; stride, padding and the rest are the layer's."""
     if isinstance(layer, nn.Linear):
         return nn.functional.linear(x, weight, bias)
-    return layer._conv_forward(x, weight, bias)  # type: ignore[operator]
+    output: Tensor = cast(nn.Conv2d, layer)._conv_forward(x, weight, bias)
+    return output
 
 
 def contribution(layer: nn.Module, x: Tensor, places: list[int]) -> Tensor:
-    """What these input channels of x add to each output channel: [positions, outputs]."""
-    weight: Tensor = layer.weight[:, places]  # type: ignore[index,assignment]
+    """Return the sum that these input channels of x add to each output channel: [positions, outputs]."""
+    weight = cast(Tensor, layer.weight)[:, places]
     if isinstance(layer, nn.Linear):
         return (x[..., places] @ weight.T).flatten(0, -2)
-    return apply(layer, x[:, places], weight)[0].flatten(1).T
+    return with_weight(layer, x[:, places], weight)[0].flatten(1).T
 
 
 def values(layer: nn.Module, x: Tensor, places: list[int]) -> Tensor:
-    """The values of these input channels: [positions, channels]."""
+    """Return the values of these input channels: [positions, channels]."""
     return x[..., places].flatten(0, -2) if isinstance(layer, nn.Linear) else x[0, places].flatten(1).T
 
 
 def uniform(entries: Tensor) -> bool:
-    """Whether rows do not differ (up to rounding of double precision)."""
-    spread = (entries - entries[0]).abs().amax() if entries.numel() else entries.new_zeros(())
-    return bool(spread <= 1e-10 * entries.abs().amax().clamp_min(1.0)) if entries.numel() else True
+    """Return whether all rows are equal, up to rounding of double precision."""
+    if not entries.numel():
+        return True
+    difference = (entries - entries[0]).abs().amax()
+    return bool(difference <= 1e-10 * entries.abs().amax().clamp_min(1.0))

@@ -1,9 +1,9 @@
 """Masked network -> physically smaller network with the same outputs, in eval mode, or a refusal.
 
-A unit (a channel, wherever it occurs) is removed if nobody reads it, or if what its readers get from it is a constant, which is
-then folded into their biases. Under zero padding a constant other than zero is felt unevenly at the border, so no bias can
-replace it: of all such units of a layer one is kept, and takes over the others' constants, which is exact.
-What cannot be removed is kept and reported with the reason, since a unit too many is never wrong.
+A channel (wherever it occurs) is removed if no layer reads it, or if it is constant, and then its constant is folded into the
+biases of the layers that read it. Under zero padding a constant other than zero is felt unevenly at the border, so no bias can
+replace it: of all such channels of a layer one stays, and carries the others' constants, which is exact.
+A channel that cannot be removed stays and is reported with the reason, since one too many is never wrong.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from fedprune.compaction.fold import OUTPUT, Work, choose, closed, remove, verdict
+from fedprune.compaction.fold import OUTPUT, Folding, choose, closed, remove, verdict
 from fedprune.compaction.resize import LAYERS, Kept, resize, resize_mask, widths_of
-from fedprune.compaction.torch_pruning import Group, Unit, couplings
+from fedprune.compaction.torch_pruning import Channel, Group, couplings
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.plain_layers import is_plain
 from fedprune.pruning.evidence.network import tensors_in
@@ -30,14 +31,14 @@ log = logging.getLogger(__name__)
 TOLERANCE = 1e-5
 
 Stays = dict[str, dict[str, list[int]]]
-"""By layer and reason: dead output channels that had to stay."""
+"""The dead output channels that had to stay, by layer and reason."""
 
 
 @dataclass(frozen=True)
 class Compact:
-    """A smaller network, the mask of what is dead inside it, the channels it kept, and the dead ones that had to stay.
+    """A smaller network, the mask of its dead entries, the channels that are left, and the dead ones that had to stay.
 
-    net: its parameters are new objects, so an optimizer is to be built from it. kept: see resize.py; `resize(dense, kept)`
+    net: its parameters are new objects, so an optimizer must be built from it. kept: see resize.py; `resize(dense, kept)`
     makes the smaller architecture again, to load a state_dict into.
     """
 
@@ -49,10 +50,10 @@ class Compact:
 
 @torch.inference_mode(False)
 def compact(net: nn.Module, mask: Mask, example: Tensor) -> Compact:
-    """The network without its dead units. `example`: a batch of inputs, of which only the shape matters.
+    """Return the network without its dead channels. `example`: a batch of inputs, of which only the shape matters.
 
-    Raises Incompatible if no dead unit can be removed, if the network cannot be traced, or if the smaller one's outputs would
-    differ (by more than 1e-5, in eval mode); ConfigError if Torch-Pruning is not installed. `net` stays as it is.
+    Raises Incompatible if no dead channel can be removed, if the network cannot be traced, or if the smaller one's outputs
+    would differ (by more than 1e-5, in eval mode); ConfigError if Torch-Pruning is not installed. `net` stays as it is.
     """
     if not example.is_floating_point():
         raise ConfigError(
@@ -62,23 +63,23 @@ def compact(net: nn.Module, mask: Mask, example: Tensor) -> Compact:
     if tied:
         raise Incompatible(f"{tied}, and it cannot be cut for one of them alone: keep the network masked")
     masked = _masked(net, mask)
-    work = _work(masked, mask, example.clone())
-    groups = couplings(work.net, work.example)
-    gone = _remove_all(work, groups)
-    stays = _stays(work, groups, gone, mask)
+    folding = _folding(masked, mask, example.clone())
+    groups = couplings(folding.net, folding.example)
+    gone = _remove_all(folding, groups)
+    stays = _stays(folding, groups, gone, mask)
     if not gone and any(reason != OUTPUT for reasons in stays.values() for reason in reasons):
         raise Incompatible(f"no dead unit of {type(net).__name__} can be removed: {told(stays)}")
-    kept = _kept(masked, work.net, gone)
+    kept = _kept(masked, folding.net, gone)
     smaller = resize(masked, kept)
-    smaller.load_state_dict(resize(work.net, kept).state_dict())
+    smaller.load_state_dict(resize(folding.net, kept).state_dict())
     _compare(masked, smaller, example)
     if stays:
         log.info("dead units that stay: %s", told(stays))
-    return Compact(smaller, resize_mask(_mask(work, mask), kept), kept, stays)
+    return Compact(smaller, resize_mask(_mask(folding, mask), kept), kept, stays)
 
 
 def told(stays: Stays) -> str:
-    """The dead units that stay, as text."""
+    """Return the dead channels that stay, as text."""
     rows = [(layer, reason, channels) for layer, reasons in stays.items() for reason, channels in reasons.items()]
     return "; ".join(f"{len(channels)} of {layer}: {reason}" for layer, reason, channels in rows)
 
@@ -93,36 +94,39 @@ def _masked(net: nn.Module, mask: Mask) -> nn.Module:
     return masked
 
 
-def _work(masked: nn.Module, mask: Mask, example: Tensor) -> Work:
+def _folding(masked: nn.Module, mask: Mask, example: Tensor) -> Folding:
     net = copy.deepcopy(masked).double().eval()
     weights = {name: layer.weight for name, layer in net.named_modules() if is_plain(layer, LAYERS)}
-    alive = {name: mask.get(f"{name}.weight", torch.ones_like(weight, dtype=torch.bool)) for name, weight in weights.items()}  # type: ignore[arg-type]
-    return Work(net, {name: entries.clone() for name, entries in alive.items()}, example.double())
+    alive = {
+        name: mask.get(f"{name}.weight", torch.ones_like(cast(Tensor, weight), dtype=torch.bool))
+        for name, weight in weights.items()
+    }
+    return Folding(net, {name: entries.clone() for name, entries in alive.items()}, example.double())
 
 
-def _remove_all(work: Work, groups: list[Group]) -> set[Unit]:
-    """Remove what can go, until nothing can: where a reader has gone, who was read by it alone can follow."""
-    gone: set[Unit] = set()
+def _remove_all(folding: Folding, groups: list[Group]) -> set[Channel]:
+    """Remove channels until none can go: once a channel has gone, those that it alone read can follow. Return all of them."""
+    gone: set[Channel] = set()
     while True:
-        work.look()
-        left = [[unit for unit in group if unit not in gone] for group in groups]
-        going = closed(work, {unit: heir for group in left for unit, heir in choose(work, group).items()}, gone)
+        folding.look()
+        left = [[channel for channel in group if channel not in gone] for group in groups]
+        can_go = {channel: heir for group in left for channel, heir in choose(folding, group).items()}
+        going = closed(folding, can_go, gone)
         if not going:
             return gone
-        for unit, heir in going.items():
-            remove(work, unit, heir)
+        for channel, heir in going.items():
+            remove(folding, channel, heir)
         gone |= set(going)
 
 
-def _stays(work: Work, groups: list[Group], gone: set[Unit], mask: Mask) -> Stays:
-    """Why those that the mask calls dead are still there."""
-    removed = {(name, place) for unit in gone for name, places in unit.makes.items() for place in places}
+def _stays(folding: Folding, groups: list[Group], gone: set[Channel], mask: Mask) -> Stays:
+    """Return the dead channels that are still there, with the reasons."""
+    removed = {(name, place) for channel in gone for name, places in channel.makes.items() for place in places}
+    left = [channel for group in groups for channel in group if channel not in gone]
     reasons = {
-        (name, place): verdict(work, unit).reason or "the last of its layer, or normalised in a group with what is alive"
-        for group in groups
-        for unit in group
-        if unit not in gone
-        for name, places in unit.makes.items()
+        (name, place): verdict(folding, channel).reason or "the last of its layer, or normalised in a group with what is alive"
+        for channel in left
+        for name, places in channel.makes.items()
         for place in places
     }
     stays: Stays = {}
@@ -135,12 +139,12 @@ def _stays(work: Work, groups: list[Group], gone: set[Unit], mask: Mask) -> Stay
     return stays
 
 
-def _kept(before: nn.Module, after: nn.Module, gone: set[Unit]) -> Kept:
-    """The channels that are left, of the layers that lost some or were given a bias."""
+def _kept(before: nn.Module, after: nn.Module, gone: set[Channel]) -> Kept:
+    """Return the channels that are left, of the layers that lost some or were given a bias."""
     lost: dict[str, dict[str, set[int]]] = {}
-    for unit in gone:
-        for end, ends in (("out", unit.makes), ("out", unit.norms), ("in", unit.reads)):
-            for name, places in ends.items():
+    for channel in gone:
+        for end, places_by_layer in channel.ends():
+            for name, places in places_by_layer.items():
                 lost.setdefault(name, {}).setdefault(end, set()).update(places)
     kept: Kept = {}
     for name, layer in before.named_modules():
@@ -152,17 +156,19 @@ def _kept(before: nn.Module, after: nn.Module, gone: set[Unit]) -> Kept:
     return kept
 
 
-def _mask(work: Work, mask: Mask) -> Mask:
-    """The mask after constants were moved to where nothing was before."""
+def _mask(folding: Folding, mask: Mask) -> Mask:
+    """Return the mask after constants were moved to entries that were dead before."""
     return {
-        tensor: work.alive[name] if (name := tensor.removesuffix(".weight")) in work.alive else alive
+        tensor: folding.alive[name] if (name := tensor.removesuffix(".weight")) in folding.alive else alive
         for tensor, alive in mask.items()
     }
 
 
 def _compare(masked: nn.Module, smaller: nn.Module, example: Tensor) -> None:
-    """Raise Incompatible unless both give the same, on random inputs: also of the other sign, and on large ones, by which a
-    forward may go another way."""
+    """Raise Incompatible unless both networks give the same outputs on random inputs.
+
+    The inputs are also negated and multiplied by ten, since a forward may branch on them.
+    """
     x = torch.randn(example.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(example.device)
     name = type(masked).__name__
     nets = [copy.deepcopy(net).double().eval() for net in (masked, smaller)]
@@ -177,7 +183,7 @@ def _compare(masked: nn.Module, smaller: nn.Module, example: Tensor) -> None:
 
 
 def _difference(masked: nn.Module, smaller: nn.Module, x: Tensor) -> float:
-    """Return how far apart their outputs are, relative to the largest of each tensor that is above 1."""
+    """Return how far apart the outputs are, relative to the largest entry of each tensor (or to 1, if that is more)."""
     outputs = zip(tensors_in(masked(x)), tensors_in(smaller(x)), strict=True)
     pairs = [(a.double(), b.double()) for a, b in outputs]
     return max(float((a - b).abs().max() / a.abs().max().clamp_min(1)) for a, b in pairs)

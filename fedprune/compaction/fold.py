@@ -1,26 +1,29 @@
-"""Which units can go, and what of them has to be left behind in those that read them. Works on a copy, and changes it."""
+"""The removal of channels from a copy of the network; their constants are folded into the layers that read them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from fedprune.compaction.constants import Alive, constants, contribution, uniform, values
-from fedprune.compaction.torch_pruning import Group, Unit
+from fedprune.compaction.torch_pruning import Channel, Group
 
 OUTPUT = "an output of the network"
 
-Going = dict[Unit, Unit | None]
-"""Units to remove; each with the unit that takes over its constant where a bias cannot."""
+Going = dict[Channel, Channel | None]
+"""Channels to remove; each with the channel that takes over its constant where a bias cannot."""
 
 
 @dataclass
-class Work:
-    """The network being worked on, in double precision; which entries are alive; and the constants that reach each layer."""
+class Folding:
+    """A copy of the network in double precision, from which channels are removed.
+
+    alive: the mask of each layer's weight. example: one input. seen: the constants that reach each layer.
+    """
 
     net: nn.Module
     alive: Alive
@@ -28,107 +31,114 @@ class Work:
     seen: dict[str, Tensor] = field(default_factory=dict)
 
     def look(self) -> None:
-        """Find the constants anew."""
+        """Find the constants again."""
         self.seen = constants(self.net, self.alive, self.example)
 
 
 class Verdict(NamedTuple):
-    """go: it may be removed. heir: provided that another unit takes over its constant. reason: why, if it has to stay."""
+    """Whether a channel may be removed (go), provided that another takes over its constant (heir); else the reason why not."""
 
     go: bool
     heir: bool
     reason: str
 
 
-def verdict(work: Work, unit: Unit) -> Verdict:
-    """Whether one unit can go."""
-    if unit.unknown:
-        return Verdict(False, False, f"passes {', '.join(sorted(unit.unknown))}, which cannot be cut")
-    if not unit.reads:
+def verdict(folding: Folding, channel: Channel) -> Verdict:
+    """Return whether one channel can go."""
+    if channel.unknown:
+        return Verdict(False, False, f"passes {', '.join(sorted(channel.unknown))}, which cannot be cut")
+    if not channel.reads:
         return Verdict(False, False, OUTPUT)
-    verdicts = [_reader(work, unit, name) for name in unit.reads if work.alive[name][:, unit.reads[name]].any()]
-    stays = [one for one in verdicts if not one.go]
-    return stays[0] if stays else next((one for one in verdicts if one.heir), Verdict(True, False, ""))
+    verdicts = [_reader(folding, channel, name) for name in channel.reads if folding.alive[name][:, channel.reads[name]].any()]
+    stays = [verdict for verdict in verdicts if not verdict.go]
+    if stays:
+        return stays[0]
+    return next((verdict for verdict in verdicts if verdict.heir), Verdict(True, False, ""))
 
 
-def _reader(work: Work, unit: Unit, name: str) -> Verdict:
-    """Whether a unit can go as far as one layer is concerned that reads it."""
-    places = unit.reads[name]
-    if name not in work.seen or values(_layer(work, name), work.seen[name], places).isnan().any():
+def _reader(folding: Folding, channel: Channel, name: str) -> Verdict:
+    """Return whether a channel can go as far as one layer is concerned that reads it."""
+    places = channel.reads[name]
+    if name not in folding.seen or values(_layer(folding, name), folding.seen[name], places).isnan().any():
         return Verdict(False, False, f"not constant where {name} reads it (it is added to, or normalised with, what is alive)")
-    if _even(work, unit, name):
+    if _even(folding, channel, name):
         return Verdict(True, False, "")
-    if len(places) > 1 or not uniform(values(_layer(work, name), work.seen[name], places)):
+    if len(places) > 1 or not uniform(values(_layer(folding, name), folding.seen[name], places)):
         return Verdict(False, False, f"its constant is felt unevenly by {name}")
     return Verdict(True, True, f"carries the constants of the dead ones into the zero padding of {name}")
 
 
-def choose(work: Work, group: Group) -> Going:
-    """The units of a group that can go; at least one is left, since no layer can be without channels."""
-    verdicts = {unit: verdict(work, unit) for unit in group}
-    going: Going = {unit: None for unit, one in verdicts.items() if one.go and not one.heir}
-    uneven = [unit for unit, one in verdicts.items() if one.heir]
+def choose(folding: Folding, group: Group) -> Going:
+    """Return the channels of a group that can go; at least one is left, since no layer can be without channels."""
+    verdicts = {channel: verdict(folding, channel) for channel in group}
+    going: Going = {channel: None for channel, verdict in verdicts.items() if verdict.go and not verdict.heir}
+    uneven = [channel for channel, verdict in verdicts.items() if verdict.heir]
     if uneven:
-        heir = max(uneven, key=lambda unit: _strength(work, unit))
-        going |= {unit: heir for unit in uneven if unit is not heir and _strength(work, heir) > 0}
+        heir = max(uneven, key=lambda channel: _strength(folding, channel))
+        going |= {channel: heir for channel in uneven if channel is not heir and _strength(folding, heir) > 0}
     if len(going) == len(group):
         del going[group[0]]
     return going
 
 
-def _strength(work: Work, unit: Unit) -> float:
-    """The smallest of its constants at the layers that read it: what an heir has to multiply, so the larger the better."""
-    return min(abs(_value(work, unit, name)) for name in unit.reads)
+def _strength(folding: Folding, channel: Channel) -> float:
+    """Return the smallest constant of a channel at the layers that read it; an heir divides by it, so the larger the better."""
+    return min(abs(_value(folding, channel, name)) for name in channel.reads)
 
 
-def closed(work: Work, going: Going, gone: Iterable[Unit]) -> Going:
-    """Without the units that share a group of GroupNorm with one that stays: they count in its mean and variance."""
+def closed(folding: Folding, going: Going, gone: Iterable[Channel]) -> Going:
+    """Leave out channels that share a group of GroupNorm with one that stays: they count in its mean and variance."""
     while True:
         leaving = _places([*going, *gone])
-        torn = {unit for unit in going if any(not block <= leaving.get(name, set()) for name, block in _blocks(work, unit))}
+        torn = {
+            channel
+            for channel in going
+            if any(not normed <= leaving.get(name, set()) for name, normed in _normed_together(folding, channel))
+        }
         if not torn:
             return going
-        going = {unit: heir for unit, heir in going.items() if unit not in torn}
+        going = {channel: heir for channel, heir in going.items() if channel not in torn}
 
 
-def _places(units: Iterable[Unit]) -> dict[str, set[int]]:
-    """The channels of normalisation layers that these units are."""
+def _places(channels: Iterable[Channel]) -> dict[str, set[int]]:
+    """Return the places of these channels in normalisation layers."""
     places: dict[str, set[int]] = {}
-    for unit in units:
-        for name, channels in unit.norms.items():
-            places.setdefault(name, set()).update(channels)
+    for channel in channels:
+        for name, numbers in channel.norms.items():
+            places.setdefault(name, set()).update(numbers)
     return places
 
 
-def _blocks(work: Work, unit: Unit) -> list[tuple[str, set[int]]]:
-    """The channels that are normalised together with this unit, by GroupNorm."""
-    found = []
-    for name, channels in unit.norms.items():
-        norm = work.net.get_submodule(name)
+def _normed_together(folding: Folding, channel: Channel) -> list[tuple[str, set[int]]]:
+    """Return the places that GroupNorm normalises together with this channel."""
+    together = list[tuple[str, set[int]]]()
+    for name, numbers in channel.norms.items():
+        norm = folding.net.get_submodule(name)
         if isinstance(norm, nn.GroupNorm):
             size = norm.num_channels // norm.num_groups
-            found += [(name, set(range(c // size * size, c // size * size + size))) for c in channels]
-    return found
+            firsts = [number // size * size for number in numbers]
+            together += [(name, set(range(first, first + size))) for first in firsts]
+    return together
 
 
 @torch.no_grad()
-def remove(work: Work, unit: Unit, heir: Unit | None) -> None:
-    """Take a unit out of the copy: its constant goes to biases, or to its heir; its entries are dead from now on."""
-    for name, places in unit.reads.items():
-        if work.alive[name][:, places].any():
-            if _even(work, unit, name):
-                _to_bias(work, unit, name)
+def remove(folding: Folding, channel: Channel, heir: Channel | None) -> None:
+    """Take a channel out of the copy: its constant goes to biases, or to its heir; its entries are dead from now on."""
+    for name, places in channel.reads.items():
+        if folding.alive[name][:, places].any():
+            if _even(folding, channel, name):
+                _to_bias(folding, channel, name)
             else:
                 assert heir is not None, "a constant that is felt unevenly needs an heir"
-                _to_heir(work, unit, heir, name)
-        _kill(work, name, (slice(None), places))
-    for name, places in unit.makes.items():
-        _kill(work, name, (places,))
+                _to_heir(folding, channel, heir, name)
+        _kill(folding, name, (slice(None), places))
+    for name, places in channel.makes.items():
+        _kill(folding, name, (places,))
 
 
-def _to_bias(work: Work, unit: Unit, name: str) -> None:
-    layer = _layer(work, name)
-    constant = contribution(layer, work.seen[name], unit.reads[name])[0]
+def _to_bias(folding: Folding, channel: Channel, name: str) -> None:
+    layer = _layer(folding, name)
+    constant = contribution(layer, folding.seen[name], channel.reads[name])[0]
     if not constant.any():
         return
     if layer.bias is None:
@@ -136,26 +146,26 @@ def _to_bias(work: Work, unit: Unit, name: str) -> None:
     layer.bias += constant
 
 
-def _to_heir(work: Work, unit: Unit, heir: Unit, name: str) -> None:
-    (mine,), (its,) = unit.reads[name], heir.reads[name]
-    weight, alive = _layer(work, name).weight, work.alive[name]
-    weight[:, its] += weight[:, mine] * (_value(work, unit, name) / _value(work, heir, name))
+def _to_heir(folding: Folding, channel: Channel, heir: Channel, name: str) -> None:
+    (mine,), (its,) = channel.reads[name], heir.reads[name]
+    weight, alive = _layer(folding, name).weight, folding.alive[name]
+    weight[:, its] += weight[:, mine] * (_value(folding, channel, name) / _value(folding, heir, name))
     alive[:, its] |= alive[:, mine]
 
 
-def _kill(work: Work, name: str, where: tuple) -> None:
-    work.alive[name][where] = False
-    _layer(work, name).weight[where] = 0
+def _kill(folding: Folding, name: str, where: tuple[slice | list[int], ...]) -> None:
+    folding.alive[name][where] = False
+    _layer(folding, name).weight[where] = 0
 
 
-def _even(work: Work, unit: Unit, name: str) -> bool:
-    """Whether every output position of a layer gets the same from this unit."""
-    return uniform(contribution(_layer(work, name), work.seen[name], unit.reads[name]))
+def _even(folding: Folding, channel: Channel, name: str) -> bool:
+    """Return whether every output position of a layer gets the same sum from this channel."""
+    return uniform(contribution(_layer(folding, name), folding.seen[name], channel.reads[name]))
 
 
-def _value(work: Work, unit: Unit, name: str) -> float:
-    return float(values(_layer(work, name), work.seen[name], unit.reads[name])[0, 0])
+def _value(folding: Folding, channel: Channel, name: str) -> float:
+    return float(values(_layer(folding, name), folding.seen[name], channel.reads[name])[0, 0])
 
 
-def _layer(work: Work, name: str) -> nn.Conv2d:  # or another of LAYERS: they have in common what is used here
-    return work.net.get_submodule(name)  # type: ignore[return-value]
+def _layer(folding: Folding, name: str) -> nn.Conv2d:  # or another of LAYERS, which have the same attributes that are used here
+    return cast(nn.Conv2d, folding.net.get_submodule(name))

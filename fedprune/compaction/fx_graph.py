@@ -1,9 +1,9 @@
-"""Wiring: which channels of which layers are one and the same unit, and in what order a network computes them.
+"""The graph of a network's channels: the units that layers make and read, and the operations in their order.
 
-Read from the network's own forward by torch.fx, so it needs nothing but torch, and knows less than torch_pruning.py: a unit is
+torch.fx reads it from the network's own forward. It needs no other package, and knows less than torch_pruning.py: a unit is
 followed from the convolution or linear layer that makes it, through BatchNorm, activations, pooling and flattening, to the
-layers that read it. Whatever else happens to it (it is added, concatenated, normalised with others, dropped at random, put out)
-is not taken apart: such a unit is `fixed`.
+layers that read it. A unit to which anything else happens (it is added, concatenated, normalised with others, dropped at
+random, put out) is `fixed`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import copy
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,8 +26,11 @@ from fedprune.pruning.evidence.network import blank
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer. makes: the unit of each output channel; reads: that of each input channel, -1 where it is
-    none. before: the places at which it reads, (H, W) of images. products: multiplications for one example."""
+    """A convolution or linear layer.
+
+    makes: the unit of each output channel. reads: the unit of each input channel, -1 where it is none. before: the places at
+    which the layer reads, (H, W) of images. products: the multiplications for one example.
+    """
 
     makes: Tensor
     reads: Tensor
@@ -36,11 +39,12 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Wiring:
-    """nodes: what the network does, in order; kinds: `layer`, `norm`, `each` (each channel by itself), `flatten` or `other`.
+class ChannelGraph:
+    """The operations of a network, and its units.
 
-    units, places: of each value whose channels are units, their numbers and where they are. layers, norms: by name, in order.
-    fixed: [units], which have to stay as they are. bare: the layers that are read without a ReLU between.
+    nodes: the operations, in order. kinds: `layer`, `norm`, `each` (each channel by itself), `flatten` or `other`.
+    units, places: of each value whose channels are units, their numbers and the shape of its places. layers, norms: by name, in
+    order. fixed: [units], true where a unit must stay as it is. bare: the layers that are read without a ReLU between.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -53,9 +57,12 @@ class Wiring:
     bare: frozenset[str]
 
 
-def wiring(net: nn.Module, shape: tuple[int, ...]) -> Wiring | None:
-    """How a network is wired while it is trained on inputs [B, *shape]. None if its forward cannot be read or draws random
-    numbers itself, or if parts of it are more than layers that are called (hooks, shared weights, weights used elsewhere)."""
+def channel_graph(net: nn.Module, shape: tuple[int, ...]) -> ChannelGraph | None:
+    """Return the graph of a network in training on inputs [B, *shape], or None.
+
+    None: the forward cannot be read or draws random numbers itself, or parts of the network are more than layers that are
+    called (hooks, shared weights, weights used elsewhere).
+    """
     if _entangled(net):
         return None
     traced = copy.deepcopy(net).train()
@@ -69,39 +76,40 @@ def wiring(net: nn.Module, shape: tuple[int, ...]) -> Wiring | None:
             reading.run(inputs.to(parameter if inputs.is_floating_point() else parameter.device))
         except (RuntimeError, TypeError, ValueError):
             return None
-    return reading.wiring()
+    return reading.channel_graph()
 
 
 def _entangled(net: nn.Module) -> bool:
-    """Whether parts of a network are more than layers that are called."""
+    """Return whether parts of a network are more than layers that are called."""
     shared = len(list(net.named_parameters(remove_duplicate=False))) != len(list(net.parameters()))
     return shared or bool(changed(net)) or listens(net)
 
 
 def _graph(net: nn.Module) -> fx.Graph | None:
-    """What the forward does, if it does the same each time, and draws nothing on its way."""
+    """Return the operations of the forward if they are the same each time and draw no random numbers, else None."""
     before = _generators()
     try:
         first, again = (fx.Tracer().trace(net) for _ in range(2))
-    except Exception:  # a forward may do anything that can be done to tensors, and these are none
+    except Exception:  # a forward may use tensors in any way, and is traced without tensors
         return None
     steady = _told(first) == _told(again) and _generators() == before
     inputs = [node for node in first.nodes if node.op == "placeholder"]
     return first if steady and len(inputs) == 1 else None
 
 
-def _generators() -> tuple:
-    """The states of all that a forward could draw from."""
-    numbers = np.random.get_state(legacy=True)
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numbers[1].tobytes(), numbers[2:]  # type: ignore[union-attr,index]
+def _generators() -> tuple[object, ...]:
+    """Return the states of all generators that a forward could draw from."""
+    numpy_state = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy_state[1].tobytes(), numpy_state[2:]
 
 
 def _told(graph: fx.Graph) -> list[tuple[str, ...]]:
+    """Return the operations of a graph as text."""
     return [(node.op, str(node.target), str(node.args), str(node.kwargs)) for node in graph.nodes]
 
 
 class _Reading(fx.Interpreter):
-    """One run of the graph, which notes what units are where."""
+    """One run of the graph, which notes the units of each value."""
 
     def __init__(self, traced: fx.GraphModule):
         super().__init__(traced)
@@ -118,21 +126,21 @@ class _Reading(fx.Interpreter):
         self._count = 0
 
     def run_node(self, n: fx.Node) -> Any:
-        """The node's value, as always."""
+        """Return the node's value, after its units are noted."""
         value = super().run_node(n)
         kind = self._kinds[n] = self._kind(n, value)
         if isinstance(value, Tensor):
             self._shapes[n] = value.shape
         if kind == "layer":
-            self._make(n, n.args[0], value.shape)  # type: ignore[arg-type]
+            self._make(n, cast(fx.Node, n.args[0]), value.shape)
         elif kind != "other":
-            self._pass_on(n, n.args[0], kind)  # type: ignore[arg-type]
+            self._pass_on(n, cast(fx.Node, n.args[0]), kind)
         elif not asks_for_batch(n):
             self._fixed += [self._units[source] for source in n.all_input_nodes if source in self._units]
         return value
 
-    def wiring(self) -> Wiring | None:
-        """What was noted."""
+    def channel_graph(self) -> ChannelGraph | None:
+        """Return the graph that was noted, or None if weights are used outside of their layers."""
         used = {str(node.target).rpartition(".")[0] for node in self._kinds if node.op == "get_attr"}
         output = next(node for node in self._kinds if node.op == "output")
         if used & (set(self._layers) | set(self._norms)) or not isinstance(output.args[0], fx.Node):
@@ -141,8 +149,16 @@ class _Reading(fx.Interpreter):
         for units in self._fixed:
             fixed[units] = True
         places = {node: self._shapes[node][2:] for node in self._units}
-        told = (tuple(self._kinds), self._kinds, self._units, places, self._layers, self._norms, fixed)
-        return Wiring(*told, frozenset(self._bare))
+        return ChannelGraph(
+            nodes=tuple(self._kinds),
+            kinds=self._kinds,
+            units=self._units,
+            places=places,
+            layers=self._layers,
+            norms=self._norms,
+            fixed=fixed,
+            bare=frozenset(self._bare),
+        )
 
     def _kind(self, node: fx.Node, value: Any) -> str:
         source = node.args[0] if node.args else None
@@ -155,7 +171,8 @@ class _Reading(fx.Interpreter):
             return "other"
         if target in LAYERS:
             layer = self._modules[str(node.target)]
-            return "layer" if layer.weight.dim() == dims and getattr(layer, "groups", 1) == 1 else "other"  # type: ignore[operator,union-attr]
+            reads_all = cast(Tensor, layer.weight).dim() == dims and getattr(layer, "groups", 1) == 1
+            return "layer" if reads_all else "other"
         if source not in self._units:
             return "other"
         if target in NORMS:
@@ -163,7 +180,7 @@ class _Reading(fx.Interpreter):
         return "each" if target in CURVES or POOLS.get(target) == dims or averages(node, dims) else "other"
 
     def _target(self, node: fx.Node) -> Any:
-        """The class of the layer that is called (None: it is called more than once), the function, or the method's name."""
+        """Return the class of the layer that is called (None: it is called again), the function, or the method's name."""
         if node.op != "call_module":
             return node.target if node.op in ("call_function", "call_method") else None
         kind = type(self._modules[str(node.target)])
@@ -171,12 +188,14 @@ class _Reading(fx.Interpreter):
 
     def _make(self, node: fx.Node, source: fx.Node, shape: torch.Size) -> None:
         name = str(node.target)
-        weight: Tensor = self._modules[name].weight  # type: ignore[assignment]
+        weight = cast(Tensor, self._modules[name].weight)
         makes = torch.arange(self._count, self._count + len(weight))
         reads = self._units.get(source, torch.full((weight.shape[1],), -1))
         self._units[node], self._made[node], self._count = makes, (name, False), self._count + len(weight)
         self._layers[name] = Layer(makes, reads, self._shapes[source][2:], weight.numel() * shape[2:].numel())
-        self._bare |= {maker for maker, rectified in [self._made.get(source, ("", True))] if not rectified}
+        maker, rectified = self._made.get(source, ("", True))
+        if not rectified:
+            self._bare.add(maker)
 
     def _pass_on(self, node: fx.Node, source: fx.Node, kind: str) -> None:
         units, (maker, rectified) = self._units[source], self._made[source]

@@ -1,12 +1,14 @@
-"""Into which parts a mask divides the units of a network that is being trained. A unit is `reached` if it depends on the
-network's input through living entries, and `read` if the network's output depends on it through living entries.
+"""The live, constant and idle units of a network that is trained under a mask.
+
+A unit is `reached` if it depends on the network's input through living entries, and `read` if the network's output depends on
+it through living entries.
 
     live       reached and read: computed for every example
-    constant   read, but not reached: it gives every example the same, what its bias or BatchNorm shift comes to. The bias is
+    constant   read, but not reached: its value, from its bias or BatchNorm shift, is the same for every example. The bias is
                trained, and so are the entries that read the constant: they stay, but one example is enough for all
     idle       not read: no gradient comes to it, whatever it is
 
-Biases and norms are never dead, so a dead filter (all of its entries are) is constant, and not nothing.
+Biases and norms are never dead, so a filter whose entries are all dead is constant, and not nothing.
 """
 
 from __future__ import annotations
@@ -18,61 +20,64 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedprune.compaction.fx_graph import Wiring
+from fedprune.compaction.fx_graph import ChannelGraph, Layer
 from fedprune.types import Mask
 
 
 class Parts(NamedTuple):
-    """[units + 1], each: whether a unit belongs to the part. The last place stands for what is no unit, and is live."""
+    """Three masks of units, [units + 1] each. The last place stands for values that are no units; it is live."""
 
     live: Tensor
     constant: Tensor
     idle: Tensor
 
 
-def parts(wired: Wiring, alive: Mask, tracked: bool) -> Parts:
-    """The parts. alive: [outputs, inputs] of each layer's weight, see `matrices`. tracked: whether BatchNorm learns of every
-    unit that it sees, read or not, from the batches' statistics: then all that it sees has to be there. It also tells apart
-    what is the same in all examples and not in all places (zero padding makes that of a constant): such a unit counts as
-    reached.
+def divide(graph: ChannelGraph, alive: Mask, tracked: bool) -> Parts:
+    """Divide the units into parts. alive: [outputs, inputs] of each layer's weight, see `matrices`.
+
+    tracked: whether BatchNorm takes statistics of the batches. It then needs all units that it sees, read or not. It also
+    normalises a constant that zero padding has made different from place to place: such a unit counts as reached.
     """
-    fixed = torch.cat([wired.fixed, torch.ones(1, dtype=torch.bool)])
+    fixed = torch.cat([graph.fixed, torch.ones(1, dtype=torch.bool)])
     normed = torch.zeros_like(fixed)
-    for units in wired.norms.values() if tracked else ():
+    for units in graph.norms.values() if tracked else ():
         normed[units] = True
     reached, read = fixed.clone(), fixed | normed
-    for name, layer in wired.layers.items():
-        whole, some = anything(alive[name], 1), anything(alive[name] & reached[layer.reads], 1)
-        reached[layer.makes] |= torch.where(normed[layer.makes], whole, some)
-    for name, layer in reversed(list(wired.layers.items())):
+    for name, layer in graph.layers.items():
+        any_entry, from_reached = anything(alive[name], 1), anything(alive[name] & reached[layer.reads], 1)
+        reached[layer.makes] |= torch.where(normed[layer.makes], any_entry, from_reached)
+    for name, layer in reversed(list(graph.layers.items())):
         read[layer.reads[anything(alive[name][read[layer.makes]], 0)]] = True
     return Parts(reached & read, ~reached & read, ~read)
 
 
-def matrices(wired: Wiring, mask: Mask) -> Mask:
-    """Of each layer, by name, whether anything lives between an output and an input channel: [outputs, inputs]."""
-    return {
-        name: anything(mask[f"{name}.weight"].reshape(len(layer.makes), len(layer.reads), -1), 2)
-        if f"{name}.weight" in mask
-        else torch.ones(len(layer.makes), len(layer.reads), dtype=torch.bool)
-        for name, layer in wired.layers.items()
-    }
+def matrices(graph: ChannelGraph, mask: Mask) -> Mask:
+    """Return whether anything lives between an output and an input channel, [outputs, inputs], by layer."""
+    return {name: _matrix(layer, mask.get(f"{name}.weight")) for name, layer in graph.layers.items()}
+
+
+def _matrix(layer: Layer, alive: Tensor | None) -> Tensor:
+    """Return the matrix of one layer. alive: the mask of its weight; None: nothing is dead."""
+    outputs, inputs = len(layer.makes), len(layer.reads)
+    if alive is None:
+        return torch.ones(outputs, inputs, dtype=torch.bool)
+    return anything(alive.reshape(outputs, inputs, -1), 2)
 
 
 def anything(alive: Tensor, dim: int) -> Tensor:
-    """alive.any(dim), in a thirtieth of the time."""
+    """Return alive.any(dim), in a thirtieth of the time."""
     return torch.from_numpy(alive.numpy().any(dim))
 
 
-def saved(wired: Wiring, divided: Parts, remaining: Mapping[str, float]) -> float:
-    """How many of the layers' products are saved for each example where only what is live is computed.
+def saved(graph: ChannelGraph, parts: Parts, remaining: Mapping[str, float]) -> float:
+    """Return the number of the layers' products that are saved for each example where only live units are computed.
 
-    Channels are counted by eights: for fewer, kernels take no less time. remaining: what is left of that, of some layers.
+    Channels are counted by eights: for fewer, kernels take no less time. remaining: the fraction that is left of that, of
+    layers that are sparse.
     """
     return sum(
-        layer.products
-        * (1 - _eights(divided.live[layer.makes]) * _eights(divided.live[layer.reads]) * remaining.get(name, 1.0))
-        for name, layer in wired.layers.items()
+        layer.products * (1 - _eights(parts.live[layer.makes]) * _eights(parts.live[layer.reads]) * remaining.get(name, 1.0))
+        for name, layer in graph.layers.items()
     )
 
 

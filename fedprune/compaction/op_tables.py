@@ -1,4 +1,4 @@
-"""What passes units on as they are: what acts on each channel by itself, or arranges channels anew. All else may mix them."""
+"""The operations that act on each channel by itself, or rearrange channels. All others may mix channels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CURVES: set[Any] = {
     *(F.celu, F.gelu, F.silu, F.mish, F.tanh, F.sigmoid, F.hardtanh, F.hardswish, F.hardsigmoid, F.softplus, F.softsign),
     *(torch.relu, torch.relu_, torch.tanh, torch.sigmoid, "relu", "relu_", "tanh", "tanh_", "sigmoid", "sigmoid_"),
 }
-"""What acts on each number by itself."""
+"""Operations on each number by itself."""
 
 AVERAGES: set[Any] = {nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d}
 RELU: set[Any] = {nn.ReLU, F.relu, torch.relu, torch.relu_, "relu", "relu_"}
@@ -25,11 +25,11 @@ POOLS: dict[Any, int] = {
     **dict.fromkeys((nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveMaxPool3d, nn.AdaptiveAvgPool3d, F.max_pool3d, F.avg_pool3d), 5),
     **{F.adaptive_avg_pool1d: 3, F.adaptive_avg_pool2d: 4, F.adaptive_avg_pool3d: 5, torch.max_pool2d: 4},
 }
-"""What acts on each channel by itself, and of how many dimensions (of one less, it would pool over channels)."""
+"""Operations on each channel by itself, with the dimensions of their input (with one less, they would pool over channels)."""
 
 
 def flattens(node: fx.Node, layer: nn.Module | None, dims: int) -> bool:
-    """Whether all dimensions but the first become one. layer: which is called, if it is one."""
+    """Return whether a node makes all dimensions but the first into one. layer: the one that it calls, if it calls one."""
     if node.op == "call_module":
         return type(layer) is nn.Flatten and layer.start_dim == 1 and layer.end_dim in (-1, dims - 1)
     target = node.target
@@ -43,7 +43,7 @@ def flattens(node: fx.Node, layer: nn.Module | None, dims: int) -> bool:
 
 
 def averages(node: fx.Node, dims: int) -> bool:
-    """Whether the mean over places is taken, and over nothing else: x.mean((2, 3))."""
+    """Return whether a node takes the mean over places, and over nothing else: x.mean((2, 3))."""
     if node.target not in (torch.mean, "mean"):
         return False
     over: Any = node.args[1] if len(node.args) == 2 else node.kwargs.get("dim")
@@ -52,7 +52,7 @@ def averages(node: fx.Node, dims: int) -> bool:
 
 
 def asks_for_batch(node: fx.Node) -> bool:
-    """Whether all that is asked of a value is how many examples it is of: x.size(0) or x.shape[0]."""
+    """Return whether a node asks a value for nothing but the number of its examples: x.size(0) or x.shape[0]."""
     if node.op == "call_method" and node.target == "size":
         return node.args[1:] == (0,)
     if node.op == "call_function" and node.target is getattr:

@@ -1,10 +1,10 @@
-"""Cut layers to the channels that are kept. A smaller network is its architecture, these indices and a plain state_dict."""
+"""The cutting of layers to some of their channels. A smaller network is its architecture, these indices and a state_dict."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -14,11 +14,11 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
 
 Kept = dict[str, dict[str, Any]]
-"""By layer: {"out": channel numbers, "in": channel numbers, "bias": true if it was given one}. Plain JSON."""
+"""The channels of each layer that are left: {"out": numbers, "in": numbers, "bias": true if it was given one}. Plain JSON."""
 
 
 def resize(net: nn.Module, kept: Kept) -> nn.Module:
-    """A copy of the network with the kept channels only. Its parameters are new objects: build the optimizer from it.
+    """Return a copy of the network with the kept channels only. Its parameters are new objects: build the optimizer from it.
 
     Raises ConfigError, naming the layer, if the network has no such layer or channels.
     """
@@ -33,10 +33,9 @@ def resize(net: nn.Module, kept: Kept) -> nn.Module:
 
 
 def resize_mask(mask: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
-    """The mask of the smaller network."""
-    return {
-        name: _rows(_columns(alive, kept.get(_layer(name), {})), kept.get(_layer(name), {})) for name, alive in mask.items()
-    }
+    """Return the mask of the smaller network."""
+    places = {name: kept.get(_layer(name), {}) for name in mask}
+    return {name: _rows(_columns(alive, places[name]), places[name]) for name, alive in mask.items()}
 
 
 def _layer(name: str) -> str:
@@ -45,7 +44,8 @@ def _layer(name: str) -> str:
 
 def _cut(layer: nn.Module, places: Mapping[str, Any]) -> None:
     if places.get("bias") and layer.bias is None:
-        layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)))  # type: ignore[operator,arg-type]
+        weight = cast(Tensor, layer.weight)
+        layer.bias = nn.Parameter(weight.new_zeros(len(weight)))
     for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
         if tensor.dim() == 0:  # BatchNorm's count of batches
             continue
@@ -58,7 +58,7 @@ def _cut(layer: nn.Module, places: Mapping[str, Any]) -> None:
 
 
 def count(layer: nn.Module, widths: Mapping[str, int]) -> None:
-    """Set the numbers that a layer remembers of itself, in place. widths: of its channels, "out" and "in"."""
+    """Set the numbers of channels that a layer remembers, in place. widths: by end, "out" and "in"."""
     for end, width in widths.items():
         if isinstance(layer, nn.GroupNorm):
             layer.num_groups, layer.num_channels = layer.num_groups * width // layer.num_channels, width
@@ -72,8 +72,7 @@ def widths_of(layer: nn.Module) -> dict[str, int]:
     """Return the number of channels that a layer has at its ends, "out" and, unless it normalises, "in"."""
     if isinstance(layer, NORMS):  # which may be without weights
         return {"out": layer.num_channels if isinstance(layer, nn.GroupNorm) else int(layer.num_features)}
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    return dict(zip(("out", "in"), weight.shape, strict=False))
+    return dict(zip(("out", "in"), cast(Tensor, layer.weight).shape, strict=False))
 
 
 def _rows(tensor: Tensor, places: Mapping[str, Any]) -> Tensor:

@@ -1,7 +1,7 @@
-"""Which channels of which layers live or die together: Torch-Pruning's dependency graph, read and never acted upon.
+"""The channels of several layers that live or die together, read from Torch-Pruning's dependency graph.
 
-Its graph knows what a residual addition, a concatenation or a flattening ties together. Its criteria and its cutting are not
-used: cutting is in resize.py, so that a network can also be rebuilt from a list of indices.
+The graph knows which channels a residual addition, a concatenation or a flattening ties together. The package's criteria and
+cutting are not used: resize.py cuts, so that a network can also be rebuilt from a list of indices.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ Places = dict[str, list[int]]
 
 
 @dataclass(eq=False)
-class Unit:
-    """One channel, wherever it occurs. makes: output channels of layers. norms: channels of normalisation layers.
+class Channel:
+    """One channel, wherever it occurs.
 
-    reads: input channels of layers. unknown: modules on its way that cannot be cut.
+    makes: output channels of layers. norms: channels of normalisation layers. reads: input channels of layers.
+    unknown: modules on the channel's way that cannot be cut.
     """
 
     makes: Places = field(default_factory=dict)
@@ -36,13 +37,17 @@ class Unit:
     reads: Places = field(default_factory=dict)
     unknown: set[str] = field(default_factory=set)
 
+    def ends(self) -> tuple[tuple[str, Places], ...]:
+        """Return the places of the channel, with the end of the layers that they are at: "out" or "in"."""
+        return ("out", self.makes), ("out", self.norms), ("in", self.reads)
 
-Group = list[Unit]
-"""The units of coupled layers, in the order of their channels."""
+
+Group = list[Channel]
+"""The channels of coupled layers, in their order."""
 
 
 def couplings(net: nn.Module, example: Tensor) -> list[Group]:
-    """The groups of a network on inputs like `example` (with a batch dimension).
+    """Return the groups of a network on inputs like `example` (with a batch dimension).
 
     Raises ConfigError if Torch-Pruning is not installed, Incompatible if the network cannot be traced.
     """
@@ -55,16 +60,16 @@ def couplings(net: nn.Module, example: Tensor) -> list[Group]:
         try:
             # A tuple: it would unpack a bare tensor along the batch, and trace the network on one example without a batch.
             graph = tp.DependencyGraph().build_dependency(_TensorsOut(traced), example_inputs=(example.clone(),), verbose=False)
-            found = list(graph.get_all_groups())
+            groups = list(graph.get_all_groups())
         except Exception as error:
             raise Incompatible(
                 f"{type(net).__name__} cannot be traced by Torch-Pruning ({type(error).__name__}: {error}): keep it masked"
             ) from error
-        return [_followed(_group(graph, group, names), traced) for group in found]
+        return [_followed(_group(graph, group, names), traced) for group in groups]
 
 
 class _TensorsOut(nn.Module):
-    """A network that puts out nothing but its tensors: the tracer takes a list of them, and no None, numbers or texts."""
+    """A network whose outputs are a list of tensors: the tracer takes no None, numbers or texts."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -75,17 +80,19 @@ class _TensorsOut(nn.Module):
 
 
 def _followed(group: Group, net: nn.Module) -> Group:
-    """Return the group, all of its units marked as unknown if the tracer gives a layer channels that it has not got: on the way
-    there their number changes in a way that it cannot follow (GLU, PixelShuffle)."""
+    """Return the group, all of its channels marked as unknown if the tracer gives a layer channels that it does not have.
+
+    This happens where their number changes in a way that the tracer cannot follow (GLU, PixelShuffle).
+    """
     beyond = {
         name
-        for unit in group
-        for end, ends in (("out", unit.makes), ("out", unit.norms), ("in", unit.reads))
-        for name, places in ends.items()
+        for channel in group
+        for end, places_by_layer in channel.ends()
+        for name, places in places_by_layer.items()
         if max(places) >= widths_of(net.get_submodule(name))[end]
     }
-    for unit in group if beyond else []:
-        unit.unknown |= {f"what comes before {name}" for name in beyond}
+    for channel in group if beyond else []:
+        channel.unknown |= {f"what comes before {name}" for name in beyond}
     return group
 
 
@@ -100,22 +107,23 @@ def _torch_pruning() -> Any:
 
 
 def _group(graph: Any, group: Any, names: Mapping[nn.Module, str]) -> Group:
-    """The units of one of its groups. The root's channel numbers say which entries of the others belong together."""
-    units: dict[int, Unit] = {}
+    """Return the channels of one of its groups. The root's channel numbers say which entries of the others belong together."""
+    channels: dict[int, Channel] = {}
     for item in group.items:
         module, places = item.dep.target.module, list(zip(item.idxs, item.root_idxs, strict=True))
         into = graph.is_in_channel_pruning_fn(item.dep.handler) and not graph.is_out_channel_pruning_fn(item.dep.handler)
         for place, root in places:
-            _note(units.setdefault(root, Unit()), module, names.get(module), place, into)
-    return [units[root] for root in sorted(units)]
+            _note(channels.setdefault(root, Channel()), module, names.get(module), place, into)
+    return [channels[root] for root in sorted(channels)]
 
 
-def _note(unit: Unit, module: nn.Module, name: str | None, place: int, into: bool) -> None:
+def _note(channel: Channel, module: nn.Module, name: str | None, place: int, into: bool) -> None:
+    """Add a place to a channel. into: whether it is an input channel of the module."""
     if isinstance(module, nn.Parameter):
-        unit.unknown.add("a parameter of its own")
+        channel.unknown.add("a parameter of its own")
     elif is_plain(module, NORMS) and name is not None:
-        unit.norms.setdefault(name, []).append(place)
+        channel.norms.setdefault(name, []).append(place)
     elif is_plain(module, LAYERS) and name is not None and getattr(module, "groups", 1) == 1:
-        (unit.reads if into else unit.makes).setdefault(name, []).append(place)
+        (channel.reads if into else channel.makes).setdefault(name, []).append(place)
     elif name is not None and any(True for _ in module.parameters()):
-        unit.unknown.add(f"{name} ({type(module).__name__})")
+        channel.unknown.add(f"{name} ({type(module).__name__})")

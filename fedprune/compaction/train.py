@@ -1,8 +1,9 @@
-"""Training in a smaller network (module.py): what a mask leaves is taken out of the whole network at the start of a job and
-put back at its end, and with it the optimizer's state and the corrections of gradients. The result is that of training under
-the mask, up to the rounding of sums that have fewer terms; batches, and all that is drawn at random, are the same.
+"""Training in a smaller network (module.py) in the place of training under a mask.
 
-Where that could not be so, or where a smaller network would not pay, the client trains under the mask.
+Living entries, the optimizer's state and the corrections of gradients are taken out of the whole network at the start of a
+job and put back at its end. The result is that of training under the mask, up to the rounding of sums that have fewer terms;
+batches and random numbers are the same. Where the result would differ, or a smaller network would not pay, the client trains
+under the mask.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from fedprune.compaction.fx_graph import Wiring, wiring
-from fedprune.compaction.liveness import Parts, matrices, parts, saved
-from fedprune.compaction.module import Block, Smaller
+from fedprune.compaction.fx_graph import ChannelGraph, channel_graph
+from fedprune.compaction.liveness import Parts, divide, matrices, saved
+from fedprune.compaction.module import Block, SmallerNetwork
 from fedprune.compaction.sparse_linear import pays, remaining
 from fedprune.local.hooks import KNOWN, patched
 from fedprune.local.module import Batch, LocalModule
@@ -32,19 +34,22 @@ from fedprune.tensors import tensors_of
 from fedprune.types import Mask, Params, Subnet
 
 PER_STEP, PER_JOB = 2e6, 6e7
-"""What constants add to each step, and what making a smaller network adds to a job, in products (of a weight and a number) of
-the whole network's forward that take as long."""
+"""The cost of constants in each step, and of making a smaller network in a job, as the number of products (of a weight and a
+number) of the whole network's forward that take as long."""
 
-REMEMBERED = 4  # masks of which a worker has the smaller network at hand
+CACHED = 4  # smaller networks that a worker caches, by mask
 
 Compactor = Callable[[Mask, int], "Compacted | None"]
-"""(mask, number of batches) -> how to train under it in a smaller network, or None: it would not be the same, or not pay."""
+"""(mask, number of batches) -> the smaller network to train, or None where the result would differ or it would not pay."""
 
 
 @dataclass(frozen=True)
 class Compacted:
-    """small: the same module with a smaller network. mask: what is dead in that. whole: the shapes of the whole network's
-    parameters, by name, in order. drifts: whether the optimizer moves what has a gradient of zero."""
+    """A module with a smaller network, which trains as the whole network would under its mask.
+
+    small: the module. mask: the mask of the smaller network. whole: the shapes of the whole network's parameters, by name, in
+    order. drifts: whether the optimizer moves entries whose gradient is zero.
+    """
 
     small: LocalModule
     mask: Mask
@@ -52,8 +57,14 @@ class Compacted:
     drifts: bool
 
     @property
+    def net(self) -> SmallerNetwork:
+        """The smaller network."""
+        return cast(SmallerNetwork, self.small.net)
+
+    @property
     def blocks(self) -> Sequence[Block]:
-        return self.small.net.blocks  # type: ignore[return-value]
+        """The tensors of the smaller network, as parts of the whole network's."""
+        return self.net.blocks
 
     def fit(
         self, subnet: Subnet, batches: Iterable[Batch], recipe: Recipe, decay: float, kept: OptimizerState, correction: Params
@@ -61,12 +72,12 @@ class Compacted:
         """As train.fit, of the whole network."""
         params = {block.name: block.of(subnet.params[block.whole]) for block in self.blocks}
         shifts = {block.name: block.of(correction[block.whole]) for block in self.blocks if block.whole in correction}
-        # Something is dead in the whole network, though perhaps nothing in the smaller one: what that asks for is done here.
+        # Only the whole network has dead entries for sure, so the learning rate of retraining is applied here.
         recipe, decay = replace(recipe, retrain_lr=1.0), decay * recipe.retrain_lr
         state = self._taken(kept)
         moved = self.drifts or bool(state) or bool(shifts) or recipe.keep_optimizer
-        self.small.net.prepare(moved, self._mute(params, state, shifts, moved))  # type: ignore[operator]
-        still = {name for name, parameter in self.small.net.named_parameters() if not parameter.requires_grad}
+        self.net.prepare(moved, self._mute(params, state, shifts, moved))
+        still = {name for name, parameter in self.net.named_parameters() if not parameter.requires_grad}
         taken = Subnet(params, {name: alive for name, alive in self.mask.items() if name not in still})
         trained = fit(self.small, taken, batches, recipe, decay, None, state, shifts)
         reach = {block.whole: trained.reach[block.name] for block in self.blocks if block.name in trained.reach}
@@ -74,26 +85,27 @@ class Compacted:
         return trained._replace(params=whole, optimizer=state, reach=reach)
 
     def unload(self, sent: Params) -> Params:
-        """As train.unload, of the whole network. sent: as it came."""
+        """Return the parameters as train.unload, of the whole network. sent: the parameters that the client was sent."""
         return self._whole(unload(self.small), sent)
 
     def _mute(self, params: Params, state: OptimizerState, shifts: Params, moved: bool) -> bool:
-        """Whether all constants are zero, and stay so: behind a ReLU, biases of zero or, if nothing moves them, of less."""
+        """Return whether all constants are zero, and stay so: behind a ReLU, biases of 0, or below 0 if nothing moves them."""
         biases = [block.name for block in self.blocks if block.name.startswith("constant.")]
-        if not (self.small.net.mutable and all(bool((params[name] <= 0).all()) for name in biases)):
+        if not (self.net.mutable and all(bool((params[name] <= 0).all()) for name in biases)):
             return False
         pushed = {self._parameters[number].name: values for number, values in state.items()}
         pushes = [[params[name], shifts.get(name, params[name]), *pushed.get(name, {}).values()] for name in biases]
-        return not (moved and any(push.any() for some in pushes for push in some if push.dim()))
+        return not (moved and any(push.any() for by_bias in pushes for push in by_bias if push.dim()))
 
     def _whole(self, trained: Params, sent: Params) -> Params:
+        """Return the whole network's tensors, with the trained ones put into those that were sent."""
         whole = {block.whole: sent[block.whole].clone() for block in self.blocks}
         for block in self.blocks:
             block.put(trained[block.name], whole[block.whole])
         return whole
 
     def _taken(self, kept: OptimizerState) -> OptimizerState:
-        """The optimizer's state for the smaller network's parameters."""
+        """Return the optimizer's state for the smaller network's parameters."""
         numbers, taken = list(self.whole), dict[int, Params]()
         for number, block in enumerate(self._parameters):
             state, shape = kept.get(numbers.index(block.whole), {}), self.whole[block.whole]
@@ -102,7 +114,7 @@ class Compacted:
         return taken
 
     def _put_back(self, state: OptimizerState) -> OptimizerState:
-        """The optimizer's state for the whole network's parameters: what is dead has none, which is zero."""
+        """Return the optimizer's state for the whole network's parameters; it is zero at dead entries."""
         numbers, whole = list(self.whole), dict[int, Params]()
         for number, values in state.items():
             block = self._parameters[number]
@@ -122,74 +134,80 @@ class Compacted:
 
 
 def compactor(module: LocalModule, shape: tuple[int, ...], recipe: Recipe) -> Compactor:
-    """How the module is trained smaller under a mask, in a job of so many batches. shape: of one input.
+    """Return the function that gives the smaller network of a mask, for a job of so many batches. shape: of one input.
 
-    Under the mask are trained: modules and optimizers that do more than is known here; with error feedback, which trains the
-    dead; networks some of whose layers are held, or that cannot be read (see fx_graph.py); and what leaves too little to gain.
+    These train under the mask instead: modules and optimizers with functions that are not known here; error feedback, which
+    trains dead entries; networks with layers that are not trained, or whose forward cannot be read (see fx_graph.py); and masks
+    that leave too little to gain.
     """
     known = type(module) in KNOWN and not patched(module) and not any(is_companion(name) for name in tensors_of(module.net))
     drifts = _drifts(module) if recipe.compact == "auto" and known and not recipe.error_feedback and not recipe.fixed else None
     if drifts is None:
         return lambda mask, batches: None
-    wired = functools.cache(lambda: wiring(module.net, shape))
-    remembered = functools.lru_cache(REMEMBERED)(lambda mask: _divided(module, wired(), dict(mask), recipe, drifts))
+    graph = functools.cache(lambda: channel_graph(module.net, shape))
+    by_mask = functools.lru_cache(CACHED)(lambda mask: _gain(module, graph(), dict(mask), recipe, drifts))
 
     def compacted(mask: Mask, batches: int) -> Compacted | None:
-        gain, made = (0.0, None) if full(mask) else remembered(tuple(mask.items()))
-        return made() if batches * gain > PER_JOB and made is not None else None
+        if full(mask):
+            return None
+        gain, make = by_mask(tuple(mask.items()))
+        return make() if batches * gain > PER_JOB and make is not None else None
 
     return compacted
 
 
 def silent(regularisers: Iterable[Regulariser]) -> bool:
-    """Whether none of these changes a step of training."""
-    return not any(one.layers or one.paired or one.companion or (one.formula and one.strength) for one in regularisers)
+    """Return whether none of these changes a step of training."""
+    return not any(r.layers or r.paired or r.companion or (r.formula and r.strength) for r in regularisers)
 
 
-def _divided(
-    module: LocalModule, wired: Wiring | None, mask: Mask, recipe: Recipe, drifts: bool
+def _gain(
+    module: LocalModule, graph: ChannelGraph | None, mask: Mask, recipe: Recipe, drifts: bool
 ) -> tuple[float, Callable[[], Compacted] | None]:
-    """(the products that are saved for each batch, how the smaller network is made: once)."""
-    if wired is None:
+    """Return (the products that are saved for each batch, a function that makes the smaller network, once)."""
+    if graph is None:
         return 0.0, None
-    alive = matrices(wired, mask)
-    divided = parts(wired, alive, tracked=not recipe.freeze_batchnorm)
-    if _empty(wired, divided):
+    alive = matrices(graph, mask)
+    parts = divide(graph, alive, tracked=not recipe.freeze_batchnorm)
+    if _empty(graph, parts):
         return 0.0, None
 
-    thin = _thin(module.net, wired, divided, alive, recipe.batch_size)
+    sparse = _sparse_layers(module.net, graph, parts, alive, recipe.batch_size)
 
     @functools.cache
-    def made() -> Compacted:
-        net = Smaller(module.net, wired, divided, alive, thin)
-        holes = {block.name: block.of(mask[block.whole]) for block in net.blocks if block.whole in mask}
+    def make() -> Compacted:
+        net = SmallerNetwork(module.net, graph, parts, alive, sparse)
+        smaller_mask = {block.name: block.of(mask[block.whole]) for block in net.blocks if block.whole in mask}
         small = type(module)(net, module.optimizer).to(module.device)
-        return Compacted(small, holes, {name: p.shape for name, p in module.net.named_parameters()}, drifts)
+        return Compacted(small, smaller_mask, {name: p.shape for name, p in module.net.named_parameters()}, drifts)
 
-    extra = PER_STEP if divided.constant.any() else 0.0
-    return recipe.batch_size * saved(wired, divided, thin) - extra, made
+    extra = PER_STEP if parts.constant.any() else 0.0
+    return recipe.batch_size * saved(graph, parts, sparse) - extra, make
 
 
-def _thin(net: nn.Module, wired: Wiring, divided: Parts, alive: Mask, batch: int) -> dict[str, float]:
-    """The layers that are better sparse, and the fraction of their time that is left then."""
-    found: dict[str, float] = {}
-    for name, layer in wired.layers.items():
-        rows, columns = divided.live[layer.makes], divided.live[layer.reads]
+def _sparse_layers(net: nn.Module, graph: ChannelGraph, parts: Parts, alive: Mask, batch: int) -> dict[str, float]:
+    """Return the layers that are faster as sparse ones, with the fraction of their time that is left then."""
+    time_left: dict[str, float] = {}
+    for name, layer in graph.layers.items():
+        rows, columns = parts.live[layer.makes], parts.live[layer.reads]
         entries, weight = int(rows.sum()) * int(columns.sum()), net.get_parameter(f"{name}.weight")
         if weight.dim() == 2 and weight.device.type == "cpu" and pays(0.0, entries, batch):  # else there is no need to count
             density = np.count_nonzero((alive[name][rows] & columns).numpy()) / entries
-            found |= {name: remaining(density)} if pays(density, entries, batch) else {}
-    return found
+            if pays(density, entries, batch):
+                time_left[name] = remaining(density)
+    return time_left
 
 
-def _empty(wired: Wiring, divided: Parts) -> bool:
-    """Whether nothing passes through some layer, which then gives constants alone."""
-    return not all(divided.live[ends].any() for layer in wired.layers.values() for ends in (layer.makes, layer.reads))
+def _empty(graph: ChannelGraph, parts: Parts) -> bool:
+    """Return whether nothing passes through some layer, which then gives constants alone."""
+    return not all(parts.live[ends].any() for layer in graph.layers.values() for ends in (layer.makes, layer.reads))
 
 
 def _drifts(module: LocalModule) -> bool | None:
-    """Whether the module's optimizer moves what has a gradient of zero: by weight decay, for one. None if it does not treat
-    each entry by itself, and all alike."""
+    """Return whether the module's optimizer moves entries whose gradient is zero, as weight decay does.
+
+    None: it does not treat each entry by itself, or not all alike.
+    """
     entry = nn.Parameter(torch.ones(1, dtype=torch.float64))
     optimizer = module.optimizer([entry])
     if type(optimizer) not in ENTRYWISE or len(optimizer.param_groups) > 1:

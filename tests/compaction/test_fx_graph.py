@@ -1,4 +1,4 @@
-"""Wiring against networks whose units can be counted by hand, and forwards that must not be taken apart."""
+"""ChannelGraph against networks whose units can be counted by hand, and forwards that must not be taken apart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedprune.compaction.fx_graph import Wiring, wiring
+from fedprune.compaction.fx_graph import ChannelGraph, channel_graph
 from fedprune.models.cnn import cnn_small
 from fedprune.models.lenet import lenet_300_100
 from fedprune.models.resnet import resnet20
@@ -67,7 +67,7 @@ class Module(Small):
 
 @pytest.mark.parametrize("kind", [Small, Method, View, Reshape, Named, Module])
 def test_units_are_followed_from_those_who_make_them_to_those_who_read_them(kind):
-    wired = wiring(kind(), SHAPE)
+    wired = channel_graph(kind(), SHAPE)
     conv, fc1, fc2 = wired.layers.values()
     assert (conv.makes.tolist(), conv.reads.tolist()) == ([0, 1], [-1])
     assert (fc1.makes.tolist(), fc1.reads.tolist()) == ([2, 3, 4], [0, 0, 0, 0, 1, 1, 1, 1])  # 2 x 2 places each
@@ -98,8 +98,8 @@ class MeanOfUnits(Small):
 
 
 def test_means_over_places_are_passed_and_no_others():
-    assert wiring(Mean(), SHAPE).layers["fc1"].reads.tolist() == [0, 1]
-    wired = wiring(MeanOfUnits(), SHAPE)
+    assert channel_graph(Mean(), SHAPE).layers["fc1"].reads.tolist() == [0, 1]
+    wired = channel_graph(MeanOfUnits(), SHAPE)
     assert wired.layers["fc1"].reads.tolist() == [-1, -1]
     assert wired.fixed[wired.layers["conv"].makes].all()
 
@@ -168,13 +168,13 @@ class Looked(Small):
 
 @pytest.mark.parametrize("kind", [Dropout, Added, Joined, Normalised, Pooled, Softmax, Looked])
 def test_units_that_meet_others_or_are_drawn_for_are_fixed(kind):
-    wired = wiring(kind(), SHAPE)
+    wired = channel_graph(kind(), SHAPE)
     assert wired.fixed[wired.layers["fc1"].makes].all()
     assert not wired.fixed[wired.layers["conv"].makes].any()
 
 
 def test_a_forward_that_counts_on_a_width_has_it():
-    wired = wiring(FixedView(), SHAPE)
+    wired = channel_graph(FixedView(), SHAPE)
     assert wired.fixed[wired.layers["conv"].makes].all()
     assert not wired.fixed[wired.layers["fc1"].makes].any()
 
@@ -191,7 +191,7 @@ class Twice(Small):
 
 
 def test_a_layer_that_is_called_twice_is_left_alone():
-    wired = wiring(Twice(), SHAPE)
+    wired = channel_graph(Twice(), SHAPE)
     assert list(wired.layers) == ["conv", "fc1", "fc2"]
     assert wired.fixed[wired.layers["fc1"].makes].all()
     assert wired.layers["fc2"].reads.tolist() == [-1, -1, -1]
@@ -204,7 +204,7 @@ class Grouped(Small):
 
 
 def test_convolutions_in_groups_are_left_alone():
-    wired = wiring(Grouped(), SHAPE)
+    wired = channel_graph(Grouped(), SHAPE)
     assert list(wired.layers) == ["conv.0", "fc1", "fc2"]
     assert wired.fixed[wired.layers["conv.0"].makes].all()
 
@@ -215,7 +215,7 @@ class Tanh(Small):
 
 
 def test_what_is_read_without_a_relu_is_bare():
-    assert wiring(Tanh(), SHAPE).bare == {"fc1"}
+    assert channel_graph(Tanh(), SHAPE).bare == {"fc1"}
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------------
@@ -260,37 +260,37 @@ class Tied(Small):
 
 @pytest.mark.parametrize("kind", [Control, TorchRandom, PythonRandom, Alternating, Weighed, Tied])
 def test_what_cannot_be_read_or_does_more_than_call_layers_is_refused(kind):
-    assert wiring(kind(), SHAPE) is None
+    assert channel_graph(kind(), SHAPE) is None
 
 
 def test_hooks_and_other_forwards_are_refused():
     hooked, other = Small(), Small()
     hooked.fc1.register_forward_hook(lambda *_: None)
     other.fc1.forward = lambda x: x[:, :3]
-    assert wiring(hooked, SHAPE) is None
-    assert wiring(other, SHAPE) is None
+    assert channel_graph(hooked, SHAPE) is None
+    assert channel_graph(other, SHAPE) is None
 
 
 def test_reading_leaves_no_trace():
     net = cnn_small((1, 16, 16), 4, norm="batch").eval()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     state = torch.get_rng_state()
-    assert isinstance(wiring(net, (1, 16, 16)), Wiring)
+    assert isinstance(channel_graph(net, (1, 16, 16)), ChannelGraph)
     assert torch.equal(torch.get_rng_state(), state)
     assert not net.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
 def test_of_residual_networks_what_is_inside_a_block_is_free():
-    wired = wiring(resnet20((1, 8, 8), 10, norm="batch"), (1, 8, 8))
+    wired = channel_graph(resnet20((1, 8, 8), 10, norm="batch"), (1, 8, 8))
     free = [name for name, layer in wired.layers.items() if not wired.fixed[layer.makes].any()]
     assert free == [f"stage{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(3)]
     assert len(wired.norms) == 19
 
 
 def test_double_precision_and_inputs_of_characters():
-    assert list(wiring(lenet_300_100((1, 2, 2), 3).double(), (1, 2, 2)).layers) == ["fc1", "fc2", "fc3"]
+    assert list(channel_graph(lenet_300_100((1, 2, 2), 3).double(), (1, 2, 2)).layers) == ["fc1", "fc2", "fc3"]
     text = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 5))
-    wired = wiring(text, (3,))
+    wired = channel_graph(text, (3,))
     assert wired.layers["2"].reads.tolist() == [-1] * 12
     assert not wired.fixed[wired.layers["2"].makes].any()

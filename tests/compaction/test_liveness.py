@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedprune.compaction.fx_graph import wiring
-from fedprune.compaction.liveness import Parts, matrices, parts, saved
+from fedprune.compaction.fx_graph import channel_graph
+from fedprune.compaction.liveness import Parts, divide, matrices, saved
 from fedprune.models.cnn import cnn_small
 
 
@@ -17,9 +17,9 @@ def chain(norm: bool = False) -> nn.Sequential:
     return nn.Sequential(nn.Linear(2, 4), *norms, nn.ReLU(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
 
 
-def divided(net: nn.Module, shape: tuple[int, ...], mask: dict, tracked: bool = True) -> Parts:
-    wired = wiring(net, shape)
-    return parts(wired, matrices(wired, mask), tracked)
+def parts(net: nn.Module, shape: tuple[int, ...], mask: dict, tracked: bool = True) -> Parts:
+    wired = channel_graph(net, shape)
+    return divide(wired, matrices(wired, mask), tracked)
 
 
 def numbers(part: torch.Tensor) -> list[int]:
@@ -38,25 +38,25 @@ def masks(second: str) -> dict:
 
 def test_parts_by_hand():
     """Units 0-3 of the first layer, 4-6 of the second, 7-8 put out, 9 for what is none."""
-    live, constant, idle = map(numbers, divided(chain(), (2,), masks("2.weight")))
+    live, constant, idle = map(numbers, parts(chain(), (2,), masks("2.weight")))
     assert live == [0, 4, 7, 8, 9]
     assert constant == [1, 5]  # 1: a dead row, which rows 0 and 1 read; 5: reads only that
     assert idle == [2, 3, 6]  # 2: nobody reads it; 3: only 6 does, and nobody reads 6
 
 
 def test_batchnorm_in_training_learns_of_what_nobody_reads():
-    live, constant, idle = map(numbers, divided(chain(norm=True), (2,), masks("3.weight")))
+    live, constant, idle = map(numbers, parts(chain(norm=True), (2,), masks("3.weight")))
     assert (live, constant, idle) == ([0, 2, 4, 7, 8, 9], [1, 3, 5], [6])
-    frozen = divided(chain(norm=True), (2,), masks("3.weight"), tracked=False)
+    frozen = parts(chain(norm=True), (2,), masks("3.weight"), tracked=False)
     assert list(map(numbers, frozen)) == [[0, 4, 7, 8, 9], [1, 5], [2, 3, 6]]
 
 
 def test_before_batchnorm_what_reads_constants_alone_counts_as_reached():
     net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
     mask = {"0.weight": torch.tensor([[1, 1], [0, 0]]).bool(), "2.weight": torch.tensor([[1, 0], [0, 1]]).bool()}
-    live, constant, _ = map(numbers, divided(net, (2,), mask))
+    live, constant, _ = map(numbers, parts(net, (2,), mask))
     assert (live, constant) == ([0, 2, 3, 4, 5], [1])
-    assert numbers(divided(net, (2,), mask, tracked=False).constant) == [1, 3]
+    assert numbers(parts(net, (2,), mask, tracked=False).constant) == [1, 3]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -73,7 +73,7 @@ def test_on_random_masks_parts_are_what_derivatives_say(seed):
     read = torch.stack(read)
     moved = [upto(mask, x + 1, n) - upto(mask, x, n) for n in range(4)]
     reached = torch.cat([change[0] > 0 for change in moved])
-    live, constant, idle = divided(net, (3,), mask)
+    live, constant, idle = parts(net, (3,), mask)
     ends = torch.tensor([False] * 15 + [True] * 2)  # what is put out is there, reached or not
     assert torch.equal(live[:-1], reached & read | ends)
     assert torch.equal(constant[:-1], ~reached & read & ~ends)
@@ -89,12 +89,12 @@ def upto(mask: dict, x: torch.Tensor, last: int, first: int = 0) -> torch.Tensor
 
 def test_products_that_are_saved_are_counted_by_eights():
     """cnn_small on 16 x 16: 10 and 20 channels count as 16 and 24, 50 units as 56."""
-    wired = wiring(net := cnn_small((1, 16, 16), 10), (1, 16, 16))
+    wired = channel_graph(net := cnn_small((1, 16, 16), 10), (1, 16, 16))
     mask = {f"{name}.weight": torch.ones_like(layer.weight, dtype=torch.bool) for name, layer in net.named_children()}
     mask["conv1.weight"][:3] = False  # 7 are left, which count as 8: half
     mask["fc1.weight"][:10] = False  # 40 of 56
     conv1, conv2 = 10 * 25 * 144, 10 * 20 * 25 * 4
     fc1, fc2 = 20 * 50, 50 * 10
     expected = (conv1 + conv2) / 2 + (fc1 + fc2) * 16 / 56
-    assert saved(wired, parts(wired, matrices(wired, mask), True), {"fc1": 0.5}) == pytest.approx(expected + 20 * 50 * 20 / 56)
-    assert saved(wired, parts(wired, matrices(wired, mask), True), {}) == pytest.approx(expected)
+    assert saved(wired, divide(wired, matrices(wired, mask), True), {"fc1": 0.5}) == pytest.approx(expected + 20 * 50 * 20 / 56)
+    assert saved(wired, divide(wired, matrices(wired, mask), True), {}) == pytest.approx(expected)
