@@ -36,7 +36,10 @@ class Folding:
 
 
 class Verdict(NamedTuple):
-    """Whether a channel may be removed (go), provided that another takes over its constant (heir); else the reason why not."""
+    """The answer to whether a channel can be removed.
+
+    go: it can. heir: only if another channel takes over its constant. reason: why it cannot, or what it carries; else "".
+    """
 
     go: bool
     heir: bool

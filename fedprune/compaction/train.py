@@ -69,7 +69,7 @@ class Compacted:
     def fit(
         self, subnet: Subnet, batches: Iterable[Batch], recipe: Recipe, decay: float, kept: OptimizerState, correction: Params
     ) -> Trained:
-        """As train.fit, of the whole network."""
+        """Train the smaller network; the arguments and the result are those of train.fit, of the whole network."""
         params = {block.name: block.of(subnet.params[block.whole]) for block in self.blocks}
         shifts = {block.name: block.of(correction[block.whole]) for block in self.blocks if block.whole in correction}
         # Only the whole network has dead entries for sure, so the learning rate of retraining is applied here.

@@ -36,7 +36,11 @@ class Measure(Protocol):
 
 @dataclass(frozen=True)
 class Axes:
-    """What to prune, by which criterion, and the rule for the first values of grown weights (regrowth_init.RULES)."""
+    """The options of an event.
+
+    what: the units and the scope. criterion: the formulas. regrown: the rule for the first values of grown weights
+    (regrowth_init.RULES).
+    """
 
     what: What
     criterion: Criterion

@@ -52,7 +52,7 @@ class Bound:
 
     @property
     def larger_is_better(self) -> bool:
-        """Whether the bound is a lower one."""
+        """True if the bound is a lower one."""
         return self.at_least is not None
 
     @property
@@ -145,7 +145,7 @@ class Moving(Condition):
 
 @dataclass(frozen=True)
 class MovingReached(Condition):
-    """As Moving, for any task: only if the task's own metric of the pruned network is as good as `bound`."""
+    """While the mask moves, as Moving, and only if the task's own metric of the pruned network is as good as `bound`."""
 
     shift: float
     bound: Bound

@@ -33,7 +33,7 @@ class CannotFollow(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Dependence:
-    """Which entries of a value depend on the network's input, and which are not zero.
+    """The entries of a value that depend on the network's input, and those that are not zero.
 
     varying: 1 where an entry depends on the input through living weights, else 0. None for parameters, and for values that are
     computed from parameters alone.

@@ -86,7 +86,7 @@ def layer_density(density: float, rate: float, step: float) -> float:
 
 @declares(layerwise=True)
 def erk(units: Scores, density: float, shapes: Shapes) -> Mask:
-    """Erdos-Renyi-Kernel densities: proportional to (in + out + kernel sizes) / (in * out * kernel area), and at most 1.
+    """Keep Erdos-Renyi-Kernel densities: proportional to (in + out + kernel sizes) / (in * out * kernel area), and at most 1.
 
     Mocanu et al. 2018; Evci et al. 2020 (RigL), appendix C; there a factor is solved for, anew while layers exceed 1.
     Here the kept units are seats, apportioned by Sainte-Lague: layer n's k-th is worth w_n / (k - 1/2) with w_n its density's
