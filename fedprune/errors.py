@@ -10,7 +10,8 @@ class ConfigError(FedpruneError):
 
     def __init__(self, problems: list[str]):
         self.problems = problems
-        super().__init__("\n".join(f"- {problem}" for problem in problems) if len(problems) > 1 else problems[0])
+        listed = "\n".join(f"- {problem}" for problem in problems)
+        super().__init__(listed if len(problems) > 1 else problems[0])
 
 
 class Incompatible(ConfigError):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from fedprune.analysis.markdown import markdown_lines
+from fedprune.analysis.markdown import markdown_lines, three_digits
 from fedprune.analysis.metric import ACCURACY, Metric, metric_of
 from fedprune.analysis.tuning import tuned
 from fedprune.run_id import METHOD
@@ -151,7 +151,7 @@ def _texts(row: dict[str, Any], unbeaten: bool, metric: Metric) -> list[str]:
 
 
 def _number(value: float) -> str:
-    return "" if pd.isna(value) else f"{value:.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
+    return "" if pd.isna(value) else three_digits(value).rstrip(".")
 
 
 def target_of(runs: pd.DataFrame) -> float:

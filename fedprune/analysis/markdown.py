@@ -36,4 +36,9 @@ def _text(value: object, column: str) -> str:
         return f"{value:.2f}"
     if column.endswith(("(↑)", "(↓)")):
         return f"{value:.4g}"
-    return f"{value:.10g}" if "(" not in column else f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+    return three_digits(value) if "(" in column else f"{value:.10g}"
+
+
+def three_digits(value: float) -> str:
+    """Return a number in three digits; in all that it has before the point from 100."""
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"

@@ -41,7 +41,8 @@ class Metric:
     @property
     def unit(self) -> str:
         """Return the text in brackets after a column's name: a unit, or an arrow to the better side."""
-        return "%" if self.percent else "↑" if self.larger_is_better else "↓"
+        arrow = "↑" if self.larger_is_better else "↓"
+        return "%" if self.percent else arrow
 
     @property
     def tail(self) -> str:
@@ -78,7 +79,8 @@ class Metric:
     @property
     def axis_unit(self) -> str:
         """Return the text in brackets after the label of an axis: a unit, or which direction is better."""
-        return "%" if self.percent else "more is better" if self.larger_is_better else "less is better"
+        better = "more" if self.larger_is_better else "less"
+        return "%" if self.percent else f"{better} is better"
 
     def text(self, value: float) -> str:
         """Return a value in the metric's unit as text."""

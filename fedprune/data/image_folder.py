@@ -118,7 +118,9 @@ def _images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
 
 def _pixels(paths: Sequence[Path], size: Sequence[int] | None, grey: bool | None) -> Tensor:
     """Decode the images into one tensor, uint8 [N, C, H, W]."""
-    coloured = not all(_mode(path) in GREY for path in paths) if grey is None else not grey
+    if grey is None:
+        grey = all(_mode(path) in GREY for path in paths)
+    coloured = not grey
     first = _decoded(paths[0], coloured, size)
     pixels = np.empty((len(paths), *first.shape), np.uint8)
     for number, path in enumerate(paths):

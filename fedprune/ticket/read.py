@@ -68,7 +68,9 @@ def _problems(ticket: Ticket) -> list[str]:
         axes = ticket.axes
     except ValueError:
         return ["its axes are not JSON"]
-    problems = [] if all(isinstance(value, str) for value in axes.values()) else ["its axes are not names"]
+    problems = []
+    if not all(isinstance(value, str) for value in axes.values()):
+        problems.append("its axes are not names")
     for name, alive in ticket.mask.items():
         if name not in ticket.params or ticket.params[name].shape != alive.shape or alive.dtype != torch.bool:
             problems.append(f"the mask of {name} is not one of its weights")
