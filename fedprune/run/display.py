@@ -50,16 +50,26 @@ def about_text(about: Mapping[str, Any]) -> str:
     """What a run is, in three lines."""
     axes, name = about["axes"], about["name"]
     recipe = " · ".join(axes[axis] for axis in ("what", "criterion", "when", "how_often", "where", "whose"))
+    model, data, partition = (_made_by(about, group) for group in ("model", "data", "partition"))
     start = [_start_text(about["config"]["ticket"], about["begin"]["density"])] if about.get("begin") else []
     return "\n".join(
         [
             f"{name}: {recipe} · rewind {axes['rewind']}",
-            f"model {axes['model']}: {about['parameters']:,} parameters, {about['prunable']:,} of them prunable",
-            f"data {axes['data']}, {axes['partition']}: {about['examples']:,} examples, {about['clients']} clients, "
+            f"model {model}: {about['parameters']:,} parameters, {about['prunable']:,} of them prunable",
+            f"data {data}, {partition}: {about['examples']:,} examples, {about['clients']} clients, "
             f"{about['cohort']} per round; seed {about['seed']}",
             *start,
         ]
     )
+
+
+def _made_by(about: Mapping[str, Any], group: str) -> str:
+    """Return the chosen option of a group; and before it its `_target_`, if that is another one than the option's own."""
+    option, target = str(about["axes"][group]), str(about["config"][group].get("_target_", ""))
+    package, _, name = target.rpartition(".")
+    own = name.lower() == option.replace("_", "") or name == option
+    of_ours = group != "model" and package.startswith("fedprune.")  # data sets and partitions may share a function
+    return option if own or of_ours or not target else f"{target} (option {option})"
 
 
 def _start_text(ticket: Mapping[str, Any], density: float) -> str:
