@@ -111,7 +111,7 @@ def spent(do: Callable[[], object]) -> float:
 
 def plain(net: nn.Module, client: ClientRound, job: Job) -> None:
     """A job's batches by hand: the loop of floor.py, on a network that lies in memory as PyTorch makes it."""
-    train(net, job.subnet.params, client.shuffled(job))
+    train(net, job.subnet.params, client.training.shuffled(job))
 
 
 def measure(model: str, kind: str, density: float, jobs: int) -> dict[str, list[float]]:

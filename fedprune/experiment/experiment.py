@@ -20,8 +20,9 @@ from fedprune.data.population import sizes
 from fedprune.execution import Choice, Executor, Serial
 from fedprune.experiment.network import fresh_params
 from fedprune.federated.client.batched import Batched
+from fedprune.federated.client.context import Context
 from fedprune.federated.client.prune_event import OnClient
-from fedprune.federated.client.round import ClientRound
+from fedprune.federated.client.round import Client, ClientRound
 from fedprune.federated.composition import Options
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
@@ -195,16 +196,16 @@ def client_round(
     fresh: Callable[[int], Params],
     task: TaskMetrics,
     untrained: Params,
-) -> ClientRound:
+) -> Client:
     """What a worker builds for itself, once: the module, around data that it shares with the others."""
     with torch.random.fork_rng(devices=[]):
         net = in_own_memory(make_network(config["model"], dataset.shape, dataset.classes))
     add_companions(net, prunable, regularisers, torch.Generator())  # each job brings its own values
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
     channels_last(net, dataset.shape)
-    examples, top, upload = options.where.examples, options.where.top, options.upload
-    worker = ClientRound(module, dataset, clients, recipe, wire, examples, regularisers, event, upload, accumulates, top, task)
-    worker = replace(worker, untrained=untrained)
+    context = Context(module, dataset, clients, recipe, wire, regularisers, task, untrained)
+    examples, top = options.where.examples, options.where.top
+    worker = ClientRound(context, event, options.upload, accumulates, examples, top)
     return options.client.client_round(worker, functools.partial(fresh, 0), config["seed"])
 
 

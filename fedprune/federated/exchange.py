@@ -106,7 +106,8 @@ class Exchange:
         return state.kept.get(client) or ClientState(batchnorm={name: source[name] for name in self.own})
 
     def _kept_arrays(self, state: State, client: int) -> KeptArrays:
-        return as_arrays(self.kept_by(state, client))
+        kept = self.kept_by(state, client)
+        return {} if kept.empty else as_arrays(kept)
 
     def _run(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
         with tally.clock.phase("broadcast"):
@@ -180,8 +181,9 @@ class Exchange:
         update = self._receive(answer, job)
         if update is None:
             return None
-        subnet = update.subnet and self.upload.unpack(job.subnet, update.subnet)
-        return replace(update, subnet=subnet, kept=of_arrays(kept))
+        if update.subnet and not self.upload.whole:
+            update = replace(update, subnet=self.upload.unpack(job.subnet, update.subnet))
+        return replace(update, kept=of_arrays(kept)) if kept else update
 
     def _receive(self, answer: Message, job: Job) -> Update | None:
         """The update if it can be read and passes its checks; else it is reported, and ends the run unless told otherwise."""

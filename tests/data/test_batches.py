@@ -10,7 +10,7 @@ from fedprune.local.recipe import Recipe
 
 @pytest.fixture(scope="module")
 def batches(tiny):
-    return tiny().executor()._client_round.batches
+    return tiny().executor()._client_round.context.batches
 
 
 @pytest.mark.parametrize(

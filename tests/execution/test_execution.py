@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from fedprune import execution as executor
+from fedprune.data.batches import Slice
 from fedprune.errors import ConfigError
 from fedprune.execution import Processes, Serial, Task, auto, available_cores, employed, processes
-from fedprune.federated.client.round import Slice
 from helpers.contract import BATCHNORM, RIGL, Contract, Tasks, assert_same, tasks
 
 pytestmark = pytest.mark.slow

@@ -81,4 +81,4 @@ def test_a_network_that_would_not_give_the_same_is_left_as_it_is(make):
 def test_clients_train_in_it(tiny, fashion_mnist_root):
     words = ("model=cnn_small", "data=fashion_mnist", f"data.root={fashion_mnist_root(400)}")
     worker = tiny(*words).executor()._client_round
-    assert laid_out(worker.module.net) == {True}
+    assert laid_out(worker.context.module.net) == {True}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from fedprune.federated.client.round import ClientRound
+from fedprune.federated.client.round import Client, ClientRound
 from fedprune.local.regularisers.base import Regulariser
 from fedprune.types import Params, Subnet
 from fedprune.wire.codec import Codec, Layout
@@ -53,7 +53,7 @@ class Work(ABC):
         return subnet
 
     @abstractmethod
-    def client_round(self, worker: ClientRound, start: Callable[[], Params], seed: int) -> ClientRound: ...
+    def client_round(self, worker: ClientRound, start: Callable[[], Params], seed: int) -> Client: ...
 
     def problems(self, composition: Composition) -> list[str]:
         return []
@@ -63,7 +63,7 @@ class Work(ABC):
 class TrainedWeights(Work):
     """Clients train the weights that they are sent, and send them back."""
 
-    def client_round(self, worker: ClientRound, start: Callable[[], Params], seed: int) -> ClientRound:
+    def client_round(self, worker: ClientRound, start: Callable[[], Params], seed: int) -> Client:
         return worker
 
 

@@ -7,15 +7,20 @@ are sent that; the next mask is kept, and stays with the client.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
+from fedprune.data.batches import Slice
+from fedprune.execution.arrays import Arrays
 from fedprune.federated.client import TrainedWeights
-from fedprune.federated.client.round import ClientRound
+from fedprune.federated.client.kept import KeptArrays
+from fedprune.federated.client.round import Answer, ClientRound
+from fedprune.local.outcomes import Outcomes
 from fedprune.pruning.criterion.set_exchange import drop_within, grow_within
 from fedprune.pruning.event import dropped
 from fedprune.pruning.evidence import needs
 from fedprune.pruning.mask import pack
 from fedprune.types import ClientState, Job, Mask, Params, Subnet, Update
+from fedprune.wire.frame import Message, Piece
 
 
 @dataclass(frozen=True)
@@ -27,26 +32,38 @@ class EvolvingMask(TrainedWeights):
 
     goes_on_alone = True
 
-    def client_round(self, worker: ClientRound, start: Callable[[], Params], seed: int) -> ClientRound:
-        return EvolvingRound(**{field.name: getattr(worker, field.name) for field in fields(worker)})
+    def client_round(self, worker: ClientRound, start: Callable[[], Params], seed: int) -> EvolvingRound:
+        return EvolvingRound(worker)
 
 
 @dataclass(frozen=True)
-class EvolvingRound(ClientRound):
-    """A client's round. What it keeps is the mask that it goes on with, packed to bits, if its job has an event."""
+class EvolvingRound:
+    """A client's round. It keeps the mask that it goes on with, packed to bits, if its job has an event."""
+
+    inner: ClientRound
+
+    def run(self, message: Message, kept: KeptArrays, held: bytes) -> Answer:
+        """Perform the job of a message, and return its update."""
+        return self.inner.run(message, kept, held, self.train)
+
+    def evaluate(self, block: Piece, private: Arrays, held: bytes, where: Slice) -> Outcomes:
+        """Return what the module measures on a slice; see ClientEvaluation."""
+        return self.inner.evaluate(block, private, held, where)
 
     def train(self, job: Job) -> Update:
         """Train under the mask that came, and choose the next."""
-        update = super().train(replace(job, event=None))
+        update = self.inner.train(replace(job, event=None))
         if job.event is None:
             return update
         assert update.subnet is not None, "training leaves a network"
         return replace(update, kept=ClientState(mask=pack(self._next(job, update.subnet))), pruned=True)
 
     def _next(self, job: Job, trained: Subnet) -> Mask:
-        """The mask after the job's event. What grows is chosen by evidence about the network before anything is dropped."""
-        assert job.event is not None and self.event is not None, "build refuses masks that are not personal"
-        axes, measure = self.event.axes, self._measuring(job, self.event)
+        """Return the mask after the job's event. What grows is chosen by evidence about the network before anything is
+        dropped."""
+        event = self.inner.event
+        assert job.event is not None and event is not None, "build refuses masks that are not personal"
+        axes, measure = event.axes, self.inner.evidence.for_event(job, event)
         drop, grow = axes.criterion.drop, axes.criterion.grow
         if not job.event.swap:
             return dropped(trained, job.event, axes, measure)

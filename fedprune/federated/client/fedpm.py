@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,8 @@ from fedprune.data.batches import Slice
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.execution.arrays import Arrays
 from fedprune.federated.client import Work, broken
-from fedprune.federated.client.round import ClientRound
+from fedprune.federated.client.kept import KeptArrays
+from fedprune.federated.client.round import Answer, ClientRound
 from fedprune.local.outcomes import Outcomes, averaged
 from fedprune.local.regularisers.base import Regulariser
 from fedprune.local.regularisers.check import changed_layers
@@ -33,7 +34,7 @@ from fedprune.randomness import torch_stream
 from fedprune.tensors import tied_parameter
 from fedprune.types import Job, Params, Subnet, Update
 from fedprune.wire.codec import Codec, Layout, bits
-from fedprune.wire.frame import Piece
+from fedprune.wire.frame import Message, Piece
 from fedprune.wire.message import Wire
 
 if TYPE_CHECKING:
@@ -99,9 +100,8 @@ class SampledMasks(Work):
     def answer(self, subnet: Subnet) -> Subnet:
         return Subnet({name: torch.zeros_like(tensor) for name, tensor in subnet.params.items()}, {})
 
-    def client_round(self, worker: ClientRound, start: Callable[[], Params], seed: int) -> ClientRound:
-        parts = {field.name: getattr(worker, field.name) for field in fields(worker)}
-        return SamplingRound(**parts, start=start, seed=seed, masks=self.masks)
+    def client_round(self, worker: ClientRound, start: Callable[[], Params], seed: int) -> SamplingRound:
+        return SamplingRound(worker, start, seed, self.masks)
 
     def problems(self, composition: Composition) -> list[str]:
         """What prunes, trains or merges weights: here they are constants, and all that travels is scores and bits."""
@@ -140,26 +140,31 @@ class SampledMasks(Work):
         return broken(rules)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplingRound(ClientRound):
+@dataclass(frozen=True)
+class SamplingRound:
     """A client's round. start: the constant weights, which follow from the seed and are not sent. seed: of the run."""
 
+    inner: ClientRound
     start: Callable[[], Params]
     seed: int
     masks: int
 
     def __post_init__(self) -> None:
-        for name, parameter in self.module.net.named_parameters():
+        for name, parameter in self.inner.context.module.net.named_parameters():
             parameter.requires_grad_(companion_of(name) == "score")
+
+    def run(self, message: Message, kept: KeptArrays, held: bytes) -> Answer:
+        """Perform the job of a message, and return its update."""
+        return self.inner.run(message, kept, held, self.train)
 
     def train(self, job: Job) -> Update:
         """Train the scores that were sent, and answer with a sample of each weight's probability."""
         subnet = Subnet(self._constants | job.subnet.params, ones(self._constants, self._names))
-        trained = self._fit(job, subnet, {}, {}, [])
-        scores = {name: trained.params[name] for name in self.wire.layout.shapes}
+        trained, _ = self.inner.training.fit(job, subnet, {}, {})
+        scores = {name: trained.params[name] for name in self.inner.context.wire.layout.shapes}
         sample = drawn(scores, lambda name: torch_stream(job.seed, f"sampled mask {name}", job.round, job.client))
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
-        examples = len(self.clients.train[job.client])
+        examples = len(self.inner.context.clients.train[job.client])
         return Update(job.client, Subnet(sample, {}), examples, metrics=metrics, logged=trained.logged)
 
     def evaluate(self, block: Piece, private: Arrays, held: bytes, where: Slice) -> Outcomes:
@@ -167,8 +172,9 @@ class SamplingRound(ClientRound):
 
         They come from the same uniform draws in every round, so that evaluations differ by the probabilities alone.
         """
-        scores = self.wire.read_subnet(block).params
-        return averaged([self._outcomes(self._sample(scores, number), where) for number in range(self.masks)])
+        scores = self.inner.context.wire.read_subnet(block).params
+        outcomes = self.inner.evaluation.outcomes
+        return averaged([outcomes(self._sample(scores, number), where) for number in range(self.masks)])
 
     def _sample(self, scores: Params, number: int) -> Params:
         """The number-th sampled network."""
@@ -182,7 +188,7 @@ class SamplingRound(ClientRound):
 
     @functools.cached_property
     def _names(self) -> tuple[str, ...]:
-        return tuple(name.removesuffix("_score") for name in self.wire.layout.shapes)
+        return tuple(name.removesuffix("_score") for name in self.inner.context.wire.layout.shapes)
 
 
 def drawn(scores: Params, generator: Callable[[str], torch.Generator]) -> Params:

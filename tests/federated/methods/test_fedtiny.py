@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.federated.client.round import largest
+from fedprune.federated.client.evidence import largest
 from fedprune.pruning.criterion import Criterion, magnitude
 from fedprune.pruning.criterion import gradient as by_gradient
 from fedprune.pruning.event import Axes, block, prune

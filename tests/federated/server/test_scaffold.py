@@ -15,6 +15,7 @@ from fedprune.data.federate import Clients
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.execution import Serial
 from fedprune.experiment.estimate import estimate
+from fedprune.federated.client.context import Context
 from fedprune.federated.client.round import ClientRound
 from fedprune.federated.masks import Terms, carry_out
 from fedprune.federated.sampling import cohort
@@ -62,7 +63,7 @@ def by_hand(tiny) -> tuple:
     what = experiment.axes.what.bind(net)
     wire = Wire(auto, Layout.of(net.state_dict(), what.names))
     module = Halves(net, lambda parameters: torch.optim.SGD(parameters, lr=0.25))
-    executor = Serial(lambda: ClientRound(module, data, clients, Recipe(epochs=None, steps=2, batch_size=1), wire))
+    executor = Serial(lambda: ClientRound(Context(module, data, clients, Recipe(epochs=None, steps=2, batch_size=1), wire)))
     init = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     axes = Axes(what, experiment.axes.criterion)
     own = replace(

@@ -1,0 +1,63 @@
+"""Evaluation on a worker: of a slice of a data set, and of a client's own validation examples for its gate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fedprune.data.batches import Slice
+from fedprune.execution.arrays import Arrays
+from fedprune.execution.failures import explained
+from fedprune.federated.client.context import Context
+from fedprune.federated.client.kept import copies
+from fedprune.local.outcomes import EVERYBODY, Outcomes, concatenated, measured
+from fedprune.local.train import load
+from fedprune.pruning.mask import apply
+from fedprune.types import Params
+from fedprune.wire.frame import Piece
+
+
+@dataclass(frozen=True)
+class ClientEvaluation:
+    """Evaluates networks; nothing is trained."""
+
+    context: Context
+
+    def evaluate(self, block: Piece, private: Arrays, held: bytes, where: Slice) -> Outcomes:
+        """Return what the module measures on a slice, for the network of a wire block under a client's own mask.
+
+        private: the client's private tensors, which stand in for those of the block. held: the mask, packed to bits (empty:
+        that of the block).
+        """
+        wire = self.context.wire
+        params = self.context.untrained | wire.read_subnet(block).params | copies(private)
+        params = apply(params, wire.mask_of(held) or {})
+        return self.outcomes(self.context.in_use(params, wire.layout.masked), where)
+
+    def outcomes(self, params: Params, where: Slice) -> Outcomes:
+        """Return what the module measures on a slice at these parameters."""
+        self._load(params)
+        with explained(f"evaluating the network on examples {where.start} to {where.stop} of {where.part}"):
+            if not self.context.task.templates:
+                return self._measured(where)
+            parts = self.context.batches.by_client(where)  # what torchmetrics objects add up is wanted of every client
+            return concatenated([self._measured(part, place) for place, part in parts])
+
+    def validation(self, client: int, params: Params) -> dict[str, float]:
+        """Return what gates may ask for of a network on this client's own validation examples. If it has none, its accuracy is
+        0.0, and the task's metric not a number, which opens no gate."""
+        context = self.context
+        indices = context.clients.val[client]
+        if not len(indices):
+            return {"val_accuracy": 0.0, "val_metric": math.nan}
+        self._load(context.in_use(params, context.wire.layout.masked))
+        outcomes = measured(context.module, context.transferred(context.batches.of(indices, context.batches.evaluated)))
+        return context.task.validated(context.task.means(outcomes))
+
+    def _load(self, params: Params) -> None:
+        load(self.context.module, params)
+        self.context.module.eval()
+
+    def _measured(self, where: Slice, place: int = EVERYBODY) -> Outcomes:
+        context = self.context
+        return measured(context.module, context.transferred(context.batches.evaluation(where)), place)
