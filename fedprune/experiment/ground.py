@@ -18,7 +18,7 @@ from fedprune.execution import Choice as ExecutorChoice
 from fedprune.experiment import checks
 from fedprune.experiment.checks.problems import Names, Problems
 from fedprune.experiment.network import initial_net
-from fedprune.experiment.options import make_options
+from fedprune.experiment.options import DATA, make_option, make_options
 from fedprune.federated.client.batchnorm import own_names
 from fedprune.federated.composition import Options
 from fedprune.federated.server.accumulator import check as check_aggregate
@@ -88,7 +88,7 @@ def choose(config: DictConfig, names: Names, problems: Problems) -> Chosen:
 
 def load_data(config: DictConfig, problems: Problems) -> Dataset:
     """Load the data set, which may have to be fetched first. Stops at problems."""
-    dataset: Dataset = problems.attempt(make, config.data)
+    dataset: Dataset = problems.attempt(make_option, config, DATA)
     problems.stop_if_any()
     problems.add(checks.data(dataset))
     problems.stop_if_any()

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedprune.capabilities import complete, missing
 from fedprune.config.instantiate import make
+from fedprune.data.datasets import Dataset
 from fedprune.data.partition import Division, Partition
 from fedprune.errors import ConfigError
 from fedprune.experiment.checks.problems import Problems
@@ -62,6 +63,8 @@ GROUPS = {
     "dropout": Group("local.dropout", Regulariser),
 }
 """The groups by the names of the fields of Options."""
+
+DATA = Group("data", Dataset)
 
 
 def make_options(config: DictConfig, problems: Problems) -> Options | None:
