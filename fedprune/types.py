@@ -168,14 +168,13 @@ class State:
 class Job:
     """All that a client is sent. With `measure` empty it trains; otherwise it measures that evidence and trains nothing.
 
-    about: whether the evidence is asked of the living entries (to drop some), of the dead ones (to grow some) or of all.
-    surviving: for evidence about a removal, what of `subnet` it would leave; the evidence is then about these entries.
-    control: SCAFFOLD's c, by parameter; zero where the mask is dead. event: what the client is to do to its mask in this round,
-    if anything; events: how many it did before.
-    common: of a network that its client has a part of itself, the entries whose values are sent (None: all are).
-    kept: the client's state from its last round. held: the mask that it holds before it is told, packed to bits (empty: none).
-    Both stay with the client, and are never on the wire. newcomer: whether the client has not got yet what is never trained
-    (federated/client/untrained.py), which then comes with the job.
+    about: the entries that the evidence is about: the living (to drop some), the dead (to grow some) or all. surviving: for
+    evidence about a removal, the part of the mask that the removal would leave; the evidence is then about these entries.
+    event: the prune event that the client carries out in this round (None: none); events: the number that it did before.
+    shared: the entries whose values travel, where the client keeps values of the others (None: all travel). control: SCAFFOLD's
+    c, by parameter; zero where the mask is dead. kept: the client's state from its last round. kept_mask: the mask that it has
+    before it is sent anything, packed to bits (empty: none). Both stay with the client, and are never on the wire. newcomer:
+    whether the tensors that nobody trains (federated/client/untrained.py) come with the job.
     """
 
     client: int
@@ -188,10 +187,10 @@ class Job:
     surviving: Mask | None = None
     event: PruneEvent | None = None
     events: int = 0
-    common: Mask | None = None
+    shared: Mask | None = None
     control: Params = field(default_factory=dict)
     kept: ClientState = field(default_factory=ClientState)
-    held: bytes = b""
+    kept_mask: bytes = b""
     newcomer: bool = False
 
 

@@ -96,7 +96,7 @@ def _bound(chosen: Chosen, ground: Ground) -> Whose:
         labels=lambda: [tuple(labels[part].unique().tolist()) for part in train],
         network=ground.network,
         what=ground.what,
-        own=ground.own,
+        private=ground.private,
         plan_to=functools.partial(options.how_often, ground.window),
         density=config.density,
         name=chosen.names["whose"],
@@ -108,7 +108,7 @@ def _check_composition(chosen: Chosen, ground: Ground, training: Training, probl
     """Check the options against each other. Stops at problems."""
     options = chosen.options
     composition = Composition(ground.plan, ground.what, ground.net, options, chosen.names, chosen.config)
-    problems.add_incompatible(checks.among_clients(composition, ground.own, sum(sizes(ground.clients.val))))
+    problems.add_incompatible(checks.among_clients(composition, ground.private, sum(sizes(ground.clients.val))))
     problems.add_incompatible(checks.among_axes(composition, ground.network, training.recipe.error_feedback))
     problems.add_incompatible(options.aggregate.problems(options.client.sends))
     for option in (options.whose, options.client, options.round):
@@ -126,10 +126,10 @@ def _rehearse(chosen: Chosen, ground: Ground, training: Training, begin: Subnet 
 
 def _wire(chosen: Chosen, ground: Ground) -> Wire:
     """Return how the network travels: without what clients keep to themselves, and what is never trained once."""
-    net, own, what, covers = ground.net, ground.own, ground.what, chosen.options.whose.covers
-    travels = {name: tensor for name, tensor in tensors_of(net).items() if name not in own}
-    wire = replace(chosen.options.client.wire(chosen.options.wire, travels, what.names), own=covers)
-    return wire.splitting(untrained_names(net, chosen.config.federated.batchnorm, {*own, *what.names, *covers}))
+    net, private, what, mask_names = ground.net, ground.private, ground.what, chosen.options.whose.mask_names
+    travels = {name: tensor for name, tensor in tensors_of(net).items() if name not in private}
+    wire = replace(chosen.options.client.wire(chosen.options.wire, travels, what.names), mask_names=mask_names)
+    return wire.splitting(untrained_names(net, chosen.config.federated.batchnorm, {*private, *what.names, *mask_names}))
 
 
 def _experiment(chosen: Chosen, ground: Ground, training: Training, begin: Subnet | None) -> Experiment:
@@ -145,7 +145,7 @@ def _experiment(chosen: Chosen, ground: Ground, training: Training, begin: Subne
         net=ground.net,
         recipe=training.recipe,
         wire=wire,
-        own=ground.own,
+        private=ground.private,
         flops=count_flops(ground, training),
         device=chosen.device,
         begin=begin,

@@ -125,7 +125,7 @@ def _parts(experiment: Experiment, subnet: Subnet) -> list[tuple[float, Subnet, 
     """(fraction of the clients, what they have of the server's network, the mask that they know) for each kind of client."""
     whose, state, wire = experiment.options.whose, State(subnet, {}, {}), experiment.wire
     clients = len(experiment.clients.train)
-    kinds = Counter((whose.held(state, client), whose.known(state, client)) for client in range(clients))
+    kinds = Counter((whose.client_mask(state, client), whose.kept_mask(state, client)) for client in range(clients))
     masks = {held: wire.mask_of(held) for held, _ in kinds}
     parts = {held: subnet if mask is None else Subnet(apply(subnet.params, mask), mask) for held, mask in masks.items()}
     return [(number / clients, parts[held], wire.mask_of(known)) for (held, known), number in kinds.items()]

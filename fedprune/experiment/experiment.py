@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 class Experiment:
     """Everything that a configuration stands for, checked.
 
-    net: the network at its initialisation. own: the tensors that clients keep to
+    net: the network at its initialisation. private: the tensors that clients keep to
     themselves. flops: of training on one example, by layer of the dense network (empty: they could not be counted). begin: the
     ticket that the run starts from (None: dense, from `net`). regularisers: what clients add to their training. controlled: the
     parameters whose training is corrected by scaffold. task: what the module measures. untrained: what is never trained, and
@@ -65,7 +65,7 @@ class Experiment:
     net: nn.Module
     recipe: Recipe
     wire: Wire
-    own: tuple[str, ...]
+    private: tuple[str, ...]
     flops: Mapping[str, float]
     device: str
     begin: Subnet | None = None
@@ -109,8 +109,8 @@ class Experiment:
         whose, gate = self.options.whose, self.plan.gate
         if whose.at is None:
             return None
-        opens = gate.opens if gate and not whose.asks else None
-        rewind = Keep() if whose.asks else self.options.rewind  # where there is one mask for all, the server rewinds
+        opens = gate.opens if gate and not whose.global_mask else None
+        rewind = Keep() if whose.global_mask else self.options.rewind  # where there is one mask for all, the server rewinds
         return OnClient(self.axes, rewind, opens, whose.at, self._fresh, self.begin)
 
     @property
@@ -128,7 +128,7 @@ class Experiment:
         """The federated loop over these workers."""
         config, federated, clients, options = self.config, self.config.federated, self.clients, self.options
         control = functools.partial(scaffold.sent, self.controlled) if self.controlled else None
-        exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.own, federated.broken)
+        exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.private, federated.broken)
         exchange = replace(exchange, fates=options.fates, control=control, upload=options.upload)
         exchange = replace(exchange, feedback=self.recipe.error_feedback, learnt=self._learnt)
         return options.round.loop(
@@ -148,7 +148,7 @@ class Experiment:
             exchange=exchange,
             evaluation=Evaluation(
                 *(exchange, len(self.dataset.test_y), clients.seen, *self._own_sizes),
-                *(self.options.whose.held, self.options.whose.common, self.task),
+                *(self.options.whose.client_mask, self.options.whose.shared_entries, self.task),
             ),
             fresh=self._fresh,
             parameters=tuple(name for name, _ in self.net.named_parameters()),

@@ -19,7 +19,7 @@ from fedprune.experiment import checks
 from fedprune.experiment.checks.problems import Names, Problems
 from fedprune.experiment.network import initial_net
 from fedprune.experiment.options import DATA, make_option, make_options
-from fedprune.federated.client.batchnorm import own_names
+from fedprune.federated.client.batchnorm import private_names
 from fedprune.federated.composition import Options
 from fedprune.federated.server.accumulator import check as check_aggregate
 from fedprune.local.recipe import Recipe
@@ -50,7 +50,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Ground:
-    """What a run stands on. net: the network at its initialisation. own: the tensors that clients keep to themselves."""
+    """What a run stands on. net: the network at its initialisation. private: the tensors that clients keep to themselves."""
 
     dataset: Dataset
     net: nn.Module
@@ -59,7 +59,7 @@ class Ground:
     plan: Plan
     what: What
     clients: Clients
-    own: tuple[str, ...]
+    private: tuple[str, ...]
 
     @property
     def network(self) -> Network:
@@ -110,7 +110,7 @@ def lay_ground(chosen: Chosen, dataset: Dataset, problems: Problems) -> Ground:
         window=window,
         plan=problems.attempt(options.how_often, window, config.density),
         what=problems.attempt(options.what.bind, net, order),
-        own=problems.attempt(own_names, net, federated.batchnorm),
+        private=problems.attempt(private_names, net, federated.batchnorm),
         clients=problems.attempt(
             federate, dataset, options.partition, federated.clients, config.seed, options.where.proxy, federated.evaluated
         ),

@@ -19,7 +19,7 @@ from fedprune.pruning.evidence.network import differentiable, training
 from fedprune.pruning.what import What
 from fedprune.pruning.what.layers import weights_of
 from fedprune.tensors import copies, other_names
-from fedprune.types import Mask, Params, State, Subnet
+from fedprune.types import Mask, Params, Subnet
 
 
 def densities(subnet: Subnet, what: What, parameters: tuple[str, ...]) -> dict[str, float]:
@@ -49,13 +49,6 @@ def _sampled(params: Params, names: tuple[str, ...]) -> dict[str, float]:
         return {}
     total = sum(score.numel() for score in scores)
     return {"density/sampled": sum(float(score.sigmoid().double().sum()) for score in scores) / total}
-
-
-def client_densities(state: State, clients: int) -> list[float]:
-    """Return the density of each client's mask, over the prunable entries; 1.0 for those of the `clients` that have none."""
-    entries = masks.size(state.server.mask)
-    densities = [masks.count_packed(bytes(personal.mask)) / entries for personal in state.personal.values()]
-    return densities + [1.0] * (clients - len(densities))
 
 
 def flops_per_example(module: LocalModule, batch: Batch) -> dict[str, float]:

@@ -17,7 +17,7 @@ import torch
 
 from fedprune.federated.client import broken
 from fedprune.federated.loop import FederatedLoop
-from fedprune.federated.masks import Receipt
+from fedprune.federated.masks import UpdateSummary
 from fedprune.federated.round_kinds import Rounds
 from fedprune.federated.server.accumulator import merged
 from fedprune.federated.server.aggregate import OverlapMean
@@ -62,7 +62,7 @@ class Neighbours(Rounds):
                 options.client.goes_on_alone
             ),
             f"whose={names['whose']}: with {CHOSEN} there is nobody to share a mask: choose whose=personal with whose.at=end": (
-                not options.whose.asks and options.whose.at == "end"
+                not options.whose.global_mask and options.whose.at == "end"
             ),
             f"whose.uncommon=own: {CHOSEN} has no server whose values a client could do without: set whose.uncommon=server": (
                 options.whose.uncommon == "server"
@@ -137,12 +137,12 @@ class NeighbourLoop(FederatedLoop):
             messages = {client: message(self.exchange.wire, client, self._network(state, client)) for client in active}
         with phase("merge"):
             jobs = self._meet(state, heard, messages)
-        after, receipts = self._trained(state, jobs, trained)
+        after, summaries = self._trained(state, jobs, trained)
         sent = _bytes(heard, messages)
         after = replace(after, up_bytes=state.up_bytes + sent["wire/up_bytes"])
         metrics = {"round": state.round, "prune/events": state.events, **self.report.densities(jobs)}
         metrics |= trained.metrics() | sent | {"wire/total_bytes": after.up_bytes}
-        metrics |= {"flops/train": self.report.training_flops(receipts)} if self.flops else {}
+        metrics |= {"flops/train": self.report.training_flops(summaries)} if self.flops else {}
         ended = time.perf_counter()
         if self._evaluates(after):
             with phase("evaluate", whole=True):
@@ -168,7 +168,7 @@ class NeighbourLoop(FederatedLoop):
             event, events = self.whose.on_client(self.plan, state, client)
             mask = self._mask(state, held)
             subnet = Subnet(apply(state.server.params | mean, mask), mask)
-            jobs.append(Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, held=held))
+            jobs.append(Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, kept_mask=held))
         return jobs
 
     def _heard(self, state: State, sent: Message) -> Subnet:
@@ -177,27 +177,27 @@ class NeighbourLoop(FederatedLoop):
         assert subnet is not None, "a message between neighbours is a network"
         return subnet
 
-    def _trained(self, state: State, jobs: list[Job], tally: Tally) -> tuple[State, list[Receipt]]:
+    def _trained(self, state: State, jobs: list[Job], tally: Tally) -> tuple[State, list[UpdateSummary]]:
         """What each client has after training, and its next mask."""
-        kept, personal, receipts = dict(state.kept), dict(state.personal), list[Receipt]()
+        kept, personal, summaries = dict(state.kept), dict(state.personal), list[UpdateSummary]()
         nothing = replace(state, kept={})  # what a client kept would go before the mean that it is to train
         for job, update in self.exchange.train(jobs, nothing, tally):
             assert update.subnet is not None, "a client that was told to train sends a subnet"
             kept[job.client] = _kept(update.subnet)
             if update.pruned:
                 personal[job.client] = Personal(update.kept.mask, job.events + 1, job.round)
-            receipts.append(Receipt(job, update.subnet.mask, 1.0, int(update.metrics["seen"]), update.pruned))
+            summaries.append(UpdateSummary(job, update.subnet.mask, 1.0, int(update.metrics["seen"]), update.pruned))
         after = replace(state, round=state.round + 1, clock=state.clock + 1, kept=kept, personal=personal)
-        return after, receipts
+        return after, summaries
 
     def _evaluated(self, state: State) -> dict[str, float]:
         """Every client's own network on its own data; and, as test/*, the mean of all networks, which nobody has, on the global
         test set."""
         everyone = ((self._network(state, client), 1.0) for client in state.kept)
         mean = merged(OverlapMean("zero"), state.init, everyone)
-        whole = replace(self.exchange, own=self._travels)
+        whole = replace(self.exchange, private=self._travels)
         server = Subnet(mean, ones(mean, self.axes.what.names))
-        evaluation = replace(self.evaluation, exchange=whole, held=_whole)
+        evaluation = replace(self.evaluation, exchange=whole, client_mask=_whole)
         return evaluation(replace(state, server=server))
 
 

@@ -25,23 +25,26 @@ LENGTH = 2000  # examples per task
 
 @dataclass(frozen=True)
 class Evaluation:
-    """test: the size of the global test set. clients: those whose own parts are looked at; val, local: how many examples each
-    of them has in its validation and test part. held: a client's own mask at a state, packed to bits (empty: it has that of
-    the server). common: the entries whose values are the server's (None: all are). task: what is measured."""
+    """Evaluates a state.
+
+    test: the size of the global test set. clients: those that are evaluated on their own parts; val, local: the number of
+    examples in each one's validation and test part. client_mask: a client's own mask at a state, packed to bits (empty: it has
+    that of the server). shared_entries: the entries whose values are the server's (None: all are). task: what is measured.
+    """
 
     exchange: Exchange
     test: int
     clients: Sequence[int]
     val: Sequence[int]
     local: Sequence[int]
-    held: Callable[[State, int], bytes]
-    common: Callable[[State], Mask | None]
+    client_mask: Callable[[State, int], bytes]
+    shared_entries: Callable[[State], Mask | None]
     task: TaskMetrics
 
     def __call__(self, state: State) -> dict[str, float]:
         """Metrics of the server's network: test/*, val/*, client/* (those whose part is empty are absent)."""
         block = self._block(state)
-        private = arrays_of({name: state.server.params[name] for name in self.exchange.own})
+        private = arrays_of({name: state.server.params[name] for name in self.exchange.private})
         server = [("evaluate", (block, private, b"", part)) for part in _cut("global", 0, self.test)]
         val, local = ([*self._client_tasks(state, block, *part)] for part in (("val", self.val), ("test", self.local)))
         outcomes = iter(self._outcomes([*server, *val, *local]))
@@ -65,13 +68,13 @@ class Evaluation:
 
     def _client_tasks(self, state: State, block: Piece, part: str, sizes: Sequence[int]) -> Iterator[tuple[str, tuple]]:
         ends = [0, *itertools.accumulate(sizes)]
-        shared = self.common(state)
+        shared = self.shared_entries(state)
         for alike in self._alike(state, shared is not None):
             client = self.clients[alike[0]]
             private = arrays_of(self._private(state, client, shared))
-            held = self.held(state, client)
+            client_mask = self.client_mask(state, client)
             pieces = _cut(part, ends[alike[0]], ends[alike[-1] + 1])
-            yield from (("evaluate", (block, private, held, piece)) for piece in pieces)
+            yield from (("evaluate", (block, private, client_mask, piece)) for piece in pieces)
 
     def _private(self, state: State, client: int, shared: Mask | None) -> Params:
         """Return the tensors of a client's network that are not the server's. shared: the entries whose values are."""
@@ -83,9 +86,12 @@ class Evaluation:
     def _alike(self, state: State, values: bool) -> Iterator[list[int]]:
         """Places in a row whose clients have one and the same network. values: whether some have values of their own."""
         places = range(len(self.clients))
-        if self.exchange.own or values:
+        if self.exchange.private or values:
             return ([place] for place in places)
-        return (list(group) for _, group in itertools.groupby(places, key=lambda place: self.held(state, self.clients[place])))
+        return (
+            list(group)
+            for _, group in itertools.groupby(places, key=lambda place: self.client_mask(state, self.clients[place]))
+        )
 
 
 def _cut(part: str, start: int, stop: int) -> list[Slice]:

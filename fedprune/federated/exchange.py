@@ -44,19 +44,19 @@ class Sent(Sequence[Task]):
         job, started = self.jobs[place], time.perf_counter()
         message = self._encode(job)
         self.bytes[place], self.seconds[place] = length(message), time.perf_counter() - started
-        return "run", (message, self._kept_by(job.client), job.held)
+        return "run", (message, self._kept_by(job.client), job.kept_mask)
 
 
 def _sent(job: Job) -> tuple[int, bytes, int]:
     """What two jobs have in common whose blocks are the same."""
-    return id(job.subnet), job.held, id(job.common)
+    return id(job.subnet), job.kept_mask, id(job.shared)
 
 
 @dataclass(frozen=True)
 class Exchange:
     """The server's end of the wire.
 
-    examples: the number of training examples of each client. own: names of the tensors that clients keep to themselves.
+    examples: the number of training examples of each client. private: names of the tensors that clients keep.
     broken: what to do about an update that fails its checks: `stop` the run, or `drop` the update from the round. One that is
     lost with its worker is dropped in any case, for the client may do better in its next round; if all are, `stop` stops.
     fates: who answers in which round. control: the part of a state that travels beside the network to clients that train (None:
@@ -69,7 +69,7 @@ class Exchange:
     executor: Executor
     seed: int
     examples: Sequence[int]
-    own: tuple[str, ...] = ()
+    private: tuple[str, ...] = ()
     broken: str = "stop"
     fates: Fates = everybody
     control: Callable[[State], Params] | None = None
@@ -103,7 +103,7 @@ class Exchange:
         """Return what this client kept from its last round; the initial values if it has not trained yet. Of SERVER, the
         server's copy of the private tensors."""
         source = state.server.params if client == SERVER else state.init
-        return state.kept.get(client) or ClientState(batchnorm={name: source[name] for name in self.own})
+        return state.kept.get(client) or ClientState(batchnorm={name: source[name] for name in self.private})
 
     def _kept_arrays(self, state: State, client: int) -> KeptArrays:
         kept = self.kept_by(state, client)
@@ -155,9 +155,9 @@ class Exchange:
 
     def _block(self, job: Job) -> bytes:
         """The subnet of a job, or what of it the client has not got itself: a mask that it holds already is not sent."""
-        if job.common is not None:
-            return self.wire.subnet_block(Subnet(apply(job.subnet.params, job.common), job.common))
-        return self.wire.subnet_block(job.subnet, self.wire.mask_of(job.held))
+        if job.shared is not None:
+            return self.wire.subnet_block(Subnet(apply(job.subnet.params, job.shared), job.shared))
+        return self.wire.subnet_block(job.subnet, self.wire.mask_of(job.kept_mask))
 
     def _answers(self, job: Job, tally: Tally) -> bool:
         """Whether the client answers; the server always hears itself."""

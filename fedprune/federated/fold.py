@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fedprune.federated.masks import Receipt
+from fedprune.federated.masks import UpdateSummary
 from fedprune.federated.server import scaffold
 from fedprune.federated.server.accumulator import Accumulator
 from fedprune.types import ClientState, Job, Params, Subnet, Update
@@ -21,7 +21,7 @@ class Fold:
     weighting: str
     private: tuple[str, ...]
     kept: dict[int, ClientState]
-    receipts: list[Receipt] = field(default_factory=list)
+    summaries: list[UpdateSummary] = field(default_factory=list)
     control_changes: Params = field(default_factory=dict)
 
     def add(self, job: Job, update: Update) -> None:
@@ -30,7 +30,7 @@ class Fold:
         weight = float(update.examples if self.weighting == "examples" else 1)
         subnet = self._whole(update.subnet, update) if self.private else update.subnet
         self.accumulator.add(subnet, weight)
-        self.receipts.append(Receipt(job, subnet.mask, weight, int(update.metrics["seen"]), update.pruned))
+        self.summaries.append(UpdateSummary(job, subnet.mask, weight, int(update.metrics["seen"]), update.pruned))
         if not update.kept.empty:
             self.kept[update.client] = update.kept
         if update.control:

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from fedprune.federated.client import client_values
-from fedprune.federated.costs import client_densities
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.fold import Fold
-from fedprune.federated.masks import Receipt, Terms, Whose
-from fedprune.federated.masks.gates import due
+from fedprune.federated.masks import PruneContext, UpdateSummary, Whose
+from fedprune.federated.masks.gates import due_events
+from fedprune.federated.masks.personal import client_densities
 from fedprune.federated.report import Report, warn_of_collapsed_layers
 from fedprune.federated.sampling import cohort
 from fedprune.federated.server import scaffold
@@ -107,14 +107,14 @@ class FederatedLoop:
             after = self._step(state, fold)
         trained = time.perf_counter()
         with phase("prune", whole=True):
-            extra |= self._changed_masks(before, after, fold.receipts)
+            extra |= self._changed_masks(before, after, fold.summaries)
             if self.plan.gate is not None and self._server_prunes(after):
                 after, outcomes = self.pruning.ask_gate(after, tally)
                 extra |= outcomes
         after = _counted(after, tally)
         metrics = {"round": state.round, "prune/events": state.events, **self.report.densities(jobs), **extra}
         metrics |= tally.metrics() | {"wire/total_bytes": after.up_bytes + after.down_bytes}
-        metrics |= {"flops/train": self.report.training_flops(fold.receipts)} if self.flops else {}
+        metrics |= {"flops/train": self.report.training_flops(fold.summaries)} if self.flops else {}
         if self._evaluates(after):
             with phase("evaluate", whole=True):
                 metrics |= self.evaluation(after) | self._client_density(after)
@@ -132,7 +132,7 @@ class FederatedLoop:
             evaluation=self.evaluation,
             clients=self.clients,
             cohort=self._cohort,
-            terms=self._terms,
+            context=self._context,
         )
 
     @functools.cached_property
@@ -148,34 +148,36 @@ class FederatedLoop:
 
     def _server_prunes(self, state: State) -> bool:
         """Return whether there are events to come that the server carries out."""
-        return self.whose.asks and state.events < len(self.plan.events)
+        return self.whose.global_mask and state.events < len(self.plan.events)
 
     def _cohort(self, state: State) -> tuple[int, ...]:
         return cohort(self.seed, state.clock, self.clients, self.cohort)
 
     def _jobs(self, state: State, clients: Iterable[int]) -> list[Job]:
         """Return what these clients are sent to train, each under its own mask if it has one."""
-        if not self.whose.by_client:
+        if not self.whose.per_client:
             alike = Job(0, state.round, state.clock, self.seed, state.server, events=state.events)
             return [replace(alike, client=client) for client in clients]
-        shared = self.whose.common(state)
+        shared = self.whose.shared_entries(state)
         return [self._job(state, client, shared) for client in clients]
 
     def _job(self, state: State, client: int, shared: Mask | None = None) -> Job:
         mask, (event, events) = self._own(state, client), self.whose.on_client(self.plan, state, client)
         subnet = state.server if mask is None else Subnet(apply(state.server.params, mask), mask)
         begun = shared is not None and client_values.trained(state, client)
-        common = client_values.sent(subnet.mask, shared) if begun and shared else None
-        known = self.whose.known(state, client)
-        return Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, common=common, held=known)
+        sent = client_values.sent(subnet.mask, shared) if begun and shared else None
+        kept_mask = self.whose.kept_mask(state, client)
+        return Job(
+            client, state.round, state.clock, self.seed, subnet, event=event, events=events, shared=sent, kept_mask=kept_mask
+        )
 
     def _own(self, state: State, client: int) -> Mask | None:
         """The client's own mask, if it has one."""
-        return self.exchange.wire.mask_of(self.whose.held(state, client))
+        return self.exchange.wire.mask_of(self.whose.client_mask(state, client))
 
     def _fold(self, state: State) -> Fold:
         """Return what the updates of this round are folded into."""
-        return Fold(self.aggregate(state.server.params), self.weighting, self.exchange.own, dict(state.kept))
+        return Fold(self.aggregate(state.server.params), self.weighting, self.exchange.private, dict(state.kept))
 
     def _step(self, state: State, fold: Fold) -> State:
         """Return the state after the server optimizer's step to the aggregate, under the mask.
@@ -184,7 +186,7 @@ class FederatedLoop:
         What a gate let the clients do, nobody is known to have done: it is asked again.
         """
         later = replace(state, round=state.round + 1, clock=state.clock + 1, kept=fold.kept)
-        if not fold.receipts:
+        if not fold.summaries:
             log.warning("round %d: there is no update to merge; the network stays as it is", state.round)
             return replace(later, opened=False)
         momentum, control = state.server_state.momentum, state.server_state.control
@@ -192,33 +194,35 @@ class FederatedLoop:
         if fold.control_changes:
             control = scaffold.stepped(control, fold.control_changes, self.clients)
         after = replace(later, server_state=ServerState(momentum, control))
-        return self.whose.merged(after, params, fold.receipts, self._terms(state))
+        return self.whose.merged(after, params, fold.summaries, self._context(state))
 
-    def _terms(self, state: State) -> Terms:
+    def _context(self, state: State) -> PruneContext:
         """What an event of this round goes by: another initialisation, and other streams, at every event."""
         streams = functools.partial(_rewind_stream, self.seed, state.events)
         draws = Draws(lambda: self.fresh(state.events + 1), streams, self.begin.mask if self.begin else {})
-        return Terms(self.plan, self.axes, self.rewind, draws, self.server_step.fresh)
+        return PruneContext(self.plan, self.axes, self.rewind, draws, self.server_step.fresh)
 
-    def _changed_masks(self, before: State, after: State, receipts: Sequence[Receipt]) -> dict[str, float]:
+    def _changed_masks(self, before: State, after: State, summaries: Sequence[UpdateSummary]) -> dict[str, float]:
         """Report on the masks that are others than before the round; nothing if none is."""
-        pruned = [receipt for receipt in receipts if receipt.pruned]
+        pruned = [summary for summary in summaries if summary.pruned]
         changed = after.server.mask is not before.server.mask
         if changed or pruned:
-            warn_of_collapsed_layers(before, after, () if self.whose.asks else pruned)
-        if changed and self.whose.asks and self.effective:
+            warn_of_collapsed_layers(before, after, () if self.whose.global_mask else pruned)
+        if changed and self.whose.global_mask and self.effective:
             return {"density/effective": self.effective(after.server.mask)}  # it stays until the next event
         return {}
 
     def _client_density(self, state: State) -> dict[str, float]:
         """Return, where clients have masks of their own, the mean over all clients."""
-        return {} if self.whose.asks else {"client/density_mean": statistics.fmean(client_densities(state, self.clients))}
+        return (
+            {} if self.whose.global_mask else {"client/density_mean": statistics.fmean(client_densities(state, self.clients))}
+        )
 
     def _evaluates(self, state: State) -> bool:
         """Return whether to evaluate: every so many rounds, before each prune event, and at the end."""
         if state.round % self.eval_every == 0 or state.round == self.plan.rounds:
             return True
-        return self._server_prunes(state) and bool(due(self.plan, state))
+        return self._server_prunes(state) and bool(due_events(self.plan, state))
 
 
 def _counted(state: State, tally: Tally) -> State:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Generic, TypeVar
 
 from fedprune.federated.costs import densities, training_flops
-from fedprune.federated.masks import Receipt
+from fedprune.federated.masks import UpdateSummary
 from fedprune.pruning.evidence.gates import companion
 from fedprune.pruning.mask import collapsed
 from fedprune.pruning.what import What
@@ -63,24 +63,24 @@ class Report:
         probabilities = {companion(name, "score") for name in self.what.names}  # whose mean is a density, too
         return of if probabilities & set(self.parameters) else Latest(of)
 
-    def training_flops(self, receipts: Sequence[Receipt]) -> float:
+    def training_flops(self, summaries: Sequence[UpdateSummary]) -> float:
         """Return the operations of a round's training, each client's by the mask that it trained under."""
-        return sum(receipt.seen * self._flops(self._trained_under(receipt)) for receipt in receipts)
+        return sum(summary.seen * self._flops(self._trained_under(summary)) for summary in summaries)
 
     @cached_property
     def _flops(self) -> Callable[[Subnet], float]:
         return Latest(lambda subnet: training_flops(self.flops, subnet.mask))
 
-    def _trained_under(self, receipt: Receipt) -> Subnet:
-        sent = receipt.job.subnet
-        return Subnet(sent.params, receipt.mask) if receipt.pruned and self.at == "start" else sent
+    def _trained_under(self, summary: UpdateSummary) -> Subnet:
+        sent = summary.job.subnet
+        return Subnet(sent.params, summary.mask) if summary.pruned and self.at == "start" else sent
 
 
-def warn_of_collapsed_layers(before: State, after: State, receipts: Sequence[Receipt]) -> None:
-    """Log which layers of the server's network nothing passes through any more. receipts: of clients with masks of their own,
+def warn_of_collapsed_layers(before: State, after: State, summaries: Sequence[UpdateSummary]) -> None:
+    """Log which layers of the server's network nothing passes through any more. summaries: of clients with masks of their own,
     whose networks are looked at, too."""
     steps = [("", before.server.mask, after.server.mask)]
-    steps += [(f" of client {one.job.client}", one.job.subnet.mask, one.mask) for one in receipts if one.pruned]
+    steps += [(f" of client {one.job.client}", one.job.subnet.mask, one.mask) for one in summaries if one.pruned]
     for owner, old, new in steps:
         for layer in collapsed(old, new):
             text = "in round %d layer %s%s has lost its last unit; what.min_per_layer=1 keeps one"

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from fedprune.errors import Unheard
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
-from fedprune.federated.masks import Terms, Whose, carry_out
-from fedprune.federated.masks.gates import ask, waiting
+from fedprune.federated.masks import PruneContext, Whose, prune_server
+from fedprune.federated.masks.gates import ask_gate, next_gated_event
 from fedprune.federated.tally import Tally
 from fedprune.federated.where import Where, measuring
 from fedprune.pruning.event import Measure
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 class ServerPruning:
     """How the server prunes. network: its own, for evidence that takes no data. clients: the number of all of them.
 
-    cohort: (state) -> the clients of the coming round. terms: (state) -> what an event at this state goes by.
+    cohort: (state) -> the clients of the coming round. context: (state) -> what an event at this state goes by.
     """
 
     whose: Whose
@@ -34,14 +34,14 @@ class ServerPruning:
     evaluation: Evaluation
     clients: int
     cohort: Callable[[State], tuple[int, ...]]
-    terms: Callable[[State], Terms]
+    context: Callable[[State], PruneContext]
 
     def before_round(self, state: State, tally: Tally) -> tuple[State, int]:
         """Return the state after the events that are due, and how many of them are still to come.
 
         An event about which nobody answers, and those after it, wait for the next round (under a gate, until it opens again).
         """
-        events = self.whose.on_server(self.terms(state).plan, state)
+        events = self.whose.on_server(self.context(state).plan, state)
         for done, event in enumerate(events):
             try:
                 state = self.prune(state, event, tally)
@@ -52,17 +52,17 @@ class ServerPruning:
 
     def prune(self, state: State, event: PruneEvent, tally: Tally) -> State:
         """Return the state after one event, on evidence measured at this very state."""
-        return carry_out(state, event, self.terms(state), self._measure(state, tally))
+        return prune_server(state, event, self.context(state), self._measure(state, tally))
 
     def ask_gate(self, state: State, tally: Tally) -> tuple[State, dict[str, float]]:
         """Ask the gate whether the next event may happen. Return the state that knows, and the metrics of that."""
-        plan, axes = self.terms(state).plan, self.terms(state).axes
-        event = waiting(plan, state)
+        plan, axes = self.context(state).plan, self.context(state).axes
+        event = next_gated_event(plan, state)
         if event is None or plan.gate is None:
             return state, {}
         measure = self._measure(state, tally)
         try:
-            return ask(plan.gate, event, state, axes, measure, lambda: self.evaluation.outcomes(state))
+            return ask_gate(plan.gate, event, state, axes, measure, lambda: self.evaluation.outcomes(state))
         except Unheard:  # there is nothing to compare, now or in the next round
             return replace(state, opened=False, candidate={}), {}
 

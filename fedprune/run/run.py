@@ -66,7 +66,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequ
     experiment = build(config, names)
     about |= _facts(experiment, config)
     console.print(display.about_text(about))
-    own, what = not experiment.options.whose.asks, experiment.axes.what
+    own, what = not experiment.options.whose.global_mask, experiment.axes.what
     console.print(display.brief(experiment.plan, _rewind(experiment, names), what.emerges, own, what.untouched))
     if config.dry_run:
         console.print(display.cost_text(estimate(experiment, config)))
@@ -118,7 +118,7 @@ def _begin(folder: Path, config: DictConfig, about: Mapping[str, Any]) -> None:
 
 def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about: Mapping[str, Any]) -> None:
     write_text(folder / "run.json", _json(about))
-    own, what = not experiment.options.whose.asks, experiment.axes.what
+    own, what = not experiment.options.whose.global_mask, experiment.axes.what
     plan = display.plan_text(experiment.plan, _rewind(experiment, names), what.emerges, own, what.untouched)
     write_text(folder / "plan.txt", plan + "\n")
     if experiment.clients.disjoint:  # else clients are drawn, as config.yaml says

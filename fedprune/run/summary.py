@@ -30,6 +30,6 @@ def conclude(folder: Path, loop: FederatedLoop, state: State) -> None:
 
 def _unmet(loop: FederatedLoop, state: State) -> str | None:
     """What there is to say of events that did not come about, or None."""
-    if loop.whose.asks:
+    if loop.whose.global_mask:
         return unmet(loop.plan, state)
     return unmet_by_clients(loop.plan, state, loop.clients, loop.whose.plans)

@@ -136,7 +136,7 @@ def _outcome(run: Trained, exchange: Exchange, mask: Mask) -> dict[str, float]:
     """Return the task's metrics of the network under a mask, on the training and validation parts of clients."""
     subnet = Subnet(apply(run.state.server.params, mask), mask)
     block = exchange.wire.subnet_block(subnet)
-    shared = {name: subnet.params[name].numpy() for name in exchange.own}
+    shared = {name: subnet.params[name].numpy() for name in exchange.private}
     metrics: dict[str, float] = {}
     for part in ("train", "val"):
         indices = run.experiment.clients.parts[part]

@@ -1,10 +1,10 @@
 """Messages: Job and Update <-> bytes.
 
 A message is a frame (frame.py) around a header (who, when, what for) and blocks of tensors, each a codec's encoding. A job with
-`common` entries brings their values alone, under a mask of these. One to a newcomer has a block more, of what is never trained.
+`shared` entries brings their values alone, under a mask of these. One to a newcomer has a block more, of what is never trained.
 A control beside the subnet (SCAFFOLD's) is one more block, under the mask that both ends hold; the header says which of the
 layout's tensors are in it, by their places. A job about a removal has one block more: a bit for each living entry, whether
-it survives. `kept` and `held`, what a client has for itself, are in no message. What is trained is what was decoded, and the
+it survives. `kept` and `kept_mask`, which stay with the client, are in no message. What is trained is what was decoded, and the
 bytes that are reported are the lengths of these messages.
 """
 
@@ -33,23 +33,24 @@ CONTROL, C = "carried", "c"
 class Wire:
     """Both ends of the wire: how tensors become bytes, and the layout of the network that is sent.
 
-    own: the tensors that a client's own mask covers, if they are others than those of the layout. answers: how the tensors of
-    an update become bytes, if not as those of a job. untrained: the layout of what goes down once to each client, and never up.
+    mask_names: the tensors that a client's own mask covers, if they are others than those of the layout. answers: how the
+    tensors of an update become bytes, if not as those of a job. untrained: the layout of what goes down once to each client,
+    and never up.
     """
 
     codec: Codec
     layout: Layout
-    own: tuple[str, ...] = ()
+    mask_names: tuple[str, ...] = ()
     answers: Codec | None = None
     untrained: Layout = NOTHING
 
-    def subnet_block(self, subnet: Subnet, known: Mask | None = None) -> bytes:
+    def subnet_block(self, subnet: Subnet, shared: Mask | None = None) -> bytes:
         """A subnet as a block: made once, sent to many. Names outside the layout (what clients keep) stay behind."""
-        return self.codec({name: subnet.params[name] for name in self.layout.shapes}, subnet.mask, known)
+        return self.codec({name: subnet.params[name] for name in self.layout.shapes}, subnet.mask, shared)
 
-    def read_subnet(self, block: Piece, known: Mask | None = None) -> Subnet:
+    def read_subnet(self, block: Piece, shared: Mask | None = None) -> Subnet:
         """The subnet of a block. Raises ValueError."""
-        return Subnet(*decode(block, self.layout, known))
+        return Subnet(*decode(block, self.layout, shared))
 
     def untrained_block(self, params: Params) -> bytes:
         """Encode what is never trained: made once, sent to all newcomers."""
@@ -68,64 +69,66 @@ class Wire:
             header |= {"measure": job.measure, "about": job.about}
         if job.event is not None:
             header |= {"event": astuple(job.event), "events": job.events}
-        if job.common is not None:
-            header |= {"common": True}
+        if job.shared is not None:
+            header |= {"shared": True}
         if untrained:
             header |= {"newcomer": True}
         blocks = [block, *([untrained] if untrained else []), *self._control_blocks(job.control, job.subnet.mask, header)]
         return framed(header, blocks if job.surviving is None else [*blocks, _survivors(job.surviving, job.subnet.mask)])
 
-    def decode_job(self, message: Message, held: bytes = b"") -> Job:
-        """The job, with a subnet of its own memory; `held` is the receiver's own mask. Raises ValueError on what is no job."""
+    def decode_job(self, message: Message, kept_mask: bytes = b"") -> Job:
+        """Return the job, with a subnet of its own memory. kept_mask: that of the receiver. Raises ValueError on others."""
         with _sound():
             header, blocks = unframed(message)
             header["measure"] = tuple(header.get("measure", ()))
             header["event"] = _event(*header["event"]) if "event" in header else None
-            known = self.mask_of(held)
-            subnet = self.read_subnet(blocks.pop(0), known)
-            if "common" in header:
-                header["common"], subnet = subnet.mask, Subnet(subnet.params, known or self._whole())
+            shared = self.mask_of(kept_mask)
+            subnet = self.read_subnet(blocks.pop(0), shared)
+            if "shared" in header:
+                header["shared"], subnet = subnet.mask, Subnet(subnet.params, shared or self._whole())
             if "newcomer" in header:
                 subnet = Subnet(subnet.params | decode(blocks.pop(0), self.untrained)[0], subnet.mask)
             control = self._read_control(header, blocks, subnet.mask)
             bits = blocks
             surviving = _read_survivors(subnet.mask, *bits) if bits else None
-            return Job(subnet=subnet, surviving=surviving, control=control, held=held, **header)
+            return Job(subnet=subnet, surviving=surviving, control=control, kept_mask=kept_mask, **header)
 
-    def mask_of(self, held: bytes) -> Mask | None:
+    def mask_of(self, bits: bytes) -> Mask | None:
         """The mask that these bits are, or None if there are none."""
-        return unpack(held, {name: self.layout.shapes[name] for name in self.own or self.layout.masked}) if held else None
+        return (
+            unpack(bits, {name: self.layout.shapes[name] for name in self.mask_names or self.layout.masked}) if bits else None
+        )
 
     def _whole(self) -> Mask:
         shapes = {name: self.layout.shapes[name] for name in self.layout.masked}
         return unpack(all_alive(shapes), shapes)
 
-    def encode_update(self, update: Update, known: Mask) -> Message:
-        """An update as bytes. `known` is the mask that it is answered under; evidence covers the living or the dead of it."""
+    def encode_update(self, update: Update, shared: Mask) -> Message:
+        """An update as bytes. `shared` is the mask that it is answered under; evidence covers the living or the dead of it."""
         header = {"client": update.client, "examples": update.examples, "metrics": dict(update.metrics)}
         header |= {"evidence": list(update.evidence), "about": update.about}
         if update.logged:
             header |= {"logged": dict(update.logged)}
         if update.pruned:
             header |= {"pruned": True}
-        blocks = [] if update.subnet is None else [self._answer().subnet_block(update.subnet, known)]
-        blocks += self._control_blocks(update.control, known, header)
-        cover = about(known, update.about)
+        blocks = [] if update.subnet is None else [self._answer().subnet_block(update.subnet, shared)]
+        blocks += self._control_blocks(update.control, shared, header)
+        cover = about(shared, update.about)
         blocks += [self.codec(values, _support(values, cover, update.about), cover) for values in update.evidence.values()]
         return framed(header, blocks)
 
     def _answer(self) -> Wire:
         return self if self.answers is None else replace(self, codec=self.answers)
 
-    def decode_update(self, message: Message, known: Mask) -> Update:
+    def decode_update(self, message: Message, shared: Mask) -> Update:
         """The update. Raises ValueError on anything that is not an update under this mask's layout."""
         with _sound():
             header, blocks = unframed(message)
             names = header.pop("evidence")
             trained = len(blocks) > len(names) + len(header.get(CONTROL, ()))
-            subnet = self.read_subnet(blocks.pop(0), known) if trained else None
-            control = self._read_control(header, blocks, known)
-            cover = about(known, header["about"])
+            subnet = self.read_subnet(blocks.pop(0), shared) if trained else None
+            control = self._read_control(header, blocks, shared)
+            cover = about(shared, header["about"])
             layout = Layout(
                 {name: alive.shape for name, alive in cover.items()}, dict.fromkeys(cover, torch.float32), tuple(cover)
             )
@@ -133,7 +136,7 @@ class Wire:
             evidence = {name: decode(block, layout, cover)[0] for name, block in zip(names, blocks, strict=True)}
             return Update(subnet=subnet, evidence=evidence, control=control, **header)
 
-    def _control_blocks(self, control: Params, known: Mask, header: dict[str, object]) -> list[bytes]:
+    def _control_blocks(self, control: Params, shared: Mask, header: dict[str, object]) -> list[bytes]:
         """Return the block of a control, if there is any; which tensors are in it is noted in the header."""
         if not control:
             return []
@@ -143,10 +146,10 @@ class Wire:
         if strangers:
             raise ValueError(f"a control has to be of the network's own types: {', '.join(strangers)}")
         header[CONTROL] = {C: places}
-        mask = {name: known[name] for name in layout.masked}
+        mask = {name: shared[name] for name in layout.masked}
         return [self.codec(control, mask, mask)]
 
-    def _read_control(self, header: dict, blocks: list[memoryview], known: Mask) -> Params:
+    def _read_control(self, header: dict, blocks: list[memoryview], shared: Mask) -> Params:
         """Return the control, taken from the front of these blocks, and its note from the header."""
         if CONTROL not in header:
             return {}
@@ -154,7 +157,7 @@ class Wire:
         if list(note) != [C]:
             raise ValueError(f"a message with more beside its network than a control: {', '.join(map(str, note))}")
         layout = self.layout.only([order[place] for place in note[C]])
-        return decode(blocks.pop(0), layout, {name: known[name] for name in layout.masked})[0]
+        return decode(blocks.pop(0), layout, {name: shared[name] for name in layout.masked})[0]
 
 
 def _event(round: int, density: float, swap: float, block: list[int] | None) -> PruneEvent:

@@ -104,7 +104,7 @@ def test_every_option_composes_and_makes_its_object(path, compose):
         executor: Executor = make({**config, "workers": 1} if "workers" in config else config, dict)
         executor.close()
     elif group == "whose":
-        assert make(config).held(State(Subnet({}, {}), {}, {}), 0) == b""
+        assert make(config).client_mask(State(Subnet({}, {}), {}, {}), 0) == b""
     elif group in ("federated/aggregate", "wire", "logger"):
         assert callable(make(config))
     else:
@@ -148,13 +148,13 @@ def test_every_parameter_that_a_user_may_set_is_in_its_yaml(path, assemble):
             "parts",
             "network",
             "what",
-            "own",
+            "private",
             "order",
             "ends",
             "untouched",
             "began",
         }
-        assert hidden - filled_in_by_the_run <= set(node) | {"known"}, node._target_
+        assert hidden - filled_in_by_the_run <= set(node) | {"shared"}, node._target_
 
 
 def test_every_group_has_a_default_and_the_taxonomy_is_complete(compose):

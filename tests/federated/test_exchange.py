@@ -260,8 +260,8 @@ def test_what_a_client_has_not_kept_yet_is_what_the_network_began_with(tiny):
     exchange: Exchange = loop.exchange
     start: State = loop.start()
     kept = exchange.kept_by(start, 3).batchnorm
-    assert set(kept) == set(exchange.own) != set()
-    mine = ClientState(batchnorm={name: torch.full_like(start.init[name], 7) for name in exchange.own})
+    assert set(kept) == set(exchange.private) != set()
+    mine = ClientState(batchnorm={name: torch.full_like(start.init[name], 7) for name in exchange.private})
     assert exchange.kept_by(replace(start, kept={3: mine}), 3) is mine
     others = exchange.kept_by(replace(start, kept={3: mine}), 2).batchnorm
     assert all((others[name] == kept[name]).all() for name in kept)

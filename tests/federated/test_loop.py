@@ -462,7 +462,7 @@ def test_the_server_measures_at_its_own_copy_of_what_clients_keep_to_themselves(
     whole = Job(SERVER, state.round, state.clock, 0, state.server, ("grads",))  # its copy is in the network
     expected = executor._client_round.measure(whole).evidence["grads"]
     assert all(torch.equal(g, update.evidence["grads"][name]) for name, g in expected.items())
-    begun = replace(whole, kept=ClientState({name: state.init[name] for name in experiment.own}))
+    begun = replace(whole, kept=ClientState({name: state.init[name] for name in experiment.private}))
     other = executor._client_round.measure(begun).evidence["grads"]
     assert any(not torch.allclose(g, other[name]) for name, g in expected.items())
 

@@ -18,7 +18,7 @@ def carrying(experiment: Experiment, capacities: Sequence[float]) -> Experiment:
     owned = [tuple(experiment.dataset.y[part].unique().tolist()) for part in experiment.clients.train]
     network = Network(experiment.net, experiment.dataset.shape)
     whose = experiment.options.whose.bind(capacities, owned, network, experiment.axes.what)
-    wire = replace(experiment.wire, own=whose.covers)
+    wire = replace(experiment.wire, mask_names=whose.mask_names)
     return replace(experiment, options=replace(experiment.options, whose=whose), wire=wire)
 
 

@@ -27,7 +27,11 @@ from fedprune.types import SERVER, Plan
 
 def outcomes_of_clients(plan: Plan, whose: Whose, names: Names) -> list[str]:
     """A gate that asks for what only a client comes out with, where it is the server that asks."""
-    if plan.gate is None or not whose.asks or not set(OUTCOMES_OF_CLIENTS).difference(OUTCOMES) & {*needs(plan.gate.opens)}:
+    if (
+        plan.gate is None
+        or not whose.global_mask
+        or not set(OUTCOMES_OF_CLIENTS).difference(OUTCOMES) & {*needs(plan.gate.opens)}
+    ):
         return []
     return [f"when={names['when']} is for clients with masks of their own: choose whose=personal, or when=once_accurate"]
 
@@ -37,7 +41,7 @@ def on_clients(plan: Plan, whose: Whose, axes: Axes, where: Where, rewind: Rewin
     if whose.at is None or not plan.events:
         return []
     chosen, early = f"whose={names['whose']}", rewind.anchor or 0
-    asked = needs(plan.gate.opens) if plan.gate and not whose.asks else ()
+    asked = needs(plan.gate.opens) if plan.gate and not whose.global_mask else ()
     rules = {
         f"{chosen}: clients add up gradients for the server's events, and criterion={names['criterion']} asks for them: "
         "choose whose=shared": bool(evidence_of(axes.criterion) & set(FROM_TRAINING)),
@@ -45,10 +49,10 @@ def on_clients(plan: Plan, whose: Whose, axes: Axes, where: Where, rewind: Rewin
             bool(evidence_of(axes.criterion) & set(FROM_DATA)) and not where.in_cohort
         ),
         f"{chosen}: a client knows the weights of the start, and not those of round {early}: choose rewind=init": (
-            not whose.asks and early > 0
+            not whose.global_mask and early > 0
         ),
         f"{chosen}: the learning rate follows the rounds of all, and rewind={names['rewind']} would set back one client's: "
-        "choose rewind=init or rewind=none": not whose.asks and rewind.goes_back and not rewind.replaces_weights,
+        "choose rewind=init or rewind=none": not whose.global_mask and rewind.goes_back and not rewind.replaces_weights,
         f"when={names['when']} compares the masks after the first and the last epoch: choose whose.at=end": (
             "mask_shift" in asked and whose.at == "start"
         ),
@@ -115,7 +119,9 @@ def answers(fates: Fates, config: Any, plan: Plan, criterion: Criterion, where: 
             f"federated.availability leaves nobody in any of the {plan.rounds} rounds: choose federated/availability=always, "
             "or let more clients answer"
         ]
-    asks = whose.asks and bool(plan.events) and bool(evidence_of(criterion) & set(FROM_DATA)) and measures(0) != (SERVER,)
+    asks = (
+        whose.global_mask and bool(plan.events) and bool(evidence_of(criterion) & set(FROM_DATA)) and measures(0) != (SERVER,)
+    )
     if not asks or heard(fates, measures, plan.rounds):
         return []
     return [

@@ -68,7 +68,7 @@ def evidence(criterion: Criterion, names: Names) -> list[str]:
 
 def outcomes(plan: Plan, whose: Whose, names: Names) -> list[str]:
     """A gate that asks for what no round comes out with."""
-    known = OUTCOMES if whose.asks else OUTCOMES_OF_CLIENTS
+    known = OUTCOMES if whose.global_mask else OUTCOMES_OF_CLIENTS
     asked = [name for name in needs(plan.gate.opens) if name not in OUTCOMES_OF_CLIENTS] if plan.gate else []
     if not asked:
         return []

@@ -17,7 +17,7 @@ from fedprune.tensors import tensors_of
 POLICIES = ("average", "local", "frozen")
 
 
-def own_names(net: nn.Module, policy: str) -> tuple[str, ...]:
+def private_names(net: nn.Module, policy: str) -> tuple[str, ...]:
     """The tensors that clients keep to themselves under this policy. Raises ConfigError, or Incompatible if it has none."""
     if policy not in POLICIES:
         raise ConfigError([f"federated.batchnorm={policy}: choose one of {', '.join(POLICIES)}"])

@@ -15,7 +15,7 @@ from fedprune.pruning.mask import pack, unpack
 from fedprune.types import Job, Mask, Params, State, Subnet
 
 
-def common(state: State) -> Mask:
+def shared_entries(state: State) -> Mask:
     """The entries that every client holds: a client without a mask of its own holds all."""
     mask = state.server.mask
     if not state.personal:
@@ -43,8 +43,8 @@ def joined(server: Params, own: Params, shared: Mask) -> Params:
 
 def arrived(job: Job) -> Subnet:
     """The network that a client trains: what it was sent, and what it kept of the entries whose values were not."""
-    if job.common is None:
+    if job.shared is None:
         return job.subnet
-    own = joined(job.subnet.params, job.kept.weights, job.common)
+    own = joined(job.subnet.params, job.kept.weights, job.shared)
     held = {name: torch.where(job.subnet.mask[name], value, 0) for name, value in own.items()}
     return Subnet(job.subnet.params | held, job.subnet.mask)

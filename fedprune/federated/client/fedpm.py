@@ -113,7 +113,7 @@ class SampledMasks(Work):
             ),
             f"rewind={names['rewind']}: {CHOSEN} never changes weights: choose rewind=none": not options.rewind.goes_back,
             f"whose={names['whose']}: {CHOSEN} has probabilities that all share: choose whose=shared": (
-                not options.whose.by_client
+                not options.whose.per_client
             ),
             f"what={names['what']}: {CHOSEN} samples single weights: choose what=weights_global": composition.what.kind.single,
             f"{CHOSEN} sends bits, and not weights: choose federated/aggregate=beta_mode": options.aggregate.takes == "bits",

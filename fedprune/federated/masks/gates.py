@@ -9,20 +9,20 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from fedprune.federated.costs import client_densities
+from fedprune.federated.masks.personal import client_densities
 from fedprune.pruning.event import Axes, Measure, dropped
 from fedprune.pruning.evidence import needs
 from fedprune.pruning.gate import shift
 from fedprune.types import Gate, Mask, Plan, PruneEvent, State
 
 
-def due(plan: Plan, state: State) -> tuple[PruneEvent, ...]:
+def due_events(plan: Plan, state: State) -> tuple[PruneEvent, ...]:
     """The events whose rounds have come and, under a gate, the next one if it is let through."""
     found = tuple(event for event in plan.events[state.events :] if event.round <= state.round)
     return found if plan.gate is None else found[: int(state.opened)]
 
 
-def waiting(plan: Plan, state: State) -> PruneEvent | None:
+def next_gated_event(plan: Plan, state: State) -> PruneEvent | None:
     """The event that the gate is to be asked about now: so early that it can happen at its round, and until it is too late."""
     if plan.gate is None or state.events == len(plan.events) or state.round >= plan.gate.stop:
         return None
@@ -31,7 +31,7 @@ def waiting(plan: Plan, state: State) -> PruneEvent | None:
     return event if state.round > soonest - plan.gate.opens.asks else None
 
 
-def ask(
+def ask_gate(
     gate: Gate, event: PruneEvent, state: State, axes: Axes, measure: Measure, validation: Callable[[], Mapping[str, float]]
 ) -> tuple[State, dict[str, float]]:
     """The state that knows whether the event may happen, and the outcomes as metrics gate/*. Only what it needs is measured.

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.federated.masks import under
-from fedprune.federated.masks.gates import due
-from fedprune.federated.masks.whose import Federation, Receipt, Terms, Whose
+from fedprune.federated.masks.gates import due_events
+from fedprune.federated.masks.shared import under
+from fedprune.federated.masks.whose import Federation, PruneContext, UpdateSummary, Whose
 from fedprune.local.regularisers.width_slices import leading, output_layers
 from fedprune.pruning.evidence import FROM_DATA, needed_by
 from fedprune.pruning.evidence.network import Network
@@ -62,7 +62,7 @@ class Nested(Whose):
     parts: tuple[Part, ...] = ()
     network: Network | None = None
     what: What | None = None
-    own: tuple[str, ...] = ()
+    private: tuple[str, ...] = ()
     masks_always = True
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class Nested(Whose):
     def bound(self, federation: Federation) -> Nested:
         """Return the `whose` for these clients. Raises Incompatible where the network has no such parts."""
         owned = federation.labels() if self.labels == "own" else ()
-        return self.bind(federation.capacities, owned, federation.network, federation.what, federation.own)
+        return self.bind(federation.capacities, owned, federation.network, federation.what, federation.private)
 
     def problems(self, composition: Composition) -> list[str]:
         """What takes the whole network, where some client carries a part of it: evidence on all of it, whole biases."""
@@ -90,10 +90,10 @@ class Nested(Whose):
                 bool(on_data) and not options.where.on_server
             ),
             f"{chosen}: controls are of whole layers, and by=width cuts them: choose federated.control=none": (
-                bool(self.covers) and federated.control != "none"
+                bool(self.mask_names) and federated.control != "none"
             ),
             f"{chosen}: {upload} chooses among weights, and by=width cuts biases too: choose federated/upload=all": (
-                bool(self.covers) and not options.upload.whole
+                bool(self.mask_names) and not options.upload.whole
             ),
         }
         return [problem for problem, broken in rules.items() if broken]
@@ -104,9 +104,9 @@ class Nested(Whose):
         owned: Sequence[Labels],
         network: Network,
         what: What,
-        own: tuple[str, ...] = (),
+        private: tuple[str, ...] = (),
     ) -> Nested:
-        """For these clients. owned: the labels of their training examples. own: the tensors that they keep to themselves, of
+        """For these clients. owned: the labels of their training examples. private: the tensors that they keep, of
         which no mask is sent. Raises Incompatible where the network, or what is pruned of it, has no such parts."""
         labels = owned if self.labels == "own" else [None] * len(capacities)
         bound = replace(
@@ -114,7 +114,7 @@ class Nested(Whose):
             parts=tuple(Part(capacity, known) for capacity, known in zip(capacities, labels, strict=True)),
             network=network,
             what=what,
-            own=own,
+            private=private,
         )
         if not all(part.whole for part in bound.parts):
             bound._check(network, what)
@@ -140,15 +140,15 @@ class Nested(Whose):
             raise Incompatible(f"whose.by=width cuts every layer, and what leaves out {', '.join(skipped)}: {choose}")
 
     @property
-    def covers(self) -> tuple[str, ...]:
+    def mask_names(self) -> tuple[str, ...]:
         """The tensors that the mask of a client covers, where they are more than those that are prunable."""
         sliced = self.network is not None and self.by == "width" and not all(part.whole for part in self.parts)
         return tuple(self.slice(Part(1.0))) if sliced else ()
 
     def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]:
-        return due(plan, state)
+        return due_events(plan, state)
 
-    def held(self, state: State, client: int) -> bytes:
+    def client_mask(self, state: State, client: int) -> bytes:
         """Of what lives on the server the client's part, anew from its network in every round; empty if that is all of it."""
         if not self.parts or self.parts[client].whole:
             return b""
@@ -159,25 +159,25 @@ class Nested(Whose):
         weights = tuple(state.server.params[name] for name in self.what.names)
         return _largest(self, self.parts[client].capacity, alive, weights)
 
-    def known(self, state: State, client: int) -> bytes:
+    def kept_mask(self, state: State, client: int) -> bytes:
         """Its slice, which follows from its capacity; what the largest weights are, it has to be told."""
         whole = not self.parts or self.parts[client].whole
         return b"" if whole or self.by == "magnitude" else pack(self.slice(self.parts[client]))
 
-    def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State:
-        return under(state.server.mask, state, params, terms.fresh)
+    def merged(self, state: State, params: Params, summaries: Sequence[UpdateSummary], context: PruneContext) -> State:
+        return under(state.server.mask, state, params, context.fresh)
 
     def slice(self, part: Part) -> Mask:
         """What a client may have of the network by its width and its labels, whatever else of it is pruned."""
         assert self.network is not None, "bind comes first"
-        return _slice(self.network, part, self.own)
+        return _slice(self.network, part, self.private)
 
 
 @functools.lru_cache(maxsize=256)
-def _slice(network: Network, part: Part, own: tuple[str, ...]) -> Mask:
-    """The leading units, and of the output layer those of the part's labels; of all tensors but a client's `own`."""
+def _slice(network: Network, part: Part, private: tuple[str, ...]) -> Mask:
+    """The leading units, and of the output layer those of the part's labels; of all tensors but the private ones."""
     last = [name.removesuffix(".weight") for name in output_layers(network.net, network.order)]
-    cut = {name: alive for name, alive in leading(network, part.capacity).items() if name not in own}
+    cut = {name: alive for name, alive in leading(network, part.capacity).items() if name not in private}
     if part.labels is None:
         return cut
     return {name: _rows(alive, part.labels) if name.rpartition(".")[0] in last else alive for name, alive in cut.items()}

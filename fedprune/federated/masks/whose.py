@@ -1,4 +1,4 @@
-"""The base of every `whose`, and what it is given."""
+"""The base of all options of `whose`, and the values that they are given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from fedprune.errors import Incompatible
+from fedprune.errors import ConfigError, Incompatible
+from fedprune.federated.client.prune_event import MOMENTS
 from fedprune.federated.server.optimizer import Fresh
 from fedprune.pruning.event import Axes
 from fedprune.pruning.rewind import Draws, Rewind
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
     from fedprune.pruning.evidence.network import Network
 
 
-class Receipt(NamedTuple):
-    """What is left of an update once its parameters are merged: the job that it answers, its mask, its weight in the mean, the
-    examples that were trained on, and whether the client carried out the job's event."""
+class UpdateSummary(NamedTuple):
+    """An update without its parameters, which are merged by now.
+
+    job: the job that it answers. mask: that of the network that the client sent. weight: in the mean. seen: the number of
+    examples that were trained on. pruned: whether the job's event was carried out.
+    """
 
     job: Job
     mask: Mask
@@ -31,9 +35,9 @@ class Receipt(NamedTuple):
     pruned: bool
 
 
-class Terms(NamedTuple):
-    """What a run has agreed on. draws: what an event of this round may draw at random. fresh: what the server optimizer's
-    momentum starts from."""
+class PruneContext(NamedTuple):
+    """What a prune event goes by. draws: the random numbers that an event of this round may draw. fresh: the values that the
+    server optimizer's momentum starts from."""
 
     plan: Plan
     axes: Axes
@@ -44,14 +48,14 @@ class Terms(NamedTuple):
 
 class Federation(NamedTuple):
     """What a `whose` is told before a run begins. capacities: how much each client can carry. labels: () -> the labels of each
-    client's training examples. own: the tensors that clients keep to themselves. plan_to: the plan that ends at a density.
+    client's training examples. private: the names of the tensors that clients keep. plan_to: the plan that ends at a density.
     density: that of the run. name: of the option that was chosen."""
 
     capacities: Sequence[float]
     labels: Callable[[], Sequence[tuple[int, ...]]]
     network: Network
     what: What
-    own: tuple[str, ...]
+    private: tuple[str, ...]
     plan_to: Callable[[float], Plan]
     density: float
     name: str
@@ -60,8 +64,9 @@ class Federation(NamedTuple):
 class Whose(ABC):
     """The base of all options: all train the server's network as it is, unless an option says otherwise.
 
-    asks: whether it is the server that asks the gate; if not, clients have masks of their own.
-    by_client: whether clients are sent different jobs, so that each is asked about.
+    global_mask: whether the mask is the server's, which then goes through the plan for all clients, asks the gate and rewinds;
+    if not, each client has a mask of its own, and a position in the plan.
+    per_client: whether jobs differ from client to client.
     at: the moment of their round at which clients carry out events, see prune_event.py (None: they carry out none).
     back_after_exchange: whether a rewind may follow an exchange of units.
     masks_always: whether clients train under masks that no event has made.
@@ -71,9 +76,9 @@ class Whose(ABC):
     memory_mb: clients' masks that take more than so many megabytes are kept in a file.
     """
 
-    asks: bool = True
+    global_mask: bool = True
     at: str | None = None
-    by_client: bool = True
+    per_client: bool = True
     back_after_exchange: bool = False
     masks_always: bool = False
     uncommon: str = "server"
@@ -87,27 +92,33 @@ class Whose(ABC):
         return False
 
     @property
-    def covers(self) -> tuple[str, ...]:
-        """The tensors that the mask of a client covers, where they are more than those that are prunable."""
+    def mask_names(self) -> tuple[str, ...]:
+        """The names of the tensors that a client's mask covers, where they are more than those that are prunable."""
         return ()
 
     @abstractmethod
-    def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]: ...
+    def on_server(self, plan: Plan, state: State) -> tuple[PruneEvent, ...]:
+        """Return the events that the server carries out before this round."""
 
     def on_client(self, plan: Plan, state: State, client: int) -> tuple[PruneEvent | None, int]:
+        """Return the event that this client carries out in this round (None: none), and the number that it did before."""
         return None, state.events
 
-    def held(self, state: State, client: int) -> bytes:
+    def client_mask(self, state: State, client: int) -> bytes:
+        """Return the client's own mask, packed to bits; empty if it has that of the server."""
         return b""
 
-    def known(self, state: State, client: int) -> bytes:
+    def kept_mask(self, state: State, client: int) -> bytes:
+        """Return the mask that the client has before it is sent anything, packed to bits; empty if it has none."""
         return b""
 
-    def common(self, state: State) -> Mask | None:
+    def shared_entries(self, state: State) -> Mask | None:
+        """Return the entries whose values travel to clients that have trained (client_values.py); None if all do."""
         return None
 
     @abstractmethod
-    def merged(self, state: State, params: Params, receipts: Sequence[Receipt], terms: Terms) -> State: ...
+    def merged(self, state: State, params: Params, summaries: Sequence[UpdateSummary], context: PruneContext) -> State:
+        """Return the state with the merged parameters, and with the masks that the clients' events come to."""
 
     def bound(self, federation: Federation) -> Whose:
         """Return the `whose` for these clients. Raises Incompatible if somebody cannot carry what it gives to everybody."""
@@ -119,3 +130,9 @@ class Whose(ABC):
     def problems(self, composition: Composition) -> list[str]:
         """Return what it cannot be combined with, each with what to choose instead."""
         return []
+
+
+def check_moment(at: str) -> None:
+    """Raise ConfigError unless it is a moment of a client's round."""
+    if at not in MOMENTS:
+        raise ConfigError([f"whose.at={at}: choose {' or '.join(MOMENTS)} (of a client's round)"])

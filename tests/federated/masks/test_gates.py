@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedprune.federated.masks.gates import unmet, unmet_by_clients, waiting
+from fedprune.federated.masks.gates import next_gated_event, unmet, unmet_by_clients
 from fedprune.pruning.gate import Accurate, Settled, shift
 from fedprune.pruning.how_often import SHAPES
 from fedprune.pruning.mask import apply, count
@@ -63,8 +63,8 @@ def at(round: int, events: int = 0, pruned: int = 0) -> State:
 )
 def test_when_an_event_is_waited_for(opens, apart, state, asked):
     plan = Plan((PruneEvent(3, 0.5), PruneEvent(5, 0.25)), 10, Gate(opens, 8, apart))
-    assert waiting(plan, state) == (None if asked is None else plan.events[asked])
-    assert waiting(Plan(plan.events, 10), state) is None
+    assert next_gated_event(plan, state) == (None if asked is None else plan.events[asked])
+    assert next_gated_event(Plan(plan.events, 10), state) is None
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 
 from fedprune.experiment.build import build
 from fedprune.federated.client.prune_event import MOMENTS
-from fedprune.federated.masks import PersonalMask, Receipt, Shared, Terms, Voted
+from fedprune.federated.masks import PersonalMask, PruneContext, Shared, UpdateSummary, Voted
 from fedprune.federated.masks.voting import by_layer_density, by_magnitude
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.criterion import Criterion, magnitude
@@ -79,24 +79,24 @@ def test_each_client_has_its_own_place_in_the_plan(moment, plan, state, todo):
 
 def test_a_client_holds_the_mask_that_it_made_and_others_none():
     state = at(4, place(1, 3))
-    assert (PersonalMask().held(state, 7), PersonalMask().held(state, 8)) == (pack(HALF), b"")
-    assert Shared().held(state, 7) == Voted(by_magnitude).held(state, 7) == b""
+    assert (PersonalMask().client_mask(state, 7), PersonalMask().client_mask(state, 8)) == (pack(HALF), b"")
+    assert Shared().client_mask(state, 7) == Voted(by_magnitude).client_mask(state, 7) == b""
 
 
-TERMS = Terms(
+CONTEXT = PruneContext(
     OPEN, Axes(What(weights, globally, names=("w",)), Criterion(magnitude)), Keep(), Draws(lambda: PARAMS, torch.Generator)
 )
 
 
-def receipt(client: int, mask: dict, pruned: bool, events: int = 0, event: PruneEvent | None = EVENTS[1]) -> Receipt:
+def receipt(client: int, mask: dict, pruned: bool, events: int = 0, event: PruneEvent | None = EVENTS[1]) -> UpdateSummary:
     job = Job(client, 3, 3, 0, Subnet(PARAMS, WHOLE), event=event, events=events)
-    return Receipt(job, mask, 1.0, 1, pruned)
+    return UpdateSummary(job, mask, 1.0, 1, pruned)
 
 
 def test_what_a_round_comes_to_is_noted_of_those_who_pruned_and_the_server_stays_whole():
     state = at(4, place(1, 2))
     other = {"w": torch.tensor([True, False, False, True])}
-    after = PersonalMask().merged(state, PARAMS, [receipt(7, HALF, False, 1), receipt(8, other, True, 1)], TERMS)
+    after = PersonalMask().merged(state, PARAMS, [receipt(7, HALF, False, 1), receipt(8, other, True, 1)], CONTEXT)
     assert after.personal == {7: place(1, 2), 8: Personal(pack(other), 2, 3)}
     assert state.personal == {7: place(1, 2)}  # the state before is as it was
     assert after.server.mask["w"].all()
@@ -118,11 +118,11 @@ def test_clients_propose_the_last_event_that_is_due_and_the_server_prunes_before
 def test_proposals_become_one_mask_and_without_them_nothing_happens():
     # Two clients propose entries {2, 3} and {0, 3}; half of 4 are kept: of the union {0, 2, 3}, by |w|, 3 and 2.
     other = {"w": torch.tensor([True, False, False, True])}
-    after = Voted(by_magnitude).merged(at(4), PARAMS, [receipt(1, HALF, True), receipt(2, other, True)], TERMS)
+    after = Voted(by_magnitude).merged(at(4), PARAMS, [receipt(1, HALF, True), receipt(2, other, True)], CONTEXT)
     assert after.server.mask["w"].tolist() == [False, False, True, True]
     assert after.server.params["w"].tolist() == [0.0, 0.0, 3.0, -4.0]
     assert after.events == 1 and not after.personal
-    still = Voted(by_magnitude).merged(at(4), PARAMS, [receipt(1, WHOLE, False)], TERMS)
+    still = Voted(by_magnitude).merged(at(4), PARAMS, [receipt(1, WHOLE, False)], CONTEXT)
     assert still.server.mask["w"].all() and still.events == 0
 
 
@@ -343,8 +343,8 @@ def test_votes_are_about_what_was_trained_whatever_it_is_rewound_to(compose):
 
 def test_a_vote_counts_from_the_round_in_which_it_was_held():
     # Of round 4: an event 2 rounds on may happen in round 6, as if the server had pruned before round 4.
-    told = Receipt(Job(1, 4, 4, 0, Subnet(PARAMS, WHOLE), event=EVENTS[1]), HALF, 1.0, 1, True)
-    after = Voted(by_magnitude).merged(at(5), PARAMS, [told], TERMS)
+    told = UpdateSummary(Job(1, 4, 4, 0, Subnet(PARAMS, WHOLE), event=EVENTS[1]), HALF, 1.0, 1, True)
+    after = Voted(by_magnitude).merged(at(5), PARAMS, [told], CONTEXT)
     assert (after.round, after.pruned, after.events) == (5, 4, 1)
 
 
@@ -356,7 +356,7 @@ def test_what_is_dead_stays_dead_in_a_vote_unless_units_are_exchanged():
     found = []
     for swap in (0.0, 0.5):
         job = Job(1, 4, 4, 0, start.server, event=PruneEvent(4, 0.5, swap))
-        after = voted.merged(start, PARAMS, [Receipt(job, HALF, 1.0, 1, True)], TERMS._replace(draws=draws))
+        after = voted.merged(start, PARAMS, [UpdateSummary(job, HALF, 1.0, 1, True)], CONTEXT._replace(draws=draws))
         found.append(after.server.mask["w"])
     assert found[0].tolist() == HALF["w"].tolist() and found[1].tolist() != HALF["w"].tolist()
 

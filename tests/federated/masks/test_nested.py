@@ -49,7 +49,7 @@ def test_each_client_trains_the_leading_units_that_it_can_carry(tiny, play):
         assert not living["fc1.weight"][first:].any() and living["fc1.weight"][:first].all()
         assert not living["fc2.weight"][second:].any() and not living["fc2.weight"][:, first:].any()
         assert not living["fc3.weight"][:, second:].any() and living["fc3.weight"][:, :second].all()
-        biases = first + second + 10 if job.held else 0  # whoever has everything is under the mask of the weights
+        biases = first + second + 10 if job.kept_mask else 0  # whoever has everything is under the mask of the weights
         assert count(job.subnet.mask) == 64 * first + first * second + second * 10 + biases
 
 
@@ -59,7 +59,7 @@ def test_bytes_are_those_of_the_slice_and_no_mask_travels(tiny, play):
     play(tiny(*NARROW), spy, stop=1)
     for job, down, up in trained(spy).values():
         values = 4 * count(job.subnet.mask)
-        values += 4 * (300 + 100 + 10) * (not job.held)  # whoever has everything is under the mask of the weights
+        values += 4 * (300 + 100 + 10) * (not job.kept_mask)  # whoever has everything is under the mask of the weights
         assert values < down < values + 250
         assert values < up < values + 250
 
@@ -147,8 +147,8 @@ def test_each_client_is_evaluated_on_what_it_carries(tiny, play):
     whose, data = experiment.options.whose, experiment.dataset
     found = []
     for client, part in enumerate(experiment.clients.test):
-        bits = whose.held(state, client)
-        mask = unpack(bits, {n: state.server.params[n].shape for n in whose.covers}) if bits else {}
+        bits = whose.client_mask(state, client)
+        mask = unpack(bits, {n: state.server.params[n].shape for n in whose.mask_names}) if bits else {}
         experiment.net.load_state_dict(apply(state.server.params, mask))
         outputs = experiment.net.eval()(data.normalise(data.x[part]))
         found.append(float((outputs.argmax(1) == data.y[part]).float().mean()))
@@ -160,7 +160,7 @@ def test_each_client_is_evaluated_on_what_it_carries(tiny, play):
 def test_batchnorm_goes_with_its_channels(tiny, play):
     experiment = tiny(*NARROW, "model=resnet20", "model.norm=batch", "federated.capacity.levels=[0.5]", "rounds=1")
     ((state, _),) = play(experiment)
-    assert set(experiment.wire.own) == {n for n in state.server.params if not n.endswith("num_batches_tracked")}
+    assert set(experiment.wire.mask_names) == {n for n in state.server.params if not n.endswith("num_batches_tracked")}
     for name, value in state.server.params.items():
         if ".norm" in name and "num_batches" not in name:
             half = len(value) // 2
@@ -265,4 +265,4 @@ def test_what_is_no_answer_is_refused(values, message):
     with pytest.raises(ConfigError) as error:
         Nested(**values)
     assert message in str(error.value)
-    assert replace(Nested(), by="magnitude").covers == ()
+    assert replace(Nested(), by="magnitude").mask_names == ()

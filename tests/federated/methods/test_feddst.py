@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedprune.federated.masks import Receipt, Terms, Voted
+from fedprune.federated.masks import PruneContext, UpdateSummary, Voted
 from fedprune.federated.masks.voting import by_magnitude
 from fedprune.federated.server.accumulator import merged
 from fedprune.federated.server.aggregate import OverlapMean
@@ -44,9 +44,9 @@ def test_one_readjustment_of_two_clients_by_hand():
         pruned = prune(trained, event, axes, lambda names, *_: {name: evidence[name] for name in names})  # noqa: B023
         assert pruned.mask["a"].nonzero()[:, 1].tolist() == proposed
         updates.append((pruned, float(examples)))
-        receipts.append(Receipt(Job(client, 1, 1, 0, trained, event=event, events=1), pruned.mask, examples, 1, True))
+        receipts.append(UpdateSummary(Job(client, 1, 1, 0, trained, event=event, events=1), pruned.mask, examples, 1, True))
     state = State(Subnet({"a": torch.zeros(1, 6)}, sent), init={}, ticket={}, round=2, clock=2, events=1)
-    terms = Terms(Plan((event,), 4), axes, Keep(), Draws(dict, lambda name: torch.Generator()))
+    terms = PruneContext(Plan((event,), 4), axes, Keep(), Draws(dict, lambda name: torch.Generator()))
     mean = merged(OverlapMean(), state.server.params, updates)
     after = Voted(by_magnitude).merged(state, mean, receipts, terms)
     assert after.server.params["a"].tolist() == [[1.75, 0.0, -1.0, 0.0, 0.0, 0.0]]

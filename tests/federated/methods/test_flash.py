@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from fedprune.federated.masks import Receipt, Terms, Voted
+from fedprune.federated.masks import PruneContext, UpdateSummary, Voted
 from fedprune.federated.masks.voting import by_layer_density
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.criterion.across_layers import magnitude_rank, random_by_layer_magnitude
@@ -35,9 +35,9 @@ def after_the_vote(positions: str, rewind: Rewind, trained: dict[str, torch.Tens
     """What an exchange comes to of two clients who propose that, when their weights merged are `trained`."""
     what = What(weights, globally, names=("a", "b"))
     event, subnet = PruneEvent(1, 0.5, 0.25), Subnet(START, PROPOSED[0])
-    receipts = [Receipt(Job(k, 1, 1, 0, subnet, event=event, events=1), m, 1.0, 1, True) for k, m in enumerate(PROPOSED)]
+    receipts = [UpdateSummary(Job(k, 1, 1, 0, subnet, event=event, events=1), m, 1.0, 1, True) for k, m in enumerate(PROPOSED)]
     state = State(subnet, init=START, ticket=START, round=2, clock=2, events=1, anchors={0: START})
-    terms = Terms(Plan((event,), 4), Axes(what, Criterion(magnitude_rank)), rewind, DRAWS)
+    terms = PruneContext(Plan((event,), 4), Axes(what, Criterion(magnitude_rank)), rewind, DRAWS)
     return Voted(partial(by_layer_density, positions=positions)).merged(state, trained, receipts, terms)
 
 

@@ -117,8 +117,8 @@ def test_a_client_is_sent_no_outputs_of_labels_that_it_has_not(play):
     loop = carrying(experiment, (1.0, 0.5)).loop(experiment.executor())
     job = loop._job(loop.start(), 1)
     assert count(job.subnet.mask) == 3 * 6 + 3 + 2 * 3 + 2
-    assert job.held and not job.subnet.params["fc2.weight"][0].any() and job.subnet.params["fc2.bias"].shape == (3,)
+    assert job.kept_mask and not job.subnet.params["fc2.weight"][0].any() and job.subnet.params["fc2.bias"].shape == (3,)
     message = loop.exchange.wire.encode_job(job, loop.exchange.wire.subnet_block(job.subnet, job.subnet.mask))
     header = loop.exchange.wire.encode_job(job, b"")
     assert length(message) == length(header) + 2 + 4 * count(job.subnet.mask)  # codec, flag, values
-    assert loop.exchange.wire.decode_job(message, job.held).subnet.params["fc2.bias"][0] == 0
+    assert loop.exchange.wire.decode_job(message, job.kept_mask).subnet.params["fc2.bias"][0] == 0

@@ -17,7 +17,7 @@ from fedprune.execution import Serial
 from fedprune.experiment.estimate import estimate
 from fedprune.federated.client.context import Context
 from fedprune.federated.client.round import ClientRound
-from fedprune.federated.masks import Terms, carry_out
+from fedprune.federated.masks import PruneContext, prune_server
 from fedprune.federated.sampling import cohort
 from fedprune.federated.server.optimizer import ServerStep
 from fedprune.federated.server.scaffold import sent, start, stepped, summed
@@ -206,8 +206,8 @@ def pruned(rewind: Rewind) -> tuple[State, State]:
     axes = Axes(What(weights, globally, names=("w",)), Criterion(magnitude, None))
     draws = Draws(lambda: server.params, lambda name: torch.Generator())
     event = PruneEvent(0, 0.5)
-    terms = Terms(Plan((event,), 1), axes, rewind, draws)
-    return before, carry_out(before, event, terms, lambda names, subnet, about: {"params": subnet.params})
+    terms = PruneContext(Plan((event,), 1), axes, rewind, draws)
+    return before, prune_server(before, event, terms, lambda names, subnet, about: {"params": subnet.params})
 
 
 @pytest.mark.parametrize(("rewind", "momentum"), [(Keep(), {"v": [[1.0, 0.0]]}), (LearningRate(0), {})])
@@ -309,10 +309,12 @@ def test_it_goes_with_a_server_optimizer_and_with_local_batchnorm(words, tiny, p
     small = ("model=resnet20", "model.norm=batch", "federated.batchnorm=local", "local.steps=1", "rounds=2")
     experiment = tiny(*SCAFFOLD, *server, *small)
     state = play(experiment)[-1][0]
-    assert set(state.server_state.control) == {n for n, _ in experiment.net.named_parameters() if n not in experiment.own}
+    assert set(state.server_state.control) == {n for n, _ in experiment.net.named_parameters() if n not in experiment.private}
     assert ("v" in state.server_state.momentum) is not bool(words)
-    assert state.kept and experiment.own
-    assert all(name not in kept.control and name in kept.batchnorm for kept in state.kept.values() for name in experiment.own)
+    assert state.kept and experiment.private
+    assert all(
+        name not in kept.control and name in kept.batchnorm for kept in state.kept.values() for name in experiment.private
+    )
 
 
 def test_the_control_that_is_sent_before_anybody_has_trained_is_zero():
