@@ -125,7 +125,7 @@ class _Reading(fx.Interpreter):
         self._bare: set[str] = set()
         self._count = 0
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         """Return the node's value, after its units are noted."""
         value = super().run_node(n)
         kind = self._kinds[n] = self._kind(n, value)
@@ -160,7 +160,7 @@ class _Reading(fx.Interpreter):
             bare=frozenset(self._bare),
         )
 
-    def _kind(self, node: fx.Node, value: Any) -> str:
+    def _kind(self, node: fx.Node, value: object) -> str:
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or not isinstance(value, Tensor) or source not in self._shapes:
             return "other"
@@ -179,7 +179,7 @@ class _Reading(fx.Interpreter):
             return "norm"
         return "each" if target in CURVES or POOLS.get(target) == dims or averages(node, dims) else "other"
 
-    def _target(self, node: fx.Node) -> Any:
+    def _target(self, node: fx.Node) -> object:
         """Return the class of the layer that is called (None: it is called again), the function, or the method's name."""
         if node.op != "call_module":
             return node.target if node.op in ("call_function", "call_method") else None

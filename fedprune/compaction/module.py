@@ -11,17 +11,16 @@ by, with gradients of zero. Each tensor is a `Block` of one of the whole network
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from fedprune.compaction.cut import cut, empty, own_parameters, part_of, shallow_copy
 from fedprune.compaction.forward import Emitter, Reader, key_of, run
 from fedprune.compaction.fx_graph import ChannelGraph, Layer
 from fedprune.compaction.liveness import Parts, anything
-from fedprune.compaction.resize import count
 from fedprune.compaction.sparse_linear import SparseLinear
 from fedprune.types import Mask
 
@@ -74,7 +73,12 @@ class SmallerNetwork(nn.Module):
 
     def __init__(self, net: nn.Module, graph: ChannelGraph, parts: Parts, alive: Mask, sparse: Collection[str] = ()):
         super().__init__()
-        self.live, self.constant, self.added, self.idle = _twin(net), nn.ModuleDict(), nn.ModuleDict(), nn.ParameterList()
+        self.live, self.constant, self.added, self.idle = (
+            shallow_copy(net),
+            nn.ModuleDict(),
+            nn.ModuleDict(),
+            nn.ParameterList(),
+        )
         blocks = list[Block]()
         for name, layer in graph.layers.items():
             blocks += self._cut_layer(name, layer, parts, alive[name], name in sparse)
@@ -82,7 +86,7 @@ class SmallerNetwork(nn.Module):
             blocks += self._cut_norm(name, units, parts)
         done = {block.name for block in blocks}
         blocks += [Block(f"live.{name}", name) for name in self.live.state_dict() if f"live.{name}" not in done]
-        _own(self.live, set(net.parameters()))
+        own_parameters(self.live, set(net.parameters()))
         self.blocks = tuple(blocks)
         rectified = {key_of(name) for name in graph.layers if name not in graph.bare}
         self.mutable = all(isinstance(module, Emitter) and key in rectified for key, module in self.constant.items())
@@ -122,10 +126,10 @@ class SmallerNetwork(nn.Module):
         emits = _places(parts.constant[layer.makes])
         read, fed = (_places(steady & anything(alive[outputs], 0)) for outputs in (rows, emits))
         if len(read):
-            self.added[key] = Reader(_part(whole, rows, read, without="bias"), _some(order[read], steady), layer.before)
+            self.added[key] = Reader(part_of(whole, rows, read, without="bias"), _some(order[read], steady), layer.before)
             yield Block(f"added.{key}.layer.weight", f"{name}.weight", rows, read)
         if len(emits):
-            part = _part(whole, emits, fed, without="" if len(fed) else "weight")
+            part = part_of(whole, emits, fed, without="" if len(fed) else "weight")
             if len(fed):
                 self.constant[key] = Reader(part, _some(order[fed], steady), layer.before)
             else:
@@ -133,7 +137,7 @@ class SmallerNetwork(nn.Module):
                 self.constant[key] = Emitter(part, nothing)
             yield from _blocks(f"constant.{key}.layer", name, part, emits, fed)
         yield from self._stand_by(name, whole, _places(parts.idle[layer.makes]))
-        _cut(whole, rows, columns)
+        cut(whole, rows, columns)
         if sparse:
             yield from self._make_sparse(name, alive, rows, columns)
         else:
@@ -155,16 +159,16 @@ class SmallerNetwork(nn.Module):
         whole, key = self.live.get_submodule(name), key_of(name)
         rows, emits = _places(parts.live[units]), _places(parts.constant[units])
         if len(emits):
-            self.constant[key] = _part(whole, emits)
+            self.constant[key] = part_of(whole, emits)
             yield from _blocks(f"constant.{key}", name, self.constant[key], emits)
         yield from self._stand_by(name, whole, _places(parts.idle[units]))
-        _cut(whole, rows)
+        cut(whole, rows)
         yield from _blocks(f"live.{name}", name, whole, rows)
 
     def _stand_by(self, name: str, layer: nn.Module, rows: Tensor) -> Iterator[Block]:
         for tensor, parameter in layer.named_parameters() if len(rows) else ():
             yield Block(f"idle.{len(self.idle)}", f"{name}.{tensor}", rows)
-            self.idle.append(_empty(parameter, len(rows)))
+            self.idle.append(empty(parameter, len(rows)))
 
 
 class _StandingBy(torch.autograd.Function):
@@ -195,49 +199,6 @@ def _places(those: Tensor) -> Tensor:
 def _some(order: Tensor, steady: Tensor) -> Tensor | None:
     """Return these numbers of constants, or None if they are all of them."""
     return None if len(order) == int(steady.sum()) else order
-
-
-def _twin(module: nn.Module) -> nn.Module:
-    """Return a copy with the same parameters, and buffers of its own. (deepcopy takes milliseconds.)"""
-    twin = copy.copy(module)
-    twin.__dict__["_parameters"] = dict(module._parameters)
-    twin.__dict__["_buffers"] = {name: None if value is None else value.clone() for name, value in module._buffers.items()}
-    twin.__dict__["_modules"] = {name: None if part is None else _twin(part) for name, part in module._modules.items()}
-    return twin
-
-
-def _own(module: nn.Module, others: set[nn.Parameter]) -> None:
-    """Put copies in the place of these parameters."""
-    for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if parameter in others:
-                part._parameters[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-
-
-def _part(layer: nn.Module, rows: Tensor, columns: Tensor | None = None, without: str = "") -> nn.Module:
-    """Return a layer with some of its channels. without: the parameter that it loses."""
-    part = _twin(layer)
-    if without:
-        part._parameters[without] = None
-    _cut(part, rows, columns)
-    return part
-
-
-def _cut(layer: nn.Module, rows: Tensor, columns: Tensor | None = None) -> None:
-    """Leave a layer only these channels, in place. Its parameters are new, and have no values yet."""
-    for name, parameter in layer._parameters.items():
-        if parameter is not None:
-            width = len(columns) if columns is not None and name == "weight" else None
-            layer._parameters[name] = _empty(parameter, len(rows), width)
-    for name, value in layer._buffers.items():
-        if value is not None and value.dim():
-            layer._buffers[name] = value[: len(rows)].clone()
-    count(layer, {"out": len(rows)} if columns is None else {"out": len(rows), "in": len(columns)})
-
-
-def _empty(parameter: nn.Parameter, rows: int, columns: int | None = None) -> nn.Parameter:
-    shape = (rows, *parameter.shape[1:]) if columns is None else (rows, columns, *parameter.shape[2:])
-    return nn.Parameter(parameter.detach().new_empty(shape), parameter.requires_grad)
 
 
 def _blocks(at: str, name: str, layer: nn.Module, rows: Tensor, columns: Tensor | None = None) -> Iterator[Block]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeGuard
 
 from torch import Tensor
 
@@ -29,7 +29,7 @@ def unmeasured(evidence: Mapping[str, Params]) -> str | None:
 
 
 @contextmanager
-def explained(evidence: Mapping[str, Any]) -> Iterator[None]:
+def explained(evidence: Mapping[str, object]) -> Iterator[None]:
     """Explain a NaN among the scores of a formula by the evidence that the formula was given. Raises RunError."""
     try:
         yield
@@ -37,7 +37,7 @@ def explained(evidence: Mapping[str, Any]) -> Iterator[None]:
         raise RunError(f"{error}: {_reason(error.layer, evidence)}") from error
 
 
-def _reason(layer: str, evidence: Mapping[str, Any]) -> str:
+def _reason(layer: str, evidence: Mapping[str, object]) -> str:
     pieces = {name: values for name, values in evidence.items() if _is_measured(values)}
     weights = [tensor for name in ("params", "init_params") for tensor in pieces.get(name, {}).values()]
     if not all(map(finite, weights)):
@@ -48,7 +48,7 @@ def _reason(layer: str, evidence: Mapping[str, Any]) -> str:
     return f"its formula has no value there (0 / 0, for one), though all of its evidence is finite: mend it, or {INSTEAD}"
 
 
-def _is_measured(values: object) -> bool:
+def _is_measured(values: object) -> TypeGuard[Params]:
     return isinstance(values, Mapping) and all(isinstance(value, Tensor) for value in values.values())
 
 

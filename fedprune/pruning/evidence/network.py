@@ -32,7 +32,7 @@ class Network:
     shape: tuple[int, ...]
     order: LayerOrder | None = None
 
-    def run(self, params: Params, inputs: Tensor) -> Any:
+    def run(self, params: Params, inputs: Tensor) -> object:
         """Return the outputs at other parameters and buffers, in evaluation mode: a tensor, or whatever the forward returns."""
         with evaluated(self.net):
             return call(self.net, params, inputs)

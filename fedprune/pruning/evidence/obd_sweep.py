@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -47,7 +47,7 @@ class Step(NamedTuple):
     """
 
     name: str
-    kind: Any
+    kind: object
     run: Callable[[Tensor, Params], Tensor]
 
 
@@ -113,7 +113,7 @@ def _acts(node: fx.Node) -> bool:
     return node.op in ("call_module", "call_function", "call_method")
 
 
-def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
+def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> object:
     return type(modules[str(node.target)]) if node.op == "call_module" else node.target
 
 

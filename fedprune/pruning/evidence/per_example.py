@@ -52,7 +52,7 @@ def squares(net: nn.Module, wanted: Params, others: Params, inputs: Tensor, cota
 def per_example(net: nn.Module, wanted: Params, others: Params, inputs: Tensor, cotangents: Cotangents) -> Iterator[Params]:
     """Yield every example's derivatives, [B, ...] per name, for as many examples at once as memory allows."""
 
-    def one(example: Tensor, c: Tensor) -> Params:
+    def derivatives_of(example: Tensor, c: Tensor) -> Params:
         pull = torch.func.vjp(lambda w: call(net, w | others, example[None])[0], wanted)[1]
         derivatives: Params = pull(c)[0]
         return derivatives
@@ -63,7 +63,7 @@ def per_example(net: nn.Module, wanted: Params, others: Params, inputs: Tensor, 
     outputs = one_tensor(call(net, wanted | others, inputs))
     slopes, number = cotangents(outputs.detach()), _at_once(wanted)
     for examples, c in zip(inputs.split(number), slopes.split(number), strict=True):
-        yield each(one, examples, c, singly=singly)
+        yield each(derivatives_of, examples, c, singly=singly)
 
 
 def per_example_losses(module: nn.Module, wanted: Params, others: Params, batch: Batch) -> Iterator[Params]:
@@ -75,7 +75,7 @@ def per_example_losses(module: nn.Module, wanted: Params, others: Params, batch:
     def loss(w: Params, example: tuple[Tensor, ...]) -> Tensor:
         return loss_at(module, w | others, tuple(part[None] for part in example))
 
-    def one(*example: Tensor) -> Params:
+    def derivatives_of(*example: Tensor) -> Params:
         gradient: Params = torch.func.grad(loss)(wanted, example)
         return gradient
 
@@ -83,7 +83,7 @@ def per_example_losses(module: nn.Module, wanted: Params, others: Params, batch:
         return _slopes(lambda w: loss(w, example), wanted, None)
 
     for parts in zip(*(part.split(_at_once(wanted)) for part in batch), strict=True):
-        yield each(one, *parts, singly=singly)
+        yield each(derivatives_of, *parts, singly=singly)
 
 
 def summed(parts: Iterable[Params]) -> Params:
