@@ -23,7 +23,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra._internal import defaults_list
 from omegaconf import DictConfig
 
 from fedprune.__main__ import main
@@ -36,8 +35,11 @@ from fedprune.local.state.groups import grouped
 from fedprune.run import sweep
 from fedprune.storage.checkpoint import NUMBERS
 from fedprune.types import ClientState, Params, State
+from helpers import quick_hydra
 from helpers.composed import TINY, assemble, composed
+from helpers.forked import Forked
 
+quick_hydra.install()
 gc.set_threshold(100_000, 20, 20)  # looking for garbage as often as by default takes a tenth of the time of all tests
 torch.set_num_threads(1)  # as in every executor: what a test measures must not depend on the tests before it
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C, and so would its children
@@ -48,35 +50,36 @@ SLOW = {"command", "fedprune", "perform", "play"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark whole runs as slow; modules that are slow for other reasons mark themselves."""
+    """Mark whole runs as slow, and put what takes long first; modules that are slow for other reasons mark themselves."""
     for item in items:
         if SLOW.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+    items.sort(key=lambda item: among(item.nodeid, FIRST))
 
 
-TOGETHER = ("test_product.py", "execution/test_ray.py", "test_taxonomy.py", "test_wheel.py", "test_execution.py")
-"""Modules whose tests share what takes long to make: each of them is one process's."""
+ONE_BY_ONE = ("whole_runs", "execution/test_ray_connect.py", "experiment/test_advice.py", "run/test_resume.py")
+"""Folders and modules whose tests share nothing that takes long to make: any core takes the next one. Others stay whole."""
+
+FIRST = (*ONE_BY_ONE, "execution/test_ray.py", "experiment/test_product.py", "repository", "config")
+"""What takes long begins first, so that all cores end together."""
+
+
+def among(nodeid: str, places: tuple[str, ...]) -> int:
+    """The first of these folders and modules that a test is in; if in none, how many there are."""
+    return next((i for i, place in enumerate(places) if nodeid.startswith(f"tests/{place}")), len(places))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hand out modules of TOGETHER whole, the largest first, then test by test."""
+    """Hand out module by module, but the tests of ONE_BY_ONE test by test, in the order in which they were collected."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return file if file.endswith(TOGETHER) else nodeid
+            return nodeid if among(nodeid, ONE_BY_ONE) < len(ONE_BY_ONE) else nodeid.partition("::")[0]
 
+    config.option.loadscopereorder = False
     return Together(config, log)
-
-
-def _merged_if_asked(merge: Callable[..., Any], overrides: Any, defaults: list, self_added: bool) -> Any:
-    """Merge all choices for interpolations in a defaults list only if it has one: it takes a fifth of composing."""
-    return merge(overrides, defaults, self_added) if any(default.is_interpolation() for default in defaults) else None
-
-
-defaults_list._create_interpolation_map = functools.partial(_merged_if_asked, defaults_list._create_interpolation_map)
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,7 @@ class Result:
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., tuple[DictConfig, dict[str, str]]]:
     """compose(*overrides) -> (config, the chosen option of each group), as `fedprune.experiment.build.build` takes them."""
-
-    def copied(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
-        config, names = composed(*overrides)
-        return config.copy(), dict(names)
-
-    return copied
+    return composed
 
 
 @pytest.fixture(scope="session", name="assemble")
@@ -309,9 +307,16 @@ def command(outputs: Path, perform: Callable[..., Result]) -> Callable[..., Resu
 
 @pytest.fixture
 def fedprune(outputs: Path) -> Callable[..., Result]:
-    """fedprune(*arguments) -> what `python -m fedprune` does with them, in a process of its own."""
+    """fedprune(*arguments) -> what `python -m fedprune` does with them, in a process of its own.
 
-    def run(*arguments: str, **environment: str) -> Result:
+    With new=True that is one from the interpreter's start: joblib's workers wait for ever for a parent that was forked.
+    """
+
+    def run(*arguments: str, new: bool = False, **environment: str) -> Result:
+        if not new:
+            process = Forked(outputs.parent, *arguments, **environment)
+            out, err = process.communicate(timeout=300)
+            return Result(process.wait(), out, err)
         words = [sys.executable, "-m", "fedprune", *arguments]
         ended = subprocess.run(
             words, cwd=outputs.parent, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -50,13 +51,34 @@ def option(path: Path) -> tuple[str, str]:
     return group, choice
 
 
-def chosen(made: Callable[..., tuple[DictConfig, dict[str, str]]], path: Path) -> DictConfig:
-    """The node that the option stands for, in a whole configuration that `compose` or `assemble` made."""
+def chosen(made: Callable[..., tuple[DictConfig, dict[str, str]]], path: Path, overrides: tuple[str, ...] = ()) -> DictConfig:
+    """The node that the option stands for, in a whole configuration that `compose` or `assemble` made of these overrides."""
     group, choice = option(path)
     if (group, choice) == ("executor", "ray"):
         pytest.importorskip("ray")
-    config, _ = made(f"{group}={choice}")
+    config, _ = made(*overrides or (f"{group}={choice}",))
     return OmegaConf.select(config, group.replace("/", "."))
+
+
+def columns() -> dict[Path, tuple[str, ...]]:
+    """Return overrides for each option: itself and options of other groups, so that each configuration is one of many options.
+
+    Groups inside another one have configurations of their own: they would take the place of what the option brings.
+    """
+    found: dict[Path, tuple[str, ...]] = {}
+    for nested in (False, True):
+        groups = [
+            list(group)
+            for name, group in itertools.groupby(OPTIONS, lambda path: option(path)[0])
+            if (name in NESTED) == nested
+        ]
+        for row in itertools.zip_longest(*groups):
+            present = [path for path in row if path is not None]
+            found |= dict.fromkeys(present, tuple("=".join(option(path)) for path in present))
+    return found
+
+
+COLUMNS = columns()
 
 
 def nodes(config: object) -> list[DictConfig]:
@@ -83,7 +105,7 @@ def test_every_file_begins_with_what_it_is(path):
 @pytest.mark.parametrize("path", OPTIONS, ids=name)
 def test_every_option_composes_and_makes_its_object(path, compose):
     group, choice = option(path)
-    config = chosen(compose, path)
+    config = chosen(compose, path, COLUMNS[path])
     if group == "federated":  # plain values, an aggregate and a server step
         assert callable(make(config.aggregate))
         assert callable(make(config.server))

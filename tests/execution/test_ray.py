@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,11 @@ def connected() -> Iterator[None]:
     gc.collect()  # here, and not in a process that is forked from this one
 
 
+BOTH = ("criterion=rigl", "how_often=dynamic", "how_often.every=1", "rounds=3", "when.stop=1", "federated.cohort=3")
+BOTH += ("model=resnet20", "model.norm=batch", "federated.batchnorm=local", "local.steps=1")
+"""What the two runs of Contract have, in one: an actor takes seconds to start."""
+
+
 class TestRay(Contract):
     option = "ray"
     begin = cluster.Ray
@@ -42,6 +48,14 @@ class TestRay(Contract):
     @pytest.fixture(params=[2])
     def workers(self, request) -> int:
         return request.param
+
+    @pytest.fixture(scope="class")
+    def serial(self, tiny, play) -> dict[tuple[str, ...], Any]:
+        return {BOTH: play(tiny(*BOTH))}
+
+    @pytest.mark.parametrize("overrides", [BOTH], ids=["rigl and batchnorm"])
+    def test_a_run_gives_what_one_process_gives_bit_for_bit(self, overrides, workers, tiny, play, serial, differences):
+        super().test_a_run_gives_what_one_process_gives_bit_for_bit(overrides, workers, tiny, play, serial, differences)
 
 
 def workers_of(executor: Executor) -> set[int]:

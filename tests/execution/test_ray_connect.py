@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import pytest
 
 from fedprune.errors import ConfigError, RunError
 from helpers.contract import wait_for
+from helpers.forked import Forked
 
 pytestmark = pytest.mark.slow
 
@@ -106,14 +106,11 @@ def test_what_is_not_ray_is_recognised(another_server, tiny):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
 def test_ctrl_c_leaves_a_checkpoint_no_process_and_not_a_word_of_rays(outputs):
     pytest.importorskip("ray")
-    words = [sys.executable, "-m", "fedprune", *TINY]
-    run = subprocess.Popen(
-        words, cwd=outputs.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    run = Forked(outputs.parent, *TINY)
     try:
-        begun = wait_for(lambda: size(outputs, "metrics.jsonl") > 0 or run.poll() is not None, seconds=100)
+        begun = wait_for(lambda: size(outputs, "metrics.jsonl") > 0 or run.returncode is not None, seconds=100)
         os.killpg(run.pid, signal.SIGINT)  # as a terminal does
-        said, _ = run.communicate(timeout=100)
+        said = "".join(run.communicate(timeout=100))
         assert begun and run.returncode == 130, said
         assert wait_for(lambda: not group(run.pid))
     finally:

@@ -7,6 +7,7 @@ choose each or all`); or words for which the user has to think (`more rounds`), 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -311,12 +312,13 @@ def changed(typed: dict[str, str], advice: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in typed.items() if key in TINY or not key.startswith(groups)} | advice
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def problems(assemble, files):
-    """problems(overrides) -> what is wrong with the run."""
+    """problems(overrides) -> what is wrong with the run. The same overrides are tried once."""
 
-    def of(typed: dict[str, str]) -> list[str]:
-        words = {key: value.format_map(files) for key, value in typed.items()}
+    @functools.cache
+    def of(*typed: tuple[str, str]) -> list[str]:
+        words = {key: value.format_map(files) for key, value in typed}
         if words.get("data") in globals():
             words |= {"data": "digits", "data._target_": f"{__name__}.{words['data']}"}
         try:
@@ -325,7 +327,7 @@ def problems(assemble, files):
             return getattr(error, "problems", [str(error)])
         return []
 
-    return of
+    return lambda typed: of(*typed.items())
 
 
 @pytest.mark.parametrize(("typed", "says"), CASES, ids=[f"{typed}: {says}" for typed, says in CASES])

@@ -385,7 +385,8 @@ def test_cells_that_run_side_by_side_train_in_their_own_process(fedprune, output
     (outputs.parent / "noted.py").write_text(NOTED)
     (outputs.parent / "processes").mkdir()
     words = (*TINY, "executor=auto", "local.module._target_=noted.Noted")
-    result = fedprune(*words, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "-m", PYTHONPATH=path(outputs))
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    result = fedprune(*words, "seed=0,1", *launcher, "-m", new=True, PYTHONPATH=path(outputs))
     assert result.rc == 0, result.text
     names = {file.name for file in (outputs.parent / "processes").iterdir()}
     assert names and all(name.startswith("LokyProcess") for name in names)
