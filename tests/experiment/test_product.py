@@ -6,10 +6,13 @@ And a sample, in which the answers meet in as many pairs as they can, is run, wi
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from fedprune.config import CONF
 from fedprune.config.instantiate import make
 from fedprune.errors import Incompatible
 from fedprune.experiment import build as builder
+from fedprune.experiment import ground, options, training
 from fedprune.experiment.experiment import Experiment
 from fedprune.pruning.criterion import Adjusted
 from fedprune.pruning.evidence import FROM_DATA, OBSTACLES, needs
@@ -31,7 +35,7 @@ from fedprune.pruning.what.scope import erk, globally, layer_density
 from fedprune.pruning.what.top_k import nearest
 from fedprune.pruning.what.unit import weights
 from fedprune.storage.checkpoint import save_ticket
-from fedprune.types import Mask, Personal, Plan, PruneEvent, State
+from fedprune.types import Mask, Personal, PruneEvent, State
 from helpers.covering import fewer
 
 pytestmark = pytest.mark.slow
@@ -142,8 +146,8 @@ def parts(compose, assemble, tmp_path_factory) -> dict[tuple[str, ...], DictConf
     """Each option's own configuration, composed once."""
     found = {}
     path = half_a_ticket(compose, tmp_path_factory.mktemp("ticket"))
-    for axis, options in OPTIONS.items():
-        for option in options:
+    for axis, choices in OPTIONS.items():
+        for option in choices:
             node = assemble(f"{axis}={option}")[0][axis]
             with open_dict(node):
                 node.merge_with(TWEAKS.get((axis, option), {}))
@@ -177,24 +181,27 @@ def outcomes(parts, compose) -> dict[Cell, Experiment | Incompatible]:
     """What the real `build` makes of every cell. What does not depend on the axes is made once."""
     config, names = compose(*TINY)
     whole = builder.build(config, names)
-    groups = {group: config[group] for group in builder.OBJECTS}
-    plain = Plain({**config, **groups, "federated": Plain(OmegaConf.to_container(config.federated))})
+    local = training._module_maker(SimpleNamespace(config=config))  # type: ignore[arg-type]  # reads nothing else
+    plain = Plain({**config, "federated": Plain(OmegaConf.to_container(config.federated))})
     found: dict[Cell, Experiment | Incompatible] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "make", once(builder.make))
-        patch.setattr(builder, "federate", once(builder.federate))
+        patch.setattr(options, "OmegaConf", SimpleNamespace(select=select))
+        patch.setattr(options, "make_option", by_node(options.make_option))
+        for module, name in ((options, "make"), (ground, "make"), (ground, "federate"), (ground, "Network")):
+            patch.setattr(module, name, once(getattr(module, name)))
         patch.setattr(What, "bind", once(What.bind))
         patch.setattr(What, "units", once(What.units))
-        patch.setattr(builder, "Network", once(builder.Network))
         for evidence, obstacle in OBSTACLES.items():
             patch.setitem(OBSTACLES, evidence, once(obstacle))
         for name in ("smallest", "task", "masked"):
             patch.setattr(builder.checks, name, once(getattr(builder.checks, name)))
-        patch.setattr(builder, "_rehearsal", by_answers(builder._rehearsal))
-        made = {"_network": whole.net, "traced": whole.axes.what.order, "_optimizer": builder._optimizer(config, whole.net)}
-        same = {"_recipe": whole.recipe, "chosen": "cpu", "_tried": None, "_flops": whole.flops}
-        for name, answer in (made | same).items():
-            patch.setattr(builder, name, lambda *_, answer=answer: answer)
+        patch.setattr(builder, "rehearse_evidence", by_answers(builder.rehearse_evidence))
+        of_the_ground = {"_network": whole.net, "_traced": whole.axes.what.order, "_recipe": whole.recipe, "chosen": "cpu"}
+        of_training = {"_module_maker": local, "_checked_module": local(whole.net)}
+        of_the_build = {"try_first_step": None, "count_flops": whole.flops}
+        for module, same in ((ground, of_the_ground), (training, of_training), (builder, of_the_build)):
+            for name, answer in same.items():
+                patch.setattr(module, name, lambda *_, answer=answer: answer)
         for cell in CELLS:
             chosen = dict(zip(AXES, cell, strict=True))
             unequal = {"federated": Plain(plain["federated"] | {"capacity": TIERS})} if chosen["whose"] == "nested" else {}
@@ -205,15 +212,32 @@ def outcomes(parts, compose) -> dict[Cell, Experiment | Incompatible]:
     return found
 
 
-def by_answers(rehearsal: Callable) -> Callable:
+def select(config: Any, key: str) -> Any:
+    """The node that a key with dots names."""
+    return functools.reduce(operator.getitem, key.split("."), config)
+
+
+def by_node(make_option: Callable) -> Callable:
+    """The object of an option, made once for each node. The nodes are those of `parts` and `compose`, which live on."""
+    answers: dict[tuple[str, int], Any] = {}
+
+    def ask(config: Any, group: Any) -> Any:
+        key = (group.key, id(select(config, group.key)))
+        if key not in answers:
+            answers[key] = make_option(config, group)
+        return answers[key]
+
+    return ask
+
+
+def by_answers(rehearse: Callable) -> Callable:
     """The rehearsal of evidence, done once for each criterion on each `what`, by plans that prune and others."""
     answers: dict[tuple, Any] = {}
 
-    def ask(config: Any, plan: Plan, *arguments: Any) -> Any:
-        names = arguments[-1]
-        key = (bool(plan.events), *(names[axis] for axis in ("what", "criterion", "where", "whose")))
+    def ask(chosen: ground.Chosen, laid: ground.Ground, trained: training.Training) -> Any:
+        key = (bool(laid.plan.events), *(chosen.names[axis] for axis in ("what", "criterion", "where", "whose")))
         if key not in answers:
-            answers[key] = rehearsal(config, plan, *arguments)
+            answers[key] = rehearse(chosen, laid, trained)
         return answers[key]
 
     return ask
