@@ -140,7 +140,7 @@ class ClientRound:
 
     def begin(self, job: Job) -> Begun:
         """Do what comes before the training: an event at the start of the round."""
-        subnet = job.subnet if job.common is None else arrived(job)
+        subnet = job.subnet if job.shared is None else arrived(job)
         if job.kept.batchnorm:
             subnet = Subnet(subnet.params | job.kept.batchnorm, subnet.mask)
         controls = scaffold.received(job) if job.control else None
