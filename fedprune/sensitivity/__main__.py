@@ -19,7 +19,7 @@ from fedprune.config.compose import composed_option
 from fedprune.config.instantiate import make
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.pruning.criterion import Criterion
-from fedprune.sensitivity.delete import curves, trained
+from fedprune.sensitivity.deletion_curves import curves, trained
 from fedprune.sensitivity.draw import figure, table
 
 DENSITIES = tuple(number / 20 for number in range(19, 0, -1))

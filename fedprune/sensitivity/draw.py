@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from fedprune.analysis.figures.style import STYLE
 from fedprune.analysis.metric import Metric, metric_of
-from fedprune.sensitivity.delete import ALL
+from fedprune.sensitivity.deletion_curves import ALL
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from fedprune.errors import ConfigError, DataError, Incompatible
 from fedprune.pruning.criterion import Criterion, magnitude
 from fedprune.pruning.evidence import needs
 from fedprune.sensitivity.__main__ import criterion, densities, main
-from fedprune.sensitivity.delete import ALL, PREDICTIONS, curves, trained
+from fedprune.sensitivity.deletion_curves import ALL, PREDICTIONS, curves, trained
 from fedprune.storage.checkpoint import load_state
 
 SHORT = ("rounds=4", "federated=centralized", "partition=iid", "logger=none", "executor=serial", "name=short", "eval_every=4")
