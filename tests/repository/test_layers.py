@@ -94,3 +94,10 @@ def floor(name: str) -> int:
 def test_no_room_of_pruning_imports_from_a_floor_above():
     upward = [(name, other) for name, others in IMPORTED.items() for other in others if -1 < floor(name) < floor(other)]
     assert upward == []
+
+
+def test_the_rooms_of_local_import_nothing_of_what_stands_around_them():
+    rooms = tuple(f"fedprune.local.{room}" for room in ("lightning", "regularisers", "state"))
+    inner = {name: others for name, others in IMPORTED.items() if name.startswith(rooms)}
+    around = [(name, other) for name, others in inner.items() for other in others if other.startswith("fedprune.local.")]
+    assert [(name, other) for name, other in around if not other.startswith(rooms)] == []

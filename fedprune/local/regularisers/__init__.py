@@ -1,1 +1,1 @@
-"""What clients add to their training so that weights get ready to be pruned: penalties, dropout, noise."""
+"""Penalties, dropout and noise in clients' training, which get weights ready to be pruned."""

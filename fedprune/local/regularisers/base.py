@@ -30,7 +30,7 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 """(layer, its inputs) -> its outputs."""
 
 Forwards = dict[str, Forward]
-"""How layers run, by the layer's name; "" is the network itself."""
+"""The forwards of some layers, by the layer's name; "" is the network itself."""
 
 Term = Callable[[], Tensor]
 """-> the term of the loss, a scalar, for the network's parameters as they are when it is called."""
@@ -38,7 +38,7 @@ Term = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Regulariser:
-    """What one option adds to training. Whatever is None is not added.
+    """The additions of one option to training. Whatever is None is not added.
 
     formula: its value times `strength` is added to the mean loss of each batch.
     layers: (net, mask) -> how some layers run in training; all others run as always.
@@ -67,7 +67,7 @@ class Regulariser:
 
     @property
     def acts(self) -> bool:
-        """Whether it changes anything; one that does not is left out when a run is built."""
+        """Return whether it changes anything; one that does not is left out when a run is built."""
         return any((self.formula, self.layers, self.companion, self.used, self.paired))
 
     def told(self, order: LayerOrder) -> Regulariser:
@@ -121,8 +121,9 @@ PIECES: dict[str, Callable[[nn.Module, Mask, int], Piece]] = {
     "examples": _examples,
     **{kind: functools.partial(_companions, kind) for kind in CHOOSE},
 }
-"""What a formula may ask for, by the name of its argument: the prunable weights (dead ones are 0), their mask (1 is alive, 0 is
-dead), the scales of BatchNorm, the companions of a kind, and the number of training examples of all clients together."""
+"""The values that a formula can ask for, by the name of its argument: the prunable weights (dead ones are 0), their mask (1 is
+alive, 0 is dead), the scales of BatchNorm, the companions of a kind, and the number of training examples of all clients
+together."""
 
 
 def scales(net: nn.Module) -> Params:

@@ -22,7 +22,7 @@ from fedprune.pruning.what.layer_order import LayerOrder
 from fedprune.types import Mask
 
 Widths = dict[str, int]
-"""How many of the leading units of each hidden layer run, by the layer's name."""
+"""The number of leading units of each hidden layer that run, by the layer's name."""
 
 
 def scaled() -> Regulariser:
