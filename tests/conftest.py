@@ -31,9 +31,9 @@ from fedprune.data.sources import FASHION_MNIST
 from fedprune.execution import Executor
 from fedprune.experiment.build import build
 from fedprune.experiment.experiment import Experiment
-from fedprune.local.state.groups import grouped
 from fedprune.run import sweep
 from fedprune.storage.checkpoint import NUMBERS
+from fedprune.storage.groups import grouped
 from fedprune.types import ClientState, Params, State
 from helpers import quick_hydra
 from helpers.composed import TINY, assemble, composed

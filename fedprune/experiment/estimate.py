@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fedprune.amount import amount
 from fedprune.data.population import sizes
 from fedprune.experiment.experiment import Experiment
 from fedprune.federated.availability import Fate
@@ -17,7 +18,6 @@ from fedprune.federated.server import scaffold
 from fedprune.pruning.evidence import FROM_CLIENTS, needs
 from fedprune.pruning.evidence.gates import is_companion
 from fedprune.pruning.mask import apply, ones, shrink
-from fedprune.run.display import amount
 from fedprune.tensors import tensors_of
 from fedprune.types import SERVER, Job, Mask, State, Subnet, Update
 from fedprune.wire.frame import length

@@ -23,6 +23,7 @@ from fedprune.federated.client.batchnorm import private_names
 from fedprune.federated.composition import Options
 from fedprune.federated.server.accumulator import check as check_aggregate
 from fedprune.local.recipe import Recipe
+from fedprune.models.check import check_network
 from fedprune.pruning.event import Axes
 from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.what import What
@@ -137,7 +138,7 @@ def _ticket(config: DictConfig) -> StartFrom:
 
 
 def _network(config: DictConfig, dataset: Dataset) -> nn.Module:
-    return checks.network(initial_net(config, dataset, 0), config.model["_target_"])
+    return check_network(initial_net(config, dataset, 0), config.model["_target_"])
 
 
 def _traced(net: nn.Module, dataset: Dataset) -> LayerOrder:

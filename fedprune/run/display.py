@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fedprune.amount import amount
+
 if TYPE_CHECKING:  # importing it takes torch's second, and --help needs none of it
     from fedprune.types import Plan
 
@@ -83,15 +85,6 @@ def cost_text(rows: list[tuple[str, str]]) -> str:
     """Names and values as aligned lines."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
-
-
-def amount(count: float, unit: str = "B") -> str:
-    """A count with a decimal prefix: 1.23 MB."""
-    for prefix in ("", "k", "M", "G", "T"):
-        if abs(count) < 1000:
-            return f"{count:.3g} {prefix}{unit}"
-        count /= 1000
-    return f"{count:.3g} P{unit}"
 
 
 LEFT_OUT = {"clients/silent": "silent", "clients/late": "late", "clients/dropped": "broken or lost"}

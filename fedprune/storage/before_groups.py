@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fedprune.local.state.groups import BITS, OPTIMIZER
+from fedprune.storage.groups import BITS, OPTIMIZER
 from fedprune.types import Mask, Params
 
 TRAINED = "trained:mask"
@@ -16,7 +16,7 @@ KINDS = {
 
 
 def one_bag(tensors: Params, mask: Mask) -> dict[str, Params]:
-    """Return such a group as the groups of a ClientState (see local/state/groups.py). mask: the server's."""
+    """Return such a group as the groups of a ClientState (see storage/groups.py). mask: the server's."""
     groups: dict[str, Params] = {}
     for full, tensor in tensors.items():
         group, name = _place(full, TRAINED in tensors or full in mask)

@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fedprune.errors import RunError
-from fedprune.local.state.groups import grouped, ungrouped
 from fedprune.storage import safetensors_writer
 from fedprune.storage.before_groups import one_bag
+from fedprune.storage.groups import grouped, ungrouped
 from fedprune.storage.safetensors_writer import Buffer, Rows
 from fedprune.storage.spilled import Stored
 from fedprune.types import ClientState, Mask, Params, Personal, ServerState, State, Subnet

@@ -20,7 +20,7 @@ from torch import nn
 from fedprune.config.compose import composed_option
 from fedprune.config.instantiate import make_network
 from fedprune.errors import DataError
-from fedprune.experiment import checks
+from fedprune.models.check import check_network
 from fedprune.ticket.read import Ticket, parsed
 
 MODEL = "model"
@@ -63,7 +63,7 @@ def build_network(ticket: Ticket, model: Model, folders: Sequence[Path]) -> nn.M
         raise DataError("\n".join(problems))
     with torch.random.fork_rng(devices=[]):
         net = make_network(OmegaConf.create(dict(model.config)), model.shape, model.classes)
-    return checks.network(net, model.config["_target_"])
+    return check_network(net, model.config["_target_"])
 
 
 def changed(model: Model, config: Mapping[str, object]) -> dict[str, tuple[object, object]]:

@@ -11,7 +11,7 @@ from fedprune.compaction import train as compacted
 from fedprune.compaction.train import Compacted
 from fedprune.errors import ConfigError
 from fedprune.experiment.build import build
-from fedprune.local.state.groups import grouped
+from fedprune.storage.groups import grouped
 from helpers.composed import TINY
 
 FILTERS = (

@@ -25,7 +25,6 @@ from fedprune.experiment.checks.clients import (
 from fedprune.experiment.checks.network import masked, rehearsal
 from fedprune.experiment.checks.problems import Problems
 from fedprune.experiment.checks.task import bounds, data, gate, of_classes, task
-from fedprune.experiment.checks.tensors import network
 from fedprune.experiment.checks.together import among_axes, among_clients
 from fedprune.experiment.checks.values import evidence, executor, outcomes, ranges
 
@@ -47,7 +46,6 @@ __all__ = [
     "masked",
     "min_per_layer",
     "module",
-    "network",
     "obstacles",
     "of_classes",
     "of_one_mask",

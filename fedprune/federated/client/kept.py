@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fedprune.execution.arrays import Arrays, arrays_of, as_tensor, tensors_of
-from fedprune.local.state.groups import grouped, ungrouped
+from fedprune.storage.groups import grouped, ungrouped
 from fedprune.types import ClientState, Params
 
 KeptArrays = dict[str, Arrays]
-"""The groups of a ClientState (local/state/groups.py), each as arrays by name."""
+"""The groups of a ClientState (storage/groups.py), each as arrays by name."""
 
 
 def as_arrays(kept: ClientState) -> KeptArrays:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import helpers.federation as small
+from fedprune.amount import amount
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.experiment.estimate import estimate
 from fedprune.federated.client.fedpm import SampledMasks
@@ -17,7 +18,6 @@ from fedprune.federated.server.beta_mode import BetaMode
 from fedprune.federated.tally import Tally
 from fedprune.local.regularisers.sampled_masks import straight_through, times_probability
 from fedprune.randomness import seeded, torch_seed, torch_stream
-from fedprune.run.display import amount
 from fedprune.types import Job, Subnet
 from fedprune.wire.frame import length
 from helpers.federation import federation, inputs

@@ -14,7 +14,7 @@ UNSAFE = re.compile(r"[^\w./% +*@?|:-]", re.ASCII)
 """Characters that no name may have: a layer could not be named on the command line, as in what.skip=[NAME]."""
 
 
-def network(net: nn.Module, target: str) -> nn.Module:
+def check_network(net: nn.Module, target: str) -> nn.Module:
     """Return the network if it is one that can be federated. target: what made it. Raises ConfigError with all problems."""
     problems = [*_empty(net, target), *_names(net), *_shared(net), *_hidden(net)]
     if problems:
