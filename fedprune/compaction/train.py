@@ -27,7 +27,7 @@ from fedprune.local.recipe import Recipe
 from fedprune.local.regularisers.base import Regulariser
 from fedprune.local.state.optimizer_state import OptimizerState
 from fedprune.local.step import ENTRYWISE
-from fedprune.local.train import Trained, fit, unload
+from fedprune.local.train import Loop, Trained, fit, loop_of, unload
 from fedprune.pruning.evidence.gates import is_companion
 from fedprune.pruning.mask import full
 from fedprune.tensors import tensors_of
@@ -79,7 +79,7 @@ class Compacted:
         self.net.prepare(moved, self._mute(params, state, shifts, moved))
         still = {name for name, parameter in self.net.named_parameters() if not parameter.requires_grad}
         taken = Subnet(params, {name: alive for name, alive in self.mask.items() if name not in still})
-        trained = fit(self.small, taken, batches, recipe, decay, None, state, shifts)
+        trained = fit(self.small, taken, batches, recipe, decay, None, state, shifts, loop=self._loop)
         reach = {block.whole: trained.reach[block.name] for block in self.blocks if block.name in trained.reach}
         whole, state = self._whole(trained.params, subnet.params), self._put_back(trained.optimizer)
         return trained._replace(params=whole, optimizer=state, reach=reach)
@@ -125,6 +125,11 @@ class Compacted:
                 else:
                     put[key] = value
         return whole
+
+    @functools.cached_property
+    def _loop(self) -> Loop:
+        """The loop that trains the smaller network, chosen once."""
+        return loop_of(self.small)
 
     @functools.cached_property
     def _parameters(self) -> Sequence[Block]:
