@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.compaction.fold import OUTPUT, Folding, choose, closed, remove, verdict
-from fedprune.compaction.resize import LAYERS, Kept, resize, resize_mask, widths_of
+from fedprune.compaction.resize import CUTTABLE_LAYERS, Kept, resize, resize_mask, widths_of
 from fedprune.compaction.torch_pruning import Channel, Group, couplings
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.plain_layers import is_plain
@@ -96,7 +96,7 @@ def _masked(net: nn.Module, mask: Mask) -> nn.Module:
 
 def _folding(masked: nn.Module, mask: Mask, example: Tensor) -> Folding:
     net = copy.deepcopy(masked).double().eval()
-    weights = {name: layer.weight for name, layer in net.named_modules() if is_plain(layer, LAYERS)}
+    weights = {name: layer.weight for name, layer in net.named_modules() if is_plain(layer, CUTTABLE_LAYERS)}
     alive = {
         name: mask.get(f"{name}.weight", torch.ones_like(cast(Tensor, weight), dtype=torch.bool))
         for name, weight in weights.items()

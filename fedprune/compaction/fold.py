@@ -170,5 +170,5 @@ def _value(folding: Folding, channel: Channel, name: str) -> float:
     return float(values(_layer(folding, name), folding.seen[name], channel.reads[name])[0, 0])
 
 
-def _layer(folding: Folding, name: str) -> nn.Conv2d:  # or another of LAYERS, which have the same attributes that are used here
+def _layer(folding: Folding, name: str) -> nn.Conv2d:  # or another of CUTTABLE_LAYERS, with the same attributes
     return cast(nn.Conv2d, folding.net.get_submodule(name))

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fedprune.compaction.op_tables import CURVES, NORMS, POOLS, RELU, asks_for_batch, averages, flattens
-from fedprune.compaction.resize import LAYERS
+from fedprune.compaction.op_tables import BATCHNORMS, CURVES, POOLS, RELU, asks_for_batch, averages, flattens
+from fedprune.compaction.resize import CUTTABLE_LAYERS
 from fedprune.plain_layers import changed, listens
 from fedprune.pruning.evidence.network import blank
 
@@ -121,7 +121,7 @@ class _Reading(fx.Interpreter):
         self._layers: dict[str, Layer] = {}
         self._norms: dict[str, Tensor] = {}
         self._fixed: list[Tensor] = []
-        self._made: dict[fx.Node, tuple[str, bool]] = {}  # by which layer, and whether through a ReLU
+        self._made: dict[fx.Node, tuple[str, bool]] = {}  # the layer that makes a value, and whether through a ReLU
         self._bare: set[str] = set()
         self._count = 0
 
@@ -169,13 +169,13 @@ class _Reading(fx.Interpreter):
             return "flatten"
         if node.all_input_nodes != [source] or any(arg is source for arg in node.args[1:]):
             return "other"
-        if target in LAYERS:
+        if target in CUTTABLE_LAYERS:
             layer = self._modules[str(node.target)]
             reads_all = cast(Tensor, layer.weight).dim() == dims and getattr(layer, "groups", 1) == 1
             return "layer" if reads_all else "other"
         if source not in self._units:
             return "other"
-        if target in NORMS:
+        if target in BATCHNORMS:
             return "norm"
         return "each" if target in CURVES or POOLS.get(target) == dims or averages(node, dims) else "other"
 
@@ -184,7 +184,7 @@ class _Reading(fx.Interpreter):
         if node.op != "call_module":
             return node.target if node.op in ("call_function", "call_method") else None
         kind = type(self._modules[str(node.target)])
-        return None if kind in (*LAYERS, *NORMS) and self._calls.count(str(node.target)) > 1 else kind
+        return None if kind in (*CUTTABLE_LAYERS, *BATCHNORMS) and self._calls.count(str(node.target)) > 1 else kind
 
     def _make(self, node: fx.Node, source: fx.Node, shape: torch.Size) -> None:
         name = str(node.target)

@@ -121,7 +121,7 @@ class SmallerNetwork(nn.Module):
         """Cut a layer to its live units, make the modules for its constants, and yield the blocks of all of them."""
         whole, key = self.live.get_submodule(name), key_of(name)
         steady = parts.constant[layer.reads]
-        order = steady.cumsum(0) - 1  # where a constant channel is among the constant ones
+        order = steady.cumsum(0) - 1  # the number of a constant channel among the constant ones
         rows, columns = _places(parts.live[layer.makes]), _places(parts.live[layer.reads])
         emits = _places(parts.constant[layer.makes])
         read, fed = (_places(steady & anything(alive[outputs], 0)) for outputs in (rows, emits))

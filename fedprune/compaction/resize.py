@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fedprune.errors import ConfigError
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
+CUTTABLE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+CUTTABLE_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
 
 Kept = dict[str, dict[str, Any]]
 """The channels of each layer that are left: {"out": numbers, "in": numbers, "bias": true if it was given one}. Plain JSON."""
@@ -62,7 +62,7 @@ def count(layer: nn.Module, widths: Mapping[str, int]) -> None:
     for end, width in widths.items():
         if isinstance(layer, nn.GroupNorm):
             layer.num_groups, layer.num_channels = layer.num_groups * width // layer.num_channels, width
-        elif isinstance(layer, NORMS):
+        elif isinstance(layer, CUTTABLE_NORMS):
             layer.num_features = width
         else:
             setattr(layer, f"{end}_{'features' if isinstance(layer, nn.Linear) else 'channels'}", width)
@@ -70,7 +70,7 @@ def count(layer: nn.Module, widths: Mapping[str, int]) -> None:
 
 def widths_of(layer: nn.Module) -> dict[str, int]:
     """Return the number of channels that a layer has at its ends, "out" and, unless it normalises, "in"."""
-    if isinstance(layer, NORMS):  # which may be without weights
+    if isinstance(layer, CUTTABLE_NORMS):  # which may be without weights
         return {"out": layer.num_channels if isinstance(layer, nn.GroupNorm) else int(layer.num_features)}
     return dict(zip(("out", "in"), cast(Tensor, layer.weight).shape, strict=False))
 

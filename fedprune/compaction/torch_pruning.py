@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedprune.compaction.resize import LAYERS, NORMS, widths_of
+from fedprune.compaction.resize import CUTTABLE_LAYERS, CUTTABLE_NORMS, widths_of
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.plain_layers import is_plain
 from fedprune.pruning.evidence.network import tensors_in
@@ -121,9 +121,9 @@ def _note(channel: Channel, module: nn.Module, name: str | None, place: int, int
     """Add a place to a channel. into: whether it is an input channel of the module."""
     if isinstance(module, nn.Parameter):
         channel.unknown.add("a parameter of its own")
-    elif is_plain(module, NORMS) and name is not None:
+    elif is_plain(module, CUTTABLE_NORMS) and name is not None:
         channel.norms.setdefault(name, []).append(place)
-    elif is_plain(module, LAYERS) and name is not None and getattr(module, "groups", 1) == 1:
+    elif is_plain(module, CUTTABLE_LAYERS) and name is not None and getattr(module, "groups", 1) == 1:
         (channel.reads if into else channel.makes).setdefault(name, []).append(place)
     elif name is not None and any(True for _ in module.parameters()):
         channel.unknown.add(f"{name} ({type(module).__name__})")

@@ -32,8 +32,8 @@ class Window:
     together: bool = False
 
     def __post_init__(self) -> None:
-        if self.gate is not None:  # which may be a function of somebody's own
-            gate = complete(self.gate, Condition)  # type: ignore[type-abstract]  # of its base only the defaults are taken
+        if self.gate is not None:  # which may be a user's function
+            gate = complete(self.gate, Condition)  # type: ignore[type-abstract]  # only the defaults of the base are taken
             object.__setattr__(self, "gate", gate)
 
     def spread(self, times: int) -> tuple[int, ...]:

@@ -123,7 +123,9 @@ def needed_by(formulas: Iterable[Callable[..., object]]) -> set[str]:
 
 def known(role: str) -> tuple[str, ...]:
     """Return the evidence that a formula of this role may ask for."""
-    return KNOWN if role == "compensate" else tuple(name for name in KNOWN if name not in OF_REMOVAL)
+    if role == "compensate":
+        return KNOWN
+    return tuple(name for name in KNOWN if name not in OF_REMOVAL)
 
 
 def unknown(formula: Callable[..., object], role: str = "drop") -> list[str]:

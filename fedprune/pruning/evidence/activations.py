@@ -46,26 +46,44 @@ def puts_out(network: Network, names: tuple[str, ...]) -> str | None:
 
     Either a layer gives the network's outputs, or its rows do not put out one activation each.
     """
-    rowless = others(network.net, names)
-    if rowless:
-        told = first_few([f"{name} ({type(layer).__name__})" for name, layer in rowless.items()])
-        left = [name for name in names if name.rpartition(".")[0] not in rowless]
-        kinds = "what.layers=[conv,linear] or " if len(left) > 1 else ""  # the last one left puts out the network's outputs
-        return f"rows of {told} put out no activation of their own: choose {kinds}criterion=taylor"
+    problem = _rowless(network, names)
+    if problem:
+        return problem
     tied = tied_parameter(network.net, names)
     if tied:
         return f"{tied}, whose units put out one thing in each: choose criterion=taylor"
     with torch.no_grad(), calls(owners(network.net, names)) as seen:
         outputs = tensors_in(network.run(tensors_of(network.net), blank(network.net, network.shape)))
-    memory = {output.untyped_storage().data_ptr() for output in outputs}  # outputs may be a view, as those of sequences are
-    makes = {name: {call.passed.untyped_storage().data_ptr() for call in seen[name]} for name in names}
+    return _hidden_units(network, names, seen) or _gives_outputs(names, seen, outputs)
+
+
+def _rowless(network: Network, names: tuple[str, ...]) -> str | None:
+    """Return which layers have rows that put out no activation, or None."""
+    rowless = others(network.net, names)
+    if not rowless:
+        return None
+    told = first_few([f"{name} ({type(layer).__name__})" for name, layer in rowless.items()])
+    left = [name for name in names if name.rpartition(".")[0] not in rowless]
+    kinds = "what.layers=[conv,linear] or " if len(left) > 1 else ""  # the last one left gives the network's outputs
+    return f"rows of {told} put out no activation of their own: choose {kinds}criterion=taylor"
+
+
+def _hidden_units(network: Network, names: tuple[str, ...], seen: dict[str, list[Call]]) -> str | None:
+    """Return which layers are not called as layers that put out their units, or None."""
     layers = owners(network.net, names)
     hidden = [name for name in names if not _shows_units(layers[name], seen[name])]
-    if hidden:
-        uncalled = [f"{name.removesuffix('.weight')} ({type(layers[name]).__name__})" for name in hidden]
-        skip = ",".join(name.removesuffix(".weight") for name in hidden)
-        what = f"{first_few(uncalled)} is not called as a layer that puts out its units"
-        return f"{what}: choose what.skip=[{skip}], or criterion=taylor"
+    if not hidden:
+        return None
+    uncalled = [f"{name.removesuffix('.weight')} ({type(layers[name]).__name__})" for name in hidden]
+    skip = ",".join(name.removesuffix(".weight") for name in hidden)
+    problem = f"{first_few(uncalled)} is not called as a layer that puts out its units"
+    return f"{problem}: choose what.skip=[{skip}], or criterion=taylor"
+
+
+def _gives_outputs(names: tuple[str, ...], seen: dict[str, list[Call]], outputs: list[Tensor]) -> str | None:
+    """Return which layer gives the network's outputs, or None."""
+    memory = {output.untyped_storage().data_ptr() for output in outputs}  # outputs may be a view, as those of sequences are
+    makes = {name: {call.passed.untyped_storage().data_ptr() for call in seen[name]} for name in names}
     last = [name.removesuffix(".weight") for name in names if memory & makes[name]]
     if not last:
         return None

@@ -61,7 +61,19 @@ class What:
 
         Raises Incompatible if nothing in the network can be pruned like this, ConfigError on an unknown layer.
         """
-        names, order = self._prunable(net), order or by_definition(prunable(net))
+        order = order or by_definition(prunable(net))
+        candidates = self._without_outputs(net, order, self._unskipped(net, order))
+        untouched = self._untouched(net, candidates)
+        names = tuple(name for name in candidates if name not in untouched)
+        bound = replace(self, names=names, order=order, untouched=untouched)
+        bound._check_units(net)
+        sizes = {name: net.get_parameter(name).detach().abs() for name in names}
+        bound.select(sizes, 1.0)  # a rehearsal: a scope that does not fit its parameters raises now
+        return bound
+
+    def _unskipped(self, net: nn.Module, order: LayerOrder) -> tuple[str, ...]:
+        """Return the prunable weights of layers that are not skipped."""
+        names = self._prunable(net)
         wanted = {layer if isinstance(layer, float) else one_name(net, str(layer)): True for layer in self.skip}
         skipped = by_layer(wanted, names, _ends(order, names))
         names = tuple(name for name in names if name not in skipped)
@@ -70,21 +82,26 @@ class What:
             raise Incompatible(*problems)
         if not names:
             raise Incompatible(f"what.skip={list(self.skip)} leaves nothing to prune: choose what.skip=[] or a shorter list")
+        return names
+
+    def _without_outputs(self, net: nn.Module, order: LayerOrder, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the weights whose units are not the network's outputs."""
         outputs = self._outputs(net, order)
-        names = tuple(name for name in names if name not in outputs)
-        if not names:
-            layers = ", ".join(name.removesuffix(".weight") for name in outputs)
-            raise Incompatible(f"the filters of {layers} are the network's outputs: choose what=weights_global")
-        untouched = () if self.frozen else tuple(name for name in names if not net.get_parameter(name).requires_grad)
-        names = tuple(name for name in names if name not in untouched)
-        if not names:
-            layers = ", ".join(name.removesuffix(".weight") for name in untouched)
-            raise Incompatible(f"nobody trains {layers} (requires_grad=False), nor prunes them: set what.frozen=true")
-        bound = replace(self, names=names, order=order, untouched=untouched)
-        bound._check_units(net)
-        sizes = {name: net.get_parameter(name).detach().abs() for name in names}
-        bound.select(sizes, 1.0)  # a rehearsal: what the scope does not like about its parameters is said now
-        return bound
+        hidden = tuple(name for name in names if name not in outputs)
+        if not hidden:
+            raise Incompatible(f"the filters of {_listed(outputs)} are the network's outputs: choose what=weights_global")
+        return hidden
+
+    def _untouched(self, net: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the weights that nobody trains, if such are not pruned."""
+        if self.frozen:
+            return ()
+        untrained = tuple(name for name in names if not net.get_parameter(name).requires_grad)
+        if len(untrained) == len(names):
+            raise Incompatible(
+                f"nobody trains {_listed(untrained)} (requires_grad=False), nor prunes them: set what.frozen=true"
+            )
+        return untrained
 
     def _outputs(self, net: nn.Module, order: LayerOrder) -> tuple[str, ...]:
         """Return the convolutions whose filters are the network's outputs, where filters are pruned: none of these can go.
@@ -142,7 +159,7 @@ class What:
         if not self.min_per_layer:
             return self._scope(units, density, shapes)
         best = {name: keep_best({name: score}, self.min_per_layer)[name] for name, score in units.items()}
-        if self.emerges:  # no count to be kept, and protected units would fall out of the layer's standard deviation
+        if self.emerges:  # there is no exact count, and protected units would not count in the layer's standard deviation
             return {name: kept | best[name] for name, kept in self._scope(units, density, shapes).items()}
         return self._scope({name: score.masked_fill(best[name], math.inf) for name, score in units.items()}, density, shapes)
 
@@ -194,6 +211,11 @@ class What:
         """Return (living units, all units). A unit is alive if its entries are."""
         layers = [_alive_units(mask[name], self.unit) for name in self.names]
         return sum(alive for alive, _ in layers), sum(units for _, units in layers)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    """Return the layers of these weights as text."""
+    return ", ".join(name.removesuffix(".weight") for name in names)
 
 
 def _ends(order: LayerOrder, names: tuple[str, ...]) -> Ends:

@@ -69,9 +69,9 @@ class _Trace(TorchDispatchMode):
         self.calls: list[tuple[str, int]] = []
         self._layers = {name: net.get_submodule(name) for name in layers}
         self._reads: dict[int, int] = {}
-        self._weights: dict[int, set[str]] = {}  # memory -> the layers whose weight it is, or is made of
+        self._weights: dict[int, set[str]] = {}  # memory -> the layers whose weight it is, or that it is computed from
         self._within = 0
-        self._alive: list[Tensor] = []  # so that no memory is given to two tensors
+        self._alive: list[Tensor] = []  # held, so that no memory is given to two tensors
         parameters = dict(net.named_parameters(remove_duplicate=False))
         for layer, names in layers.items():
             for name in names:
@@ -109,7 +109,7 @@ class _Trace(TorchDispatchMode):
         reads = 0 if str(func._overloadpacket.__name__).startswith(WITHOUT_VALUES) else self.reads(inputs)
         used = set().union(*(self._weights.get(_memory(value), ()) for value in inputs))
         for value in _tensors(outputs):
-            if used and not reads:  # made of weights alone
+            if used and not reads:  # computed from weights alone
                 self._alive.append(value)
                 self._weights.setdefault(_memory(value), set()).update(used)
         if reads:
