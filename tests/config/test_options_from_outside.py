@@ -23,7 +23,7 @@ from fedprune.data.datasets import Dataset
 from fedprune.federated.availability import Fate
 from fedprune.federated.client.upload import Upload
 from fedprune.federated.loop import FederatedLoop
-from fedprune.federated.masks import under
+from fedprune.federated.masks.shared import under
 from fedprune.local.regularisers.base import Regulariser
 from fedprune.pruning.mask import ones, pack
 from fedprune.pruning.rewind import Rewound
@@ -70,14 +70,14 @@ class WithoutTheFirst:
     def on_server(self, plan, state):
         return ()
 
-    def held(self, state, client):
+    def client_mask(self, state, client):
         mask = {name: alive.clone() for name, alive in state.server.mask.items()}
         for alive in mask.values():
             alive.view(-1)[0] = False
         return pack(mask)
 
-    def merged(self, state, params, receipts, terms):
-        return under(state.server.mask, state, params, terms.fresh)
+    def merged(self, state, params, summaries, context):
+        return under(state.server.mask, state, params, context.fresh)
 
 
 def to_ones(mask, anchors, draws):

@@ -104,9 +104,14 @@ def test_what_the_workers_own_never_travels(tiny, play):
                 yield answer
 
     play(experiment, Spy(lambda: experiment.executor()._client_round))
-    parts = [thing.values() if isinstance(thing, dict) else thing if isinstance(thing, tuple) else [thing] for thing in seen]
-    kinds = {type(part) for some in parts for part in some}
-    assert kinds == {bytes, np.ndarray, Slice, float}
+    assert {type(part) for thing in seen for part in parts_of(thing)} == {bytes, np.ndarray, Slice, float}
+
+
+def parts_of(thing: object) -> list[object]:
+    """What lies in dicts and tuples, however deep."""
+    if not isinstance(thing, dict | tuple) or hasattr(thing, "_fields"):
+        return [thing]
+    return [part for inner in (thing.values() if isinstance(thing, dict) else thing) for part in parts_of(inner)]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class Mortal:
         self._inner, self._folder, self._fatal, self._times = inner, folder, fatal, times
 
     def run(self, message: bytes, kept: dict, held: bytes) -> Any:
-        job = self._inner.wire.decode_job(message, held)
+        job = self._inner.context.wire.decode_job(message, held)
         return self._do("run", job, f"{job.round} {job.client} {job.measure}", message, kept, held)
 
     def evaluate(self, block: bytes, kept: dict, held: bytes, where: Any) -> Any:

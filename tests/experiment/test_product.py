@@ -131,8 +131,10 @@ def crossed(cell: Cell) -> bool:
     return criterion in CROSSED or (when, how_often, whose, rewind) == ("during_training", "one_shot", "shared", "none")
 
 
-CELLS: list[Cell] = fewer([cell for cell in itertools.product(*OPTIONS.values()) if crossed(cell)], 4)
-"""Of the table, so many cells that each four answers which meet in it meet in one of these: a third. No rule is about more."""
+@pytest.fixture(scope="module")
+def cells() -> list[Cell]:
+    """A third of the table: each four answers which meet in it meet in one of these, and no rule is about more."""
+    return fewer([cell for cell in itertools.product(*OPTIONS.values()) if crossed(cell)], 4)
 
 
 class Plain(dict):
@@ -177,7 +179,7 @@ def half_a_ticket(compose, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def outcomes(parts, compose) -> dict[Cell, Experiment | Incompatible]:
+def outcomes(cells, parts, compose) -> dict[Cell, Experiment | Incompatible]:
     """What the real `build` makes of every cell. What does not depend on the axes is made once."""
     config, names = compose(*TINY)
     whole = builder.build(config, names)
@@ -202,7 +204,7 @@ def outcomes(parts, compose) -> dict[Cell, Experiment | Incompatible]:
         for module, same in ((ground, of_the_ground), (training, of_training), (builder, of_the_build)):
             for name, answer in same.items():
                 patch.setattr(module, name, lambda *_, answer=answer: answer)
-        for cell in CELLS:
+        for cell in cells:
             chosen = dict(zip(AXES, cell, strict=True))
             unequal = {"federated": Plain(plain["federated"] | {"capacity": TIERS})} if chosen["whose"] == "nested" else {}
             try:
@@ -263,10 +265,10 @@ def _tensors(argument: object) -> bool:
     return isinstance(argument, dict) and "_target_" not in argument
 
 
-def test_every_cell_is_built_or_refused_with_what_to_choose_instead(outcomes):
-    assert set(outcomes) == set(CELLS)
+def test_every_cell_is_built_or_refused_with_what_to_choose_instead(outcomes, cells):
+    assert set(outcomes) == set(cells)
     refused = {cell: error for cell, error in outcomes.items() if isinstance(error, Incompatible)}
-    assert 0 < len(refused) < 0.6 * len(CELLS)
+    assert 0 < len(refused) < 0.6 * len(cells)
     for cell, error in refused.items():
         assert error.problems and all("choose" in problem for problem in error.problems), (cell, error)
 
@@ -389,8 +391,8 @@ def assembled(parts, compose) -> Callable[[Cell], Experiment]:
     return assemble
 
 
-def test_the_sample_has_every_option_and_most_pairs(sample, outcomes):
-    answers = {answer for cell in CELLS for answer in enumerate(cell)} - {(1, criterion) for criterion in ELSEWHERE}
+def test_the_sample_has_every_option_and_most_pairs(sample, outcomes, cells):
+    answers = {answer for cell in cells for answer in enumerate(cell)} - {(1, criterion) for criterion in ELSEWHERE}
     assert {answer for cell in sample for answer in enumerate(cell)} == answers
     built = [cell for cell, outcome in outcomes.items() if isinstance(outcome, Experiment)]
     possible = {pair for cell in built if cell[1] in CRITERIA and cell[-1] in REWINDS for pair in pairs(cell)}
