@@ -1,8 +1,8 @@
-"""Where clients run. An executor is map-shaped: tasks in, results out, in the order of the tasks. Results do not depend on
-which (of federated/client/batched.py, up to rounding).
+"""Executors run clients. An executor is map-shaped: tasks in, results out, in the order of the tasks. Results do not depend on
+the executor (those of federated/client/batched.py differ by rounding).
 
-A task is (method of ClientRound, its arguments): bytes and numpy arrays only. Modules never travel: each worker builds its own
-`ClientRound` once, because a pickled module shares its memory with every other worker.
+A task is (a method of the client, its arguments): bytes and numpy arrays only. Modules never travel: each worker builds its own
+client once, because a pickled module shares its memory with every other worker.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Executor(Protocol):
     """Runs tasks on clients."""
 
     def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
-        """The results in the order of the tasks, Lost where there is none to be had. `sizes` tells which tasks are long, so
-        that they start first."""
+        """Yield results in the order of the tasks; Lost in the place of one that cannot be had. sizes: of the tasks, so that
+        long ones start first."""
 
     def close(self, now: bool = False) -> None:
-        """Let go of the workers; `now`: without waiting for what they are doing."""
+        """End the workers. now: without waiting for their tasks."""
 
 
 class Choice:
@@ -52,7 +52,7 @@ class Serial:
         self._client_round = factory()
 
     def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
-        """In the order of the tasks; each is done when its result is asked for."""
+        """Yield results in the order of the tasks; each task is done when its result is asked for."""
         return (getattr(self._client_round, method)(*arguments) for method, arguments in tasks)
 
     def close(self, now: bool = False) -> None:
@@ -83,7 +83,7 @@ def employed(executor: Executor) -> Iterator[Executor]:
 
 
 def certain(results: Iterable[Any]) -> Iterator[Any]:
-    """The results, where none can be done without. Raises RunError at one that is lost."""
+    """Yield results all of which are needed. Raises RunError at one that is lost."""
     for result in results:
         if isinstance(result, Lost):
             raise result.error()

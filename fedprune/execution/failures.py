@@ -1,4 +1,4 @@
-"""What goes wrong in a user's own code, told with where in the run, and where in the code, it happened."""
+"""Errors in a user's own code: a message says where in the run and where in the code one was raised."""
 
 from __future__ import annotations
 

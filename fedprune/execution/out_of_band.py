@@ -1,4 +1,4 @@
-"""What workers are made from, as arrays that any number of processes can map: large tensors in it are not copied."""
+"""Pickles as arrays that any number of processes can map: large tensors in them are not copied."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 LARGE = 1 << 16
-"""Bytes from which memory is mapped, and so cannot be written to; what is smaller is copied."""
+"""Bytes from which memory is mapped, and so cannot be written to; smaller tensors are copied."""
 
 
-def wrap(content: Any) -> list[np.ndarray]:
-    """The content as arrays, each uint8 [bytes]: its pickle first, then the memory of every large tensor and array in it."""
+def wrap(content: object) -> list[np.ndarray]:
+    """Return the content as arrays, each uint8 [bytes]: its pickle, then the memory of every large tensor and array in it."""
     large: list[np.ndarray] = []
 
     def is_small(buffer: pickle.PickleBuffer) -> bool:
@@ -31,7 +31,7 @@ def wrap(content: Any) -> list[np.ndarray]:
 
 
 def unwrap(parcel: list[np.ndarray]) -> Any:
-    """What was wrapped. Its large tensors and arrays are the parcel's own memory."""
+    """Return the content that was wrapped. Its large tensors and arrays share the parcel's memory."""
     pickled, *large = parcel
     return pickle.loads(pickled.data, buffers=large)
 
@@ -39,8 +39,8 @@ def unwrap(parcel: list[np.ndarray]) -> Any:
 class _Pickler(pickle.Pickler):
     """Tensors travel as numpy arrays: by themselves they would be copied into the pickle."""
 
-    def reducer_override(self, content: Any) -> Any:
-        """How pickle takes a tensor apart (see pickle.Pickler.reducer_override)."""
+    def reducer_override(self, content: object) -> Any:
+        """Take a tensor apart for pickle (see pickle.Pickler.reducer_override)."""
         if type(content) is not Tensor or content.requires_grad:
             return NotImplemented
         try:

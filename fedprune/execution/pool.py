@@ -1,6 +1,6 @@
-"""Several clients at a time, each with a worker of its own: which task is whose, and what is done about workers that die.
+"""A pool of workers, each performing one task at a time; workers that die are replaced.
 
-What a worker is and how one begins is for the executors that are made of this: processes.py, ray.py.
+The executors made of this say what a worker is: processes.py, ray.py.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from fedprune.execution.worker import Died, Task, Worker
 log = logging.getLogger(__name__)
 
 TRIES = 3
-"""How many workers may die of one task."""
+"""The number of workers that may die of one task."""
 
 AHEAD = 16
-"""How many tasks per worker may be begun ahead of the one whose result is asked for next: their results wait in memory."""
+"""The number of tasks per worker that may begin ahead of the one whose result is asked for next: results wait in memory."""
 
 GRACE = 0.5
 """Seconds until a worker that died is replaced."""
@@ -31,20 +31,20 @@ GRACE = 0.5
 
 @dataclass(frozen=True)
 class Lost:
-    """What there is in the place of a result whose workers died, one after the other."""
+    """Stands for a result whose workers died, one after the other."""
 
     reason: str
 
     def error(self) -> RunError:
-        """What to raise where it cannot be done without."""
+        """Return the error to raise where the result is needed."""
         return RunError(f"{self.reason}. What was saved is intact: the same command resumes")
 
 
 class Pool:
-    """So many workers, each performing whole tasks, the largest first.
+    """A number of workers, each performing whole tasks, the largest first.
 
-    A thread of this process for each makes its tasks and waits for it; a worker that dies is replaced, and its task done again.
-    new: begins a worker. One that is not there yet, as where it has to wait for a free CPU, holds no task: the others do all.
+    One thread per worker makes its tasks and waits for it. A worker that dies is replaced, and its task done again. new: starts
+    a worker. A worker that is not there yet, as one that waits for a free CPU, gets no task.
     """
 
     def __init__(self, number: int, new: Callable[[], Worker]):
@@ -60,7 +60,7 @@ class Pool:
             raise
 
     def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
-        """Results as they are asked for, and not many per worker ahead of that."""
+        """Yield results in the order of the tasks, beginning at most AHEAD tasks per worker early."""
         waiting, results = PriorityQueue[tuple[int, int]](), {place: Future[Any]() for place in range(len(tasks))}
 
         def perform_largest() -> None:
@@ -83,12 +83,12 @@ class Pool:
             yield result
 
     def _made(self, tasks: Sequence[Task], place: int) -> Task:
-        """A task. While one is made no worker is begun: what is locked in a process that is forked stays so in the other."""
+        """Return a task. No worker starts meanwhile: a lock that is held while a process forks stays locked in the other."""
         with self._lock:
             return tasks[place]
 
-    def _perform(self, method: str, arguments: tuple) -> Any:
-        """A task's result, or Lost if too many workers die of it."""
+    def _perform(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        """Return a task's result, or Lost if too many workers die of it."""
         for left in reversed(range(TRIES)):
             worker = self._idle.get()
             try:
@@ -104,11 +104,11 @@ class Pool:
         )
 
     def _enlist(self, worker: Worker) -> None:
-        """Tasks may be asked of it, once it is there."""
+        """Let a worker take tasks, once it is there."""
         worker.when_there(functools.partial(self._idle.put, worker))
 
     def _begin(self, instead_of: Worker | None = None) -> Worker:
-        """Another worker, unless it is over: whoever ends all processes ends workers, too, and perhaps a moment earlier."""
+        """Start a worker, unless the pool is closed: whoever ends all processes may end workers a moment earlier."""
         self._over.wait(GRACE if instead_of else 0)
         with self._lock:  # one at a time: a process that is forked meanwhile would hold the other's end of the pipe
             if self._over.is_set():
@@ -141,14 +141,14 @@ class Pool:
             self._end(worker)
 
     def _kill(self) -> None:
-        """End all workers: what they did is in the results, and nothing that they hold is worth a farewell."""
+        """End all workers at once: their results have arrived, and they hold nothing else."""
         self._over.set()
         with self._lock:
             for worker in self._workers:
                 worker.kill()
 
 
-def _fulfil(future: Future, call: Callable[[], Any]) -> None:
+def _fulfil(future: Future[Any], call: Callable[[], Any]) -> None:
     try:
         future.set_result(call())
     except BaseException as error:
@@ -156,7 +156,7 @@ def _fulfil(future: Future, call: Callable[[], Any]) -> None:
 
 
 def at_least_one(workers: int | None) -> int | None:
-    """The number, checked. Raises ConfigError."""
+    """Return the number. Raises ConfigError if it is less than 1."""
     if workers is not None and workers < 1:
         raise ConfigError([f"executor.workers={workers} must be at least 1; null means one per core"])
     return workers

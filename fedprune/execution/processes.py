@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ from fedprune.execution.worker import Died, Factory, answer, attempt, result
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 ENDS = {errno.ENOMEM: "out of memory"}
-"""What a worker's exit code means."""
+"""The meaning of a worker's exit code."""
 
 
 class Processes(Pool):
@@ -52,21 +53,23 @@ class Processes(Pool):
 
 
 class Process:
-    """A worker: one process, and this end of the way to it."""
+    """A worker in a process of its own, and this end of the connection to it."""
 
     def __init__(self, context: BaseContext, factory: Factory):
         self._pipe, theirs = context.Pipe()
         rooms = (room(), room()) if context.get_start_method() == "fork" else (None, None)  # others have none of its memory
         self._sender, self._receiver = Sender(self._pipe, rooms[0]), Receiver(self._pipe, rooms[1], bytearray)
-        self._process = context.Process(target=_work, args=(theirs, rooms, factory, os.getpid()), daemon=True)  # type: ignore[attr-defined]
+        arguments = (theirs, rooms, factory, os.getpid())
+        process = context.Process  # type: ignore[attr-defined]  # every context has it, and only their base does not say so
+        self._process = process(target=_work, args=arguments, daemon=True)
         with _held_back():
             self._process.start()
         for each in rooms:
             to_itself(each)
         theirs.close()  # or its death could not be seen from here
 
-    def perform(self, method: str, arguments: tuple) -> object:
-        """As every Worker's: the task's result, or Died."""
+    def perform(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        """Return the task's result. Raises the task's exceptions, and Died."""
         try:
             self._sender.send((method, arguments))
             outcome = self._receiver.receive()
@@ -78,7 +81,7 @@ class Process:
         call()  # the pipe is
 
     def _how(self) -> str:
-        """How the process came to its end."""
+        """Return how the process ended, for messages."""
         self._process.join(1)
         code = self._process.exitcode or 0
         return f"killed by {signal.Signals(-code).name}" if code < 0 else ENDS.get(code, f"exit code {code}")
@@ -94,7 +97,7 @@ class Process:
 
 @contextlib.contextmanager
 def _held_back() -> Iterator[None]:
-    """Ctrl-C has to wait: a process that has just been forked would take it for its own."""
+    """Hold back Ctrl-C: a process that has just been forked would take it for its own."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -106,7 +109,7 @@ def _held_back() -> Iterator[None]:
 
 
 def available_cores() -> int:
-    """The number of cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -114,7 +117,7 @@ def available_cores() -> int:
 
 
 def _work(pipe: Connection, rooms: tuple[mmap.mmap | None, ...], factory: Factory, parent: int) -> None:
-    """Perform what comes until nothing does."""
+    """Perform tasks until the connection ends."""
     _settle(parent)
     made, receiver = attempt(factory), Receiver(pipe, rooms[0], memoryview)
     with contextlib.suppress(EOFError, OSError):  # then there is nobody left to work for
@@ -137,7 +140,7 @@ def _settle(parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A worker must not outlive the process that it works for, which may have been killed without a chance to say so."""
+    """End this process once its parent is gone, which may have been killed without a chance to say so."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

@@ -31,13 +31,13 @@ from fedprune.wire.frame import array
 log = logging.getLogger(__name__)
 
 PATIENCE = 30
-"""Seconds after which it is said that no worker could begin yet."""
+"""Seconds after which the log says that no worker could begin yet."""
 
 KEPT = 4
-"""How many arrays stay in the object store after the tasks that had them."""
+"""The number of arrays that stay in the object store after the tasks that had them."""
 
 VERSIONS = {"fedprune": __version__, "torch": torch.__version__}
-"""What has to be the same on all machines, or results would not be."""
+"""The versions that have to be the same on all machines, or results would differ."""
 
 ALIKE = "Install fedprune and torch in the same versions on each of its machines"
 
@@ -67,7 +67,7 @@ class Ray(Pool):
             self._undo = undo.pop_all()
 
     def _see_one(self) -> None:
-        """What keeps workers from beginning is told now. If it is only that no CPU is free, they wait for one."""
+        """Raise RunError if workers cannot begin. If only no CPU is free, they wait for one."""
         try:
             worker = self._idle.get(timeout=PATIENCE)
         except Empty:
@@ -92,7 +92,7 @@ class Shelf:
         self._lock = threading.Lock()
 
     def put(self, new: np.ndarray) -> Any:
-        """A reference to an array that is not changed any more."""
+        """Return a reference to an array that nobody changes any more."""
         with self._lock:
             there = [reference for lying, reference in self._lying if same(lying, new)]
             reference = there[0] if there else ray.put(new)
@@ -101,7 +101,7 @@ class Shelf:
 
 
 def _taken(memory: memoryview, common: list[np.ndarray]) -> bool:
-    """Whether this goes through the object store, as one more of those: nobody can write to it there, nor could before."""
+    """Return whether memory goes through the object store; it is then appended to `common`. Nobody may write to it there."""
     fits = memory.readonly and memory.nbytes >= LARGE
     if fits:
         common.append(array(memory))
@@ -109,14 +109,14 @@ def _taken(memory: memoryview, common: list[np.ndarray]) -> bool:
 
 
 class Actor:
-    """A worker: an actor, and this end of the way to it. parcel: a reference to what it is made from."""
+    """A worker in an actor, and this end of the connection to it. parcel: a reference to the wrapped factory."""
 
     def __init__(self, parcel: Any, shelf: Shelf):
         self._actor, self._shelf = PERFORMER.remote(parcel, VERSIONS), shelf
         self._there = self._actor.there.remote()
 
-    def perform(self, method: str, arguments: tuple) -> Any:
-        """As every Worker's: the task's result, or Died."""
+    def perform(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        """Return the task's result. Raises the task's exceptions, and Died."""
         common: list[np.ndarray] = []
         message = pickle.dumps((method, arguments), 5, buffer_callback=lambda buffer: not _taken(buffer.raw(), common))
         try:
@@ -138,22 +138,22 @@ class Actor:
 
 
 def _how(gone: Exception) -> str:
-    """How an actor came to its end: Ray says it last, after much else."""
+    """Return how an actor ended, for messages: Ray says it last, after much else."""
     return textwrap.shorten(str(gone).strip().splitlines()[-1].rpartition("Worker exit detail: ")[2], 200)
 
 
 class Performer:
-    """In the actor's process: what the factory has made, and what is asked of it."""
+    """Performs tasks in the actor's process, with the object that the factory has made."""
 
     def __init__(self, parcel: list[np.ndarray], versions: dict[str, str]):
         torch.set_num_threads(1)
         self._made = attempt(_made, parcel, versions)
 
     def there(self) -> None:
-        """Returns once the actor is there."""
+        """Return once the actor is there."""
 
     def perform(self, message: bytes, *common: np.ndarray) -> bytes:
-        """The pickled outcome of a pickled task. common: what lay in the object store."""
+        """Return the pickled outcome of a pickled task. common: its arrays from the object store."""
         return answer(self._made, pickle.dumps, *pickle.loads(message, buffers=common))
 
 

@@ -23,15 +23,15 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # what its daemons say; read when it is imported
 
 try:
-    import ray
+    import ray as ray  # ray.py has it from here
 except ImportError as missing:
     raise ConfigError(["executor=ray needs Ray, which is not installed: pip install 'fedprune[ray]'"]) from missing
 
 SECONDS = 5
-"""How long the machine of an address may take to answer at all: Ray itself would wait for minutes."""
+"""Seconds that the machine of an address may take to answer at all: Ray itself would wait for minutes."""
 
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""What every server of Ray's answers with SETTINGS, a frame of kind 4 (HTTP/2, RFC 9113, 3.4 and 4.1)."""
+"""A greeting that every server of Ray's answers with SETTINGS, a frame of kind 4 (HTTP/2, RFC 9113, 3.4 and 4.1)."""
 
 
 def connect(address: str | None, workers: int | None) -> None:
@@ -58,7 +58,7 @@ REMEDY = "Start one (ray start --head), or choose executor.address=null for this
 
 
 def _check(address: str) -> None:
-    """Whether an address is one, and Ray is there."""
+    """Check that an address is one, and that Ray answers there."""
     named = _last_started() if address == "auto" else address
     if not named:
         return
@@ -75,7 +75,7 @@ def _check(address: str) -> None:
 
 
 def _last_started() -> str | None:
-    """The address that `auto` stands for, if there is one: Ray takes it although its cluster may have been killed since."""
+    """Return the address that `auto` stands for, if any: Ray takes it although its cluster may have been killed since."""
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     try:
         return os.environ.get("RAY_ADDRESS") or Path(folder, "ray", "ray_current_cluster").read_text().strip()
@@ -84,7 +84,7 @@ def _last_started() -> str | None:
 
 
 def _place(address: str) -> tuple[str, int]:
-    """Host and port."""
+    """Return the host and port of an address."""
     try:
         split = urlsplit(address if "://" in address else f"//{address}")
         if split.scheme in ("", "ray") and split.hostname and split.port:
@@ -96,7 +96,7 @@ def _place(address: str) -> tuple[str, int]:
 
 @contextmanager
 def _without_traces() -> Iterator[None]:
-    """Neither warnings, nor another reaction to a scheduler's "stop" than before."""
+    """Suppress warnings, and put back the reaction to a scheduler's "stop" (SIGTERM)."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
@@ -109,7 +109,7 @@ def _without_traces() -> Iterator[None]:
 
 @contextmanager
 def _without_network_warning() -> Iterator[None]:
-    """Leave out what Ray's core writes to stderr on a machine without a network: before its log level can be set."""
+    """Drop the line that Ray's core writes to stderr on a machine without a network, before its log level can be set."""
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as written:
@@ -125,7 +125,7 @@ def _without_network_warning() -> Iterator[None]:
 
 @contextmanager
 def _paths_of_this_process() -> Iterator[None]:
-    """What is started meanwhile finds modules where this process does."""
+    """Let processes that start meanwhile find modules where this process does."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     try:

@@ -1,4 +1,4 @@
-"""Things on their way between two processes: through a pipe, but their large arrays through memory that both have.
+"""Objects between two processes: through a pipe, but their large arrays through shared memory.
 
 A pipe passes on 64 KB at a time, and wakes both ends for each; shared memory is written once. An array that the thing before
 this one had in the same place lies there already: what many tasks have in common crosses once.
@@ -18,16 +18,16 @@ import numpy as np
 from fedprune.wire.frame import Piece, array
 
 LEAST = 2**16
-"""Bytes; what is smaller goes through the pipe."""
+"""Bytes; smaller arrays go through the pipe."""
 
 ROOM = 2**28
-"""Bytes of the memory for one direction; of those that are never written none are taken. What does not fit takes the pipe."""
+"""Bytes of the memory for one direction. Pages that are never written take none. Arrays that do not fit go through the pipe."""
 
 ALIGNED = 64
 
 
 def room() -> mmap.mmap | None:
-    """Memory that this process shares with those that it forks; None if there is none to be had."""
+    """Return memory that this process shares with those that it forks; None if the system gives none."""
     try:
         return mmap.mmap(-1, ROOM)
     except (OSError, ValueError):
@@ -35,31 +35,32 @@ def room() -> mmap.mmap | None:
 
 
 def to_itself(room: mmap.mmap | None) -> None:
-    """Processes that are forked from now on have no part in this memory, and do not keep it when it is given up."""
+    """Keep this memory from processes that are forked from now on: they would hold it after it is given up."""
     if room is not None and hasattr(mmap, "MADV_DONTFORK"):
         room.madvise(mmap.MADV_DONTFORK)
 
 
 class Sender:
-    """One end. What it sends again must be the same as before, to the byte, as long as it lies at the same address."""
+    """The sending end. An array that is sent again from the same address must have the same bytes as before."""
 
     def __init__(self, pipe: Connection, room: mmap.mmap | None):
         self._pipe, self._room = pipe, room
         self._lying: list[np.ndarray] = []  # what is in the room; held, so that nothing else can come to lie at its address
 
     def send(self, thing: Any) -> None:
-        """Send a thing whose arrays are not changed any more."""
+        """Send an object whose arrays nobody changes any more."""
         large: list[np.ndarray] = []
         body = pickle.dumps(thing, 5, buffer_callback=lambda buffer: not self._taken(array(buffer.raw()), large))
         spans = _spans(large)
         there = sum(1 for _ in itertools.takewhile(lambda pair: same(*pair), zip(large, self._lying, strict=False)))
         for new, (start, stop) in zip(large[there:], spans[there:], strict=True):
-            self._room[start:stop] = new.data  # type: ignore[index]
+            assert self._room is not None, "without shared memory no array is taken"
+            self._room[start:stop] = new.data
         self._lying = large
         self._pipe.send((body, spans))
 
     def _taken(self, new: np.ndarray, large: list[np.ndarray]) -> bool:
-        """Whether an array goes through the room, as one more of those."""
+        """Return whether an array fits into the shared memory; it is then appended to `large`."""
         fits = self._room is not None and len(new) >= LEAST and _spans([*large, new])[-1][1] <= len(self._room)
         if fits:
             large.append(new)
@@ -67,20 +68,20 @@ class Sender:
 
 
 class Receiver:
-    """The other end. hold: what arrays are made of: a copy, or the memory itself, which the next thing overwrites, and which
-    must not be written to, since its sender counts on what lies there."""
+    """The receiving end. hold: makes the buffer of an array: a copy, or the memory itself, which the next object overwrites.
+    Nobody may write to the memory itself, since its sender relies on its content."""
 
     def __init__(self, pipe: Connection, room: mmap.mmap | None, hold: Callable[[memoryview], Piece]):
         self._pipe, self._room, self._hold = pipe, memoryview(room) if room else memoryview(b""), hold
 
     def receive(self) -> Any:
-        """The next thing. Raises EOFError and OSError if none can come."""
+        """Return the next object. Raises EOFError and OSError if none can come."""
         body, spans = self._pipe.recv()
         return pickle.loads(body, buffers=[self._hold(self._room[start:stop]) for start, stop in spans])
 
 
 def _spans(arrays: Iterable[np.ndarray]) -> list[tuple[int, int]]:
-    """Where each lies, one after the other."""
+    """Return (start, stop) of each array in the shared memory, one after the other."""
     place, spans = 0, []
     for each in arrays:
         spans.append((place, place + len(each)))
@@ -89,5 +90,5 @@ def _spans(arrays: Iterable[np.ndarray]) -> list[tuple[int, int]]:
 
 
 def same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether these are the same bytes of this process's memory."""
+    """Return whether these are the same bytes of this process's memory."""
     return one.ctypes.data == other.ctypes.data and len(one) == len(other)

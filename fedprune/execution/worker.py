@@ -1,7 +1,7 @@
-"""A worker, wherever it is: a process that performs tasks one after the other. And what it does with each of them.
+"""A worker, wherever it is: a process that performs tasks one after the other.
 
-What goes wrong in a task is raised where it was asked for; a worker that is gone (killed, or out of memory) is a `Died`, and
-the same task may be asked of another one.
+An exception in a task is raised where the task was given out. A worker that is gone (killed, or out of memory) raises `Died`,
+and another one may be given the same task.
 """
 
 from __future__ import annotations
@@ -15,60 +15,60 @@ from typing import Any, Protocol, TypeVar
 
 from fedprune.execution.failures import is_out_of_memory
 
-Task = tuple[str, tuple]
-"""The method to call of what the worker has made, and its arguments."""
+Task = tuple[str, tuple[Any, ...]]
+"""A method of the object that the worker has made, and its arguments."""
 
 Factory = Callable[[], Any]
-"""Makes the object whose methods are the tasks: a ClientRound."""
+"""Makes the object whose methods are the tasks: a federated.client.round.Client."""
 
 T = TypeVar("T")
 
 Outcome = tuple[Any, Exception | None]
-"""(result, None), or (None, what was raised)."""
+"""(result, None), or (None, the exception)."""
 
 
 class Died(Exception):
-    """A worker is gone, and with it what it was doing."""
+    """A worker is gone, and its task with it."""
 
 
 class Worker(Protocol):
     """One process, in which the factory is called once, and this end of the way to it."""
 
-    def perform(self, method: str, arguments: tuple) -> Any:
-        """The task's result. Raises what it raises, and Died."""
+    def perform(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        """Return the task's result. Raises the task's exceptions, and Died."""
 
     def when_there(self, call: Callable[[], None]) -> None:
-        """Call this once tasks can be asked of it (or it is known that they never can): now, or later from another thread."""
+        """Call this once the worker takes tasks (or never will): now, or later from another thread."""
 
     def kill(self) -> None:
-        """End the process at once, whatever it is doing; who waits for its result sees it die."""
+        """End the process at once, whatever it is doing. Who waits for its result gets Died."""
 
     def end(self) -> None:
-        """The same, and let go of what it took. Nobody may be waiting for it."""
+        """End the process and release its resources. Nobody may be waiting for it."""
 
 
-def answer(made: Outcome, send: Callable[[Outcome], T], method: str, arguments: tuple) -> T:
-    """In the worker: do a task and send its outcome. made: what the factory has made, or could not."""
+def answer(made: Outcome, send: Callable[[Outcome], T], method: str, arguments: tuple[Any, ...]) -> T:
+    """Do a task and send its outcome, in the worker. made: the outcome of the factory."""
     maker, error = made
     outcome = (None, error) if error else attempt(getattr(maker, method), *arguments)
     try:
         return send(outcome)
     except (EOFError, OSError):
         raise
-    except Exception as unsent:  # a result that cannot travel is a mistake of the task's, too
+    except Exception as unsent:  # a result that cannot travel is an error of the task's, too
         return send((None, _portable(unsent)))
 
 
 def result(outcome: Outcome) -> Any:
-    """What it is. Raises what was raised in the worker."""
-    found, error = outcome
+    """Return the result. Raises the exception of the worker."""
+    value, error = outcome
     if error is not None:
         raise error
-    return found
+    return value
 
 
 def attempt(call: Callable[..., Any], *arguments: Any) -> Outcome:
-    """What comes of a call. Without memory the process ends: a fresh one may have enough."""
+    """Return the outcome of a call. Out of memory, the process ends: a fresh one may have enough."""
     try:
         return call(*arguments), None
     except Exception as error:
@@ -78,7 +78,7 @@ def attempt(call: Callable[..., Any], *arguments: Any) -> Outcome:
 
 
 def _portable(error: Exception) -> Exception:
-    """An exception that can travel, and brings along where it was raised."""
+    """Return an exception that can travel, with the place where it was raised."""
     error.add_note("".join(traceback.format_exception(error)))
     try:
         pickle.loads(pickle.dumps(error))

@@ -28,7 +28,7 @@ NUMBERS = ("round", "clock", "events", "up_bytes", "down_bytes", "pruned", "open
 
 
 def save_state(state: State, path: Path) -> None:
-    """Write the state over the one before it; whoever reads sees the old one or the new one. Raises RunError if it cannot."""
+    """Write the state over the one before it, in one step: a reader sees either. Raises RunError if the disk refuses."""
     groups: dict[str, Params] = {
         "server": state.server.params,
         "mask": state.server.mask,
@@ -49,7 +49,7 @@ def save_state(state: State, path: Path) -> None:
 
 
 def load_state(path: Path) -> State:
-    """The state of a file. Raises RunError, naming it, if it is damaged or is something else."""
+    """Return the state of a file. Raises RunError, naming the file, if it is damaged or is something else."""
     groups, metadata = read(path)
     try:
         numbers = json.loads(metadata["state"])
@@ -78,23 +78,25 @@ def _server_state(groups: Mapping[str, Params], format: int) -> ServerState:
 
 
 def _personal(state: State) -> Params:
-    """The clients' own positions, as three tensors with a row per client; nothing if there are none."""
+    """Return the clients' positions in their plans, as three tensors with a row per client; nothing if there are none."""
     if not state.personal:
         return {}
     return {
         "clients": torch.tensor([*state.personal]),
-        "events": torch.tensor([own.events for own in state.personal.values()]),
-        "pruned": torch.tensor([own.pruned for own in state.personal.values()]),
+        "events": torch.tensor([personal.events for personal in state.personal.values()]),
+        "pruned": torch.tensor([personal.pruned for personal in state.personal.values()]),
     }
 
 
 def _masks(state: State) -> Rows:
-    """The clients' own masks, a row for each."""
-    return Rows(len(next(iter(state.personal.values())).mask), [own.mask for own in state.personal.values()])
+    """Return the clients' personal masks, a row for each."""
+    masks = [personal.mask for personal in state.personal.values()]
+    return Rows(len(masks[0]), masks)
 
 
 def _read_personal(tensors: Params | None, path: Path) -> dict[int, Personal]:
-    """The masks stay where they are until somebody asks: the file is never written to again, only replaced."""
+    """Return the clients' positions and masks. The masks stay in the file until somebody reads them: a checkpoint is never
+    written to again, only replaced."""
     if tensors is None:
         return {}
     clients, events, pruned = (tensors[name].tolist() for name in ("clients", "events", "pruned"))
@@ -103,7 +105,7 @@ def _read_personal(tensors: Params | None, path: Path) -> dict[int, Personal]:
         raise ValueError(f"{number} masks of {len(clients)} clients")
     file = open(path, "rb")  # noqa: SIM115  it lives as long as the masks in it
     rows = zip(range(number), clients, events, pruned, strict=True)
-    return {client: Personal(Stored(file, start + length * row, length), *place) for row, client, *place in rows}
+    return {client: Personal(Stored(file, start + length * row, length), done, pruned) for row, client, done, pruned in rows}
 
 
 def _read_kept(groups: Mapping[str, Params]) -> dict[int, ClientState]:
@@ -116,16 +118,16 @@ def _read_kept(groups: Mapping[str, Params]) -> dict[int, ClientState]:
 
 
 def save_ticket(params: Params, mask: Mask, provenance: Mapping[str, str], path: Path) -> None:
-    """A ticket: the mask, the weights it is to be trained from, and where it comes from. Raises RunError if it cannot."""
+    """Write a ticket: a mask, the weights to train it from, and its provenance. Raises RunError if the disk refuses."""
     write({"params": params, "mask": mask}, provenance, path)
 
 
 def write(
     groups: Mapping[str, Params], metadata: Mapping[str, str], path: Path, rows: Mapping[str, Rows] = MappingProxyType({})
 ) -> None:
-    """Groups of named tensors as one safetensors file (names group/name; the order of names is kept in the metadata).
+    """Write groups of named tensors as one safetensors file. Names are group/name; their order is in the metadata.
 
-    rows: more of them, by full name, that are not in the order: for readers who know where to look.
+    rows: further tensors, by full name, that are not in that order and that `read` leaves out.
     """
     tensors = {f"{group}/{_escaped(name)}": tensor for group, params in groups.items() for name, tensor in params.items()}
     notes = {"order": json.dumps(list(tensors))}
@@ -137,17 +139,17 @@ def write(
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `replace_file`, for text."""
+    """Write a text file in one step; see `replace_by`."""
     replace_file(path, text.encode())
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """As `replace_by`, for what is in one piece."""
+    """Write a file in one step; see `replace_by`."""
     replace_by(path, [content])
 
 
 def replace_by(path: Path, pieces: Iterable[Buffer]) -> None:
-    """Write a file in one step: complete and on the disk, or not at all. Raises RunError if it cannot."""
+    """Write a file in one step: complete and on the disk, or not at all. Raises RunError if the disk refuses."""
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +167,8 @@ def replace_by(path: Path, pieces: Iterable[Buffer]) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
-    """The groups of tensors of a file, in the order they were written, and its metadata. Raises RunError if it is damaged."""
+    """Return the groups of tensors of a file, in the order in which they were written, and its metadata. Raises RunError if it
+    is damaged."""
     groups: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -181,7 +184,7 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
 
 
 def _escaped(name: str) -> str:
-    """A tensor's name without a slash: those are for groups, and torch allows them in the names of layers."""
+    """Return a tensor's name without a slash: slashes end groups, and torch allows them in the names of layers."""
     return name.replace("%", "%25").replace("/", "%2F")
 
 

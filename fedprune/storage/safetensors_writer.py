@@ -1,4 +1,4 @@
-"""A safetensors file, written piece by piece: it need not be in memory as a whole, as `safetensors.torch.save` has it."""
+"""Writes a safetensors file piece by piece, where `safetensors.torch.save` would have it in memory as a whole."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,14 +32,14 @@ class Rows(NamedTuple):
 
 
 def pieces(tensors: Mapping[str, Tensor | Rows], metadata: Mapping[str, str]) -> Iterator[Buffer]:
-    """The file's bytes. Wide types come first, so that every tensor is aligned; a tensor may stand there under many names."""
+    """Yield the file's bytes. Wide types come first, so that every tensor is aligned. A tensor may have several names."""
     order = sorted(tensors, key=lambda name: (-_width(tensors[name]), name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    place = 0
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
     for name in order:
         dtype, shape, size = _described(tensors[name])
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [place, place + size]}
-        place += size
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     yield struct.pack("<Q", len(head))
@@ -49,7 +49,7 @@ def pieces(tensors: Mapping[str, Tensor | Rows], metadata: Mapping[str, str]) ->
 
 
 def place(path: Path, name: str) -> tuple[list[int], int]:
-    """(shape of a tensor of a file, the offset of its first byte). Raises ValueError if the file has no such tensor."""
+    """Return (the shape of a tensor of a file, the offset of its first byte). Raises ValueError if there is no such tensor."""
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))

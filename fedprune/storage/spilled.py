@@ -1,7 +1,7 @@
-"""Bytes that lie in a file until somebody asks for them: masks of many clients, beyond what memory is meant to hold.
+"""Masks of many clients in a file instead of in memory, each read when it is used.
 
-A file is only ever appended to and what is in it never changes, so a State of ten rounds ago still finds its own. Files have no
-name: they are gone with the last value that lies in them, however the process ends.
+A file is only appended to, and its content never changes, so that a State of ten rounds ago still finds its masks. Files have
+no name: the system removes them with the last value that refers to them, however the process ends.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedprune.types import Personal
 
 
 class Stored:
-    """`length` bytes from `offset` of a file that is open for reading. Equal to what it holds."""
+    """Stands for `length` bytes from `offset` of a file that is open for reading, and equals them."""
 
     __slots__ = ("file", "length", "offset")
 
@@ -31,7 +31,7 @@ class Stored:
     def __len__(self) -> int:
         return self.length
 
-    def __eq__(self, other: Any) -> bool:
+    def __eq__(self, other: object) -> bool:
         return bytes(self) == bytes(other) if isinstance(other, bytes | Stored) else NotImplemented
 
     def __hash__(self) -> int:
@@ -39,18 +39,27 @@ class Stored:
 
 
 def beyond(personal: Mapping[int, Personal], most: float, folder: Path) -> Mapping[int, Personal]:
-    """The same, with all masks in a file in `folder` if those in memory take more than `most` bytes.
+    """Return the same clients, with all masks in a file in `folder` if those in memory take more than `most` bytes.
 
-    They go after those that lie there already; if more than half of that file is of no use any more, all go to a new one.
+    They go after those that are in a file already. If more than half of that file is of no use any more, all go to a new one.
     """
-    if sum(len(own.mask) for own in personal.values() if isinstance(own.mask, bytes)) <= most:
+    masks = [each.mask for each in personal.values()]
+    if sum(len(mask) for mask in masks if isinstance(mask, bytes)) <= most:
         return personal
-    files = [own.mask.file for own in personal.values() if isinstance(own.mask, Stored) and own.mask.file.writable()]
-    live = sum(len(own.mask) for own in personal.values())
-    file = files[-1] if files and files[-1].seek(0, os.SEEK_END) <= live else _nameless(folder)
-    moved = {c: replace(own, mask=_appended(own.mask, file)) for c, own in personal.items() if not _lies_in(own.mask, file)}
+    file = _file(masks, folder)
+    in_file = {
+        client: each if _lies_in(each.mask, file) else replace(each, mask=_appended(each.mask, file))
+        for client, each in personal.items()
+    }
     file.flush()
-    return {client: moved.get(client, own) for client, own in personal.items()}
+    return in_file
+
+
+def _file(masks: list[bytes | Stored], folder: Path) -> IO[bytes]:
+    """Return the file to append to: the last one that some of these masks are in, unless it would be more than half waste."""
+    files = [mask.file for mask in masks if isinstance(mask, Stored) and mask.file.writable()]
+    size = sum(len(mask) for mask in masks)
+    return files[-1] if files and files[-1].seek(0, os.SEEK_END) <= size else _nameless(folder)
 
 
 def _lies_in(mask: bytes | Stored, file: IO[bytes]) -> bool:

@@ -37,7 +37,7 @@ LENGTH = struct.Struct("<I")  # of a mask in gaps
 
 @dataclass(frozen=True)
 class Layout:
-    """What both ends of the wire know: names, shapes and types of the tensors, and which of them a mask covers."""
+    """Names, shapes and types of the tensors that travel, which both ends of the wire have. masked: those under a mask."""
 
     shapes: Mapping[str, torch.Size]
     dtypes: Mapping[str, torch.dtype]
@@ -45,27 +45,27 @@ class Layout:
 
     @staticmethod
     def of(tensors: Params, masked: tuple[str, ...]) -> Layout:
-        """The layout of these tensors."""
+        """Return the layout of these tensors."""
         return Layout({n: t.shape for n, t in tensors.items()}, {n: t.dtype for n, t in tensors.items()}, masked)
 
     def only(self, names: Sequence[str]) -> Layout:
-        """The layout of these tensors alone, in their order. Raises KeyError for one that is not there."""
+        """Return the layout of these tensors alone, in their order. Raises KeyError for one that is not there."""
         covered = tuple(name for name in self.masked if name in names)
         return Layout({n: self.shapes[n] for n in names}, {n: self.dtypes[n] for n in names}, covered)
 
 
 def dense(tensors: Params, mask: Mask, shared: Mask | None = None) -> bytes:
-    """Every value: what a framework that does not know about masks would send, and the mask."""
+    """Encode every value, as a framework that knows no masks would send it, and the mask."""
     return _joined(_head(DENSE, mask), map(_raw, tensors.values()))
 
 
 def bitmap(tensors: Params, mask: Mask, shared: Mask | None = None) -> bytes:
-    """One bit per entry, and the values of the living."""
+    """Encode one bit per entry, and the values of the living."""
     return _joined(_head(BITMAP, mask), _living(tensors, mask))
 
 
 def gaps(tensors: Params, mask: Mask, shared: Mask | None = None) -> bytes:
-    """The distances between the living, entropy-coded, and the values of the living."""
+    """Encode the distances between the living, near their entropy, and the values of the living."""
     return _joined(_head_gaps(mask), _living(tensors, mask))
 
 
@@ -77,14 +77,14 @@ def auto(tensors: Params, mask: Mask, shared: Mask | None = None) -> bytes:
 
 
 def bits(tensors: Params, mask: Mask, shared: Mask | None = None) -> bytes:
-    """Values that are 0 or 1, as bits. Raises ValueError if there are others."""
+    """Encode values that are 0 or 1, as bits. Raises ValueError if there are others."""
     if not all(bool(((tensor == 0) | (tensor == 1)).all()) for tensor in tensors.values()):
         raise ValueError("only zeros and ones can be sent as bits")
     return bytes([BITS, 0]) + pack({name: tensor == 1 for name, tensor in tensors.items()})
 
 
 def decode(data: Piece, layout: Layout, shared: Mask | None = None) -> tuple[Params, Mask]:
-    """The tensors and the mask, which covers what the `shared` one does, or else what the layout says. Raises ValueError if the
+    """Return the tensors and their mask, which is of the tensors of `shared`, or else of the layout. Raises ValueError if the
     bytes are not an encoding of this layout."""
     view = memoryview(data)
     if len(view) < 2 or view[0] not in (DENSE, BITMAP, SHARED, BITS, GAPS):
@@ -122,7 +122,7 @@ def _head_gaps(mask: Mask) -> bytes:
 
 
 def _read_gaps(view: memoryview, place: int, shapes: dict[str, torch.Size]) -> tuple[Mask, int]:
-    """The mask, and where it ends."""
+    """Return the mask, and the offset at which it ends."""
     start = place + LENGTH.size
     if start > len(view):
         raise ValueError("the bytes end before the mask")
@@ -139,7 +139,7 @@ def _same(mask: Mask, shared: Mask) -> bool:
 
 
 def _living(tensors: Params, mask: Mask) -> Iterator[np.ndarray]:
-    """The values of the living, tensor by tensor: without a copy where all live."""
+    """Yield the values of the living, tensor by tensor: without a copy where all live."""
     return (_raw(tensor)[places(mask[name])] if name in mask else _raw(tensor) for name, tensor in tensors.items())
 
 
@@ -148,11 +148,11 @@ def _joined(head: bytes, values: Iterable[Any]) -> bytes:
 
 
 WORDS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.dtype("V16")}
-"""Values travel as words of their size, so that every type of number does, and no bit is touched."""
+"""Values travel as words of their size, so that every type of number can, and no bit changes."""
 
 
 def _raw(tensor: torch.Tensor) -> np.ndarray:
-    """The tensor's values as a flat array of words, without a copy where it lies contiguous."""
+    """Return the tensor's values as a flat array of words, without a copy where they lie contiguous."""
     # Not reshape(-1): it leaves tensors of no entry or one with whatever stride they have.
     flat = tensor.detach().contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
     return flat.view(WORDS[tensor.dtype.itemsize])

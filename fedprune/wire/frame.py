@@ -29,14 +29,14 @@ Message = Piece | tuple[Piece, ...]
 
 
 def framed(header: Mapping[str, object], blocks: Sequence[Piece]) -> tuple[Piece, ...]:
-    """The message. Pieces that are long are arrays."""
+    """Return the message. Its long pieces are arrays."""
     parts = [json.dumps(header, separators=(",", ":")).encode(), *blocks]
     pieces = itertools.chain.from_iterable((LENGTH.pack(len(part)), part) for part in parts)
     return tuple(_joined(itertools.chain((FRAME.pack(MAGIC, checksum(parts)),), pieces)))
 
 
-def unframed(message: Message) -> tuple[dict, list[memoryview]]:
-    """The header and the blocks of a message. Raises ValueError and struct.error for what is none."""
+def unframed(message: Message) -> tuple[dict[str, Any], list[memoryview]]:
+    """Return the header and the blocks of a message. Raises ValueError and struct.error for other bytes."""
     pieces = [memoryview(piece) for piece in (message if isinstance(message, tuple) else (message,))]
     if not pieces or len(pieces[0]) < FRAME.size:
         raise ValueError("a message shorter than its frame")
@@ -48,33 +48,36 @@ def unframed(message: Message) -> tuple[dict, list[memoryview]]:
 
 
 def length(message: Message) -> int:
-    """Of a message, in bytes."""
+    """Return the length of a message in bytes."""
     return sum(map(len, message)) if isinstance(message, tuple) else len(message)
 
 
 def array(piece: Piece) -> np.ndarray:
-    """The same bytes, not copied, as what can cross to another process without being copied."""
+    """Return the same bytes, not copied, as an array, which can cross to another process without being copied."""
     return np.frombuffer(piece, np.uint8)
 
 
 def checksum(parts: Iterable[Piece]) -> int:
-    """The crc32 of these parts, each preceded by its length; of a long one, of the sums of its rows and columns (as words of 64
-    bits) and of what they leave over. That takes a fifth of the time; what it misses has to keep all of these sums."""
-    found = 0
+    """Return the crc32 of these parts, each preceded by its length.
+
+    Of a long part it is that of the sums of its rows and columns (as words of 64 bits) and of the bytes after the last row.
+    That takes a fifth of the time; damage that it misses has to keep all of these sums.
+    """
+    crc = 0
     for part in parts:
-        found = zlib.crc32(LENGTH.pack(len(part)), found)
+        crc = zlib.crc32(LENGTH.pack(len(part)), crc)
         whole = len(part) - len(part) % ROW
         if whole > ROW:
             rows = np.frombuffer(part, np.uint64, whole // 8).reshape(-1, ROW // 8)
             for sums in (rows.sum(0, dtype=np.uint64), rows.sum(1, dtype=np.uint64)):
-                found = zlib.crc32(sums, found)
+                crc = zlib.crc32(sums, crc)
             part = memoryview(part)[whole:]
-        found = zlib.crc32(part, found)
-    return found
+        crc = zlib.crc32(part, crc)
+    return crc
 
 
 def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The same bytes in fewer pieces: short ones in a row become one."""
+    """Yield the same bytes in fewer pieces: short ones in a row become one."""
     for long, some in itertools.groupby(pieces, key=lambda piece: len(piece) >= 2 * ROW):
         if long:
             yield from map(array, some)
@@ -83,18 +86,18 @@ def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def _parts(pieces: Iterable[memoryview]) -> Iterator[memoryview]:
-    """What the lengths say. Raises ValueError if the pieces do not end with a part."""
+    """Yield the parts, by the lengths before them. Raises ValueError if the pieces do not end with a part."""
     due: int | None = None
     for piece in pieces:
-        place = 0
-        while due is not None or place < len(piece):
+        offset = 0
+        while due is not None or offset < len(piece):
             if due is None:
-                (due,), place = LENGTH.unpack_from(piece, place), place + LENGTH.size
-            if due and place == len(piece):
+                (due,), offset = LENGTH.unpack_from(piece, offset), offset + LENGTH.size
+            if due and offset == len(piece):
                 break
-            if place + due > len(piece):
+            if offset + due > len(piece):
                 raise ValueError("a damaged message: it ends within a part")
-            yield piece[place : place + due]
-            place, due = place + due, None
+            yield piece[offset : offset + due]
+            offset, due = offset + due, None
     if due is not None:
         raise ValueError("a damaged message: it ends before a part")

@@ -39,12 +39,12 @@ TABLE = 160  # bits of one table more, about
 
 
 def pack_gaps(mask: Mask) -> bytes:
-    """The mask as bytes: names in the order of the dict, entries row by row."""
+    """Return the mask as bytes: names in the order of the dict, entries row by row."""
     return join([step for alive in mask.values() for step in _tensor(alive)])
 
 
 def unpack_gaps(data: bytes, shapes: dict[str, torch.Size]) -> Mask:
-    """The inverse of `pack_gaps`, given names and shapes in the same order. Raises ValueError if the bytes are no such mask."""
+    """Return the mask that `pack_gaps` was given. shapes: in the same order. Raises ValueError for other bytes."""
     return dict(_unpack(data, tuple(shapes.items())))
 
 
@@ -58,7 +58,7 @@ def _unpack(data: bytes, shapes: tuple[tuple[str, torch.Size], ...]) -> Mask:
 
 
 def _tensor(mask: torch.Tensor) -> list[Step]:
-    """A tensor's mask: the cheaper of its entries one after the other, and its blocks."""
+    """Return the steps of a tensor's mask: the cheaper of its entries one after the other, and its blocks."""
     alive, living = mask.numpy(), places(mask)  # which is remembered: values are taken from there
     whole = _entries(alive.reshape(-1), None if isinstance(living, slice) else living)
     blocks = _blocks(alive.reshape(len(alive), -1)) if alive.ndim > 1 and alive.size else None
@@ -75,7 +75,7 @@ def _read_tensor(reader: Reader, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _entries(alive: np.ndarray, living: np.ndarray | None = None) -> list[Step]:
-    """Entries one after the other. living: where they are alive, if that is known."""
+    """Return the steps of entries one after the other. living: the places of those that are alive (None: not counted yet)."""
     size, count = len(alive), int(np.count_nonzero(alive))
     if count in (0, size):
         return [number(ALIVE if count else DEAD)]
@@ -106,7 +106,7 @@ def _read_entries(reader: Reader, way: int, size: int) -> np.ndarray:
 
 
 def _read_places(reader: Reader, size: int) -> np.ndarray:
-    """Ascending places below `size`, at most half of all."""
+    """Read ascending places below `size`, at most half of all."""
     count = reader.number()
     if not 1 <= count <= size // 2:
         raise ValueError(f"{count} places, as the rarer of {size}")
@@ -128,7 +128,8 @@ def _read_places(reader: Reader, size: int) -> np.ndarray:
 
 
 def _following(numbers: np.ndarray, symbols: np.ndarray) -> np.ndarray:
-    """The bits that follow the symbols: the lowest of all numbers that have one, then the next of those that have two ..."""
+    """Return the bits that follow the symbols: the lowest of all numbers that have one, then the next of those that have two
+    ..."""
     order, having = _longest_first(symbols)
     numbers = numbers[order]
     flags = [numbers[:many] >> place & 1 for place, many in enumerate(having)]
@@ -136,14 +137,14 @@ def _following(numbers: np.ndarray, symbols: np.ndarray) -> np.ndarray:
 
 
 def _longest_first(symbols: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """An order of numbers by how many bits follow their symbols; and how many have one, two ... that follow."""
+    """Return an order of numbers by how many bits follow their symbols, and how many have at least one, two ... of them."""
     lengths = symbols >> MORE
     having = len(lengths) - np.cumsum(np.bincount(lengths))
     return np.argsort(~lengths.astype(np.uint8), kind="stable"), having[:-1].tolist()
 
 
 def _blocks(alive: np.ndarray) -> list[Step] | None:
-    """A matrix by classes of rows and columns; None if there is one of each."""
+    """Return the steps of a matrix by classes of rows and columns; None if there is one of each."""
     rows, columns = (_classes(alive.sum(axis=axis, dtype=np.int32), alive.shape[axis]) for axis in (1, 0))
     if not (rows.any() or columns.any()):
         return None
@@ -166,7 +167,7 @@ def _read_blocks(reader: Reader, height: int, width: int) -> np.ndarray:
 
 
 def _classes(living: np.ndarray, size: int) -> np.ndarray:
-    """The class of each line with so many living entries of `size`: numbers from 0, all of them in use.
+    """Return the class of each line with so many living entries of `size`: numbers from 0, all of them in use.
 
     The wholly dead and the wholly alive are classes of their own. In the others the odds of being alive are within a factor
     of 4, from half to twice those of all such lines, or the next; 4 entries are added to both sides, since small numbers
@@ -184,5 +185,5 @@ def _classes(living: np.ndarray, size: int) -> np.ndarray:
 
 
 def _entropy(living: np.ndarray, size: np.ndarray) -> float:
-    """Bits of so many living among so many entries, at random; [n] each, summed."""
+    """Return the bits of so many living among so many entries at random: [n] each, summed."""
     return float(sum(np.sum(part * np.log2(size / np.maximum(part, 1))) for part in (living, size - living)))

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
+from typing import Any
 
 import torch
 
@@ -45,11 +46,11 @@ class Wire:
     untrained: Layout = NOTHING
 
     def subnet_block(self, subnet: Subnet, shared: Mask | None = None) -> bytes:
-        """A subnet as a block: made once, sent to many. Names outside the layout (what clients keep) stay behind."""
+        """Encode a subnet: once, for many clients. Names outside the layout are private, and are left out."""
         return self.codec({name: subnet.params[name] for name in self.layout.shapes}, subnet.mask, shared)
 
     def read_subnet(self, block: Piece, shared: Mask | None = None) -> Subnet:
-        """The subnet of a block. Raises ValueError."""
+        """Return the subnet of a block. Raises ValueError."""
         return Subnet(*decode(block, self.layout, shared))
 
     def untrained_block(self, params: Params) -> bytes:
@@ -63,7 +64,8 @@ class Wire:
         return replace(self, layout=self.layout.only(always), untrained=self.layout.only(once)) if once else self
 
     def encode_job(self, job: Job, block: Piece, untrained: Piece = b"") -> Message:
-        """A job as bytes; `block` is its subnet, already encoded. untrained: for newcomers, what is never trained, likewise."""
+        """Return a job as a message. block: its subnet, encoded. untrained: for newcomers, the tensors that nobody trains,
+        encoded."""
         header: dict[str, object] = {"client": job.client, "round": job.round, "clock": job.clock, "seed": job.seed}
         if job.measure:
             header |= {"measure": job.measure, "about": job.about}
@@ -94,7 +96,7 @@ class Wire:
             return Job(subnet=subnet, surviving=surviving, control=control, kept_mask=kept_mask, **header)
 
     def mask_of(self, bits: bytes) -> Mask | None:
-        """The mask that these bits are, or None if there are none."""
+        """Return a client's mask that was packed to bits; None if there are none."""
         return (
             unpack(bits, {name: self.layout.shapes[name] for name in self.mask_names or self.layout.masked}) if bits else None
         )
@@ -104,7 +106,7 @@ class Wire:
         return unpack(all_alive(shapes), shapes)
 
     def encode_update(self, update: Update, shared: Mask) -> Message:
-        """An update as bytes. `shared` is the mask that it is answered under; evidence covers the living or the dead of it."""
+        """Return an update as a message. shared: the mask that it is answered under (see `answered_under`)."""
         header = {"client": update.client, "examples": update.examples, "metrics": dict(update.metrics)}
         header |= {"evidence": list(update.evidence), "about": update.about}
         if update.logged:
@@ -121,7 +123,7 @@ class Wire:
         return self if self.answers is None else replace(self, codec=self.answers)
 
     def decode_update(self, message: Message, shared: Mask) -> Update:
-        """The update. Raises ValueError on anything that is not an update under this mask's layout."""
+        """Return the update of a message. Raises ValueError on anything that is not an update under this mask."""
         with _sound():
             header, blocks = unframed(message)
             names = header.pop("evidence")
@@ -149,7 +151,7 @@ class Wire:
         mask = {name: shared[name] for name in layout.masked}
         return [self.codec(control, mask, mask)]
 
-    def _read_control(self, header: dict, blocks: list[memoryview], shared: Mask) -> Params:
+    def _read_control(self, header: dict[str, Any], blocks: list[memoryview], shared: Mask) -> Params:
         """Return the control, taken from the front of these blocks, and its note from the header."""
         if CONTROL not in header:
             return {}
@@ -166,7 +168,7 @@ def _event(round: int, density: float, swap: float, block: list[int] | None) -> 
 
 @contextmanager
 def _sound() -> Iterator[None]:
-    """What does not fit in a message, wherever it shows, is one and the same to its reader."""
+    """Raise ValueError for whatever a damaged message makes fail."""
     try:
         yield
     except (struct.error, KeyError, IndexError, TypeError, AttributeError) as error:
@@ -174,12 +176,12 @@ def _sound() -> Iterator[None]:
 
 
 def answered_under(job: Job) -> Mask:
-    """The mask that both ends hold when the job is answered."""
+    """Return the mask that both ends have when the job is answered."""
     return job.subnet.mask if job.surviving is None else job.surviving
 
 
 def _survivors(surviving: Mask, mask: Mask) -> bytes:
-    """Which of the living survive: one bit for each of them."""
+    """Return one bit for each living entry: whether it survives."""
     return pack({name: surviving[name][alive] for name, alive in mask.items()})
 
 
@@ -189,12 +191,12 @@ def _read_survivors(mask: Mask, bits: memoryview) -> Mask:
 
 
 def about(mask: Mask, which: str) -> Mask:
-    """The entries that evidence is about: the living, all, or the dead; `top` is the most of the dead, and zero elsewhere."""
+    """Return the entries that evidence is about: the living, all, or the dead; `top` is about the dead, and mostly zero."""
     if which == "all":
         return {name: torch.ones_like(alive) for name, alive in mask.items()}
     return mask if which == "alive" else {name: ~alive for name, alive in mask.items()}
 
 
 def _support(values: Params, cover: Mask, which: str) -> Mask:
-    """The entries that are sent: where most are zero, only those that are not, with their places."""
+    """Return the entries that are sent: where most are zero, only those that are not, with their places."""
     return {name: value != 0 for name, value in values.items()} if which == "top" else cover

@@ -1,12 +1,13 @@
-"""What clients do in a round: train the weights that they are sent, or something of their own (sampled_masks, evolving_mask).
+"""The work of clients in a round: they train the weights that they are sent, or do something else (fedpm.py, dispfl.py).
 
 Every option is a `Work`:
-    regularisers             what it adds to every client's training
-    begin(net, names)        what it makes of a fresh network, in place; names: of the prunable tensors
-    wire(codec, tensors, names) -> which of the network's tensors travel, and how
-    answer(subnet)           -> as long a subnet as a client sends back after training this one: for estimates
-    client_round(worker, start, seed) -> what a worker does with jobs; worker: its ClientRound; start: () -> the initial weights
-    problems(composition)    -> what it cannot be combined with, each with what to choose instead
+    regularisers             the additions to every client's training
+    begin(net, names)        changes a fresh network in place; names: of the prunable tensors
+    wire(codec, tensors, names) -> the Wire: which of the network's tensors travel, and how
+    answer(subnet)           -> as long a subnet as a client sends back after training this one, for estimates
+    client_round(worker, start, seed) -> the Client that performs jobs; worker: a ClientRound to hold; start: () -> the initial
+                                weights
+    problems(composition)    -> the options that it cannot be combined with, each with one to choose instead
 """
 
 from __future__ import annotations
@@ -68,5 +69,5 @@ class TrainedWeights(Work):
 
 
 def broken(rules: Mapping[str, bool]) -> list[str]:
-    """The rules that are not kept."""
+    """Return the rules that are not kept."""
     return [problem for problem, kept in rules.items() if not kept]

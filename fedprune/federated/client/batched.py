@@ -74,8 +74,9 @@ class Batched(Serial):
             clock = Clock()  # the time of all is the first one's, and then each has its own
 
     def _finished(self, begun: Begun, trained: Trained) -> Update:
+        worker: ClientRound = self._client_round
         with explained(told(begun.job)):
-            return self._client_round.finish(begun, trained)
+            return worker.finish(begun, trained)
 
     def _together(self, jobs: Sequence[Job]) -> Together:
         """Train the jobs that can be trained as one model: those that have one learning rate, if they are several."""

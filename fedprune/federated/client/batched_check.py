@@ -1,7 +1,7 @@
-"""obstacle: (module, recipe, some examples) -> why several clients cannot be trained as one batched model, or None.
+"""Checks whether several clients can be trained as one batched model.
 
-What is known to be different is told by its name. No list could say what a network does in its forward pass (draw numbers, mix
-examples, run layers that cannot be batched), so that is tried.
+Known obstacles have names. No list could tell what a network does in its forward pass (draw numbers, mix examples, run layers
+that cannot be batched), so that is tried.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedprune.types import Params, Subnet
 
 
 def obstacle(module: LocalModule, recipe: Recipe, batch: Batch) -> str | None:
-    """Why `fit_together` would not give what `fit` gives, or None. batch: two examples or more, to try both on."""
+    """Return why `fit_together` would not give what `fit` gives, or None. batch: two examples or more, to try both on."""
     if type(module) not in KNOWN or patched(module):
         return f"what {type(module).__name__} does in a step is not known"
     optimizer = type(module.optimizer([*module.net.parameters()]))
@@ -40,7 +40,7 @@ def obstacle(module: LocalModule, recipe: Recipe, batch: Batch) -> str | None:
 
 
 def _tried(module: LocalModule, recipe: Recipe, batch: Batch) -> str | None:
-    """Two clients, one of whom has an example less, take a step: it is the gradient, however the module makes its own."""
+    """Let two clients, one of whom has an example less, take a step of plain SGD both ways. Returns the difference, or None."""
     plain = type(module)(module.net, functools.partial(torch.optim.SGD, lr=1.0)).to(module.device)
     sent = unload(module)
     other = {name: 0.9 * tensor if is_number(tensor) else tensor for name, tensor in sent.items()}
@@ -61,7 +61,7 @@ def _tried(module: LocalModule, recipe: Recipe, batch: Batch) -> str | None:
 
 
 def _alike(made: Params, wanted: Params, sent: Params) -> bool:
-    """Whether each tensor was moved in the same way, to a hundredth of the way or a trifle of the tensor."""
+    """Return whether each tensor moved in the same way, up to a hundredth of the way or a trifle of the tensor."""
     return all(
         torch.equal(made[name], value)  # what does not move may be infinite, or no number
         or bool((made[name] - value).float().norm() <= 0.01 * (value - sent[name]).float().norm() + 1e-5 * value.float().norm())

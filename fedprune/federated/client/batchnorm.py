@@ -1,4 +1,4 @@
-"""What happens to BatchNorm: `average | local | frozen`. A policy is explicit, because it changes the result.
+"""The policies of BatchNorm: `average | local | frozen`. A policy is explicit, because it changes the result.
 
 average: scale, shift and running statistics are merged like weights.
 local: they never leave the client (FedBN, Li et al. 2021). The server's copy is their mean, for reporting only; it is

@@ -1,7 +1,7 @@
-"""Values that are a client's own: of the entries that not every client holds, each goes on with what it has trained itself.
+"""Private values of entries: where not all clients have an entry alive, each goes on with the value that it has trained itself.
 
-Li et al. 2021 (Hermes). Which entries all clients hold, the server knows from their masks; only the values of these are sent
-down. A client that has not trained yet has nothing of its own, and takes all that it is sent.
+Li et al. 2021 (Hermes). The server knows the shared entries, which all clients have alive, from their masks; only the values of
+these travel down. A client that has not trained yet takes all values that the server has.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from fedprune.types import Job, Mask, Params, State, Subnet
 
 
 def shared_entries(state: State) -> Mask:
-    """The entries that every client holds: a client without a mask of its own holds all."""
+    """Return the entries that every client has alive. A client without a personal mask has all."""
     mask = state.server.mask
     if not state.personal:
         return mask
-    held = (int.from_bytes(bytes(own.mask), "big") for own in state.personal.values())
-    bits = functools.reduce(operator.and_, held).to_bytes(len(pack(mask)), "big")
+    masks = (int.from_bytes(bytes(personal.mask), "big") for personal in state.personal.values())
+    bits = functools.reduce(operator.and_, masks).to_bytes(len(pack(mask)), "big")
     return unpack(bits, {name: alive.shape for name, alive in mask.items()})
 
 
@@ -31,20 +31,20 @@ def trained(state: State, client: int) -> Params:
 
 
 def sent(mask: Mask, shared: Mask) -> Mask | None:
-    """Which entries of a client's mask get the server's values, if not all of them do."""
-    found = {name: alive & shared[name] for name, alive in mask.items()}
-    return None if all(torch.equal(alive, mask[name]) for name, alive in found.items()) else found
+    """Return the entries of a client's mask that get the server's values; None if all of them do."""
+    entries = {name: alive & shared[name] for name, alive in mask.items()}
+    return None if all(torch.equal(alive, mask[name]) for name, alive in entries.items()) else entries
 
 
-def joined(server: Params, own: Params, shared: Mask) -> Params:
-    """The server's values where all clients hold an entry, and `own` ones elsewhere; of the names in `own`."""
-    return {name: torch.where(shared[name], server[name], value) for name, value in own.items()}
+def joined(server: Params, private: Params, shared: Mask) -> Params:
+    """Return the server's values of shared entries and `private` ones elsewhere, by the names in `private`."""
+    return {name: torch.where(shared[name], server[name], value) for name, value in private.items()}
 
 
 def arrived(job: Job) -> Subnet:
-    """The network that a client trains: what it was sent, and what it kept of the entries whose values were not."""
+    """Return the network that a client trains: the values that it was sent, and those that it kept of all other entries."""
     if job.shared is None:
         return job.subnet
-    own = joined(job.subnet.params, job.kept.weights, job.shared)
-    held = {name: torch.where(job.subnet.mask[name], value, 0) for name, value in own.items()}
-    return Subnet(job.subnet.params | held, job.subnet.mask)
+    values = joined(job.subnet.params, job.kept.weights, job.shared)
+    alive = {name: torch.where(job.subnet.mask[name], value, 0) for name, value in values.items()}
+    return Subnet(job.subnet.params | alive, job.subnet.mask)

@@ -1,7 +1,7 @@
 """DisPFL's client: it trains under the mask that it has, and then decides which mask comes next. Dai et al. 2022.
 
-An option of federated/client. What it has trained stays whole under the mask that it was trained under, and others
-are sent that; the next mask is kept, and stays with the client.
+An option of federated/client. The trained network stays whole under the mask that it was trained under, and travels to others
+like that. The client keeps the next mask.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class EvolvingRound:
 
     inner: ClientRound
 
-    def run(self, message: Message, kept: KeptArrays, held: bytes) -> Answer:
+    def run(self, message: Message, kept: KeptArrays, mask_bits: bytes) -> Answer:
         """Perform the job of a message, and return its update."""
-        return self.inner.run(message, kept, held, self.train)
+        return self.inner.run(message, kept, mask_bits, self.train)
 
-    def evaluate(self, block: Piece, private: Arrays, held: bytes, where: Slice) -> Outcomes:
+    def evaluate(self, block: Piece, private: Arrays, mask_bits: bytes, where: Slice) -> Outcomes:
         """Return what the module measures on a slice; see ClientEvaluation."""
-        return self.inner.evaluate(block, private, held, where)
+        return self.inner.evaluate(block, private, mask_bits, where)
 
     def train(self, job: Job) -> Update:
         """Train under the mask that came, and choose the next."""

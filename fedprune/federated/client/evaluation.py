@@ -23,15 +23,15 @@ class ClientEvaluation:
 
     context: Context
 
-    def evaluate(self, block: Piece, private: Arrays, held: bytes, where: Slice) -> Outcomes:
+    def evaluate(self, block: Piece, private: Arrays, mask_bits: bytes, where: Slice) -> Outcomes:
         """Return what the module measures on a slice, for the network of a wire block under a client's own mask.
 
-        private: the client's private tensors, which stand in for those of the block. held: the mask, packed to bits (empty:
-        that of the block).
+        private: the client's private tensors, which replace those of the block. mask_bits: the mask, packed to bits (empty: the
+        block's own).
         """
         wire = self.context.wire
         params = self.context.untrained | wire.read_subnet(block).params | copies(private)
-        params = apply(params, wire.mask_of(held) or {})
+        params = apply(params, wire.mask_of(mask_bits) or {})
         return self.outcomes(self.context.in_use(params, wire.layout.masked), where)
 
     def outcomes(self, params: Params, where: Slice) -> Outcomes:

@@ -10,10 +10,10 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedprune.data.batches import Slice
 from fedprune.errors import ConfigError, Incompatible
@@ -45,9 +45,10 @@ CHOSEN = "federated/client=sampled_masks"
 
 @dataclass(frozen=True)
 class SampledMasks(Work):
-    """gradient: what stands for the derivative of a sample, see
-    local/regularisers/sampled_masks.py. gain: weights are +-gain sqrt(1 / fan_in).
-    masks: how many samples an evaluation is the mean of.
+    """Clients learn scores, and send samples.
+
+    gradient: the stand-in for the derivative of a sample, see local/regularisers/sampled_masks.py. gain: weights are
+    +-gain sqrt(1 / fan_in). masks: the number of samples that an evaluation is the mean of.
 
     Biases are zero and stay (in the paper they are constants with probabilities of their own). The paper's normalisation has no
     parameters; here its scales and shifts stay as they begin.
@@ -87,11 +88,11 @@ class SampledMasks(Work):
             raise Incompatible(f"{CHOSEN} samples each layer by itself, and {tied}: choose federated/client=trained_weights")
         for name in names:
             layer = net.get_submodule(name.rpartition(".")[0])
-            weight, bias = net.get_parameter(name), layer.bias
+            weight, bias = net.get_parameter(name), cast(Tensor | None, layer.bias)
             constant = self.gain / math.sqrt(weight[0].numel())
             weight.copy_(torch.where(weight < 0, -constant, constant))
             if bias is not None:
-                nn.init.zeros_(bias)  # type: ignore[arg-type]
+                bias.zero_()
 
     def wire(self, codec: Codec, tensors: Params, names: tuple[str, ...]) -> Wire:
         scores = {companion(name, "score"): tensors[companion(name, "score")] for name in names}
@@ -104,7 +105,7 @@ class SampledMasks(Work):
         return SamplingRound(worker, start, seed, self.masks)
 
     def problems(self, composition: Composition) -> list[str]:
-        """What prunes, trains or merges weights: here they are constants, and all that travels is scores and bits."""
+        """Refuse what prunes, trains or merges weights: here they are constants, and only scores and bits travel."""
         plan, options, names, config = composition.plan, composition.options, composition.names, composition.config
         federated, net = config.federated, composition.net
         rules = {
@@ -153,9 +154,9 @@ class SamplingRound:
         for name, parameter in self.inner.context.module.net.named_parameters():
             parameter.requires_grad_(companion_of(name) == "score")
 
-    def run(self, message: Message, kept: KeptArrays, held: bytes) -> Answer:
+    def run(self, message: Message, kept: KeptArrays, mask_bits: bytes) -> Answer:
         """Perform the job of a message, and return its update."""
-        return self.inner.run(message, kept, held, self.train)
+        return self.inner.run(message, kept, mask_bits, self.train)
 
     def train(self, job: Job) -> Update:
         """Train the scores that were sent, and answer with a sample of each weight's probability."""
@@ -167,7 +168,7 @@ class SamplingRound:
         examples = len(self.inner.context.clients.train[job.client])
         return Update(job.client, Subnet(sample, {}), examples, metrics=metrics, logged=trained.logged)
 
-    def evaluate(self, block: Piece, private: Arrays, held: bytes, where: Slice) -> Outcomes:
+    def evaluate(self, block: Piece, private: Arrays, mask_bits: bytes, where: Slice) -> Outcomes:
         """Return what the module measures on a slice, the mean over the same few samples.
 
         They come from the same uniform draws in every round, so that evaluations differ by the probabilities alone.
@@ -177,7 +178,7 @@ class SamplingRound:
         return averaged([outcomes(self._sample(scores, number), where) for number in range(self.masks)])
 
     def _sample(self, scores: Params, number: int) -> Params:
-        """The number-th sampled network."""
+        """Return the number-th sampled network."""
         sample = drawn(scores, lambda name: torch_stream(self.seed, f"evaluated mask {name}", number))
         there = {name: sample[companion(name, "score")] for name in self._names}
         return self._constants | scores | {name: self._constants[name] * there[name] for name in self._names}
@@ -192,7 +193,7 @@ class SamplingRound:
 
 
 def drawn(scores: Params, generator: Callable[[str], torch.Generator]) -> Params:
-    """Of each entry, 1 with probability sigmoid(score), else 0. generator: of each tensor, by its name."""
+    """Return for each entry 1 with probability sigmoid(score), else 0. generator: of each tensor, by its name."""
     return {
         name: (torch.rand(score.shape, generator=generator(name)) < score.sigmoid()).to(score) for name, score in scores.items()
     }

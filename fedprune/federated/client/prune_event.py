@@ -24,16 +24,15 @@ MOMENTS = ("start", "end")
 
 
 class Pruned(NamedTuple):
-    """What an event made of a subnet, and whether the weights were replaced: then what an optimizer knew is of others."""
+    """A subnet after an event. replaced: whether its weights are other ones, so that an optimizer's state is void."""
 
     subnet: Subnet
     replaced: bool
 
 
 class Looks(NamedTuple):
-    """What a client can look at: its evidence, and what parameters come to on its own validation examples (val_accuracy and
-    val_metric). first: the network after the first epoch of this round, or as it came if there is only one (None: there was no
-    training yet)."""
+    """What a client can ask about networks: evidence, and outcomes on its own validation examples (val_accuracy, val_metric).
+    first: the network after the first epoch of this round, or as it came if there is only one (None: before training)."""
 
     measure: Measure
     validation: Callable[[Params], Mapping[str, float]]
@@ -42,7 +41,7 @@ class Looks(NamedTuple):
 
 @dataclass(frozen=True)
 class OnClient:
-    """How clients carry out events. at: the moment of their round. gate: what each event waits for (None: nothing).
+    """Carries out events on clients. at: the moment of their round. gate: the condition of each event (None: no condition).
 
     fresh: the n-th independent initialisation; the 0th is the one that the run starts from, unless it is `begin`, a ticket.
     """
@@ -55,7 +54,7 @@ class OnClient:
     begin: Subnet | None = None
 
     def __call__(self, job: Job, subnet: Subnet, looks: Looks) -> Pruned | None:
-        """The subnet after the job's event, or None if the gate does not let it happen."""
+        """Return the subnet after the job's event, or None if the gate does not let it happen."""
         assert job.event is not None, "who has nothing to do is not asked"
         event = job.event
         pruned = functools.cache(lambda: prune(subnet, event, self.axes, looks.measure))
@@ -74,7 +73,7 @@ class OnClient:
         return Pruned(Subnet(apply(weights, pruned().mask), pruned().mask), True)
 
     def _shift(self, event: PruneEvent, subnet: Subnet, looks: Looks) -> float:
-        """From the mask that the first epoch of this round would have led to, to that of the last."""
+        """Return the shift from the mask that the first epoch of this round would have led to, to that of the last."""
         assert looks.first is not None, "build refuses to ask for this before training"
         early, late = (
             dropped(Subnet(params, subnet.mask), event, self.axes, looks.measure) for params in (looks.first, subnet.params)
@@ -87,7 +86,7 @@ class OnClient:
         return self.fresh(0) if self.begin is None else self.begin.params
 
     def _draws(self, job: Job) -> Draws:
-        """Another initialisation at every event, the same for all clients; other streams for each of them."""
+        """Return the draws of an event: an initialisation that all clients have alike, and streams of this client's own."""
         return Draws(
             lambda: self.fresh(job.events + 1),
             lambda name: torch_stream(job.seed, f"rewind {name}", job.events, job.client),

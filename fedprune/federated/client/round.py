@@ -37,9 +37,9 @@ Answer = tuple[Message, KeptArrays, dict[str, float]]
 class Client(Protocol):
     """What a worker builds: the tasks of executors are these methods."""
 
-    def run(self, message: Message, kept: KeptArrays, held: bytes) -> Answer: ...
+    def run(self, message: Message, kept: KeptArrays, mask_bits: bytes) -> Answer: ...
 
-    def evaluate(self, block: Piece, private: Arrays, held: bytes, where: Slice) -> Outcomes: ...
+    def evaluate(self, block: Piece, private: Arrays, mask_bits: bytes, where: Slice) -> Outcomes: ...
 
 
 class Begun(NamedTuple):
@@ -89,21 +89,21 @@ class ClientRound:
 
     # --- messages ----------------------------------------------------------------------------------------------------------
 
-    def run(self, message: Message, kept: KeptArrays, held: bytes, train: Callable[[Job], Update] | None = None) -> Answer:
-        """Perform the job of a message, and return its update. held: the client's own mask, packed to bits.
+    def run(self, message: Message, kept: KeptArrays, mask_bits: bytes, train: Callable[[Job], Update] | None = None) -> Answer:
+        """Perform the job of a message, and return its update. mask_bits: the client's own mask, packed to bits.
 
         train: in the place of this class's own `train`.
         """
         clock = Clock()
         with clock.phase("decode"):
-            job = self.received(message, kept, held)
+            job = self.received(message, kept, mask_bits)
         with clock.phase("train"):
             update = self.perform(job, train)
         return self.answer(job, update, clock)
 
-    def received(self, message: Message, kept: KeptArrays, held: bytes) -> Job:
+    def received(self, message: Message, kept: KeptArrays, mask_bits: bytes) -> Job:
         """Return the job of a message, with the tensors that never travel."""
-        job = self.context.wire.decode_job(message, held)
+        job = self.context.wire.decode_job(message, mask_bits)
         if kept:
             job = replace(job, kept=copy_of_arrays(kept))
         if self.context.untrained:
@@ -125,9 +125,9 @@ class ClientRound:
         """Return the evidence that the job asks for. Nothing is trained."""
         return self.evidence.answer(job)
 
-    def evaluate(self, block: Piece, private: Arrays, held: bytes, where: Slice) -> Outcomes:
+    def evaluate(self, block: Piece, private: Arrays, mask_bits: bytes, where: Slice) -> Outcomes:
         """Return what the module measures on a slice; see ClientEvaluation."""
-        return self.evaluation.evaluate(block, private, held, where)
+        return self.evaluation.evaluate(block, private, mask_bits, where)
 
     # --- a round -----------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What no client trains: layers with requires_grad=False, and BatchNorm's statistics under federated.batchnorm=frozen.
+"""Tensors that no client trains: of layers with requires_grad=False, and BatchNorm's statistics if federated.batchnorm=frozen.
 
 Such tensors are the same throughout a run, whatever it prunes or rewinds, so they go down once, to each client that has not got
 them yet (State.reached says who has), and never come up. Those that a mask covers (what.frozen=true, or whose.by=width, which

@@ -1,8 +1,9 @@
-"""What a client sends back of the network that it trained.
+"""Uploads: the part of its trained network that a client sends back.
 
-Every option is an Upload, both ends of it: pack, (what was sent, what was trained) -> what travels, and unpack, (what was
-sent, what arrived) -> the client's network as it is merged. What travels is a subnet whose mask is a part of the trained one's:
-the wire encodes its living entries and nothing of the others. Biases, normalisation and buffers travel whole, as they are.
+Every option is an Upload, both ends of it. `pack` is (the network that was sent, the trained one) -> the subnet that travels;
+`unpack` is (the network that was sent, the subnet that arrived) -> the client's network as it is merged. The mask of what
+travels is a part of the trained one's: the wire encodes its living entries and nothing of the others. Biases, normalisation and
+buffers travel whole, as they are.
 
     all                         every living weight
     top_weights                 the greatest weights of each layer ("Top-K-Weights" of ZeroFL, Qiu et al. 2022)
@@ -37,27 +38,27 @@ class Upload:
 
 
 def everything() -> Upload:
-    """Every living weight."""
+    """Send every living weight."""
     return Upload(_all, _as_it_came, whole=True)
 
 
 def top_weights(density: float) -> Upload:
-    """The greatest |w| of each layer, `density` of its entries. What does not travel is dead: the aggregate says what of it."""
+    """Send the greatest |w| of each layer, `density` of its entries. The others count as dead in the aggregate."""
     return Upload(functools.partial(_top_weights, density=_checked(density)), _as_it_came)
 
 
 def difference_on_top_weights(density: float) -> Upload:
-    """w_trained - w_sent at the greatest |w_trained| of each layer, `density` of its entries."""
+    """Send w_trained - w_sent at the greatest |w_trained| of each layer, `density` of its entries."""
     return Upload(functools.partial(_difference_on_top_weights, density=_checked(density)), _added)
 
 
 def top_difference(density: float) -> Upload:
-    """The greatest |w_trained - w_sent| of each layer, `density` of its entries."""
+    """Send the greatest |w_trained - w_sent| of each layer, `density` of its entries."""
     return Upload(functools.partial(_top_difference, density=_checked(density)), _added)
 
 
 def greatest(values: Params, mask: Mask, density: float) -> Mask:
-    """Of each layer the living entries of greatest magnitude, as many as `density` of all its entries at most."""
+    """Return the living entries of greatest magnitude of each layer, as many as `density` of all its entries at most."""
     scores = {name: values[name].abs().masked_fill(~alive, -1.0) for name, alive in mask.items()}
     best = {name: keep_best({name: score}, nearest(density * score.numel()))[name] for name, score in scores.items()}
     return {name: best[name] & alive for name, alive in mask.items()}
