@@ -39,7 +39,7 @@ CHOSEN = "federated/round=neighbours"
 @dataclass(frozen=True)
 class Neighbours(Rounds):
     """Clients that take part in a round (federated.cohort of them) send their networks to their neighbours; an option of
-    federated/round, see round_kinds.py. topology: who hears from whom."""
+    federated/round, see round_kinds.py. topology: the neighbours of each client."""
 
     topology: Topology
     welcomes = False
@@ -52,7 +52,7 @@ class Neighbours(Rounds):
         return 0, messages * length(message(wire, 0, subnet))
 
     def problems(self, composition: Composition) -> list[str]:
-        """What takes a server, or masks that clients do not choose themselves."""
+        """Return which options take a server, or masks that clients do not choose themselves."""
         plan, what, options, names = composition.plan, composition.what, composition.options, composition.names
         self.topology(0, (0, 1), 0, 0)  # a rehearsal: it says itself what is wrong with it
         exchanges = any(event.swap for event in plan.events)
@@ -98,12 +98,12 @@ class Neighbours(Rounds):
 
 @dataclass(frozen=True, kw_only=True)
 class NeighbourLoop(FederatedLoop):
-    """What a decentralised run does. topology: who hears from whom."""
+    """The loop of a run without a server. topology: the neighbours of each client."""
 
     topology: Topology
 
     def start(self) -> State:
-        """The state before the first round: one initialisation, and of each client a random mask as its first event says."""
+        """Return the state before the first round: one initialisation, and each client's random mask of its first density."""
         state = super().start()
         firsts = {client: self._first(state, client) for client in range(self.clients)}
         init = {name: state.init[name] for name in self._travels}
@@ -114,11 +114,11 @@ class NeighbourLoop(FederatedLoop):
 
     @property
     def _travels(self) -> tuple[str, ...]:
-        """The names of all but what is never trained, which everybody has from the initialisation that all begin with."""
+        """The names of all tensors that are trained; the others all clients have from the same initialisation."""
         return tuple(self.exchange.wire.layout.shapes)
 
     def _first(self, state: State, client: int) -> tuple[Mask, int]:
-        """(mask, events done) of a client that has not trained yet."""
+        """Return (mask, number of events done) of a client that has not trained yet."""
         event, events = self.whose.on_client(self.plan, state, client)
         if event is None:
             return state.server.mask, events
@@ -127,7 +127,7 @@ class NeighbourLoop(FederatedLoop):
         return shrink(state.server.mask, scores, event.density, self.axes.what), events + 1
 
     def round(self, state: State) -> tuple[State, dict[str, float]]:
-        """One round. Returns the state after it, and its metrics."""
+        """Return the state after one round, and the metrics of the round."""
         started, trained = time.perf_counter(), Tally.begun(self.profile)
         phase = trained.clock.phase
         with phase("sampling"):
@@ -151,7 +151,7 @@ class NeighbourLoop(FederatedLoop):
         return after, metrics | {"time/train_s": ended - started, "time/round_s": time.perf_counter() - started}
 
     def _network(self, state: State, client: int) -> Subnet:
-        """A client's network under the mask that it was trained under: what it sends."""
+        """Return a client's network under the mask that it was trained under, as the client sends it."""
         kept = state.kept[client]
         return Subnet(kept.weights, self._mask(state, kept.mask))
 
@@ -159,7 +159,7 @@ class NeighbourLoop(FederatedLoop):
         return unpack(bits, {name: alive.shape for name, alive in state.server.mask.items()})
 
     def _meet(self, state: State, heard: Mapping[int, tuple[int, ...]], messages: Mapping[int, Message]) -> list[Job]:
-        """What each client is to train: the mean over itself and what it hears, under the mask that it goes on with."""
+        """Return each client's job: the mean of its own network and its neighbours', under the mask that it goes on with."""
         networks = {client: self._heard(state, sent) for client, sent in messages.items()}
         jobs = []
         for client, others in heard.items():
@@ -178,7 +178,7 @@ class NeighbourLoop(FederatedLoop):
         return subnet
 
     def _trained(self, state: State, jobs: list[Job], tally: Tally) -> tuple[State, list[UpdateSummary]]:
-        """What each client has after training, and its next mask."""
+        """Return the state with each client's trained network and next mask."""
         kept, personal, summaries = dict(state.kept), dict(state.personal), list[UpdateSummary]()
         nothing = replace(state, kept={})  # what a client kept would go before the mean that it is to train
         for job, update in self.exchange.train(jobs, nothing, tally):
@@ -191,8 +191,8 @@ class NeighbourLoop(FederatedLoop):
         return after, summaries
 
     def _evaluated(self, state: State) -> dict[str, float]:
-        """Every client's own network on its own data; and, as test/*, the mean of all networks, which nobody has, on the global
-        test set."""
+        """Evaluate every client's network on its own data; and, as test/*, the mean of all networks, which nobody has, on the
+        global test set."""
         everyone = ((self._network(state, client), 1.0) for client in state.kept)
         mean = merged(OverlapMean("zero"), state.init, everyone)
         whole = replace(self.exchange, private=self._travels)
@@ -202,12 +202,12 @@ class NeighbourLoop(FederatedLoop):
 
 
 def message(wire: Wire, client: int, subnet: Subnet) -> Message:
-    """What a client sends to its neighbours, who know nothing of its mask."""
+    """Encode a client's network, with its mask, for its neighbours."""
     return wire.encode_update(Update(client, subnet, 0), {})
 
 
 def _bytes(heard: Mapping[int, tuple[int, ...]], messages: Mapping[int, Message]) -> dict[str, int]:
-    """Every message once, as sent; and the most that one client sends and receives."""
+    """Count every message as often as it is sent; and the most that one client sends and receives."""
     received = {client: sum(length(messages[other]) for other in others) for client, others in heard.items()}
     copies = {client: sum(client in others for others in heard.values()) for client in heard}
     busiest = max(received[client] + copies[client] * length(messages[client]) for client in heard)
@@ -220,7 +220,7 @@ def _kept(subnet: Subnet) -> ClientState:
 
 
 def _whole(state: State, client: int) -> bytes:
-    """A network that is kept needs no mask: it is zero where it was dead."""
+    """Return no mask: a network that a client keeps is zero where it was dead."""
     return b""
 
 

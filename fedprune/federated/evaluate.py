@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fedprune.data.batches import Slice
-from fedprune.execution import Task, certain
+from fedprune.execution import certain
 from fedprune.execution.arrays import arrays_of
+from fedprune.execution.worker import Task
 from fedprune.federated.client.client_values import joined
 from fedprune.federated.exchange import Exchange
 from fedprune.local.outcomes import Outcomes, TaskMetrics, concatenated
@@ -42,7 +43,7 @@ class Evaluation:
     task: TaskMetrics
 
     def __call__(self, state: State) -> dict[str, float]:
-        """Metrics of the server's network: test/*, val/*, client/* (those whose part is empty are absent)."""
+        """Return the metrics test/*, val/* and client/* (those whose part is empty are absent)."""
         block = self._block(state)
         private = arrays_of({name: state.server.params[name] for name in self.exchange.private})
         server = [("evaluate", (block, private, b"", part)) for part in _cut("global", 0, self.test)]
@@ -66,7 +67,7 @@ class Evaluation:
         """Return what every task measures, in the order of the tasks."""
         return list(certain(self.exchange.executor.map(tasks, [0] * len(tasks))))
 
-    def _client_tasks(self, state: State, block: Piece, part: str, sizes: Sequence[int]) -> Iterator[tuple[str, tuple]]:
+    def _client_tasks(self, state: State, block: Piece, part: str, sizes: Sequence[int]) -> Iterator[Task]:
         ends = [0, *itertools.accumulate(sizes)]
         shared = self.shared_entries(state)
         for alike in self._alike(state, shared is not None):
@@ -84,15 +85,13 @@ class Evaluation:
         return kept.batchnorm | kept.weights
 
     def _alike(self, state: State, values: bool) -> Iterator[list[int]]:
-        """Places in a row whose clients have one and the same network. values: whether some have values of their own."""
-        places = range(len(self.clients))
+        """Yield positions in a row whose clients have one and the same network. values: whether some keep values of theirs."""
+        positions = range(len(self.clients))
         if self.exchange.private or values:
-            return ([place] for place in places)
-        return (
-            list(group)
-            for _, group in itertools.groupby(places, key=lambda place: self.client_mask(state, self.clients[place]))
-        )
+            return ([position] for position in positions)
+        masks = itertools.groupby(positions, key=lambda position: self.client_mask(state, self.clients[position]))
+        return (list(group) for _, group in masks)
 
 
 def _cut(part: str, start: int, stop: int) -> list[Slice]:
-    return [Slice(part, place, min(place + LENGTH, stop)) for place in range(start, stop, LENGTH)]
+    return [Slice(part, first, min(first + LENGTH, stop)) for first in range(start, stop, LENGTH)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +11,14 @@ from functools import partial
 from typing import Any
 
 from fedprune.errors import RunError
-from fedprune.execution import Executor, Lost, Task
+from fedprune.execution import Executor
+from fedprune.execution.pool import Lost
+from fedprune.execution.worker import Task
 from fedprune.federated.availability import Fate, Fates, everybody
 from fedprune.federated.client.kept import KeptArrays, as_arrays, of_arrays
 from fedprune.federated.client.upload import Upload, everything
 from fedprune.federated.tally import Tally
-from fedprune.precision import finite
-from fedprune.pruning.evidence.finite import DIVERGED, unmeasured
+from fedprune.federated.update_check import problem_of
 from fedprune.pruning.mask import apply
 from fedprune.types import SERVER, ClientState, Job, Mask, Params, State, Subnet, Update
 from fedprune.wire.frame import Message, length
@@ -27,10 +27,10 @@ from fedprune.wire.message import Wire, answered_under
 log = logging.getLogger(__name__)
 
 
-class Sent(Sequence[Task]):
-    """The tasks of these jobs, each made when it is begun: while other clients train, and without all of them in memory.
+class JobTasks(Sequence[Task]):
+    """The tasks of these jobs. Each is made when it is begun: while other clients train, and without all of them in memory.
 
-    By their places, once they are made: bytes, the length of the message, and seconds, what it took to make it.
+    By position, of those that are made: bytes, the length of the message, and seconds, the time that it took to make it.
     """
 
     def __init__(self, jobs: Sequence[Job], encode: Callable[[Job], Message], kept_by: Callable[[int], KeptArrays]):
@@ -40,15 +40,15 @@ class Sent(Sequence[Task]):
     def __len__(self) -> int:
         return len(self.jobs)
 
-    def __getitem__(self, place):  # type: ignore[no-untyped-def]
-        job, started = self.jobs[place], time.perf_counter()
+    def __getitem__(self, position):  # type: ignore[no-untyped-def]  # a slice, which nobody takes, would be a sequence
+        job, started = self.jobs[position], time.perf_counter()
         message = self._encode(job)
-        self.bytes[place], self.seconds[place] = length(message), time.perf_counter() - started
+        self.bytes[position], self.seconds[position] = length(message), time.perf_counter() - started
         return "run", (message, self._kept_by(job.client), job.kept_mask)
 
 
-def _sent(job: Job) -> tuple[int, bytes, int]:
-    """What two jobs have in common whose blocks are the same."""
+def _block_key(job: Job) -> tuple[int, bytes, int]:
+    """Return what is equal for jobs whose blocks are the same."""
     return id(job.subnet), job.kept_mask, id(job.shared)
 
 
@@ -56,13 +56,13 @@ def _sent(job: Job) -> tuple[int, bytes, int]:
 class Exchange:
     """The server's end of the wire.
 
-    examples: the number of training examples of each client. private: names of the tensors that clients keep.
-    broken: what to do about an update that fails its checks: `stop` the run, or `drop` the update from the round. One that is
-    lost with its worker is dropped in any case, for the client may do better in its next round; if all are, `stop` stops.
-    fates: who answers in which round. control: the part of a state that travels beside the network to clients that train (None:
-    nothing). upload: what they send back of it. feedback: whether clients may let live at an event what was dead in the network
-    that they were sent.
-    learnt: names of the tensors that training changes, which have to stay finite (None: all of them).
+    examples: the number of training examples of each client. private: names of the tensors that clients keep. broken: `stop`
+    ends the run at an update that fails its checks, `drop` leaves it out of the round. An update that is lost with its worker
+    is left out in any case, for the client may do better in its next round; if all are lost, `stop` ends the run. fates: the
+    clients that answer, by round. control: (state) -> the control that travels beside the network to clients that train (None:
+    nothing). upload: the part of the trained network that comes back. feedback: whether entries that were dead in the network
+    that was sent may live after a client's event. learnt: names of the tensors that training changes, which have to stay finite
+    (None: all of them).
     """
 
     wire: Wire
@@ -94,7 +94,8 @@ class Exchange:
         tally: Tally,
         surviving: Mask | None = None,
     ) -> Iterator[Update]:
-        """What these clients measured at `subnet`, in their order; with `surviving`, about a removal that leaves this of it."""
+        """Yield what these clients measured at `subnet`, in their order. surviving: the part of the mask that a removal would
+        leave, if the evidence is about one."""
         asked = Job(SERVER, state.round, state.clock, self.seed, subnet, evidence, about, surviving)
         answers = self._run([replace(asked, client=client) for client in clients], state, tally)
         return (update for _, update in answers)
@@ -113,17 +114,17 @@ class Exchange:
         with tally.clock.phase("broadcast"):
             jobs = [self._welcomed(job, state, tally) for job in jobs] if self.wire.untrained.shapes else jobs
             kept = partial(self._kept_arrays, state)
-            encode, heard = self._encoder(jobs, state), [self._answers(job, tally) for job in jobs]
-            # What nobody answers was sent all the same.
-            tally.down_bytes += sum(length(encode(job)) for job, hears in zip(jobs, heard, strict=True) if not hears)
-            tasks = Sent([job for job, hears in zip(jobs, heard, strict=True) if hears], encode, kept)
+            encode, answering = self._encoder(jobs, state), [self._answers(job, tally) for job in jobs]
+            # Jobs that nobody answers were sent all the same.
+            tally.down_bytes += sum(length(encode(job)) for job, answers in zip(jobs, answering, strict=True) if not answers)
+            tasks = JobTasks([job for job, answers in zip(jobs, answering, strict=True) if answers], encode, kept)
             sizes = [0 if job.client == SERVER else self.examples[job.client] for job in tasks.jobs]
         lost: list[str] = []
         results = tally.clock.waiting(self.executor.map(tasks, sizes))
-        for place, (job, result) in enumerate(zip(tasks.jobs, results, strict=True)):
+        for position, (job, result) in enumerate(zip(tasks.jobs, results, strict=True)):
             lost += [result.reason] if isinstance(result, Lost) else []
-            tally.clock.add({"broadcast": tasks.seconds[place]})
-            tally.down_bytes += tasks.bytes[place] * (job.client != SERVER)  # what the server measures crosses no wire
+            tally.clock.add({"broadcast": tasks.seconds[position]})
+            tally.down_bytes += tasks.bytes[position] * (job.client != SERVER)  # what the server measures crosses no wire
             with tally.clock.phase("decode"):
                 update = self._arrived(result, job, tally)
             if update is None:
@@ -133,34 +134,34 @@ class Exchange:
                 if job.newcomer:
                     tally.reached.add(job.client)
                 yield job, update
-        if lost and len(lost) == len(heard) and self.broken == "stop":
+        if lost and len(lost) == len(jobs) and self.broken == "stop":
             raise RunError(f"nobody brought an answer: {lost[-1]}; to go on all the same: federated.broken=drop")
 
     def _welcomed(self, job: Job, state: State, tally: Tally) -> Job:
-        """The job, which says whether its client has got what is never trained. It has once it has answered to that."""
-        known = job.client == SERVER or job.client in state.reached or job.client in tally.reached
-        return replace(job, newcomer=not known)
+        """Return the job for a newcomer if its client has not answered to one with the tensors that nobody trains."""
+        reached = job.client == SERVER or job.client in state.reached or job.client in tally.reached
+        return replace(job, newcomer=not reached)
 
     def _encoder(self, jobs: Sequence[Job], state: State) -> Callable[[Job], Message]:
-        """How these jobs become bytes. A subnet that many are sent is encoded once, here and now."""
+        """Return how these jobs become bytes. A subnet that several are sent is encoded once, here and now."""
         untrained = self.wire.untrained_block(state.server.params) if any(job.newcomer for job in jobs) else b""
-        several = {key for key, number in Counter(map(_sent, jobs)).items() if number > 1}
-        blocks = {key: self._block(job) for key, job in {_sent(job): job for job in jobs}.items() if key in several}
+        several = {key for key, number in Counter(map(_block_key, jobs)).items() if number > 1}
+        blocks = {key: self._block(job) for key, job in {_block_key(job): job for job in jobs}.items() if key in several}
 
         def encode(job: Job) -> Message:
-            block = blocks[_sent(job)] if _sent(job) in blocks else self._block(job)
+            block = blocks[_block_key(job)] if _block_key(job) in blocks else self._block(job)
             return self.wire.encode_job(job, block, untrained if job.newcomer else b"")
 
         return encode
 
     def _block(self, job: Job) -> bytes:
-        """The subnet of a job, or what of it the client has not got itself: a mask that it holds already is not sent."""
+        """Encode the subnet of a job, or its shared entries. A mask that the client keeps already is not sent."""
         if job.shared is not None:
             return self.wire.subnet_block(Subnet(apply(job.subnet.params, job.shared), job.shared))
         return self.wire.subnet_block(job.subnet, self.wire.mask_of(job.kept_mask))
 
     def _answers(self, job: Job, tally: Tally) -> bool:
-        """Whether the client answers; the server always hears itself."""
+        """Return whether the client answers; the server always does."""
         if self.fates is everybody:
             return True
         fate = Fate.ANSWERS if job.client == SERVER else self.fates(job.client, job.clock)
@@ -169,7 +170,7 @@ class Exchange:
         return fate is Fate.ANSWERS
 
     def _arrived(self, result: Any, job: Job, tally: Tally) -> Update | None:
-        """What a worker came back with, counted; None if it is of no use, or did not come back."""
+        """Count what a worker came back with. Return the update, or None if it is of no use, or did not come back."""
         if isinstance(result, Lost):
             if job.client == SERVER:
                 raise result.error()
@@ -186,10 +187,10 @@ class Exchange:
         return replace(update, kept=of_arrays(kept)) if kept else update
 
     def _receive(self, answer: Message, job: Job) -> Update | None:
-        """The update if it can be read and passes its checks; else it is reported, and ends the run unless told otherwise."""
+        """Return the update if it can be read and passes its checks; otherwise report it, or end the run."""
         try:
             update = self.wire.decode_update(answer, answered_under(job))
-            problem = self._problem(update, job)
+            problem = problem_of(update, job, self.feedback, self.learnt)
         except ValueError as error:
             problem = f"its update cannot be read: {error}"
         if problem is None:
@@ -197,39 +198,10 @@ class Exchange:
         _leave_out(job, problem, stop=self.broken == "stop")
         return None
 
-    def _problem(self, update: Update, job: Job) -> str | None:
-        """Why an update must not be merged, or None. Buffers that nobody learns may be infinite, as causal masks are."""
-        loss = update.metrics.get("loss", 0.0)
-        tensors = [update.control]
-        tensors += [_of(update.subnet.params, self.learnt)] if update.subnet else []
-        if not math.isfinite(loss) or not all(finite(tensor) for params in tensors for tensor in params.values()):
-            return f"the training has diverged (loss {loss:.3g}; not all numbers are finite). {DIVERGED}"
-        if update.evidence and (problem := unmeasured(update.evidence)):
-            return problem
-        grows = job.event is not None and (job.event.swap > 0 or self.feedback)
-        return None if update.subnet is None else _stray(update.subnet, job.subnet.mask, grows)
-
 
 def _leave_out(job: Job, problem: str, stop: bool = False) -> None:
-    """Say whose answer is left out, or end the run for it."""
+    """Log that a client's answer is left out, or end the run for it."""
     report = f"client {job.client} in round {job.round}: {problem}"
     if stop:
         raise RunError(f"{report}; to go on without such clients: federated.broken=drop")
     log.warning("%s; left out of the round", report)
-
-
-def _of(params: Params, names: tuple[str, ...] | None) -> Params:
-    """Those of the tensors that have one of these names; all of them if it is None."""
-    return params if names is None else {name: params[name] for name in names if name in params}
-
-
-def _stray(subnet: Subnet, sent: Mask, grows: bool) -> str | None:
-    """Whether an update lives outside the mask that its client was sent (unless it was told to grow), or outside its own."""
-    for name, alive in subnet.mask.items():
-        if alive is sent[name]:  # the mask did not travel: the receiver's own was used
-            continue
-        if not grows and bool((alive & ~sent[name]).any()):
-            return f"its mask has entries in {name} that are dead in the mask it was sent"
-        if bool(subnet.params[name][~alive].any()):
-            return f"it has weights in {name} where its mask is dead"
-    return None

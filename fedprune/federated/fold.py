@@ -12,9 +12,9 @@ from fedprune.types import ClientState, Job, Params, Subnet, Update
 
 @dataclass
 class Fold:
-    """What the updates of a round come to. weighting: `examples` or `uniform`. private: the names of tensors that clients keep.
+    """The updates of a round so far. weighting: `examples` or `uniform`. private: the names of tensors that clients keep.
 
-    kept: by client, what it keeps until its next round. control_changes: the sum of the changes of SCAFFOLD's controls.
+    kept: the state of each client. control_changes: the sum of the changes of SCAFFOLD's controls.
     """
 
     accumulator: Accumulator

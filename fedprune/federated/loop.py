@@ -42,13 +42,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FederatedLoop:
-    """What a run does, fixed from its first round to its last; what changes is in the State.
+    """The rounds of a run. All that is fixed from the first round to the last is here; all that changes is in the State.
 
     network: as the server has it, for evidence that takes no data. fresh: the n-th independent initialisation (0 is the one the
     run starts from). parameters: the names of all parameters. trained: of those that are trained, which a server optimizer
     moves (buffers, frozen layers and whole numbers are only aggregated). flops: of training on one example, by layer of the
     dense network (empty: they could not be counted).
-    effective: the fraction of the prunable entries that lie on a path from input to output, of a mask (None: not to be had).
+    effective: (mask) -> the fraction of the prunable entries on a path from input to output (None: it cannot be counted).
     begin: the ticket that the run starts from, whose weights are then its initialisation. profile: whether the metrics tell
     where the time went (phase_clock.py).
     """
@@ -90,7 +90,7 @@ class FederatedLoop:
         started, tally = time.perf_counter(), Tally.begun(self.profile)
         before, extra = state, dict[str, float]()
         phase = tally.clock.phase
-        if state.clock == self.rewind.anchor:
+        if state.clock == self._anchor:
             state = self._remember(state)
         if self._server_prunes(state):
             with phase("prune", whole=True):
@@ -136,13 +136,18 @@ class FederatedLoop:
         )
 
     @functools.cached_property
+    def _anchor(self) -> int | None:
+        """The clock whose parameters a rewind goes back to."""
+        return self.rewind.anchor
+
+    @functools.cached_property
     def report(self) -> Report:
         """The metrics that follow from masks."""
         return Report(self.axes.what, self.parameters, self.flops, self.whose.at)
 
     def _remember(self, state: State) -> State:
         """Keep the parameters to which a later rewind goes back."""
-        if state.clock != self.rewind.anchor or state.clock in state.anchors:
+        if state.clock != self._anchor or state.clock in state.anchors:
             return state
         return replace(state, anchors={**state.anchors, state.clock: state.server.params})
 
@@ -172,7 +177,7 @@ class FederatedLoop:
         )
 
     def _own(self, state: State, client: int) -> Mask | None:
-        """The client's own mask, if it has one."""
+        """Return the client's own mask, if it has one."""
         return self.exchange.wire.mask_of(self.whose.client_mask(state, client))
 
     def _fold(self, state: State) -> Fold:
@@ -197,7 +202,7 @@ class FederatedLoop:
         return self.whose.merged(after, params, fold.summaries, self._context(state))
 
     def _context(self, state: State) -> PruneContext:
-        """What an event of this round goes by: another initialisation, and other streams, at every event."""
+        """Return what an event of this round goes by: another initialisation, and other random streams, at every event."""
         streams = functools.partial(_rewind_stream, self.seed, state.events)
         draws = Draws(lambda: self.fresh(state.events + 1), streams, self.begin.mask if self.begin else {})
         return PruneContext(self.plan, self.axes, self.rewind, draws, self.server_step.fresh)

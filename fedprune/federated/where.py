@@ -8,6 +8,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from fedprune.errors import ConfigError, RunError, Unheard
 from fedprune.federated.exchange import Exchange
@@ -45,21 +48,22 @@ class Where(ABC):
 
 
 def measuring(exchange: Exchange, network: Network, state: State, clients: tuple[int, ...], tally: Tally) -> Measure:
-    """How evidence is had at this state: the server's own at hand, the rest measured by `clients` and averaged by examples.
+    """Return how evidence is measured at this state: by the server if it takes no data, else as the mean over `clients`.
 
-    By those of them that answer: measuring raises Unheard if none does, and RunError if all do and no answer is of use.
+    The mean is weighted by examples, over the clients that answer. Measuring raises Unheard if none does, and RunError if no
+    answer is of use.
     """
 
-    def measure(names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /) -> dict:
-        found = at_hand(
-            *(names, network, subnet, state.init),
-            lambda layer: torch_stream(exchange.seed, f"criterion {about} {layer}", state.events),
-        )
+    def measure(names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /) -> dict[str, Any]:
+        def stream(layer: str) -> torch.Generator:
+            return torch_stream(exchange.seed, f"criterion {about} {layer}", state.events)
+
+        evidence = at_hand(names, network, subnet, state.init, stream)
         wanted = tuple(name for name in names if name in FROM_CLIENTS)
         if wanted:
             updates = exchange.measure(state, subnet, clients, wanted, about, tally, surviving)
-            found |= _averaged(wanted, updates, tally)
-        return {name: found[name] for name in names}
+            evidence |= _averaged(wanted, updates, tally)
+        return {name: evidence[name] for name in names}
 
     return measure
 

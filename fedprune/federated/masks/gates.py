@@ -1,4 +1,4 @@
-"""When a gate is asked, and what it answers: at the end of a round, about the next event, of the merged network.
+"""Gates at work: the server asks at the end of a round, about the next event, of the merged network.
 
 The answer holds for the start of the next round, at which the network is the same.
 """
@@ -17,13 +17,13 @@ from fedprune.types import Gate, Mask, Plan, PruneEvent, State
 
 
 def due_events(plan: Plan, state: State) -> tuple[PruneEvent, ...]:
-    """The events whose rounds have come and, under a gate, the next one if it is let through."""
-    found = tuple(event for event in plan.events[state.events :] if event.round <= state.round)
-    return found if plan.gate is None else found[: int(state.opened)]
+    """Return the events whose rounds have come; under a gate, the next one alone, if it is let through."""
+    events = tuple(event for event in plan.events[state.events :] if event.round <= state.round)
+    return events if plan.gate is None else events[: int(state.opened)]
 
 
 def next_gated_event(plan: Plan, state: State) -> PruneEvent | None:
-    """The event that the gate is to be asked about now: so early that it can happen at its round, and until it is too late."""
+    """Return the event that the gate is to be asked about now: early enough for its round, until it is too late."""
     if plan.gate is None or state.events == len(plan.events) or state.round >= plan.gate.stop:
         return None
     event = plan.events[state.events]
@@ -34,7 +34,7 @@ def next_gated_event(plan: Plan, state: State) -> PruneEvent | None:
 def ask_gate(
     gate: Gate, event: PruneEvent, state: State, axes: Axes, measure: Measure, validation: Callable[[], Mapping[str, float]]
 ) -> tuple[State, dict[str, float]]:
-    """The state that knows whether the event may happen, and the outcomes as metrics gate/*. Only what it needs is measured.
+    """Return the state that knows whether the event may happen, and the outcomes as metrics gate/*. Measure no others.
 
     validation: () -> outcomes on validation data: val_accuracy, if the task measures it, and val_metric, the task's own.
     """
@@ -50,7 +50,7 @@ def ask_gate(
 
 
 def unmet(plan: Plan, state: State) -> str | None:
-    """What there is to say at the end of a run whose gate did not let all events through, or None."""
+    """Return what to tell at the end of a run whose gate did not let all events through, or None."""
     if plan.gate is None or state.events == len(plan.events):
         return None
     ended = f"density {plan.events[state.events - 1].density:.4g}" if state.events else "dense"
@@ -62,9 +62,9 @@ def unmet(plan: Plan, state: State) -> str | None:
 
 
 def unmet_by_clients(plan: Plan, state: State, clients: int, plans: Sequence[Plan] = ()) -> str | None:
-    """As `unmet`, where each of `clients` clients goes through the plan by itself: how many came to its end. plans: of each
-    client, where they differ."""
-    there = sum(own.events == len((plans[client] if plans else plan).events) for client, own in state.personal.items())
+    """Return what `unmet` does, where each of `clients` clients goes through the plan by itself: how many came to its end.
+    plans: of each client, where they differ."""
+    there = sum(done.events == len((plans[client] if plans else plan).events) for client, done in state.personal.items())
     if there == clients or not plan.events:
         return None
     gate = f"the gate ({plan.gate.opens}) let" if plan.gate else "the rounds that they were in let"
