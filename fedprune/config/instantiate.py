@@ -14,15 +14,20 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.pruning.evidence.network import blank, evaluated
 
+Node = Mapping[str, Any] | DictConfig
+"""A part of the configuration that names an object by `_target_`."""
 
-def make(config: Any, *args: Any, **kwargs: Any) -> Any:
-    """The object that a config node names by `_target_`, called with these arguments too (a `_partial_` one is not called).
+
+def make(config: Node, *args: Any, **kwargs: Any) -> Any:
+    """Return the object that a config node names by `_target_`, called with these arguments too (a `_partial_` one is not
+    called).
 
     Raises ConfigError for what the user can mend, instead of Hydra's traceback.
     """
@@ -32,7 +37,7 @@ def make(config: Any, *args: Any, **kwargs: Any) -> Any:
     return _made(config, factory, args, kwargs)
 
 
-def maker(config: Any) -> Callable[..., Any]:
+def maker(config: Node) -> Callable[..., Any]:
     """Return what makes the object of a config node again and again. The node is read once, which takes most of the time of
     `make`, and no two objects share what the node names below it."""
     factory = _factory(config)
@@ -44,15 +49,16 @@ def maker(config: Any) -> Callable[..., Any]:
     return made
 
 
-def _factory(config: Any) -> Callable[..., Any]:
+def _factory(config: Node) -> Callable[..., Any]:
     try:
-        return _plain(instantiate(config, _partial_=True, _convert_="all"))
+        factory: Callable[..., Any] = _plain(instantiate(config, _partial_=True, _convert_="all"))
+        return factory
     except InstantiationException as error:
         cause = _known(error) or error.__cause__ or error
         raise _mendable(cause, config.get("_target_", config), _to_type(cause, str(error))) from error
 
 
-def _made(config: Any, factory: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _made(config: Node, factory: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     _check_arguments(inspect.signature(factory).bind, config.get("_target_"), *args, **kwargs)
     return _plain(factory(*args, **kwargs))
 
@@ -65,7 +71,7 @@ def _to_type(cause: BaseException, text: str) -> str:
     return f": if it is called later, type +{key[1]}._partial_=true" if key and too_few else ""
 
 
-def make_network(config: Any, shape: tuple[int, ...], classes: int) -> nn.Module:
+def make_network(config: Node, shape: tuple[int, ...], classes: int) -> nn.Module:
     """Return the network that a model's config gives for inputs of this shape and so many classes; layers without a size
     (nn.LazyLinear and the like) get theirs from one pass over zeros.
 
@@ -115,7 +121,8 @@ def _check_arguments(bind: Callable[..., Any], target: object, *args: Any, **kwa
 
 
 def _known(error: BaseException | None) -> BaseException | None:
-    """Of what led to an error, what has been put into words already: by a module, say, that misses a package."""
+    """Return the error among the causes that has been put into words already, as by a module that misses a package; else
+    None."""
     while error and not isinstance(error, FedpruneError):
         error = error.__cause__
     return error

@@ -11,10 +11,13 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+Option = Any
+"""A node that names its own object by `_target_`."""
+
 
 @dataclass
 class Federated:
-    """How clients are sampled and merged."""
+    """The keys of sampling and merging clients."""
 
     clients: int = 100
     cohort: int = 10
@@ -25,23 +28,23 @@ class Federated:
     regrown: str = "zero"
     control: str = "none"
     broken: str = "stop"
-    capacity: Any = None
-    aggregate: Any = None
-    client: Any = None
-    round: Any = None
-    upload: Any = None
-    server: Any = None
-    availability: Any = None
+    capacity: Option = None
+    aggregate: Option = None
+    client: Option = None
+    round: Option = None
+    upload: Option = None
+    server: Option = None
+    availability: Option = None
 
 
 @dataclass
 class Local:
-    """How a client trains in one round; see fedprune.local.recipe.Recipe, and fedprune.local.regularisers.base."""
+    """The keys of a client's training in one round; see fedprune.local.recipe.Recipe, and fedprune.local.regularisers.base."""
 
-    module: Any = None
-    optimizer: Any = None
-    penalty: Any = None
-    dropout: Any = None
+    module: Option = None
+    optimizer: Option = None
+    penalty: Option = None
+    dropout: Option = None
     epochs: int | None = 1
     steps: int | None = None
     batch_size: int = 32
@@ -57,7 +60,7 @@ class Local:
 
 @dataclass
 class Ticket:
-    """Where the run starts from; see fedprune.ticket.start_from.StartFrom."""
+    """The keys of the ticket that a run starts from; see fedprune.ticket.start_from.StartFrom."""
 
     path: str | None = None
     permute: str = "none"
@@ -68,21 +71,21 @@ class Ticket:
 class Config:
     """The whole configuration: the taxonomy's groups, and the scalars."""
 
-    what: Any = None
-    criterion: Any = None
-    when: Any = None
-    how_often: Any = None
-    where: Any = None
-    whose: Any = None
-    rewind: Any = None
+    what: Option = None
+    criterion: Option = None
+    when: Option = None
+    how_often: Option = None
+    where: Option = None
+    whose: Option = None
+    rewind: Option = None
     federated: Federated = field(default_factory=Federated)
-    partition: Any = None
-    data: Any = None
-    model: Any = None
+    partition: Option = None
+    data: Option = None
+    model: Option = None
     local: Local = field(default_factory=Local)
-    executor: Any = None
-    wire: Any = None
-    logger: Any = None
+    executor: Option = None
+    wire: Option = None
+    logger: Option = None
     name: str = "fedprune"
     density: float = 0.1
     rounds: int = 100

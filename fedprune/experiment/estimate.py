@@ -1,12 +1,12 @@
-"""What a run will cost, before it trains: parameters, rounds, bytes and operations. Bytes are lengths of real encodings."""
+"""Estimate what a run costs before it trains: parameters, rounds, bytes and operations. Bytes are lengths of real encodings."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from fedprune.amount import amount
 from fedprune.data.population import sizes
@@ -24,8 +24,8 @@ from fedprune.wire.frame import length
 from fedprune.wire.message import about, answered_under
 
 
-def estimate(experiment: Experiment, config: Any) -> list[tuple[str, str]]:
-    """(name, value) rows. Training bytes and operations follow the plan's densities; evidence is counted for each event.
+def estimate(experiment: Experiment, config: DictConfig) -> list[tuple[str, str]]:
+    """Return (name, value) rows. Training bytes and operations follow the plan's densities; evidence is counted for each event.
 
     Under a gate, as if each event came at its earliest: what it waits costs more.
     """
@@ -67,7 +67,7 @@ def _operations(total: float, per_example: Mapping[str, float]) -> str:
 
 
 def _untrained_bytes(experiment: Experiment) -> int:
-    """How many bytes longer a newcomer's job is."""
+    """Return how many bytes longer a newcomer's job is."""
     wire, params = experiment.wire, tensors_of(experiment.net)
     if not wire.untrained.shapes:
         return 0
@@ -75,8 +75,8 @@ def _untrained_bytes(experiment: Experiment) -> int:
     return length(wire.encode_job(job, block, wire.untrained_block(params))) - length(wire.encode_job(job, block))
 
 
-def _newcomers(experiment: Experiment, config: Any) -> int:
-    """How many jobs go to clients that have not answered yet, in the rounds of the plan; none where all have everything."""
+def _newcomers(experiment: Experiment, config: DictConfig) -> int:
+    """Return how many jobs go to clients that have not answered yet, in the rounds of the plan."""
     fed, fates, reached, number = config.federated, experiment.options.fates, set[int](), 0
     first = {event.round for event in experiment.plan.events}
     for clock in range(experiment.plan.rounds if experiment.options.round.welcomes else 0):
@@ -88,8 +88,8 @@ def _newcomers(experiment: Experiment, config: Any) -> int:
     return number
 
 
-def _measuring(experiment: Experiment, config: Any, training: tuple[int, ...]) -> tuple[int, ...]:
-    """The clients that measure evidence for the server's events."""
+def _measuring(experiment: Experiment, config: DictConfig, training: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the clients that measure evidence for the server's events."""
     formulas = experiment.axes.criterion.formulas().values()
     if experiment.options.whose.at is not None or not any(name in FROM_CLIENTS for f in formulas for name in needs(f)):
         return ()
@@ -98,7 +98,7 @@ def _measuring(experiment: Experiment, config: Any, training: tuple[int, ...]) -
 
 
 def _masks(experiment: Experiment) -> list[Mask]:
-    """A mask as dense as before the first event, after it, after the second ...
+    """Return a mask of the density before the first event, one of the density after it, and so on.
 
     By the initial magnitudes: where densities only emerge, that is the best guess there is, and within a layer they are random.
     A trained network's mask has patterns, and takes fewer bytes than such a one if it is entropy-coded.
@@ -115,7 +115,7 @@ def _subnets(experiment: Experiment) -> list[Subnet]:
 
 
 def _stretches(experiment: Experiment, subnets: list[Subnet]) -> list[tuple[int, Subnet]]:
-    """(rounds trained, the network then) between the plan's events."""
+    """Return (rounds of training, the network then) between the plan's events."""
     ends = [*(event.round for event in experiment.plan.events), experiment.plan.rounds]
     starts = [0, *ends[:-1]]
     return [(stop - start, subnet) for start, stop, subnet in zip(starts, ends, subnets, strict=True) if stop > start]
@@ -132,7 +132,7 @@ def _parts(experiment: Experiment, subnet: Subnet) -> list[tuple[float, Subnet, 
 
 
 def _message_bytes(experiment: Experiment, subnet: Subnet, known: Mask | None) -> tuple[int, int]:
-    """(bytes of a job, bytes of its update) for training this subnet. known: the mask that its client holds, if any."""
+    """Return (bytes of a job, bytes of its update) for training this subnet. known: the mask that its client holds, if any."""
     wire = experiment.wire
     control = scaffold.sent(experiment.controlled, State(subnet, {}, {}))
     job = wire.encode_job(Job(0, 0, 0, 0, subnet, control=control), wire.subnet_block(subnet, known))
@@ -143,23 +143,24 @@ def _message_bytes(experiment: Experiment, subnet: Subnet, known: Mask | None) -
     return length(job), length(answer)
 
 
-def _answering(experiment: Experiment, config: Any) -> float:
-    """The fraction of the clients that are asked to train in the plan's rounds that answer."""
+def _answering(experiment: Experiment, config: DictConfig) -> float:
+    """Return the fraction that answers of the clients that are asked to train."""
     fed, fates = config.federated, experiment.options.fates
     cohorts = [cohort(config.seed, clock, fed.clients, fed.cohort) for clock in range(experiment.plan.rounds)]
     found = [fates(client, clock) is Fate.ANSWERS for clock, asked in enumerate(cohorts) for client in asked]
     return sum(found) / len(found)
 
 
-def _examples(experiment: Experiment, config: Any) -> float:
-    """How many examples a cohort trains on in a round, on average."""
+def _examples(experiment: Experiment, config: DictConfig) -> float:
+    """Return on how many examples a cohort trains in a round, on average."""
     local, trained = config.local, [experiment.recipe.examples_of_a_pass(number) for number in sizes(experiment.clients.train)]
     per_client = local.steps * local.batch_size if local.steps else local.epochs * sum(trained) / len(trained)
-    return config.federated.cohort * per_client
+    return float(config.federated.cohort * per_client)
 
 
-def _evidence_bytes(experiment: Experiment, config: Any, subnets: list[Subnet]) -> int:
-    """Bytes up and down of measuring evidence on clients: the network to each, what they measured back, at each event."""
+def _evidence_bytes(experiment: Experiment, config: DictConfig, subnets: list[Subnet]) -> int:
+    """Return the bytes up and down of measuring evidence on clients: the network to each, what they measured back, at each
+    event."""
     criterion, fed = experiment.axes.criterion, config.federated
     if experiment.options.whose.at is not None:  # each client scores for itself
         return 0
@@ -179,7 +180,7 @@ def _evidence_bytes(experiment: Experiment, config: Any, subnets: list[Subnet]) 
 
 
 def _evidence_message_bytes(
-    experiment: Experiment, subnet: Subnet, formula: Callable, which: str, surviving: Mask | None = None
+    experiment: Experiment, subnet: Subnet, formula: Callable[..., object], which: str, surviving: Mask | None = None
 ) -> int:
     wire, wanted = experiment.wire, tuple(name for name in needs(formula) if name in FROM_CLIENTS)
     if not wanted:

@@ -1,4 +1,4 @@
-"""What a configuration stands for, once it is checked; and how its workers, its loop and its networks are made."""
+"""The objects of a run, checked; and how its workers, its loop and its networks are made."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Experiment:
         return Serial(worker)
 
     def _on_client(self) -> OnClient | None:
-        """How clients carry out prune events, if it is they who do."""
+        """Return how clients carry out prune events; None if they carry out none."""
         whose, gate = self.options.whose, self.plan.gate
         if whose.at is None:
             return None
@@ -115,7 +115,7 @@ class Experiment:
 
     @property
     def _accumulates(self) -> bool:
-        """Whether a formula asks for what clients add up while they train."""
+        """Return whether a formula asks for gradients that clients add up while they train."""
         formulas = self.axes.criterion.formulas().values() if self.plan.events else ()
         return any(name in FROM_TRAINING for formula in formulas for name in needs(formula))
 
@@ -125,7 +125,7 @@ class Experiment:
         return functools.partial(fresh_params, *fixed)
 
     def loop(self, executor: Executor) -> FederatedLoop:
-        """The federated loop over these workers."""
+        """Return the federated loop over these workers."""
         config, federated, clients, options = self.config, self.config.federated, self.clients, self.options
         control = functools.partial(scaffold.sent, self.controlled) if self.controlled else None
         exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.private, federated.broken)
@@ -161,14 +161,14 @@ class Experiment:
 
     @property
     def _learnt(self) -> tuple[str, ...]:
-        """The names of what training changes: parameters, and the statistics of BatchNorm."""
+        """Return the names of the tensors that training changes: parameters, and the statistics of BatchNorm."""
         norms = [name for name, layer in self.net.named_modules() if is_batchnorm(layer)]
         statistics = [f"{name}.{of}" for name in norms for of in ("running_mean", "running_var")]
         return *(name for name, p in self.net.named_parameters() if p.requires_grad), *statistics
 
     @property
     def _own_sizes(self) -> tuple[list[int], list[int]]:
-        """How many examples the clients that are looked at have in their validation and test parts."""
+        """Return the sizes of the validation and test parts of the clients that are evaluated."""
         val, test = ([len(part[client]) for client in self.clients.seen] for part in (self.clients.val, self.clients.test))
         return val, test
 
@@ -197,7 +197,7 @@ def client_round(
     task: TaskMetrics,
     untrained: Params,
 ) -> Client:
-    """What a worker builds for itself, once: the module, around data that it shares with the others."""
+    """Build a worker's own module, once, around data that it shares with the others."""
     with torch.random.fork_rng(devices=[]):
         net = in_own_memory(make_network(config["model"], dataset.shape, dataset.classes))
     add_companions(net, prunable, regularisers, torch.Generator())  # each job brings its own values

@@ -1,4 +1,4 @@
-"""The first steps of a build: what is chosen, and the network, the plan and the clients that follow from it."""
+"""The first steps of a build: the options, and the network, the plan and the clients that follow from them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is chosen, made of the configuration alone. names: of the chosen options, by group."""
+    """The objects that the configuration alone gives. names: of the chosen options, by group."""
 
     config: DictConfig
     names: Names
@@ -51,7 +51,8 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Ground:
-    """What a run stands on. net: the network at its initialisation. private: the tensors that clients keep to themselves."""
+    """The data, the network, the plan and the clients of a run. net: the network at its initialisation. private: the tensors
+    that clients keep to themselves."""
 
     dataset: Dataset
     net: nn.Module
@@ -64,7 +65,7 @@ class Ground:
 
     @property
     def network(self) -> Network:
-        """The network as the server has it."""
+        """Return the network as the server has it."""
         return Network(self.net, self.dataset.shape, self.order)
 
     def axes(self, chosen: Chosen) -> Axes:

@@ -42,7 +42,7 @@ MakeModule = Callable[[nn.Module], LocalModule]
 
 @dataclass(frozen=True)
 class Training:
-    """What clients do. controlled: the parameters whose training is corrected by scaffold."""
+    """The clients' training. controlled: the parameters that SCAFFOLD corrects."""
 
     make_module: MakeModule
     module: LocalModule

@@ -58,8 +58,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Composition:
-    """What an option is told of the others. net: the network. names: of the chosen options, by group. config: the whole
-    configuration."""
+    """The whole of what was chosen, for an option that checks it. net: the network. names: of the chosen options, by group.
+    config: the whole configuration."""
 
     plan: Plan
     what: What

@@ -1,4 +1,4 @@
-"""How a round goes: between a server and its clients (star), or among clients (decentralised.py).
+"""Kinds of rounds: between a server and its clients (star), or among clients (decentralised.py).
 
 Every option of federated/round is a `Rounds`:
     loop(**parts)              -> the loop, of the parts of a FederatedLoop

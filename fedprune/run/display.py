@@ -1,4 +1,4 @@
-"""What the terminal shows: what a run is and will do, its progress, and a sweep's table. Reads well in a log file, too."""
+"""The terminal's text: a run and its plan, its progress, and a sweep's table. It reads well in a log file, too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def plan_text(plan: Plan, rewind: str, emerges: str = "", own: bool = False, untouched: Sequence[str] = ()) -> str:
-    """The plan as lines: the rounds of training, and every prune event between them.
+    """Return the plan as lines: the rounds of training, and every prune event between them.
 
     rewind: what follows each event; "" if nothing does. emerges: what to say in the place of densities that only the events
     will show. own: whether clients have their own masks. untouched: the weights that are not pruned because nobody trains them.
@@ -40,7 +40,7 @@ def plan_text(plan: Plan, rewind: str, emerges: str = "", own: bool = False, unt
 
 
 def brief(plan: Plan, rewind: str, emerges: str = "", own: bool = False, untouched: Sequence[str] = (), most: int = 12) -> str:
-    """The plan's lines, with the middle of a long one left out."""
+    """Return the plan's lines, without the middle of a long plan."""
     lines = plan_text(plan, rewind, emerges, own, untouched).splitlines()
     if len(lines) <= most:
         return "\n".join(lines)
@@ -49,7 +49,7 @@ def brief(plan: Plan, rewind: str, emerges: str = "", own: bool = False, untouch
 
 
 def about_text(about: Mapping[str, Any]) -> str:
-    """What a run is, in three lines."""
+    """Describe a run in three lines."""
     axes, name = about["axes"], about["name"]
     recipe = " · ".join(axes[axis] for axis in ("what", "criterion", "when", "how_often", "where", "whose"))
     model, data, partition = (_made_by(about, group) for group in ("model", "data", "partition"))
@@ -75,24 +75,24 @@ def _made_by(about: Mapping[str, Any], group: str) -> str:
 
 
 def _start_text(ticket: Mapping[str, Any], density: float) -> str:
-    """Which ticket a run starts from, and what is changed about it."""
+    """Name the ticket that a run starts from, and the changes to it."""
     changes = {"permute": ("none", "masks shuffled {}"), "head": ("keep", "head {}")}
     changed = [text.format(ticket[key].replace("_", " ")) for key, (usual, text) in changes.items() if ticket[key] != usual]
     return ", ".join([f"from ticket {ticket['path']}", *changed, f"density {density:.4g}"])
 
 
 def cost_text(rows: list[tuple[str, str]]) -> str:
-    """Names and values as aligned lines."""
+    """Return names and values as aligned lines."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
 
 LEFT_OUT = {"clients/silent": "silent", "clients/late": "late", "clients/dropped": "broken or lost"}
-"""The metrics that count what was left out of a round, and what each is called."""
+"""The metrics that count answers that were left out of a round, and their names."""
 
 
 def left_out_text(rows: Sequence[Mapping[str, float]]) -> str | None:
-    """How many answers were left out of all rounds, and why, and what never came for want of them; None if all went well."""
+    """Return how many answers were left out of all rounds, why, and which events never came; None if all went well."""
     counts = {text: int(sum(row.get(name, 0) for row in rows)) for name, text in LEFT_OUT.items()}
     empty, waiting = sum("train/loss" not in row for row in rows), int(rows[-1].get("prune/waiting", 0))
     reasons = ", ".join(f"{count} {text}" for text, count in counts.items() if count)
@@ -113,7 +113,7 @@ class Live:
         self._shown = time.monotonic()
 
     def round(self, metrics: Mapping[str, float]) -> None:
-        """One round more."""
+        """Show one round more."""
         value = metrics.get(f"test/{self._metric}")
         if value is not None:
             self._value = f"{100 * value:.1f} %" if self._metric.endswith("accuracy") else f"{value:.4g}"
@@ -131,7 +131,7 @@ class Live:
 
 @contextmanager
 def live(rounds: int, done: int, metric: str = "accuracy") -> Iterator[Live]:
-    """A progress display in a terminal; in a log file, a line every few seconds and at the end."""
+    """Show progress in a terminal; in a log file, a line every few seconds and at the end."""
     if not console.is_terminal:
         yield Live(rounds, done, None, metric)
         return

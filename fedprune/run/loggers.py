@@ -1,4 +1,4 @@
-"""Who is told. metrics.jsonl is the truth of a run and always written (run.py); a logger is a view of it, and cannot end a run.
+"""Loggers. metrics.jsonl is the truth of a run and always written (run.py); a logger is a view of it, and cannot end a run.
 
 Every logger is (folder, about) -> a context manager that gives a Logger. `about` describes the run: what run.json holds. The
 rounds of a run that goes on are in metrics.jsonl when its logger is made.
@@ -193,7 +193,7 @@ def append(folder: Path, metrics: Metrics) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rounds in metrics.jsonl; a last line that was torn when the process died is left out."""
+    """Return the rounds in metrics.jsonl, without a last line that was torn when the process died."""
     path = folder / "metrics.jsonl"
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:

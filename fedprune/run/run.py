@@ -41,13 +41,13 @@ from fedprune.types import State
 SUMMARY, STATE = "summary.json", "state/state.safetensors"
 
 OF_FAILURE = ("failed.json", "error.log")
-"""What a run that has failed leaves, and one that goes on from there does not."""
+"""Files that a failed run leaves, and that go when it is resumed."""
 
 RESULTS = (
     *(SUMMARY, STATE, "metrics.jsonl", "metrics.csv", "ticket.safetensors", "plan.txt", "partition.safetensors"),
     *("profile.csv", "figures/profile.png", "figures/profile.svg"),
 )
-"""What a run leaves, and one that is done again with `force` must not take for its own."""
+"""Files of results, which a run with `force` must not take for its own."""
 
 
 def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> None:
@@ -76,7 +76,7 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequ
 
 
 def _rewind(experiment: Experiment, names: Mapping[str, str]) -> str:
-    """The name of the rewind that follows each event; "" if none does."""
+    """Return the name of the rewind that follows each event; "" if none does."""
     return names["rewind"] if experiment.options.rewind.goes_back else ""
 
 
@@ -91,14 +91,14 @@ def _refuse_another(folder: Path, config: DictConfig) -> None:
 
 
 def _before(folder: Path) -> dict[str, Any]:
-    """What run.json says of the run that was begun here; nothing if there is none, or it is damaged."""
+    """Return run.json of the run that was begun here; nothing if there is none, or it is damaged."""
     with suppress(OSError, ValueError):
         return dict(json.loads((folder / "run.json").read_text()))
     return {}
 
 
 def fail(folder: Path, error: Exception, reason: str) -> None:
-    """Leave the reason why there is no result. A run that is done stays so, whatever is asked of its folder later."""
+    """Write down why there is no result. A run that is done stays so, whatever is asked of its folder later."""
     if (folder / SUMMARY).exists():
         return
     status = "skipped" if isinstance(error, Incompatible) else "failed"
@@ -106,8 +106,8 @@ def fail(folder: Path, error: Exception, reason: str) -> None:
         write_text(folder / "failed.json", _json({"status": status, "reason": reason}))
 
 
-def _begin(folder: Path, config: DictConfig, about: Mapping[str, Any]) -> None:
-    """A folder that says what it is for, and holds nothing that a run with `force` would mistake for its own."""
+def _begin(folder: Path, config: DictConfig, about: loggers.About) -> None:
+    """Make the folder, describe the run in it, and remove results that a run with `force` would mistake for its own."""
     for name in (*OF_FAILURE, *(RESULTS if config.force else ())):
         if (folder / name).is_file():
             (folder / name).unlink()
@@ -116,7 +116,7 @@ def _begin(folder: Path, config: DictConfig, about: Mapping[str, Any]) -> None:
     write_text(folder / "run.json", _json(about))
 
 
-def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about: Mapping[str, Any]) -> None:
+def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about: loggers.About) -> None:
     write_text(folder / "run.json", _json(about))
     own, what = not experiment.options.whose.global_mask, experiment.axes.what
     plan = display.plan_text(experiment.plan, _rewind(experiment, names), what.emerges, own, what.untouched)
@@ -125,8 +125,8 @@ def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about
         save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors")
 
 
-def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapping[str, Any]) -> None:
-    """The rounds that are left, each written down as it ends, with a checkpoint every so many seconds; then the results."""
+def _train(config: DictConfig, folder: Path, experiment: Experiment, about: loggers.About) -> None:
+    """Do the rounds that are left, write each down as it ends, with a checkpoint every so many seconds; then the results."""
     path = folder / STATE
     before = _resume(path, experiment) if path.exists() else None
     done, rounds = before.round if before else 0, experiment.plan.rounds
@@ -161,12 +161,12 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: Mapp
 
 
 def _kept_small(state: State, whose: Whose, folder: Path) -> State:
-    """The same state; clients' own masks are in a file once they take more memory than they may."""
+    """Return the same state, with clients' masks in a file once they take more memory than they may."""
     return replace(state, personal=beyond(state.personal, 1e6 * whose.memory_mb, folder))
 
 
 def _resume(path: Path, experiment: Experiment) -> State:
-    """The state to go on from. Raises RunError if it is not one of this network."""
+    """Return the state to go on from. Raise RunError if it is not one of this network."""
     state = load_state(path)
     shapes = {name: tensor.shape for name, tensor in tensors_of(experiment.net).items()}
     if {name: t.shape for name, t in state.server.params.items()} != shapes or tuple(
@@ -176,7 +176,7 @@ def _resume(path: Path, experiment: Experiment) -> State:
     return state
 
 
-def _finish(folder: Path, state: State, about: Mapping[str, Any], logger: loggers.Logger) -> dict[str, float]:
+def _finish(folder: Path, state: State, about: loggers.About, logger: loggers.Logger) -> dict[str, float]:
     """Write the ticket, tell the logger of the end, and return the metrics that go into the summary."""
     rows = loggers.read_metrics(folder)
     seconds = sum(row["time/round_s"] for row in rows)
@@ -187,8 +187,8 @@ def _finish(folder: Path, state: State, about: Mapping[str, Any], logger: logger
     return metrics
 
 
-def _provenance(about: Mapping[str, Any]) -> dict[str, str]:
-    """Where a ticket comes from, and what it takes to make its network again. Nothing that may change when a run goes on."""
+def _provenance(about: loggers.About) -> dict[str, str]:
+    """Return a ticket's origin, and what makes its network again. Nothing in it changes when a run is resumed."""
     model = {"option": about["axes"]["model"], "config": about["config"]["model"]}
     network = model | {"shape": about["shape"], "classes": about["classes"]}
     texts = {key: json.dumps(value) for key, value in (("axes", about["axes"]), ("network", network))}
@@ -196,7 +196,7 @@ def _provenance(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _about(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> dict[str, Any]:
-    """What a run is, as far as its configuration says. attempt: how often it was begun anew with force=true."""
+    """Describe a run by its configuration. attempt: how often it was begun anew with force=true."""
     before = _before(folder)
     return {
         "name": config.name,
@@ -212,7 +212,7 @@ def _about(config: DictConfig, folder: Path, names: dict[str, str], overrides: S
 
 
 def _facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
-    """What a run is, as far as its data and its network say."""
+    """Describe a run by its data and its network."""
     plan = experiment.plan
     return {
         "plan": {

@@ -1,4 +1,4 @@
-"""What is said at the end of a run: what did not come about, who was left out, and where the time went."""
+"""The last words of a run: events that did not happen, answers that were left out, and where the time went."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def conclude(folder: Path, loop: FederatedLoop, state: State) -> None:
-    """Say it, of the run in this folder; a profile is written there, too."""
+    """Print the last words of the run in this folder, and write its profile there."""
     rows = loggers.read_metrics(folder)
     problem, left_out = _unmet(loop, state), display.left_out_text(rows)
     if problem:
@@ -29,7 +29,7 @@ def conclude(folder: Path, loop: FederatedLoop, state: State) -> None:
 
 
 def _unmet(loop: FederatedLoop, state: State) -> str | None:
-    """What there is to say of events that did not come about, or None."""
+    """Return a warning about events that did not happen, or None."""
     if loop.whose.global_mask:
         return unmet(loop.plan, state)
     return unmet_by_clients(loop.plan, state, loop.clients, loop.whose.plans)

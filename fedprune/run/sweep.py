@@ -1,4 +1,4 @@
-"""What happens around the jobs of a sweep: which belong to it, and the table and figures at its end."""
+"""A sweep around its jobs: the list of its members, and the table and figures at its end."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class Report(Callback):
 
 
 def _reported(runs: list[Path], into: Path) -> bool:
-    """Whether the sweep has a table now. Where it could not be made, the reason is said: the runs are done all the same."""
+    """Write the table and figures of a sweep; return whether that worked. If not, the reason is printed, and the runs stay
+    done."""
     try:
         summarise(runs, into)
     except Exception as error:
@@ -72,7 +73,7 @@ def _reported(runs: list[Path], into: Path) -> bool:
 
 
 def has_failed(run: Path) -> bool:
-    """Whether a run has ended without a result, by a fault and not because its cell makes no sense."""
+    """Return whether a run has ended without a result, by a fault and not because its cell makes no sense."""
     failed = run / "failed.json"
     return failed.exists() and json.loads(failed.read_text())["status"] == "failed"
 

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: everything at once, before the first batch, each with what to type instead."""
+"""Checks of a configuration: all problems at once, before the first batch. Each says what to type instead."""
 
 from fedprune.experiment.checks import module
 from fedprune.experiment.checks.axes import (

@@ -1,4 +1,4 @@
-"""What the axes cannot be together, or not on this network, each with what to choose instead."""
+"""Checks of the axes against each other and against the network. Each problem says what to choose instead."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fedprune.types import Mask, Plan
 
 
 def composition(plan: Plan, criterion: Criterion, where: Where, rewind: Rewind, whose: Whose, names: Names) -> list[str]:
-    """Combinations of axes that mean nothing, each with what to choose instead."""
+    """Return the combinations of axes that mean nothing."""
     exchanges = any(event.swap for event in plan.events)
     first = min((event.round for event in plan.events), default=plan.rounds)
     asked = evidence_of(criterion)
@@ -61,7 +61,7 @@ def composition(plan: Plan, criterion: Criterion, where: Where, rewind: Rewind, 
 
 
 def blocks(plan: Plan, what: What, names: Names) -> list[str]:
-    """Whether layers can take turns."""
+    """Return that layers cannot take turns."""
     most = max((event.block[1] for event in plan.events if event.block), default=0)
     chosen = f"how_often={names['how_often']}"
     rules = {
@@ -74,7 +74,7 @@ def blocks(plan: Plan, what: What, names: Names) -> list[str]:
 
 
 def of_single_weights(plan: Plan, axes: Axes, whose: Whose, names: Names) -> list[str]:
-    """Methods that say themselves how many weights of each layer live, where `what` or `how_often` would say otherwise."""
+    """Return that two options decide how many weights of each layer live."""
     single, swaps = axes.what.kind.single, [event for event in plan.events if event.swap]
     adjusts = axes.criterion.adjusts and bool(swaps)
     apportions = whose.apportions and bool(plan.events)
@@ -93,14 +93,14 @@ def of_single_weights(plan: Plan, axes: Axes, whose: Whose, names: Names) -> lis
 
 
 def obstacles(plan: Plan, criterion: Criterion, network: Network, prunable: tuple[str, ...], names: Names) -> list[str]:
-    """Evidence that this network cannot give about its prunable tensors, each with what to choose instead."""
+    """Return the evidence that this network cannot give about its prunable tensors."""
     asked = sorted(evidence_of(criterion) & OBSTACLES.keys()) if plan.events else []
     found = (OBSTACLES[name](network, prunable) for name in asked)
     return [f"criterion={names['criterion']}: {problem}" for problem in found if problem is not None]
 
 
 def whole_units(mask: Mask, what: What, plan: Plan, names: Names) -> list[str]:
-    """Whether the mask that a run starts from can be pruned on: it has to be of whole units."""
+    """Return that the mask that a run starts from is not of whole units, so that no unit could be pruned."""
     if not plan.events:
         return []
     return [
@@ -111,7 +111,7 @@ def whole_units(mask: Mask, what: What, plan: Plan, names: Names) -> list[str]:
 
 
 def min_per_layer(what: What, plan: Plan, units: dict[str, int]) -> list[str]:
-    """Whether every event can leave `min_per_layer` units in each layer. units: the number of units of each layer."""
+    """Return that an event cannot leave `min_per_layer` units in each layer. units: their number, by layer."""
     if what.emerges:
         return []
     needed = sum(min(what.min_per_layer, number) for number in units.values())
@@ -127,10 +127,10 @@ def min_per_layer(what: What, plan: Plan, units: dict[str, int]) -> list[str]:
 
 
 def scope(what: What, plan: Plan, units: dict[str, int], names: Names) -> list[str]:
-    """What the scope cannot keep of a plan. units: the number of units of each layer."""
+    """Return what in a plan the scope cannot carry out. units: their number, by layer."""
     return [f"what={names['what']}: {problem}" for problem in what.pool.problems(plan, units)]
 
 
 def evidence_of(criterion: Criterion) -> set[str]:
-    """All evidence that the formulas of a criterion ask for."""
+    """Return all evidence that the formulas of a criterion ask for."""
     return needed_by(criterion.formulas().values())

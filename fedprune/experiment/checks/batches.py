@@ -1,4 +1,4 @@
-"""Whether every batch that clients train on has as many examples as the network needs, known before any client trains.
+"""Checks that every batch has as many examples as the network needs, before any client trains.
 
 BatchNorm in training mode raises on a single value per channel, as GroupNorm and InstanceNorm do on theirs. No list could say
 which networks do, so each is tried on one example, and on two.
@@ -63,7 +63,7 @@ def sizes_of_batches(
 
 
 def _dropped(recipe: Recipe, examples: Sequence[int]) -> list[str]:
-    """Whether leaving out batches that are not full leaves a client nothing."""
+    """Return that a client has no full batch, where others are dropped."""
     fewest = min(examples, default=0)
     if not recipe.drop_last or fewest >= recipe.batch_size:
         return []
@@ -80,13 +80,13 @@ def _poorest(examples: Sequence[int]) -> str:
 
 
 def _more_examples(how: Division) -> str:
-    """What to type for two training examples of each client."""
+    """Return what to type so that each client has two training examples."""
     number = next(total for total in range(2, 1000) if how.split(total)[0] >= 2)
     return f"set partition.{how.size}={number} or more"
 
 
 def _frozen_helps(module: LocalModule, recipe: Recipe, dataset: Dataset) -> str:
-    """The advice to freeze BatchNorm, where that is what helps."""
+    """Return the advice to freeze BatchNorm, where that helps; else nothing."""
     if not any(is_batchnorm(layer) for layer in module.net.modules()):
         return ""
     frozen = replace(recipe, freeze_batchnorm=True)
@@ -94,7 +94,7 @@ def _frozen_helps(module: LocalModule, recipe: Recipe, dataset: Dataset) -> str:
 
 
 def _fails(module: LocalModule, recipe: Recipe, dataset: Dataset, number: int) -> Exception | None:
-    """What the network raises on so many examples while it is trained, or None."""
+    """Return the error that the network raises on a batch of so many examples in training, or None."""
     inputs = first_examples(dataset, number)[0]
     with _as_it_was(module.net), torch.no_grad():
         set_mode(module, recipe)

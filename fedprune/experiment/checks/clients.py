@@ -1,9 +1,8 @@
-"""What clients cannot do: carry out events, hold a part of the network, answer, keep things to themselves; each with what to
-choose instead."""
+"""Checks of what clients do: carry out events, answer, keep tensors private. Each problem says what to choose instead."""
 
 from __future__ import annotations
 
-from typing import Any
+from omegaconf import DictConfig
 
 from fedprune.experiment.checks.axes import evidence_of
 from fedprune.experiment.checks.problems import Names
@@ -26,7 +25,7 @@ from fedprune.types import SERVER, Plan
 
 
 def outcomes_of_clients(plan: Plan, whose: Whose, names: Names) -> list[str]:
-    """A gate that asks for what only a client comes out with, where it is the server that asks."""
+    """Return that the server's gate asks for an outcome that only clients have."""
     if (
         plan.gate is None
         or not whose.global_mask
@@ -37,7 +36,7 @@ def outcomes_of_clients(plan: Plan, whose: Whose, names: Names) -> list[str]:
 
 
 def on_clients(plan: Plan, whose: Whose, axes: Axes, where: Where, rewind: Rewind, names: Names) -> list[str]:
-    """What clients that carry out events themselves cannot do."""
+    """Return what clients cannot do that carry out events themselves."""
     if whose.at is None or not plan.events:
         return []
     chosen, early = f"whose={names['whose']}", rewind.anchor or 0
@@ -61,7 +60,7 @@ def on_clients(plan: Plan, whose: Whose, axes: Axes, where: Where, rewind: Rewin
 
 
 def regrown(rule: str, plan: Plan, whose: Whose, names: Names) -> list[str]:
-    """Whether what grows can start from where it is to start."""
+    """Return that regrown weights cannot start from the values that `rule` names."""
     if rule == "zero" or whose.at is None or not any(event.swap for event in plan.events):
         return []
     return [
@@ -71,7 +70,7 @@ def regrown(rule: str, plan: Plan, whose: Whose, names: Names) -> list[str]:
 
 
 def feedback(error_feedback: bool, plan: Plan, whose: Whose, names: Names) -> list[str]:
-    """Whether what is trained behind a pruned network can come to anything."""
+    """Return that error feedback has no effect, because no event comes after a client's training."""
     if not error_feedback or not plan.events or whose.at == "end":
         return []
     return [
@@ -80,8 +79,8 @@ def feedback(error_feedback: bool, plan: Plan, whose: Whose, names: Names) -> li
     ]
 
 
-def of_one_mask(federated: Any, whose: Whose, upload: Upload, plan: Plan, names: Names) -> list[str]:
-    """What goes by the mask that was sent, where clients change it."""
+def of_one_mask(federated: DictConfig, whose: Whose, upload: Upload, plan: Plan, names: Names) -> list[str]:
+    """Return the options that rely on the mask that was sent, where clients change it."""
     if whose.at is None or not plan.events:
         return []
     chosen, name = f"whose={names['whose']}", federated.upload["_target_"].rpartition(".")[2]
@@ -95,7 +94,7 @@ def of_one_mask(federated: Any, whose: Whose, upload: Upload, plan: Plan, names:
 
 
 def validation(plan: Plan, examples: int, names: Names) -> list[str]:
-    """Whether a gate looks at validation data that nobody has. examples: how many of them there are."""
+    """Return that a gate needs validation examples and there are none. examples: their number."""
     if examples or plan.gate is None or not {"val_accuracy", "val_metric"} & {*needs(plan.gate.opens)}:
         return []
     return [
@@ -104,8 +103,10 @@ def validation(plan: Plan, examples: int, names: Names) -> list[str]:
     ]
 
 
-def answers(fates: Fates, config: Any, plan: Plan, criterion: Criterion, where: Where, whose: Whose, names: Names) -> list[str]:
-    """Whether those who are asked to train, or to measure evidence, include somebody who answers in any round."""
+def answers(
+    fates: Fates, config: DictConfig, plan: Plan, criterion: Criterion, where: Where, whose: Whose, names: Names
+) -> list[str]:
+    """Return that nobody ever answers of those that are asked to train, or to measure evidence."""
     federated, seed = config.federated, config.seed
 
     def trains(clock: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Whether the federated loop can train with a module of one's own: what it overrides, and one step of it, tried on a copy."""
+"""Checks that the federated loop can train a user's module: by its overrides, and by one step on a copy."""
 
 from __future__ import annotations
 

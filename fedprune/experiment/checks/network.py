@@ -1,4 +1,4 @@
-"""What this very network cannot do, found by trying: run under a mask, and give the evidence that is asked for."""
+"""Checks of this very network by trying it: under a mask, and for the evidence that is asked for."""
 
 from __future__ import annotations
 

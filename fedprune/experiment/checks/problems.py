@@ -21,7 +21,8 @@ class Problems:
         self._incompatible: list[str] = []
 
     def attempt(self, function: Callable[..., T], *args: Any) -> T:
-        """The function's value; or nothing that may be used, if it found a problem (`stop_if_any` before using it)."""
+        """Return the function's value. If it raises a problem, note that and return None: call `stop_if_any` before using
+        it."""
         try:
             return function(*args)
         except Incompatible as error:
@@ -33,15 +34,15 @@ class Problems:
         return None  # type: ignore[return-value]
 
     def add(self, problems: Iterable[str]) -> None:
-        """Problems of single values."""
+        """Note problems of single values."""
         self._wrong += problems
 
     def add_incompatible(self, problems: Iterable[str]) -> None:
-        """Problems of combinations of values, each of which is fine."""
+        """Note problems of combinations of values, each of which is fine."""
         self._incompatible += problems
 
     def stop_if_any(self) -> None:
-        """Raises ConfigError with all problems so far; Incompatible if only combinations are at fault."""
+        """Raise ConfigError with all problems so far; Incompatible if only combinations are at fault."""
         if self._wrong:
             raise ConfigError(self._wrong + self._incompatible)
         if self._incompatible:

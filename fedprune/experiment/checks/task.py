@@ -1,11 +1,12 @@
-"""Whether the data set and the task fit: labels, outputs and metrics, tried on two examples; each with what to type instead."""
+"""Checks that the data set and the task fit: labels, outputs and metrics, tried on two examples. Each says what to type
+instead."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from fedprune.pruning.evidence import OF_CLASSES, needs
 from fedprune.pruning.evidence.network import evaluated
 from fedprune.types import Plan
 
+T = TypeVar("T")
+
 TRIED = 2  # examples
 
 INSTEAD = (
@@ -36,7 +39,7 @@ INSTEAD = (
 NAME = re.compile(r"[A-Za-z][\w.-]*")
 
 GATED = ("val_accuracy", "pruned_accuracy")
-"""What only a task has that measures accuracy."""
+"""Outcomes that only a task has that measures accuracy."""
 
 
 def data(dataset: Dataset) -> list[str]:
@@ -89,7 +92,7 @@ def takes_classes(module: LocalModule, labels: Tensor) -> bool:
     return kind.outcome is LocalModule.outcome or (trains and not labels.is_floating_point())
 
 
-def no_classes(dataset: Dataset, outputs: Any) -> str | None:
+def no_classes(dataset: Dataset, outputs: object) -> str | None:
     """Return why labels [N, ...] are not classes that outputs [B, classes, ...] stand for, with the first that is none; None if
     they are, or if the network puts out something else than one tensor."""
     if not isinstance(outputs, Tensor):
@@ -110,7 +113,7 @@ def no_classes(dataset: Dataset, outputs: Any) -> str | None:
     return None
 
 
-def _tried(module: LocalModule, what: str, call: Any, dataset: Dataset, names: Names) -> Any:
+def _tried(module: LocalModule, what: str, call: Callable[[], T], dataset: Dataset, names: Names) -> T:
     """Return what a call gives. Raises ConfigError for whatever goes wrong in it."""
     try:
         return call()
@@ -124,7 +127,7 @@ def _tried(module: LocalModule, what: str, call: Any, dataset: Dataset, names: N
         ) from error
 
 
-def _outcome(module: LocalModule, outcome: Mapping[str, Any], examples: int) -> list[str]:
+def _outcome(module: LocalModule, outcome: Mapping[str, object], examples: int) -> list[str]:
     """Return what is wrong with an outcome and with what the module says of it."""
     said = ", ".join(outcome)
     better = {name: value.higher_is_better for name, value in outcome.items() if isinstance(value, Metric)}
@@ -147,7 +150,7 @@ def _outcome(module: LocalModule, outcome: Mapping[str, Any], examples: int) -> 
     return problems
 
 
-def _value(module: LocalModule, name: str, value: Any, examples: int) -> list[str]:
+def _value(module: LocalModule, name: str, value: object, examples: int) -> list[str]:
     held = metrics_in(module)
     if not NAME.fullmatch(str(name)) or name == "density":
         return [f"a metric cannot be called {name!r}: use letters, digits and _, such as f1_macro"]

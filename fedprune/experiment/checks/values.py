@@ -1,10 +1,9 @@
-"""What is wrong with single values: out of range, or unknown."""
+"""Checks of single values: out of range, or unknown."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from omegaconf import DictConfig
 
 from fedprune.execution import Choice
 from fedprune.experiment.checks.problems import Names
@@ -21,8 +20,8 @@ from fedprune.pruning.evidence import (
 from fedprune.types import Plan
 
 
-def ranges(config: Any) -> list[str]:
-    """Scalars that are out of range."""
+def ranges(config: DictConfig) -> list[str]:
+    """Return the scalars that are out of range."""
     federated = config.federated
     rules = {
         f"density={config.density} is the fraction alive at the end: more than 0, at most 1": 0 < config.density <= 1,
@@ -46,7 +45,7 @@ def ranges(config: Any) -> list[str]:
 
 
 def executor(choice: Choice, device: str) -> list[str]:
-    """An executor for a GPU, without one. device: where the run is."""
+    """Return that an executor needs a GPU and the run is on another device."""
     if device.startswith("cuda") or not choice.on_gpu_only:
         return []
     on_gpu = "device=auto or " if torch.cuda.is_available() else ""
@@ -57,7 +56,7 @@ def executor(choice: Choice, device: str) -> list[str]:
 
 
 def evidence(criterion: Criterion, names: Names) -> list[str]:
-    """Formulas that ask for what nobody can measure. `names`: the chosen option of each group, for the message."""
+    """Return the formulas that ask for evidence that nobody can measure."""
     asked = {role: unknown(formula, role) for role, formula in criterion.formulas().items()}
     return [
         f"criterion={names['criterion']}: {role} asks for unknown evidence {', '.join(found)}; known: {', '.join(known(role))}"
@@ -67,7 +66,7 @@ def evidence(criterion: Criterion, names: Names) -> list[str]:
 
 
 def outcomes(plan: Plan, whose: Whose, names: Names) -> list[str]:
-    """A gate that asks for what no round comes out with."""
+    """Return the outcomes that a gate asks for and no round has."""
     known = OUTCOMES if whose.global_mask else OUTCOMES_OF_CLIENTS
     asked = [name for name in needs(plan.gate.opens) if name not in OUTCOMES_OF_CLIENTS] if plan.gate else []
     if not asked:
