@@ -40,9 +40,10 @@ class PruneEvent:
 
 
 class Condition(ABC):
-    """What an event may wait for: (outcomes of the round before, by name) -> whether it may happen. Its text says what it is.
+    """A condition for which an event may wait: (outcomes of the round before, by name) -> whether it may happen.
 
-    asks: how often it has to be asked, round after round, until it can be met. looser: what to type to have it met sooner.
+    Its text (str) describes it. asks: how often it has to be asked, round after round, until it can be met. looser: what to
+    type to have it met sooner.
     """
 
     asks: int = 1
@@ -58,7 +59,7 @@ class Condition(ABC):
 
 @dataclass(frozen=True)
 class Gate:
-    """What events wait for, each in its turn: their rounds are then the earliest ones.
+    """A condition for which events wait, each in its turn: their rounds are then the earliest ones.
 
     stop: after that many rounds nothing is pruned any more. apart: the least number of rounds from one event to the next.
     """
@@ -87,7 +88,7 @@ class Subnet:
 
 @dataclass(frozen=True)
 class Personal:
-    """What lives of one client as long as the run, where masks are personal: its mask, packed to bits (see mask.pack), as
+    """The position of one client with a mask of its own. It holds for the whole run: the mask, packed to bits (mask.pack), as
     bytes() gives them; the number of prune events that it has done, and the round of the last of them."""
 
     mask: bytes | Stored
@@ -115,13 +116,13 @@ class ClientState:
 
     @property
     def empty(self) -> bool:
-        """Whether the client keeps nothing."""
+        """True if the client keeps nothing."""
         return not (self.batchnorm or self.weights or self.optimizer or self.control or self.squared_gradients or self.mask)
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """What the server keeps between rounds beside its network: all that its optimizer and SCAFFOLD remember.
+    """The server's memory from round to round, beside its network: all that its optimizer and SCAFFOLD remember.
 
     momentum: the server optimizer's buffers, by kind. control: SCAFFOLD's c, the mean of all clients' controls, by parameter
     (empty where nothing is controlled, or nobody has trained yet).

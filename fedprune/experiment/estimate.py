@@ -12,7 +12,7 @@ from fedprune.amount import amount
 from fedprune.data.population import sizes
 from fedprune.experiment.experiment import Experiment
 from fedprune.federated.availability import Fate
-from fedprune.federated.costs import training_flops
+from fedprune.federated.metrics.costs import training_flops
 from fedprune.federated.sampling import cohort
 from fedprune.federated.server import scaffold
 from fedprune.pruning.evidence import FROM_CLIENTS, needs

@@ -18,7 +18,7 @@ from fedprune.experiment import checks
 from fedprune.experiment.checks.problems import Problems
 from fedprune.experiment.ground import Chosen, Ground
 from fedprune.experiment.network import initial_net
-from fedprune.federated.costs import flops_per_example
+from fedprune.federated.metrics.costs import flops_per_example
 from fedprune.local.frozen import frozen
 from fedprune.local.lightning.job_trainer import Planned
 from fedprune.local.lightning.schedules import configured

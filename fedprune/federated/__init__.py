@@ -1,1 +1,1 @@
-"""Who trains, what is merged, and the one loop that tells the story."""
+"""The federated loop, and everything that a server and its clients do in a round."""

@@ -1,4 +1,4 @@
-"""Who answers: clients that drop out of a round, that never answer, or that are too slow for its deadline.
+"""The availability of clients: some drop out of a round, never answer, or are too slow for its deadline.
 
 Every availability is (seed, work) -> Fates, and Fates are (client, clock) -> Fate. `work` is the number of batches on which
 each client trains in a round, by client. What lasts as long as the run (who never answers, how fast a client is) is drawn once,
@@ -27,7 +27,7 @@ from fedprune.randomness import numpy_stream
 
 
 class Fate(Enum):
-    """What becomes of a client's answer in a round."""
+    """The fate of a client's answer in a round."""
 
     ANSWERS = "answers"
     SILENT = "silent"
@@ -165,7 +165,7 @@ class Tiers:
 
 
 def heard(fates: Fates, asked: Callable[[int], Sequence[int]], rounds: int) -> bool:
-    """Whether anybody who is asked answers in any of so many rounds. asked: (clock) -> the clients."""
+    """Return whether anybody who is asked answers in any of so many rounds. asked: (clock) -> the clients."""
     return any(fates(client, clock) is Fate.ANSWERS for clock in range(rounds) for client in asked(clock))
 
 

@@ -18,10 +18,10 @@ import torch
 from fedprune.federated.client import broken
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.masks import UpdateSummary
+from fedprune.federated.metrics.tally import Tally
 from fedprune.federated.round_kinds import Rounds
 from fedprune.federated.server.accumulator import merged
 from fedprune.federated.server.aggregate import OverlapMean
-from fedprune.federated.tally import Tally
 from fedprune.federated.topology import Topology
 from fedprune.pruning.criterion import random
 from fedprune.pruning.mask import apply, ones, pack, shrink, unpack

@@ -17,7 +17,7 @@ from fedprune.execution.worker import Task
 from fedprune.federated.availability import Fate, Fates, everybody
 from fedprune.federated.client.kept import KeptArrays, as_arrays, of_arrays
 from fedprune.federated.client.upload import Upload, everything
-from fedprune.federated.tally import Tally
+from fedprune.federated.metrics.tally import Tally
 from fedprune.federated.update_check import problem_of
 from fedprune.pruning.mask import apply
 from fedprune.types import SERVER, ClientState, Job, Mask, Params, State, Subnet, Update
@@ -166,7 +166,7 @@ class Exchange:
             return True
         fate = Fate.ANSWERS if job.client == SERVER else self.fates(job.client, job.clock)
         if fate is not Fate.ANSWERS:
-            tally.miss(job, fate)
+            tally.miss(job, late=fate is Fate.LATE)
         return fate is Fate.ANSWERS
 
     def _arrived(self, result: Any, job: Job, tally: Tally) -> Update | None:

@@ -22,13 +22,13 @@ from fedprune.federated.fold import Fold
 from fedprune.federated.masks import PruneContext, UpdateSummary, Whose
 from fedprune.federated.masks.gates import due_events
 from fedprune.federated.masks.personal import client_densities
-from fedprune.federated.report import Report, warn_of_collapsed_layers
+from fedprune.federated.metrics.report import Report, warn_of_collapsed_layers
+from fedprune.federated.metrics.tally import Tally
 from fedprune.federated.sampling import cohort
 from fedprune.federated.server import scaffold
 from fedprune.federated.server.accumulator import Aggregate
 from fedprune.federated.server.optimizer import ServerStep
 from fedprune.federated.server_pruning import ServerPruning
-from fedprune.federated.tally import Tally
 from fedprune.federated.where import Where
 from fedprune.pruning.event import Axes
 from fedprune.pruning.evidence.network import Network
@@ -123,7 +123,7 @@ class FederatedLoop:
 
     @functools.cached_property
     def pruning(self) -> ServerPruning:
-        """How the server carries out prune events."""
+        """The server's prune events."""
         return ServerPruning(
             whose=self.whose,
             where=self.where,

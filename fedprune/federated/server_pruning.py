@@ -11,7 +11,7 @@ from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.masks import PruneContext, Whose, prune_server
 from fedprune.federated.masks.gates import ask_gate, next_gated_event
-from fedprune.federated.tally import Tally
+from fedprune.federated.metrics.tally import Tally
 from fedprune.federated.where import Where, measuring
 from fedprune.pruning.event import Measure
 from fedprune.pruning.evidence.network import Network
@@ -22,8 +22,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServerPruning:
-    """How the server prunes. network: its own, for evidence that takes no data. clients: the number of all of them.
+    """Carries out the server's prune events.
 
+    network: the server's own, for evidence that takes no data. clients: the number of all clients.
     cohort: (state) -> the clients of the coming round. context: (state) -> what an event at this state goes by.
     """
 

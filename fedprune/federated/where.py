@@ -1,4 +1,4 @@
-"""Where the evidence is measured.
+"""The places where evidence is measured: on the server, on one client, on the cohort or on all clients.
 
 Every option is a `Where`: (cohort of the coming round, number of clients, seed) -> the clients that measure.
 """
@@ -14,7 +14,7 @@ import torch
 
 from fedprune.errors import ConfigError, RunError, Unheard
 from fedprune.federated.exchange import Exchange
-from fedprune.federated.tally import Tally
+from fedprune.federated.metrics.tally import Tally
 from fedprune.pruning.event import Measure
 from fedprune.pruning.evidence import FROM_CLIENTS, at_hand, mean
 from fedprune.pruning.evidence.network import Network
@@ -43,7 +43,7 @@ class Where(ABC):
 
     @property
     def has_data(self) -> bool:
-        """Whether those who measure have examples to measure on."""
+        """True if those who measure have examples to measure on."""
         return not self.on_server or self.proxy > 0
 
 

@@ -25,7 +25,7 @@ from fedprune.experiment.experiment import Experiment
 from fedprune.federated.availability import everybody
 from fedprune.federated.evaluate import LENGTH
 from fedprune.federated.exchange import Exchange
-from fedprune.federated.tally import Tally
+from fedprune.federated.metrics.tally import Tally
 from fedprune.federated.where import measuring
 from fedprune.local.outcomes import concatenated
 from fedprune.pruning.criterion import Criterion

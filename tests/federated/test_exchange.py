@@ -14,9 +14,9 @@ import torch
 from fedprune.errors import RunError
 from fedprune.execution import Task
 from fedprune.federated.exchange import Exchange
+from fedprune.federated.metrics.tally import Tally
 from fedprune.federated.server.accumulator import merged
 from fedprune.federated.server.aggregate import OverlapMean
-from fedprune.federated.tally import Tally
 from fedprune.pruning.mask import apply
 from fedprune.types import SERVER, ClientState, Job, State, Subnet, Update
 from fedprune.wire.frame import Message, length

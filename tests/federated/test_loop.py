@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from fedprune.capabilities import complete
 from fedprune.config.instantiate import make
+from fedprune.federated.metrics.tally import Tally
 from fedprune.federated.sampling import cohort
 from fedprune.federated.server.optimizer import ServerStep
-from fedprune.federated.tally import Tally
 from fedprune.pruning.mask import apply, count
 from fedprune.randomness import torch_stream
 from fedprune.types import SERVER, ClientState, Job, Mask, Params, State

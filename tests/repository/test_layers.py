@@ -92,6 +92,7 @@ FLOORS = (
     ("compaction",),
     ("federated/client", "ticket"),
     ("federated/masks",),
+    ("federated/metrics",),
     ("federated",),
     ("experiment/checks",),
     ("experiment",),

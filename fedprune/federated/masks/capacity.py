@@ -1,4 +1,4 @@
-"""How much each client can carry: a fraction of the network, one for life to each.
+"""Capacities: the fraction of the network that each client can carry, the same for the whole run.
 
 Every capacity is (client, seed) -> from above 0 to 1, where 1 is the whole network. It is drawn by the client's number: neither
 the round nor the cohort, nor a client's place in it, plays a part.

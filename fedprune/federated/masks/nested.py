@@ -33,14 +33,14 @@ Labels = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Part:
-    """What one client carries. labels: the outputs that it has (None: all of them)."""
+    """The part of the network that one client carries. labels: the outputs that it has (None: all of them)."""
 
     capacity: float
     labels: Labels | None = None
 
     @property
     def whole(self) -> bool:
-        """Whether that is the server's network as it is."""
+        """True if that is the server's network as it is."""
         return self.capacity == 1 and self.labels is None
 
 
@@ -78,7 +78,7 @@ class Nested(Whose):
         return self.bind(federation.capacities, owned, federation.network, federation.what, federation.private)
 
     def problems(self, composition: Composition) -> list[str]:
-        """What takes the whole network, where some client carries a part of it: evidence on all of it, whole biases."""
+        """Return which options take the whole network, where some client carries a part of it."""
         if all(part.whole for part in self.parts):
             return []
         options, names, federated = composition.options, composition.names, composition.config.federated
@@ -149,7 +149,7 @@ class Nested(Whose):
         return due_events(plan, state)
 
     def client_mask(self, state: State, client: int) -> bytes:
-        """Of what lives on the server the client's part, anew from its network in every round; empty if that is all of it."""
+        """Return the client's part of the server's mask, anew in every round; empty if that is all of it."""
         if not self.parts or self.parts[client].whole:
             return b""
         assert self.what is not None, "bind comes first"
@@ -168,7 +168,7 @@ class Nested(Whose):
         return under(state.server.mask, state, params, context.fresh)
 
     def slice(self, part: Part) -> Mask:
-        """What a client may have of the network by its width and its labels, whatever else of it is pruned."""
+        """Return the part of the dense network that a client may have by its width and its labels."""
         assert self.network is not None, "bind comes first"
         return _slice(self.network, part, self.private)
 

@@ -36,8 +36,11 @@ class UpdateSummary(NamedTuple):
 
 
 class PruneContext(NamedTuple):
-    """What a prune event goes by. draws: the random numbers that an event of this round may draw. fresh: the values that the
-    server optimizer's momentum starts from."""
+    """The rules of a run that a prune event follows.
+
+    draws: the random numbers that an event of this round may draw. fresh: the values that the server optimizer's momentum
+    starts from.
+    """
 
     plan: Plan
     axes: Axes
@@ -47,9 +50,12 @@ class PruneContext(NamedTuple):
 
 
 class Federation(NamedTuple):
-    """What a `whose` is told before a run begins. capacities: how much each client can carry. labels: () -> the labels of each
-    client's training examples. private: the names of the tensors that clients keep. plan_to: the plan that ends at a density.
-    density: that of the run. name: of the option that was chosen."""
+    """All that a `whose` is told before a run begins.
+
+    capacities: the fraction of the network that each client can carry. labels: () -> the labels of each client's training
+    examples. private: the names of the tensors that clients keep. plan_to: (density) -> the plan that ends there. density: that
+    of the run. name: of the option that was chosen.
+    """
 
     capacities: Sequence[float]
     labels: Callable[[], Sequence[tuple[int, ...]]]
@@ -88,7 +94,7 @@ class Whose(ABC):
 
     @property
     def apportions(self) -> bool:
-        """Whether it decides how many weights of each layer live."""
+        """True if it decides how many weights of each layer live."""
         return False
 
     @property

@@ -79,7 +79,7 @@ class _RunningMean:
 
 
 class _ByMask:
-    """What means have in common that ask who holds an entry: one running mean for clients in a row that share a mask."""
+    """The base of means that ask who holds an entry: one running mean for clients in a row that share a mask."""
 
     def __init__(self, server: Params) -> None:
         self._server = server

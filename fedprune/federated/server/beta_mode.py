@@ -44,7 +44,7 @@ class BetaMode(Aggregate):
 
 
 class _BetaMode:
-    """How many of the clients have each entry."""
+    """Counts the clients that have each entry."""
 
     def __init__(self, server: Params, prior: float, clip: float) -> None:
         self._server, self._prior, self._clip = server, prior, clip

@@ -1,4 +1,4 @@
-"""How the aggregate of a round becomes the server's next network.
+"""Server optimizers: they make the server's next network of the aggregate of a round.
 
 Every option is a `ServerStep`: pure, what it remembers is passed in and returned.
 """

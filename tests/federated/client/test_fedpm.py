@@ -13,9 +13,9 @@ from fedprune.amount import amount
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.experiment.estimate import estimate
 from fedprune.federated.client.fedpm import SampledMasks
+from fedprune.federated.metrics.tally import Tally
 from fedprune.federated.server.accumulator import merged
 from fedprune.federated.server.beta_mode import BetaMode
-from fedprune.federated.tally import Tally
 from fedprune.local.regularisers.sampled_masks import straight_through, times_probability
 from fedprune.randomness import seeded, torch_seed, torch_stream
 from fedprune.types import Job, Subnet

@@ -15,7 +15,7 @@ from fedprune.execution import Processes
 from fedprune.experiment.estimate import estimate
 from fedprune.federated.masks.capacity import Tiers, of_all
 from fedprune.federated.masks.nested import Nested
-from fedprune.federated.tally import Tally
+from fedprune.federated.metrics.tally import Tally
 from fedprune.pruning.mask import apply, count, size, unpack
 from helpers.spy import spied
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fedprune.federated.tally import Tally
+from fedprune.federated.metrics.tally import Tally
 from fedprune.pruning.mask import density
 from helpers.federation import arrays, assert_same, cohort_of, data_of, played, published
 from helpers.in_numpy import PRUNABLE, Arrays, averaged, best, dense, descend, gradient, masked

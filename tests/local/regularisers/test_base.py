@@ -15,7 +15,7 @@ from torch import nn
 from fedprune.config import CONF
 from fedprune.config.instantiate import make
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.federated.tally import Tally
+from fedprune.federated.metrics.tally import Tally
 from fedprune.federated.where import measuring
 from fedprune.local.regularisers.base import PIECES, Regulariser, none, regularised
 from fedprune.local.regularisers.penalty import l0, l1, penalty

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar
 
-from fedprune.federated.costs import densities, training_flops
 from fedprune.federated.masks import UpdateSummary
+from fedprune.federated.metrics.costs import densities, training_flops
 from fedprune.pruning.evidence.gates import companion
 from fedprune.pruning.mask import collapsed
 from fedprune.pruning.what import What

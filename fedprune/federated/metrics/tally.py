@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from fedprune.federated.availability import Fate
 from fedprune.local.lightning.self_log import OverCohort
 from fedprune.phase_clock import Clock
 from fedprune.types import Job, Update
@@ -63,11 +62,11 @@ class Tally:
         for name, (reduction, value) in update.logged.items():
             self.logged.setdefault(name, OverCohort(reduction)).add(value, seen)
 
-    def miss(self, job: Job, fate: Fate) -> None:
-        """Take up that a job was sent for nothing."""
+    def miss(self, job: Job, late: bool) -> None:
+        """Take up that a job was sent for nothing. late: whether its answer would come too late."""
         self.unanswered += bool(job.measure)
-        self.silent += not job.measure and fate is Fate.SILENT
-        self.late += not job.measure and fate is Fate.LATE
+        self.silent += not job.measure and not late
+        self.late += not job.measure and late
 
     def metrics(self) -> dict[str, float]:
         """Return the round's metrics, summed over clients; the loss is the mean over the examples seen (absent without any).

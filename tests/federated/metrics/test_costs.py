@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedprune.federated.costs import densities, flops_per_example, training_flops
+from fedprune.federated.metrics.costs import densities, flops_per_example, training_flops
 from fedprune.local.module import LocalModule
 from fedprune.pruning.what import What
 from fedprune.pruning.what.scope import globally

@@ -1,0 +1,1 @@
+"""The metrics of a round: sums over its exchanges, densities and operations."""
