@@ -79,7 +79,7 @@ def choose(config: DictConfig, names: Names, problems: Problems) -> Chosen:
     options = make_options(config, problems)
     if options is not None:
         problems.attempt(check_aggregate, options.aggregate)
-    recipe, ticket = problems.attempt(_recipe, config), problems.attempt(_ticket, config)
+    recipe, ticket = problems.attempt(_recipe, config, options), problems.attempt(_ticket, config)
     device = problems.attempt(chosen, config.device)
     executor = problems.attempt(make, {**config.executor, "_partial_": True})
     problems.add(checks.executor(complete(executor, ExecutorChoice), device or config.device))
@@ -119,14 +119,14 @@ def lay_ground(chosen: Chosen, dataset: Dataset, problems: Problems) -> Ground:
     )
 
 
-def _recipe(config: DictConfig) -> Recipe:
+def _recipe(config: DictConfig, options: Options | None) -> Recipe:
     local = {field.name: config.local[field.name] for field in fields(Recipe) if field.name in config.local}
     federated = config.federated
     return Recipe(
         **local,
         freeze_batchnorm=federated.batchnorm == "frozen",
         keep_optimizer=federated.optimizer_state == "kept",
-        keep_weights=config.whose.get("uncommon") == "own",
+        keep_weights=options is not None and options.whose.uncommon == "own",
     )
 
 
