@@ -23,7 +23,7 @@ install: $(STAMP)  ## the environment in .venv
 run: $(STAMP)  ## the main job: the lottery ticket grid inside FedAvg, on data that comes along (ARGS= changes it)
 	$(BIN)/python -m fedprune $(ARGS)
 
-test: $(STAMP)  ## all tests, one process per core (7 minutes on 2 cores)
+test: $(STAMP)  ## all tests, one process per core (5 to 6 minutes on 2 cores)
 	$(PYTEST)
 
 test-fast: $(STAMP)  ## those that take no whole runs and no other processes (a minute on 2 cores)
