@@ -15,7 +15,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 NOTHING = object()
 
@@ -67,7 +67,7 @@ class Completed:
         """The signature of the option, by which evidence and outcomes are asked for."""
         return inspect.signature(self.option)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name.startswith("__"):  # asked by copy and pickle, before there are fields
             raise AttributeError(name)
         own = declared(self.option, name, NOTHING)

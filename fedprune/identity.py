@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedprune.capabilities import declared
 from fedprune.errors import ConfigError
+from fedprune.untyped import Json
 
 VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_every", "profile", "hydra")
 """Keys that do not change a result."""
@@ -41,7 +42,7 @@ def root_counts_as(stand_in: Callable[[str], str | None]) -> Callable[[Loader], 
     return declare
 
 
-def identity(config: DictConfig) -> dict[str, Any]:
+def identity(config: DictConfig) -> Json:
     """Return every key that may change the result, as plain values. Raises omegaconf's errors for a bad interpolation."""
     plain = resolved(config)
     kept = {key: value for key, value in plain.items() if key not in VOLATILE}
@@ -52,7 +53,7 @@ def identity(config: DictConfig) -> dict[str, Any]:
     return kept | arithmetic(plain["executor"], plain["device"])
 
 
-def resolved(config: DictConfig) -> dict[str, Any]:
+def resolved(config: DictConfig) -> Json:
     """Return the values of all keys but hydra's, whose folder is named after them. Raises omegaconf's errors."""
     ours = [str(key) for key in config if key != "hydra"]
     plain = OmegaConf.to_container(OmegaConf.masked_copy(config, ours), resolve=True)
@@ -70,7 +71,7 @@ def _data(option: object) -> object:
     return others if root is None else others | {"root": root}
 
 
-def arithmetic(executor: Mapping[str, Any], device: str) -> dict[str, object]:
+def arithmetic(executor: Json, device: str) -> dict[str, object]:
     """Return the keys that decide the order in which sums are taken; {} for the default, executor=serial on a CPU.
 
     serial, processes and ray give the same bits on one kind of device. executor=batched and cuda, and any GPU, differ from them
@@ -93,7 +94,7 @@ def _kind(device: str) -> str:
     return device.partition(":")[0]
 
 
-def _declared(target: object, attribute: str, otherwise: Any) -> Any:
+def _declared(target: object, attribute: str, otherwise: object) -> Any:
     """Return an attribute of the object that `_target_` names; `otherwise` if it has none, or if there is no such object."""
     module, _, name = str(target).rpartition(".")
     try:

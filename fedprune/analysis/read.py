@@ -10,13 +10,14 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pandas as pd
 
 from fedprune.analysis.metric import LARGER, METRIC
 from fedprune.errors import FedpruneError
 from fedprune.run.loggers import read_metrics
+from fedprune.untyped import Json
 
 Runs = Path | str | Sequence[Path]
 """A folder with run folders at or below it, or the run folders themselves."""
@@ -24,7 +25,7 @@ Runs = Path | str | Sequence[Path]
 UNSET = "default"
 """The value in the column of a key that a run was not given."""
 
-Description = dict[str, Any]
+Description = Json
 """The contents of a run.json, or of another JSON file of a run."""
 
 SUMS = {"total/up_bytes": "wire/up_bytes", "total/down_bytes": "wire/down_bytes", "total/flops": "flops/train"}
@@ -61,13 +62,13 @@ def load_rounds(runs: Runs) -> pd.DataFrame:
     return _frame([{**which, **row} for which in _identities(runs) for row in read_metrics(Path(which["run"]))])
 
 
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _frame(rows: list[Json]) -> pd.DataFrame:
     """Return the rows with identifying columns first and metrics after them, each in order of appearance."""
     names = dict.fromkeys(name for row in rows for name in row)
     return pd.DataFrame(rows, columns=sorted(names, key=lambda name: "/" in name))
 
 
-def _identities(runs: Runs) -> list[dict[str, Any]]:
+def _identities(runs: Runs) -> list[Json]:
     """Return the identifying columns of each run, the same for all: every axis, and each key that any run was swept over."""
     described = {folder: _read(folder / "run.json") for folder in _folders(runs)}
     axes = dict.fromkeys(axis for description in described.values() for axis in description["axes"])
@@ -82,7 +83,7 @@ def _folders(runs: Runs) -> list[Path]:
     return [run for run in map(Path, runs) if (run / "run.json").exists()]
 
 
-def _identity(folder: Path, description: Description, axes: Iterable[str], keys: Iterable[str]) -> dict[str, Any]:
+def _identity(folder: Path, description: Description, axes: Iterable[str], keys: Iterable[str]) -> Json:
     status, reason = _status(folder, description)
     # Runs of before the metric was recorded are judged by accuracy; a run without a plan never came to a metric.
     recorded = description.get("metric") or ({"name": "accuracy", "larger_is_better": True} if "plan" in description else {})
@@ -105,7 +106,7 @@ def _overrides(description: Description) -> dict[str, str]:
 
 def _configured(description: Description, key: str) -> int | float | str:
     """Return the value of a swept key as the run's configuration has it, else as the override says."""
-    value: Any = description.get("config", {})
+    value: object = description.get("config", {})
     for word in key.split("."):
         value = value.get(word) if isinstance(value, dict) else None
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):

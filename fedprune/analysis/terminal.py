@@ -18,7 +18,7 @@ from rich.text import Text
 from fedprune.analysis.markdown import rounded
 
 DISPENSABLE = (r"val .*\(", r"client (?!p\d).*\(", r"training \(", r"client p\d+ \(", r"time \(", r"sent down \(", "seeds$")
-"""How the columns begin that a narrow terminal leaves out, the first one first."""
+"""Columns that begin like these are left out of a narrow terminal, the first one first."""
 
 
 def show(results: pd.DataFrame, console: Console | None = None) -> Group:

@@ -18,6 +18,7 @@ from fedprune.compaction.constants import with_weight
 from fedprune.compaction.fx_graph import ChannelGraph
 from fedprune.compaction.op_tables import AVERAGES, POOLS
 from fedprune.compaction.sparse_linear import SparseLinear
+from fedprune.untyped import Function
 
 Values = dict[fx.Node, Any]
 Step = Callable[[Values, Values], None]
@@ -123,7 +124,7 @@ def _step(node: fx.Node, graph: ChannelGraph, live: nn.Module, constant: Extras,
     return partial(_layer, node, live.get_submodule(name), emitter, added.get(key_of(name)))
 
 
-def _called(node: fx.Node, live: nn.Module) -> Callable[..., Any]:
+def _called(node: fx.Node, live: nn.Module) -> Function:
     """Return the function that a node calls on its arguments."""
     if node.op == "call_module":
         return live.get_submodule(str(node.target))
@@ -132,10 +133,10 @@ def _called(node: fx.Node, live: nn.Module) -> Callable[..., Any]:
     if node.op == "get_attr":
         owner, _, name = str(node.target).rpartition(".")
         return lambda: getattr(live.get_submodule(owner), name)
-    return cast(Callable[..., Any], node.target)
+    return cast(Function, node.target)
 
 
-def _with(function: Callable[..., Tensor], rest: tuple[Any, ...], named: dict[str, Any], values: Tensor) -> Tensor:
+def _with(function: Callable[..., Tensor], rest: tuple[object, ...], named: Mapping[str, object], values: Tensor) -> Tensor:
     return function(values, *rest, **named)
 
 
@@ -196,6 +197,6 @@ def _flatten(node: fx.Node, places: torch.Size, lives: Values, constants: Values
         constants[node] = constants[source].expand(-1, -1, *places).flatten(1)
 
 
-def _other(node: fx.Node, function: Callable[..., Any], lives: Values, constants: Values) -> None:
+def _other(node: fx.Node, function: Function, lives: Values, constants: Values) -> None:
     args, named = map_arg((node.args, node.kwargs), lives.__getitem__)
     lives[node] = function(*args, **named)

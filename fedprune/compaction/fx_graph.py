@@ -12,7 +12,7 @@ import copy
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ def _graph(net: nn.Module) -> fx.Graph | None:
 
 def _generators() -> tuple[object, ...]:
     """Return the states of all generators that a forward could draw from."""
-    numpy_state = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    numpy_state = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state(legacy=True))
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy_state[1].tobytes(), numpy_state[2:]
 
 

@@ -12,7 +12,7 @@ by, with gradients of zero. Each tensor is a `Block` of one of the whole network
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from fedprune.compaction.fx_graph import ChannelGraph, Layer
 from fedprune.compaction.liveness import Parts, anything
 from fedprune.compaction.sparse_linear import SparseLinear
 from fedprune.types import Mask
+from fedprune.untyped import Ctx
 
 STRIDED = ("view", "view_as", "as_strided", "stride")
 """Methods that depend on the layout of memory."""
@@ -175,12 +176,12 @@ class _StandingBy(torch.autograd.Function):
     """The identity on outputs, which gives parameters that take no part in them gradients of zero."""
 
     @staticmethod
-    def forward(ctx: Any, outputs: Tensor, *idle: Tensor) -> Tensor:
+    def forward(ctx: Ctx, outputs: Tensor, *idle: Tensor) -> Tensor:
         ctx.idle = idle
         return outputs.view_as(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Ctx, *gradients: Tensor) -> tuple[Tensor, ...]:
         return (*gradients, *(torch.zeros_like(parameter) for parameter in ctx.idle))
 
 

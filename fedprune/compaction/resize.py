@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, nn
 
 from fedprune.errors import ConfigError
+from fedprune.untyped import Json
 
 CUTTABLE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 CUTTABLE_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
 
-Kept = dict[str, dict[str, Any]]
+Kept = dict[str, Json]
 """The channels of each layer that are left: {"out": numbers, "in": numbers, "bias": true if it was given one}. Plain JSON."""
 
 
@@ -42,7 +43,7 @@ def _layer(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _cut(layer: nn.Module, places: Mapping[str, Any]) -> None:
+def _cut(layer: nn.Module, places: Json) -> None:
     if places.get("bias") and layer.bias is None:
         weight = cast(Tensor, layer.weight)
         layer.bias = nn.Parameter(weight.new_zeros(len(weight)))
@@ -75,9 +76,9 @@ def widths_of(layer: nn.Module) -> dict[str, int]:
     return dict(zip(("out", "in"), cast(Tensor, layer.weight).shape, strict=False))
 
 
-def _rows(tensor: Tensor, places: Mapping[str, Any]) -> Tensor:
+def _rows(tensor: Tensor, places: Json) -> Tensor:
     return tensor[places["out"]] if "out" in places else tensor
 
 
-def _columns(tensor: Tensor, places: Mapping[str, Any]) -> Tensor:
+def _columns(tensor: Tensor, places: Json) -> Tensor:
     return tensor[:, places["in"]] if "in" in places else tensor

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fedprune.untyped import Ctx
 
 DENSEST, LEAST = 0.2, 5e6
 """A sparse layer pays at this density or less, if the layer has so many weights times examples of a batch or more. Measured for
@@ -85,14 +86,14 @@ class _Product(torch.autograd.Function):
     """[B, inputs], [living weights] -> [outputs, B]."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, values: Tensor, structure: Structure) -> Tensor:
+    def forward(ctx: Ctx, inputs: Tensor, values: Tensor, structure: Structure) -> Tensor:
         rows = inputs.t().contiguous()
         ctx.save_for_backward(rows, values)
         ctx.structure = structure
         return _weighed(rows, structure.columns, structure.begins, values)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, values = ctx.saved_tensors
         outputs = gradients[0].contiguous()
         by_inputs: Tensor | None = None

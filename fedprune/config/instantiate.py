@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.errors import InstantiationException
@@ -20,12 +20,13 @@ from torch.nn.parameter import is_lazy
 
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.pruning.evidence.network import blank, evaluated
+from fedprune.untyped import Function
 
-Node = Mapping[str, Any] | DictConfig
+Node = Mapping[str, object] | DictConfig
 """A part of the configuration that names an object by `_target_`."""
 
 
-def make(config: Node, *args: Any, **kwargs: Any) -> Any:
+def make(config: Node, *args: object, **kwargs: object) -> Any:
     """Return the object that a config node names by `_target_`, called with these arguments too (a `_partial_` one is not
     called).
 
@@ -37,28 +38,27 @@ def make(config: Node, *args: Any, **kwargs: Any) -> Any:
     return _made(config, factory, args, kwargs)
 
 
-def maker(config: Node) -> Callable[..., Any]:
+def maker(config: Node) -> Function:
     """Return what makes the object of a config node again and again. The node is read once, which takes most of the time of
     `make`, and no two objects share what the node names below it."""
     factory = _factory(config)
     function, bound = (factory.func, factory.keywords) if isinstance(factory, functools.partial) else (factory, {})
 
-    def made(*args: Any, **kwargs: Any) -> Any:
+    def made(*args: object, **kwargs: object) -> object:
         return _made(config, functools.partial(function, **copy.deepcopy(bound)), args, kwargs)
 
     return made
 
 
-def _factory(config: Node) -> Callable[..., Any]:
+def _factory(config: Node) -> Callable[..., object]:
     try:
-        factory: Callable[..., Any] = _plain(instantiate(config, _partial_=True, _convert_="all"))
-        return factory
+        return cast(Callable[..., object], _plain(instantiate(config, _partial_=True, _convert_="all")))
     except InstantiationException as error:
         cause = _known(error) or error.__cause__ or error
         raise _mendable(cause, config.get("_target_", config), _to_type(cause, str(error))) from error
 
 
-def _made(config: Node, factory: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _made(config: Node, factory: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
     _check_arguments(inspect.signature(factory).bind, config.get("_target_"), *args, **kwargs)
     return _plain(factory(*args, **kwargs))
 
@@ -113,7 +113,7 @@ def _give_sizes(net: nn.Module, shape: tuple[int, ...]) -> None:
         raise ConfigError([f"model: {layers} get no size from one pass over zeros ({reason}): give them their sizes"])
 
 
-def _check_arguments(bind: Callable[..., Any], target: object, *args: Any, **kwargs: Any) -> None:
+def _check_arguments(bind: Callable[..., object], target: object, *args: object, **kwargs: object) -> None:
     try:
         bind(*args, **kwargs)
     except TypeError as error:
@@ -139,7 +139,7 @@ def _mendable(cause: BaseException, target: object, instead: str = "") -> Fedpru
     return ConfigError([f"{target}: {' '.join(str(cause).split())}{instead}"])
 
 
-def _plain(made: Any) -> Any:
+def _plain(made: object) -> object:
     """Hydra's own partials cost 0.1 ms a call and need not pickle: plain ones instead, also in the fields of what was made."""
     if isinstance(made, functools.partial):
         bound = {name: _plain(value) for name, value in made.keywords.items()}

@@ -9,11 +9,11 @@ import functools
 import json
 import marshal
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -54,7 +54,7 @@ def cached(source: Source, kind: type[Kind]) -> Callable[[Loader[P, Kind]], Load
     return around
 
 
-def read_once(name: str, known: list[Any], kind: type[Kind], load: Callable[[], Kind]) -> Kind:
+def read_once(name: str, known: Sequence[object], kind: type[Kind], load: Callable[[], Kind]) -> Kind:
     """Return what `load` returns, from the cache if it was loaded before with the same `known` (what JSON holds)."""
     path = home() / f"{name}-{digest_of([__version__, kind.__qualname__, *known])}.safetensors"
     with suppress(OSError, SafetensorError, KeyError, ValueError, TypeError):
@@ -70,7 +70,7 @@ def home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedprune"
 
 
-def code_of(load: Callable[..., object]) -> list[Any]:
+def code_of(load: Callable[..., object]) -> list[object]:
     """Return a loader's name, and the mark of the file of its code; its bytecode if it is in no file (in a notebook)."""
     file = Path(load.__code__.co_filename)
     written = mark(file) if file.exists() else marshal.dumps(load.__code__).hex()

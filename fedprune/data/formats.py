@@ -15,7 +15,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -130,7 +130,7 @@ def _cifar_batch(path: Path, batch: str, content: bytes, labels: str) -> tuple[T
     return torch.from_numpy(np.array(x)).reshape(-1, 3, 32, 32), torch.tensor(y, dtype=torch.int64)
 
 
-def _unpickled(path: Path, batch: str, content: bytes) -> dict[str, Any]:
+def _unpickled(path: Path, batch: str, content: bytes) -> dict[str, object]:
     try:
         entries = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
         return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in entries.items()}
@@ -143,9 +143,9 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
+_RECONSTRUCT = cast(Callable[..., object], np.empty(0).__reduce__()[0])
 
-_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+_ALLOWED: dict[tuple[str, str], Callable[..., object]] = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,  # as written by numpy 1
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,  # by numpy 2
     ("numpy", "ndarray"): np.ndarray,
@@ -157,7 +157,7 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
 class _ArraysOnly(pickle.Unpickler):
     """An unpickler that looks names up in a table and never imports one."""
 
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+    def find_class(self, module: str, name: str) -> Callable[..., object]:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs and which was not run")
         return _ALLOWED[module, name]

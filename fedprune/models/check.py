@@ -1,4 +1,4 @@
-"""What is wrong with the tensors of a network, whatever is done with it: their names, their memory, and what is beside them."""
+"""Checks of a network's tensors, which every use of the network needs: names, memory, and values beside them."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -31,7 +31,7 @@ class Measure(Protocol):
 
     def __call__(
         self, names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /
-    ) -> dict[str, Any]: ...
+    ) -> dict[str, object]: ...
 
 
 @dataclass(frozen=True)

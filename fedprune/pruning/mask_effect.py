@@ -8,9 +8,6 @@ which every other unit is dead, and each product that it computes is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -20,6 +17,7 @@ from fedprune.pruning.evidence.network import Network, blank, first_few
 from fedprune.pruning.mask import apply
 from fedprune.pruning.what.unit import Unit, spread
 from fedprune.tensors import tensors_of
+from fedprune.untyped import Function
 
 PRODUCTS = {
     *(
@@ -96,8 +94,8 @@ class _Products(TorchFunctionMode):
         self.marks, self.found = dict(marks), set[str]()
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: Function, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and id(leaf) in self.marks]
         result = func(*args, **kwargs)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedprune.amount import amount
+from fedprune.untyped import Json
 
 if TYPE_CHECKING:  # importing it takes torch's second, and --help needs none of it
     from fedprune.types import Plan
@@ -48,7 +49,7 @@ def brief(plan: Plan, rewind: str, emerges: str = "", own: bool = False, untouch
     return "\n".join([*lines[: most - 3], left_out, *lines[-2:]])
 
 
-def about_text(about: Mapping[str, Any]) -> str:
+def about_text(about: Json) -> str:
     """Describe a run in three lines."""
     axes, name = about["axes"], about["name"]
     recipe = " · ".join(axes[axis] for axis in ("what", "criterion", "when", "how_often", "where", "whose"))
@@ -65,7 +66,7 @@ def about_text(about: Mapping[str, Any]) -> str:
     )
 
 
-def _made_by(about: Mapping[str, Any], group: str) -> str:
+def _made_by(about: Json, group: str) -> str:
     """Return the chosen option of a group; and before it its `_target_`, if that is another one than the option's own."""
     option, target = str(about["axes"][group]), str(about["config"][group].get("_target_", ""))
     package, _, name = target.rpartition(".")
@@ -74,7 +75,7 @@ def _made_by(about: Mapping[str, Any], group: str) -> str:
     return option if own or of_ours or not target else f"{target} (option {option})"
 
 
-def _start_text(ticket: Mapping[str, Any], density: float) -> str:
+def _start_text(ticket: Json, density: float) -> str:
     """Name the ticket that a run starts from, and the changes to it."""
     changes = {"permute": ("none", "masks shuffled {}"), "head": ("keep", "head {}")}
     changed = [text.format(ticket[key].replace("_", " ")) for key, (usual, text) in changes.items() if ticket[key] != usual]

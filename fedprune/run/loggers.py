@@ -13,15 +13,22 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, ParamSpec, Protocol
 
 from fedprune.errors import RunError
 from fedprune.storage.checkpoint import write_text as write
+from fedprune.untyped import Json
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+
 Metrics = Mapping[str, float]
-About = Mapping[str, Any]
+About = Json
+"""The description of a run: what run.json holds."""
 
 
 class Logger(Protocol):
@@ -82,7 +89,7 @@ def wandb(folder: Path, about: About, project: str = "fedprune", mode: str = "au
 class _Board:
     """A W&B run told of rounds; at the end, the final densities as a bar chart and the files as an artifact."""
 
-    def __init__(self, run: Any, about: About):
+    def __init__(self, run: Run, about: About):
         self._wandb, self._about = run, about
 
     def round(self, metrics: Metrics) -> None:
@@ -105,14 +112,16 @@ LAYER = "density/layer/"
 
 
 @contextmanager
-def guarded(factory: Callable[[Path, About], AbstractContextManager[Logger]], name: str, *args: Any) -> Iterator[Logger]:
+def guarded(
+    factory: Callable[P, AbstractContextManager[Logger]], name: str, *args: P.args, **kwargs: P.kwargs
+) -> Iterator[Logger]:
     """Make a logger that cannot end a run: whatever goes wrong with it, from its making to its end, is a warning, once.
 
-    name: what the user typed to have it. args: folder and about.
+    name: what the user typed to have it. args, kwargs: those of the factory.
     """
     guard = _Guard(name)
     with ExitStack() as stack:
-        guard.call(lambda: guard.use(stack.enter_context(factory(*args))))
+        guard.call(lambda: guard.use(stack.enter_context(factory(*args, **kwargs))))
         ends = stack.pop_all()
     try:
         yield guard
@@ -157,12 +166,12 @@ def _mode(mode: str) -> str:
     return os.environ.get("WANDB_MODE") or ("online" if library.login(prompt=False) else "offline")
 
 
-def _init(folder: Path, about: About, project: str, mode: str, timeout: float) -> Any:
+def _init(folder: Path, about: About, project: str, mode: str, timeout: float) -> Run:
     import wandb as library
 
     run = library.init(
         project=project,
-        mode=mode,  # type: ignore[arg-type]
+        mode=mode,  # type: ignore[arg-type]  # wandb itself refuses a mode that it has not
         dir=str(folder),
         id=f"{about['id']}-{about['attempt']}" if about["attempt"] else about["id"],
         name=folder.name,
@@ -183,7 +192,7 @@ def _init(folder: Path, about: About, project: str, mode: str, timeout: float) -
 
 
 def append(folder: Path, metrics: Metrics) -> None:
-    """One line more in metrics.jsonl, at once."""
+    """Write one more line of metrics.jsonl, at once."""
     path = folder / "metrics.jsonl"
     try:
         with open(path, "a") as file:

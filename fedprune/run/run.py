@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -37,6 +36,7 @@ from fedprune.storage.checkpoint import load_state, save_state, save_ticket, wri
 from fedprune.storage.spilled import beyond
 from fedprune.tensors import tensors_of
 from fedprune.types import State
+from fedprune.untyped import Json
 
 SUMMARY, STATE = "summary.json", "state/state.safetensors"
 
@@ -90,7 +90,7 @@ def _refuse_another(folder: Path, config: DictConfig) -> None:
         )
 
 
-def _before(folder: Path) -> dict[str, Any]:
+def _before(folder: Path) -> Json:
     """Return run.json of the run that was begun here; nothing if there is none, or it is damaged."""
     with suppress(OSError, ValueError):
         return dict(json.loads((folder / "run.json").read_text()))
@@ -195,7 +195,7 @@ def _provenance(about: loggers.About) -> dict[str, str]:
     return {"name": about["name"], "seed": str(about["seed"]), "id": about["id"], "fedprune": __version__} | texts
 
 
-def _about(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> dict[str, Any]:
+def _about(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> loggers.About:
     """Describe a run by its configuration. attempt: how often it was begun anew with force=true."""
     before = _before(folder)
     return {
@@ -211,7 +211,7 @@ def _about(config: DictConfig, folder: Path, names: dict[str, str], overrides: S
     }
 
 
-def _facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
+def _facts(experiment: Experiment, config: DictConfig) -> Json:
     """Describe a run by its data and its network."""
     plan = experiment.plan
     return {
@@ -232,5 +232,5 @@ def _facts(experiment: Experiment, config: DictConfig) -> dict[str, Any]:
     }
 
 
-def _json(content: Mapping[str, Any]) -> str:
+def _json(content: Mapping[str, object]) -> str:
     return json.dumps(content, indent=2) + "\n"

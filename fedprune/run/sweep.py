@@ -7,7 +7,6 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -37,14 +36,14 @@ def _members(outputs: Path, sweep: str) -> Path:
 class Report(Callback):
     """Gives a sweep its name, and at its end prints one table over its jobs and writes table and figures."""
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         given = [config.hydra.overrides.task, config.hydra.sweeper.get("params")]
         with suppress(OmegaConfBaseException):  # what refers to a key that only the cells have
             given.append(resolved(config))
         os.environ[SWEEP] = f"{config.name}-{digest_of(given)}"  # the same command again is the same sweep
         _members(Path(config.hydra.sweep.dir).parent, os.environ[SWEEP]).unlink(missing_ok=True)
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
         folder, sweep = Path(config.hydra.sweep.dir), os.environ.pop(SWEEP)
         if config.dry_run:  # which leaves nothing to summarise
             return

@@ -1,1 +1,1 @@
-"""What lies on disk: checkpoints and tickets (safetensors, no pickle), and masks that are spilled from memory."""
+"""Files on disk: checkpoints and tickets (safetensors, no pickle), and masks that are spilled from memory."""

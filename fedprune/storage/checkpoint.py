@@ -22,7 +22,7 @@ from fedprune.storage.spilled import Stored
 from fedprune.types import ClientState, Mask, Params, Personal, ServerState, State, Subnet
 
 FORMAT = 2
-"""Of checkpoints. In the first SCAFFOLD's control was among the server optimizer's buffers, as `c`."""
+"""The number of the format of checkpoints. In format 1, SCAFFOLD's control is the buffer `c` of the server optimizer."""
 
 NUMBERS = ("round", "clock", "events", "up_bytes", "down_bytes", "pruned", "opened")
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.errors import HydraException, MissingConfigException
@@ -22,6 +21,7 @@ from fedprune.config.instantiate import make_network
 from fedprune.errors import DataError
 from fedprune.models.check import check_network
 from fedprune.ticket.read import Ticket, parsed
+from fedprune.untyped import Json
 
 MODEL = "model"
 OPTION = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
@@ -35,7 +35,7 @@ class Model:
     """
 
     option: str
-    config: Mapping[str, Any]
+    config: Json
     shape: tuple[int, ...]
     classes: int
 

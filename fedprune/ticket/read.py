@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,6 +13,7 @@ from fedprune.errors import DataError, RunError
 from fedprune.pruning import mask as masks
 from fedprune.storage import checkpoint
 from fedprune.types import Mask, Params
+from fedprune.untyped import Json
 
 GROUPS = {"params", "mask"}
 
@@ -57,9 +57,10 @@ def load_ticket(path: Path | str) -> Ticket:
     return ticket
 
 
-def parsed(provenance: Mapping[str, str], key: str) -> Any:
+def parsed(provenance: Mapping[str, str], key: str) -> Json:
     """Return a value of the provenance that is written as JSON; {} if it is not there."""
-    return json.loads(provenance.get(key, "{}"))
+    value: Json = json.loads(provenance.get(key, "{}"))
+    return value
 
 
 def _problems(ticket: Ticket) -> list[str]:

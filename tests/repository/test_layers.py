@@ -80,7 +80,18 @@ def test_a_circle_is_found():
 
 
 FLOORS = (
-    ("amount", "capabilities", "command_line", "errors", "phase_clock", "plain_layers", "precision", "randomness", "types"),
+    (
+        "amount",
+        "capabilities",
+        "command_line",
+        "errors",
+        "phase_clock",
+        "plain_layers",
+        "precision",
+        "randomness",
+        "types",
+        "untyped",
+    ),
     ("device", "identity", "local/lightning", "storage", "tensors"),
     ("pruning/what", "run_id"),
     ("pruning/evidence", "data"),

@@ -12,7 +12,7 @@ from fedprune.analysis.curves import labels
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C6D31")
 DASHES = ("-", (0, (3.5, 1.2)), (0, (1, 1.1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")  # 9, so that with 8 colours a pair returns only after 72
-LOOKS: dict[str, tuple[Any, ...]] = {"color": COLOURS, "linestyle": DASHES, "marker": MARKERS}
+LOOKS: dict[str, tuple[object, ...]] = {"color": COLOURS, "linestyle": DASHES, "marker": MARKERS}
 
 Look = dict[str, Any]
 """The color, linestyle and marker of a line, as keywords of matplotlib."""

@@ -132,7 +132,7 @@ def answers(
 
 
 def kept_back(own: tuple[str, ...], rewind: Rewind, plan: Plan, names: Names) -> list[str]:
-    """Whether a rewind would have to take back what clients keep to themselves. own: the names of those tensors."""
+    """Return the problem of a rewind of tensors that clients keep to themselves. own: the names of those tensors."""
     if not (own and plan.events and rewind.anchor):
         return []
     return [

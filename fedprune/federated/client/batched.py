@@ -115,7 +115,7 @@ class Batched(Serial):
 
     @functools.cached_property
     def _obstacle(self) -> str | None:
-        """Why all jobs are trained by themselves, or None."""
+        """Return why all jobs are trained by themselves, or None."""
         worker = self._client_round
         if type(worker) is not ClientRound:
             return f"{type(worker).__name__} trains in a way of its own"

@@ -1,4 +1,4 @@
-"""What training, evidence and evaluation on a worker share: the module, the data, and how tensors travel."""
+"""The context that training, evidence and evaluation on a worker share: the module, the data, and the wire."""
 
 from __future__ import annotations
 

@@ -31,8 +31,11 @@ class Pruned(NamedTuple):
 
 
 class Looks(NamedTuple):
-    """What a client can ask about networks: evidence, and outcomes on its own validation examples (val_accuracy, val_metric).
-    first: the network after the first epoch of this round, or as it came if there is only one (None: before training)."""
+    """The measurements that a client can take of networks: evidence, and outcomes on its own validation examples (val_accuracy,
+    val_metric).
+
+    first: the network after the first epoch of this round, or as it came if there is only one (None: before training).
+    """
 
     measure: Measure
     validation: Callable[[Params], Mapping[str, float]]

@@ -35,7 +35,7 @@ Answer = tuple[Message, KeptArrays, dict[str, float]]
 
 
 class Client(Protocol):
-    """What a worker builds: the tasks of executors are these methods."""
+    """The object that a worker builds: the tasks of executors are these methods."""
 
     def run(self, message: Message, kept: KeptArrays, mask_bits: bytes) -> Answer: ...
 

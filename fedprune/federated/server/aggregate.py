@@ -24,7 +24,7 @@ from fedprune.pruning.mask import pack, places
 from fedprune.types import Mask, Params, Subnet
 
 Cover = Mapping[str, Tensor | float]
-"""How much weight stands behind each entry of a mean: by entry, or one number for a whole tensor."""
+"""The sum of the weights behind each entry of a mean: by entry, or one number for a whole tensor."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from fedprune.local.regularisers.base import Forwards, Regulariser, run, weight_
 from fedprune.local.regularisers.check import require
 from fedprune.pruning.what.top_k import nearest
 from fedprune.types import Mask, Params
+from fedprune.untyped import Ctx
 
 
 def swat(density: float) -> Regulariser:
@@ -68,14 +68,14 @@ class SparseLayer(torch.autograd.Function):
     can be set."""
 
     @staticmethod
-    def forward(ctx: Any, layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor | None, density: float) -> Tensor:
+    def forward(ctx: Ctx, layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor | None, density: float) -> Tensor:
         sparse = top(weight, density)
         ctx.layer, ctx.biased = layer, bias is not None
         ctx.save_for_backward(top(inputs, density), sparse)
         return run(layer, inputs, sparse, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients: by the inputs (of the sparse weight), by the weight (of the sparse inputs), by the bias."""
         (grad,) = grads
         inputs, weight = (tensor.detach().requires_grad_() for tensor in ctx.saved_tensors)
@@ -91,7 +91,7 @@ def _gradients(outputs: Tensor, by: list[Tensor], grad: Tensor) -> tuple[Tensor,
     return torch.autograd.grad(outputs, by, grad) if by else ()
 
 
-def _of_bias(ctx: Any, grad: Tensor) -> Tensor | None:
+def _of_bias(ctx: Ctx, grad: Tensor) -> Tensor | None:
     """Sum over all but the units: outputs are [..., units] of a linear layer, [examples, channels, ...] of a convolution."""
     if not (ctx.biased and ctx.needs_input_grad[3]):
         return None

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-Function = Callable[..., Any]
-"""A function, method or operator of torch."""
+from fedprune.untyped import Ctx, Function
 
-Rule = Callable[..., Any]
+Rule = Function
 """(a function of torch, its arguments, each value of the network as a Dependence) -> the result, each value as a Dependence."""
 
 TensorFunction = Callable[..., Tensor]
@@ -62,11 +61,11 @@ Operand = Dependence | Tensor | float
 
 class _Positive(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
+    def forward(ctx: Ctx, values: Tensor) -> Tensor:
         return (values > 0).to(values.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Ctx, *gradients: Tensor) -> Tensor:
         return (gradients[0] > 0).to(gradients[0].dtype)
 
 
@@ -121,7 +120,7 @@ def bilinear(product: Callable[[Tensor, Tensor], Tensor], left: Operand, right: 
     return Dependence(positive(terms[0] if len(terms) == 1 else terms[0] + terms[1]), nonzero)
 
 
-def of_both(function: Function, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def of_both(function: Function, args: tuple[object, ...], named: dict[str, object]) -> Any:
     """Return the results of a function of `varying` and of `nonzero`, each by itself: one Dependence or several."""
 
     def run(of_varying: bool) -> Any:
@@ -139,7 +138,7 @@ def of_both(function: Function, args: tuple[Any, ...], named: dict[str, Any]) ->
     ]
 
 
-def _tensor_of(value: Any, of_varying: bool) -> Any:
+def _tensor_of(value: object, of_varying: bool) -> object:
     """Return `varying` or `nonzero` of a value or floating tensor; indices and numbers stay as they are."""
     if not isinstance(value, Dependence) and not (isinstance(value, Tensor) and value.is_floating_point()):
         return value

@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_leaves
 from fedprune.pruning.connectivity.dependence import (
     CannotFollow,
     Dependence,
-    Function,
     Operand,
     Rule,
     bilinear,
@@ -23,6 +22,7 @@ from fedprune.pruning.connectivity.dependence import (
     varying_of,
     varying_or_zeros,
 )
+from fedprune.untyped import Function
 
 
 def zero_at_zero(function: Function, input: Dependence, *args: object, **named: object) -> Dependence:

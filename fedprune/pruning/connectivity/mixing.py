@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves
 from fedprune.pruning.connectivity.dependence import (
     CannotFollow,
     Dependence,
-    Function,
     Operand,
     TensorFunction,
     bilinear,
@@ -27,6 +26,7 @@ from fedprune.pruning.connectivity.dependence import (
     shape_of,
 )
 from fedprune.pruning.connectivity.entrywise import added, divided, multiplied
+from fedprune.untyped import Function
 
 
 def moved(function: Function, *args: object, **named: object) -> Any:

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
-from fedprune.pruning.connectivity.dependence import CannotFollow, Dependence, Function
+from fedprune.pruning.connectivity.dependence import CannotFollow, Dependence
 from fedprune.pruning.connectivity.rules import RULES, VIEWS
+from fedprune.untyped import Function
 
 SHAPE_QUERIES = {
     *("size", "dim", "numel", "nelement", "stride", "ndimension", "is_floating_point", "is_complex", "len", "get_device"),
@@ -33,8 +35,8 @@ class TracedValue(Tensor):
 
     @classmethod
     def __torch_function__(
-        cls, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        cls, func: Function, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         named = kwargs or {}
         name = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__  # type: ignore[attr-defined]  # an attribute's getter
         if name.strip("_") in SHAPE_QUERIES:
@@ -55,8 +57,8 @@ class TracedValue(Tensor):
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch's signature is wider
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        cls, func: OpOverload, types: object, args: object = (), kwargs: object = None
+    ) -> object:
         raise CannotFollow(func.overloadpacket.__name__)  # something asks for numbers past the functions of torch
 
     def _become(self, dependence: Dependence) -> TracedValue:

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 
@@ -100,11 +99,11 @@ KNOWN = (*FROM_SERVER, *FROM_NETWORK, *FROM_CLIENTS)
 
 def at_hand(
     names: Iterable[str], network: Network, subnet: Subnet, init: Params, generator: Callable[[str], torch.Generator]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return those of the named pieces of evidence that take no data. init: the parameters as the run began."""
     params, start = fold(subnet.params), fold(init)
     now, begun = ({name: wide(tensors[name]) for name in subnet.mask} for tensors in (params, start))
-    evidence: dict[str, Any] = {"params": now, "init_params": begun, "mask": subnet.mask, "generator": generator}
+    evidence: dict[str, object] = {"params": now, "init_params": begun, "mask": subnet.mask, "generator": generator}
     for name in FROM_NETWORK.keys() & {*names}:
         evidence[name] = FROM_NETWORK[name](network, params, tuple(subnet.mask))
     return evidence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NoReturn, Protocol, cast
+from typing import NoReturn, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from fedprune.tensors import call
 from fedprune.types import Params
 
 Batch = tuple[Tensor, ...]
+
+T = TypeVar("T", Tensor, Params)
 
 
 class HasLoss(Protocol):
@@ -78,7 +80,7 @@ class _Given(nn.Module):
         self.asked = True
         return self.outputs
 
-    def named_modules(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def named_modules(self, *args: object, **kwargs: object) -> NoReturn:
         """Refuse: parameters and layers are found through this."""
         raise MoreThanOutputs("its training step looks at the network's layers or parameters")
 
@@ -124,7 +126,7 @@ def loss_hessian(module: nn.Module, outputs: Tensor, batch: Batch) -> Tensor:
     return hessian
 
 
-def each(function: Callable[..., Any], *parts: Tensor, singly: Callable[..., Any] | None = None) -> Any:
+def each(function: Callable[..., T], *parts: Tensor, singly: Callable[..., T] | None = None) -> T:
     """Return the results of a function of one example, stacked: a tensor, or a dict of them. parts: [B, ...] each.
 
     All examples go at once by vmap, or one after the other if the network or the loss cannot be batched, as with GRU.

@@ -98,7 +98,7 @@ def calls(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
     """Note every call of these layers, by the layer's name. A call that puts out anything but one tensor is left out."""
     seen: dict[str, list[Call]] = {name: [] for name in layers}
 
-    def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    def note(name: str, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor) -> Tensor:
         if not isinstance(output, Tensor):  # recurrent layers and attention put out more
             return output
         seen[name].append(Call(next(iter([*args, *kwargs.values()]), None), output, output.clone()))

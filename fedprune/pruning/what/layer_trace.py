@@ -13,10 +13,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -100,8 +100,8 @@ class _Trace(TorchDispatchMode):
                 handle.remove()
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: OpOverload, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         outputs = func(*args, **(kwargs or {}))
         if self._within:
             return outputs
@@ -116,10 +116,10 @@ class _Trace(TorchDispatchMode):
             self._set(outputs, self._noted(used, reads) if used else reads)
         return outputs
 
-    def _enter(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+    def _enter(self, layer: nn.Module, args: tuple[object, ...]) -> None:
         self._within += 1
 
-    def _leave(self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: object) -> None:
+    def _leave(self, name: str, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], outputs: object) -> None:
         self._within -= 1
         if not self._within:
             self._set(outputs, self._noted({name}, self.reads((args, kwargs))), anew=True)
