@@ -167,15 +167,18 @@ class State:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a client is sent. With `measure` empty it trains; otherwise it measures that evidence and trains nothing.
+    """What a client's round starts from: what it is sent, and what it has kept. With `measure` empty it trains; otherwise it
+    measures that evidence and trains nothing.
 
     about: the entries that the evidence is about: the living (to drop some), the dead (to grow some) or all. surviving: for
     evidence about a removal, the part of the mask that the removal would leave; the evidence is then about these entries.
     event: the prune event that the client carries out in this round (None: none); events: the number that it did before.
-    shared: the entries whose values travel, where the client keeps values of the others (None: all travel). control: SCAFFOLD's
-    c, by parameter; zero where the mask is dead. kept: the client's state from its last round. kept_mask: the mask that it has
-    before it is sent anything, packed to bits (empty: none). Both stay with the client, and are never on the wire. newcomer:
-    whether the tensors that nobody trains (federated/client/untrained.py) come with the job.
+    shared: the entries that all clients have alive, whose values travel; of the others the client keeps its own (None: the
+    values of all its living entries travel). control: SCAFFOLD's c, by parameter; zero where the mask is dead. newcomer:
+    whether the tensors that nobody trains (federated/untrained.py) come with the job.
+
+    Never on the wire: kept, the client's state from its last round; kept_mask, the mask that it has before it is sent anything,
+    packed to bits (empty: none).
     """
 
     client: int
@@ -197,7 +200,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Update:
-    """All that a client sends back: a trained subnet, or evidence about entries of the one it was sent.
+    """What comes of a client's round: a trained subnet, or evidence about entries of the one it was sent; and what it keeps.
 
     `examples` weighs it in every mean; `logged` is what the module logged: by name, how values are reduced over the cohort, and
     this one; `pruned` says whether the job's event took place; `control` is the change of SCAFFOLD's c_k, zero where the mask

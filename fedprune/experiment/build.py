@@ -25,10 +25,10 @@ from fedprune.experiment.training import (
     rehearse_evidence,
     try_first_step,
 )
-from fedprune.federated.client.untrained import untrained_names
 from fedprune.federated.composition import Composition, Options
 from fedprune.federated.masks.capacity import of_all
 from fedprune.federated.masks.whose import Federation, Whose
+from fedprune.federated.untrained import untrained_names
 from fedprune.local.regularisers.base import add_companions
 from fedprune.randomness import torch_stream
 from fedprune.tensors import tensors_of
@@ -51,12 +51,12 @@ def build(config: DictConfig, names: Names) -> Experiment:
     check_batches(chosen, ground, training, problems)
     chosen = replace(chosen, options=_with_fates(chosen, ground, training))
     _check_task(chosen, ground, training, problems)
-    begin = _begin(chosen, ground, training, problems)
+    ticket = _initialise(chosen, ground, training, problems)
     whose = problems.attempt(_bound, chosen, ground)
     chosen = replace(chosen, options=replace(chosen.options, whose=whose or chosen.options.whose))
     _check_composition(chosen, ground, training, problems)
-    _rehearse(chosen, ground, training, begin, problems)
-    return _experiment(chosen, ground, training, begin)
+    _rehearse(chosen, ground, training, ticket, problems)
+    return _experiment(chosen, ground, training, ticket)
 
 
 def _with_fates(chosen: Chosen, ground: Ground, training: Training) -> Options:
@@ -76,16 +76,16 @@ def _check_task(chosen: Chosen, ground: Ground, training: Training, problems: Pr
     problems.stop_if_any()
 
 
-def _begin(chosen: Chosen, ground: Ground, training: Training, problems: Problems) -> Subnet | None:
+def _initialise(chosen: Chosen, ground: Ground, training: Training, problems: Problems) -> Subnet | None:
     """Complete the network's initialisation, and return the ticket that the run starts from, if one is given."""
     config, net, what = chosen.config, ground.net, ground.what
-    problems.attempt(chosen.options.client.begin, net, what.names)
+    problems.attempt(chosen.options.client.prepare, net, what.names)
     add_companions(net, what.names, training.regularisers, torch_stream(config.seed, "companions"))
     model = OmegaConf.to_container(config.model, resolve=True)
-    begin: Subnet | None = problems.attempt(chosen.ticket, net, what, config.seed, chosen.names, model)
-    if begin is not None:
-        problems.add_incompatible(checks.whole_units(begin.mask, what, ground.plan, chosen.names))
-    return begin
+    ticket: Subnet | None = problems.attempt(chosen.ticket, net, what, config.seed, chosen.names, model)
+    if ticket is not None:
+        problems.add_incompatible(checks.whole_units(ticket.mask, what, ground.plan, chosen.names))
+    return ticket
 
 
 def _bound(chosen: Chosen, ground: Ground) -> Whose:
@@ -116,9 +116,9 @@ def _check_composition(chosen: Chosen, ground: Ground, training: Training, probl
     problems.stop_if_any()
 
 
-def _rehearse(chosen: Chosen, ground: Ground, training: Training, begin: Subnet | None, problems: Problems) -> None:
+def _rehearse(chosen: Chosen, ground: Ground, training: Training, ticket: Subnet | None, problems: Problems) -> None:
     """Try the network under a mask, and the evidence that is asked for. Stops at problems."""
-    prunes = bool(ground.plan.events) or begin is not None or chosen.options.whose.masks_always
+    prunes = bool(ground.plan.events) or ticket is not None or chosen.options.whose.masks_always
     problems.add_incompatible(checks.masked(ground.network, ground.what, prunes))
     problems.add_incompatible(rehearse_evidence(chosen, ground, training))
     problems.stop_if_any()
@@ -132,9 +132,9 @@ def _wire(chosen: Chosen, ground: Ground) -> Wire:
     return wire.splitting(untrained_names(net, chosen.config.federated.batchnorm, {*private, *what.names, *mask_names}))
 
 
-def _experiment(chosen: Chosen, ground: Ground, training: Training, begin: Subnet | None) -> Experiment:
+def _experiment(chosen: Chosen, ground: Ground, training: Training, ticket: Subnet | None) -> Experiment:
     wire = _wire(chosen, ground)
-    start = tensors_of(ground.net) if begin is None else begin.params
+    start = tensors_of(ground.net) if ticket is None else ticket.params
     return Experiment(
         config=chosen.config,
         options=chosen.options,
@@ -148,7 +148,7 @@ def _experiment(chosen: Chosen, ground: Ground, training: Training, begin: Subne
         private=ground.private,
         flops=count_flops(ground, training),
         device=chosen.device,
-        begin=begin,
+        ticket=ticket,
         regularisers=training.regularisers,
         controlled=training.controlled,
         task=training.task,

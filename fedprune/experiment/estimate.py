@@ -105,7 +105,7 @@ def _masks(experiment: Experiment) -> list[Mask]:
     """
     params, what = tensors_of(experiment.net), experiment.axes.what
     scores = {name: params[name].abs() for name in what.names}
-    full = experiment.begin.mask if experiment.begin else ones(params, what.names)
+    full = experiment.ticket.mask if experiment.ticket else ones(params, what.names)
     return [full, *(shrink(full, scores, event.density, what) for event in experiment.plan.events)]
 
 

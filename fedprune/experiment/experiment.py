@@ -49,11 +49,10 @@ log = logging.getLogger(__name__)
 class Experiment:
     """Everything that a configuration stands for, checked.
 
-    net: the network at its initialisation. private: the tensors that clients keep to
-    themselves. flops: of training on one example, by layer of the dense network (empty: they could not be counted). begin: the
-    ticket that the run starts from (None: dense, from `net`). regularisers: what clients add to their training. controlled: the
-    parameters whose training is corrected by scaffold. task: what the module measures. untrained: what is never trained, and
-    travels once to each client.
+    net: the network at its initialisation. private: the tensors that never travel. flops: of training on one example, by layer
+    of the dense network (empty: they could not be counted). ticket: the one that the run starts from (None: dense, from `net`).
+    regularisers: what clients add to their training. controlled: the parameters whose training is corrected by SCAFFOLD. task:
+    what the module measures. untrained: the tensors that are never trained, and travel once to each client.
     """
 
     config: DictConfig
@@ -68,7 +67,7 @@ class Experiment:
     private: tuple[str, ...]
     flops: Mapping[str, float]
     device: str
-    begin: Subnet | None = None
+    ticket: Subnet | None = None
     regularisers: tuple[Regulariser, ...] = ()
     controlled: tuple[str, ...] = ()
     task: TaskMetrics = field(default_factory=TaskMetrics)
@@ -111,7 +110,7 @@ class Experiment:
             return None
         opens = gate.opens if gate and not whose.global_mask else None
         rewind = Keep() if whose.global_mask else self.options.rewind  # where there is one mask for all, the server rewinds
-        return OnClient(self.axes, rewind, opens, whose.at, self._fresh, self.begin)
+        return OnClient(self.axes, rewind, opens, whose.at, self._fresh, self.ticket)
 
     @property
     def _accumulates(self) -> bool:
@@ -155,7 +154,7 @@ class Experiment:
             trained=tuple(name for name, p in self.net.named_parameters() if p.requires_grad and is_number(p)),
             flops=self.flops,
             effective=self._effective,
-            begin=self.begin,
+            ticket=self.ticket,
             profile=bool(config.get("profile")),
         )
 

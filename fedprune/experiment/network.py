@@ -34,6 +34,6 @@ def fresh_params(
 ) -> Params:
     """Return the parameters and buffers of the `number`-th initialisation; what nobody trains is as the run began."""
     net = initial_net(config, dataset, number)
-    work.begin(net, prunable)
+    work.prepare(net, prunable)
     add_companions(net, prunable, regularisers, torch_stream(config.seed, "companions", number))
     return {name: tensor.clone() for name, tensor in tensors_of(net).items()} | untrained

@@ -15,7 +15,7 @@ from fedprune.data.batches import Slice
 from fedprune.execution import certain
 from fedprune.execution.arrays import arrays_of
 from fedprune.execution.worker import Task
-from fedprune.federated.client.client_values import joined
+from fedprune.federated.client.private_values import joined
 from fedprune.federated.exchange import Exchange
 from fedprune.local.outcomes import Outcomes, TaskMetrics, concatenated
 from fedprune.types import Mask, Params, State

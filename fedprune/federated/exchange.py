@@ -15,7 +15,7 @@ from fedprune.execution import Executor
 from fedprune.execution.pool import Lost
 from fedprune.execution.worker import Task
 from fedprune.federated.availability import Fate, Fates, everybody
-from fedprune.federated.client.kept import KeptArrays, as_arrays, of_arrays
+from fedprune.federated.client.state_arrays import KeptArrays, as_arrays, of_arrays
 from fedprune.federated.client.upload import Upload, everything
 from fedprune.federated.metrics.tally import Tally
 from fedprune.federated.update_check import problem_of
@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 
 
 class JobTasks(Sequence[Task]):
-    """The tasks of these jobs. Each is made when it is begun: while other clients train, and without all of them in memory.
+    """The tasks of these jobs: calls of ClientRound.run in a worker.
+
+    Each is made when it is begun: while other clients train, and without all of them in memory.
 
     By position, of those that are made: bytes, the length of the message, and seconds, the time that it took to make it.
     """
@@ -48,7 +50,7 @@ class JobTasks(Sequence[Task]):
 
 
 def _block_key(job: Job) -> tuple[int, bytes, int]:
-    """Return what is equal for jobs whose blocks are the same."""
+    """Return a key: jobs of equal keys share one encoded subnet."""
     return id(job.subnet), job.kept_mask, id(job.shared)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fedprune.federated.client import client_values
+from fedprune.federated.client import private_values
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.fold import Fold
@@ -49,8 +49,8 @@ class FederatedLoop:
     moves (buffers, frozen layers and whole numbers are only aggregated). flops: of training on one example, by layer of the
     dense network (empty: they could not be counted).
     effective: (mask) -> the fraction of the prunable entries on a path from input to output (None: it cannot be counted).
-    begin: the ticket that the run starts from, whose weights are then its initialisation. profile: whether the metrics tell
-    where the time went (phase_clock.py).
+    ticket: the one whose weights and mask the run starts from (None: it starts dense). profile: whether the metrics tell where
+    the time went (phase_clock.py).
     """
 
     seed: int
@@ -73,13 +73,13 @@ class FederatedLoop:
     trained: tuple[str, ...]
     flops: Mapping[str, float]
     effective: Callable[[Mask], float] | None
-    begin: Subnet | None = None
+    ticket: Subnet | None = None
     profile: bool = False
 
     def start(self) -> State:
         """Return the state before the first round: the ticket that is given, or a dense initialisation."""
-        begin = self.begin or self._dense()
-        return State(begin, init=begin.params, ticket=begin.params)
+        first = self.ticket or self._dense()
+        return State(first, init=first.params, ticket=first.params)
 
     def _dense(self) -> Subnet:
         init = self.fresh(0)
@@ -100,7 +100,7 @@ class FederatedLoop:
             clients = self._cohort(state)
         with phase("broadcast"):
             jobs = self._jobs(state, clients)
-        with phase("merge"):
+        with phase("merge"):  # clients train while this `for` waits for them; each update is folded as it arrives
             fold = self._fold(state)
             for job, update in self.exchange.train(jobs, state, tally):
                 fold.add(job, update)
@@ -169,8 +169,8 @@ class FederatedLoop:
     def _job(self, state: State, client: int, shared: Mask | None = None) -> Job:
         mask, (event, events) = self._own(state, client), self.whose.on_client(self.plan, state, client)
         subnet = state.server if mask is None else Subnet(apply(state.server.params, mask), mask)
-        begun = shared is not None and client_values.trained(state, client)
-        sent = client_values.sent(subnet.mask, shared) if begun and shared else None
+        begun = shared is not None and private_values.trained(state, client)
+        sent = private_values.sent(subnet.mask, shared) if begun and shared else None
         kept_mask = self.whose.kept_mask(state, client)
         return Job(
             client, state.round, state.clock, self.seed, subnet, event=event, events=events, shared=sent, kept_mask=kept_mask
@@ -187,8 +187,8 @@ class FederatedLoop:
     def _step(self, state: State, fold: Fold) -> State:
         """Return the state after the server optimizer's step to the aggregate, under the mask.
 
-        Without any update there is no step: only time goes on, and the server optimizer's momentum stays as it is.
-        What a gate let the clients do, nobody is known to have done: it is asked again.
+        Without any update there is no step: only time goes on, and the server optimizer's momentum stays as it is. Nor is it
+        known that a client has carried out an event that the gate let through, so the gate is closed until it is asked again.
         """
         later = replace(state, round=state.round + 1, clock=state.clock + 1, kept=fold.kept)
         if not fold.summaries:
@@ -204,7 +204,7 @@ class FederatedLoop:
     def _context(self, state: State) -> PruneContext:
         """Return what an event of this round goes by: another initialisation, and other random streams, at every event."""
         streams = functools.partial(_rewind_stream, self.seed, state.events)
-        draws = Draws(lambda: self.fresh(state.events + 1), streams, self.begin.mask if self.begin else {})
+        draws = Draws(lambda: self.fresh(state.events + 1), streams, self.ticket.mask if self.ticket else {})
         return PruneContext(self.plan, self.axes, self.rewind, draws, self.server_step.fresh)
 
     def _changed_masks(self, before: State, after: State, summaries: Sequence[UpdateSummary]) -> dict[str, float]:

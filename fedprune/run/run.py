@@ -228,7 +228,7 @@ def _facts(experiment: Experiment, config: DictConfig) -> Json:
         "shape": list(experiment.dataset.shape),
         "classes": experiment.dataset.classes,
         "metric": {"name": experiment.task.metric, "larger_is_better": experiment.task.larger_is_better},
-        "begin": None if experiment.begin is None else {"density": density(experiment.begin.mask)},
+        "begin": None if experiment.ticket is None else {"density": density(experiment.ticket.mask)},
     }
 
 

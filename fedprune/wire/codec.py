@@ -1,13 +1,13 @@
 """Codecs: named tensors under a mask <-> bytes. Lossless: decode(encode(x)) == x, bit for bit.
 
-Every codec is (tensors, mask, shared) -> bytes. `mask` covers some of the tensors (their dead entries are zero); `shared` is
+Every codec is (tensors, mask, known) -> bytes. `mask` covers some of the tensors (their dead entries are zero); `known` is
 the mask that both ends have already, if any. Sender and receiver build the same network, so names, shapes and types do
 not travel: both sides hold the `Layout`. The first byte says which codec it was, so that one `decode` reads them all.
 
     dense    the mask as bits, and every value, dead or alive
     bitmap   the mask as bits, and the values of the living
     gaps     the mask near its entropy, its length in bytes before it, and the values of the living
-    shared   the values of the living, under the mask that both ends have
+    known    the values of the living, under the mask that both ends have
     auto     the smallest of these
     bits     one bit for each value, all of which are 0 or 1; of every entry, masked or not
 
@@ -31,7 +31,7 @@ from fedprune.wire.gaps import pack_gaps, unpack_gaps
 
 Codec = Callable[[Params, Mask, Mask | None], bytes]
 
-DENSE, BITMAP, SHARED, BITS, GAPS = range(5)
+DENSE, BITMAP, KNOWN, BITS, GAPS = range(5)
 LENGTH = struct.Struct("<I")  # of a mask in gaps
 
 
@@ -54,50 +54,50 @@ class Layout:
         return Layout({n: self.shapes[n] for n in names}, {n: self.dtypes[n] for n in names}, covered)
 
 
-def dense(tensors: Params, mask: Mask, shared: Mask | None = None) -> bytes:
+def dense(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
     """Encode every value, as a framework that knows no masks would send it, and the mask."""
     return _joined(_head(DENSE, mask), map(_raw, tensors.values()))
 
 
-def bitmap(tensors: Params, mask: Mask, shared: Mask | None = None) -> bytes:
+def bitmap(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
     """Encode one bit per entry, and the values of the living."""
     return _joined(_head(BITMAP, mask), _living(tensors, mask))
 
 
-def gaps(tensors: Params, mask: Mask, shared: Mask | None = None) -> bytes:
+def gaps(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
     """Encode the distances between the living, near their entropy, and the values of the living."""
     return _joined(_head_gaps(mask), _living(tensors, mask))
 
 
-def auto(tensors: Params, mask: Mask, shared: Mask | None = None) -> bytes:
+def auto(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
     """The smallest: without the mask if the receiver holds it, else with it as bits or as gaps. (Dense is never smaller.)"""
-    if shared is not None and _same(mask, shared):
-        return _joined(bytes([SHARED, 0]), _living(tensors, mask))
+    if known is not None and _same(mask, known):
+        return _joined(bytes([KNOWN, 0]), _living(tensors, mask))
     return _joined(min(_head(BITMAP, mask), _head_gaps(mask), key=len), _living(tensors, mask))
 
 
-def bits(tensors: Params, mask: Mask, shared: Mask | None = None) -> bytes:
+def bits(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
     """Encode values that are 0 or 1, as bits. Raises ValueError if there are others."""
     if not all(bool(((tensor == 0) | (tensor == 1)).all()) for tensor in tensors.values()):
         raise ValueError("only zeros and ones can be sent as bits")
     return bytes([BITS, 0]) + pack({name: tensor == 1 for name, tensor in tensors.items()})
 
 
-def decode(data: Piece, layout: Layout, shared: Mask | None = None) -> tuple[Params, Mask]:
-    """Return the tensors and their mask, which is of the tensors of `shared`, or else of the layout. Raises ValueError if the
+def decode(data: Piece, layout: Layout, known: Mask | None = None) -> tuple[Params, Mask]:
+    """Return the tensors and their mask, which is of the tensors of `known`, or else of the layout. Raises ValueError if the
     bytes are not an encoding of this layout."""
     view = memoryview(data)
-    if len(view) < 2 or view[0] not in (DENSE, BITMAP, SHARED, BITS, GAPS):
+    if len(view) < 2 or view[0] not in (DENSE, BITMAP, KNOWN, BITS, GAPS):
         raise ValueError("not an encoding of tensors")
     codec, place = view[0], 2
     if codec == BITS:  # of tensors without a mask, which are all there
         there = unpack(bytes(view[place:]), dict(layout.shapes))
         return {name: bit.to(layout.dtypes[name]) for name, bit in there.items()}, {}
-    shapes = {name: layout.shapes[name] for name in (layout.masked if shared is None else shared)}
-    if codec == SHARED:
-        if shared is None:
+    shapes = {name: layout.shapes[name] for name in (layout.masked if known is None else known)}
+    if codec == KNOWN:
+        if known is None:
             raise ValueError("the mask was left out, but the receiver holds none")
-        mask = shared
+        mask = known
     elif view[1] and codec == GAPS:
         mask, place = _read_gaps(view, place, shapes)
     elif view[1]:
@@ -132,10 +132,10 @@ def _read_gaps(view: memoryview, place: int, shapes: dict[str, torch.Size]) -> t
     return unpack_gaps(bytes(view[start:end]), shapes), end
 
 
-def _same(mask: Mask, shared: Mask) -> bool:
-    if mask.keys() != shared.keys():
+def _same(mask: Mask, known: Mask) -> bool:
+    if mask.keys() != known.keys():
         return False
-    return all(alive is shared[name] or torch.equal(alive, shared[name]) for name, alive in mask.items())
+    return all(alive is known[name] or torch.equal(alive, known[name]) for name, alive in mask.items())
 
 
 def _living(tensors: Params, mask: Mask) -> Iterator[np.ndarray]:

@@ -45,13 +45,13 @@ class Wire:
     answers: Codec | None = None
     untrained: Layout = NOTHING
 
-    def subnet_block(self, subnet: Subnet, shared: Mask | None = None) -> bytes:
+    def subnet_block(self, subnet: Subnet, known: Mask | None = None) -> bytes:
         """Encode a subnet: once, for many clients. Names outside the layout are private, and are left out."""
-        return self.codec({name: subnet.params[name] for name in self.layout.shapes}, subnet.mask, shared)
+        return self.codec({name: subnet.params[name] for name in self.layout.shapes}, subnet.mask, known)
 
-    def read_subnet(self, block: Piece, shared: Mask | None = None) -> Subnet:
+    def read_subnet(self, block: Piece, known: Mask | None = None) -> Subnet:
         """Return the subnet of a block. Raises ValueError."""
-        return Subnet(*decode(block, self.layout, shared))
+        return Subnet(*decode(block, self.layout, known))
 
     def untrained_block(self, params: Params) -> bytes:
         """Encode what is never trained: made once, sent to all newcomers."""
@@ -84,10 +84,10 @@ class Wire:
             header, blocks = unframed(message)
             header["measure"] = tuple(header.get("measure", ()))
             header["event"] = _event(*header["event"]) if "event" in header else None
-            shared = self.mask_of(kept_mask)
-            subnet = self.read_subnet(blocks.pop(0), shared)
+            known = self.mask_of(kept_mask)
+            subnet = self.read_subnet(blocks.pop(0), known)
             if "shared" in header:
-                header["shared"], subnet = subnet.mask, Subnet(subnet.params, shared or self._whole())
+                header["shared"], subnet = subnet.mask, Subnet(subnet.params, known or self._whole())
             if "newcomer" in header:
                 subnet = Subnet(subnet.params | decode(blocks.pop(0), self.untrained)[0], subnet.mask)
             control = self._read_control(header, blocks, subnet.mask)
@@ -105,32 +105,32 @@ class Wire:
         shapes = {name: self.layout.shapes[name] for name in self.layout.masked}
         return unpack(all_alive(shapes), shapes)
 
-    def encode_update(self, update: Update, shared: Mask) -> Message:
-        """Return an update as a message. shared: the mask that it is answered under (see `answered_under`)."""
+    def encode_update(self, update: Update, known: Mask) -> Message:
+        """Return an update as a message. known: the mask that it is answered under (see `answered_under`)."""
         header = {"client": update.client, "examples": update.examples, "metrics": dict(update.metrics)}
         header |= {"evidence": list(update.evidence), "about": update.about}
         if update.logged:
             header |= {"logged": dict(update.logged)}
         if update.pruned:
             header |= {"pruned": True}
-        blocks = [] if update.subnet is None else [self._answer().subnet_block(update.subnet, shared)]
-        blocks += self._control_blocks(update.control, shared, header)
-        cover = about(shared, update.about)
+        blocks = [] if update.subnet is None else [self._answer().subnet_block(update.subnet, known)]
+        blocks += self._control_blocks(update.control, known, header)
+        cover = about(known, update.about)
         blocks += [self.codec(values, _support(values, cover, update.about), cover) for values in update.evidence.values()]
         return framed(header, blocks)
 
     def _answer(self) -> Wire:
         return self if self.answers is None else replace(self, codec=self.answers)
 
-    def decode_update(self, message: Message, shared: Mask) -> Update:
+    def decode_update(self, message: Message, known: Mask) -> Update:
         """Return the update of a message. Raises ValueError on anything that is not an update under this mask."""
         with _sound():
             header, blocks = unframed(message)
             names = header.pop("evidence")
             trained = len(blocks) > len(names) + len(header.get(CONTROL, ()))
-            subnet = self.read_subnet(blocks.pop(0), shared) if trained else None
-            control = self._read_control(header, blocks, shared)
-            cover = about(shared, header["about"])
+            subnet = self.read_subnet(blocks.pop(0), known) if trained else None
+            control = self._read_control(header, blocks, known)
+            cover = about(known, header["about"])
             layout = Layout(
                 {name: alive.shape for name, alive in cover.items()}, dict.fromkeys(cover, torch.float32), tuple(cover)
             )
@@ -138,7 +138,7 @@ class Wire:
             evidence = {name: decode(block, layout, cover)[0] for name, block in zip(names, blocks, strict=True)}
             return Update(subnet=subnet, evidence=evidence, control=control, **header)
 
-    def _control_blocks(self, control: Params, shared: Mask, header: dict[str, object]) -> list[bytes]:
+    def _control_blocks(self, control: Params, known: Mask, header: dict[str, object]) -> list[bytes]:
         """Return the block of a control, if there is any; which tensors are in it is noted in the header."""
         if not control:
             return []
@@ -148,10 +148,10 @@ class Wire:
         if strangers:
             raise ValueError(f"a control has to be of the network's own types: {', '.join(strangers)}")
         header[CONTROL] = {C: places}
-        mask = {name: shared[name] for name in layout.masked}
+        mask = {name: known[name] for name in layout.masked}
         return [self.codec(control, mask, mask)]
 
-    def _read_control(self, header: dict[str, Any], blocks: list[memoryview], shared: Mask) -> Params:
+    def _read_control(self, header: dict[str, Any], blocks: list[memoryview], known: Mask) -> Params:
         """Return the control, taken from the front of these blocks, and its note from the header."""
         if CONTROL not in header:
             return {}
@@ -159,7 +159,7 @@ class Wire:
         if list(note) != [C]:
             raise ValueError(f"a message with more beside its network than a control: {', '.join(map(str, note))}")
         layout = self.layout.only([order[place] for place in note[C]])
-        return decode(blocks.pop(0), layout, {name: shared[name] for name in layout.masked})[0]
+        return decode(blocks.pop(0), layout, {name: known[name] for name in layout.masked})[0]
 
 
 def _event(round: int, density: float, swap: float, block: list[int] | None) -> PruneEvent:

@@ -176,7 +176,7 @@ def test_every_parameter_that_a_user_may_set_is_in_its_yaml(path, assemble):
             "untouched",
             "began",
         }
-        assert hidden - filled_in_by_the_run <= set(node) | {"shared"}, node._target_
+        assert hidden - filled_in_by_the_run <= set(node) | {"known"}, node._target_
 
 
 def test_every_group_has_a_default_and_the_taxonomy_is_complete(compose):

@@ -118,7 +118,7 @@ def halves():
 class Quarters:
     """Weights begin at a quarter."""
 
-    def begin(self, net, names):
+    def prepare(self, net, names):
         for name in names:
             net.get_parameter(name).data.fill_(0.25)
 

@@ -44,7 +44,7 @@ class Work(ABC):
     def regularisers(self) -> tuple[Regulariser, ...]:
         return ()
 
-    def begin(self, net: nn.Module, names: tuple[str, ...]) -> None:  # noqa: B027  # most options leave a fresh network as it is
+    def prepare(self, net: nn.Module, names: tuple[str, ...]) -> None:  # noqa: B027  # most options leave a fresh network as it is
         pass
 
     def wire(self, codec: Codec, tensors: Params, names: tuple[str, ...]) -> Wire:

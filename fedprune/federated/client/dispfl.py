@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from fedprune.data.batches import Slice
 from fedprune.execution.arrays import Arrays
 from fedprune.federated.client import TrainedWeights
-from fedprune.federated.client.kept import KeptArrays
 from fedprune.federated.client.round import Answer, ClientRound
+from fedprune.federated.client.state_arrays import KeptArrays
 from fedprune.local.outcomes import Outcomes
 from fedprune.pruning.criterion.set_exchange import drop_within, grow_within
 from fedprune.pruning.event import dropped
@@ -42,13 +42,13 @@ class EvolvingRound:
 
     inner: ClientRound
 
-    def run(self, message: Message, kept: KeptArrays, mask_bits: bytes) -> Answer:
+    def run(self, message: Message, kept: KeptArrays, kept_mask: bytes) -> Answer:
         """Perform the job of a message, and return its update."""
-        return self.inner.run(message, kept, mask_bits, self.train)
+        return self.inner.run(message, kept, kept_mask, self.train)
 
-    def evaluate(self, block: Piece, private: Arrays, mask_bits: bytes, where: Slice) -> Outcomes:
+    def evaluate(self, block: Piece, private: Arrays, kept_mask: bytes, where: Slice) -> Outcomes:
         """Return what the module measures on a slice; see ClientEvaluation."""
-        return self.inner.evaluate(block, private, mask_bits, where)
+        return self.inner.evaluate(block, private, kept_mask, where)
 
     def train(self, job: Job) -> Update:
         """Train under the mask that came, and choose the next."""

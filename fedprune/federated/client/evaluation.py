@@ -9,7 +9,7 @@ from fedprune.data.batches import Slice
 from fedprune.execution.arrays import Arrays
 from fedprune.execution.failures import explained
 from fedprune.federated.client.context import Context
-from fedprune.federated.client.kept import copies
+from fedprune.federated.client.state_arrays import copies
 from fedprune.local.outcomes import EVERYBODY, Outcomes, concatenated, measured
 from fedprune.local.train import load
 from fedprune.pruning.mask import apply
@@ -23,15 +23,15 @@ class ClientEvaluation:
 
     context: Context
 
-    def evaluate(self, block: Piece, private: Arrays, mask_bits: bytes, where: Slice) -> Outcomes:
+    def evaluate(self, block: Piece, private: Arrays, kept_mask: bytes, where: Slice) -> Outcomes:
         """Return what the module measures on a slice, for the network of a wire block under a client's own mask.
 
-        private: the client's private tensors, which replace those of the block. mask_bits: the mask, packed to bits (empty: the
+        private: the client's private tensors, which replace those of the block. kept_mask: the mask, packed to bits (empty: the
         block's own).
         """
         wire = self.context.wire
         params = self.context.untrained | wire.read_subnet(block).params | copies(private)
-        params = apply(params, wire.mask_of(mask_bits) or {})
+        params = apply(params, wire.mask_of(kept_mask) or {})
         return self.outcomes(self.context.in_use(params, wire.layout.masked), where)
 
     def outcomes(self, params: Params, where: Slice) -> Outcomes:

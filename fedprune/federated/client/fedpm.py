@@ -19,8 +19,8 @@ from fedprune.data.batches import Slice
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.execution.arrays import Arrays
 from fedprune.federated.client import Work, broken
-from fedprune.federated.client.kept import KeptArrays
 from fedprune.federated.client.round import Answer, ClientRound
+from fedprune.federated.client.state_arrays import KeptArrays
 from fedprune.local.outcomes import Outcomes, averaged
 from fedprune.local.regularisers.base import Regulariser
 from fedprune.local.regularisers.check import changed_layers
@@ -73,7 +73,7 @@ class SampledMasks(Work):
         return (sampled(GRADIENTS[self.gradient]),)
 
     @torch.no_grad()
-    def begin(self, net: nn.Module, names: tuple[str, ...]) -> None:
+    def prepare(self, net: nn.Module, names: tuple[str, ...]) -> None:
         """Constants with the signs of the weights that were drawn, and zero biases. Raises Incompatible on other layers."""
         if others(net, names):
             told = ", ".join(f"{name} ({type(layer).__name__})" for name, layer in others(net, names).items())
@@ -154,9 +154,9 @@ class SamplingRound:
         for name, parameter in self.inner.context.module.net.named_parameters():
             parameter.requires_grad_(companion_of(name) == "score")
 
-    def run(self, message: Message, kept: KeptArrays, mask_bits: bytes) -> Answer:
+    def run(self, message: Message, kept: KeptArrays, kept_mask: bytes) -> Answer:
         """Perform the job of a message, and return its update."""
-        return self.inner.run(message, kept, mask_bits, self.train)
+        return self.inner.run(message, kept, kept_mask, self.train)
 
     def train(self, job: Job) -> Update:
         """Train the scores that were sent, and answer with a sample of each weight's probability."""
@@ -168,7 +168,7 @@ class SamplingRound:
         examples = len(self.inner.context.clients.train[job.client])
         return Update(job.client, Subnet(sample, {}), examples, metrics=metrics, logged=trained.logged)
 
-    def evaluate(self, block: Piece, private: Arrays, mask_bits: bytes, where: Slice) -> Outcomes:
+    def evaluate(self, block: Piece, private: Arrays, kept_mask: bytes, where: Slice) -> Outcomes:
         """Return what the module measures on a slice, the mean over the same few samples.
 
         They come from the same uniform draws in every round, so that evaluations differ by the probabilities alone.

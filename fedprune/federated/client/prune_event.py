@@ -46,7 +46,7 @@ class Looks(NamedTuple):
 class OnClient:
     """Carries out events on clients. at: the moment of their round. gate: the condition of each event (None: no condition).
 
-    fresh: the n-th independent initialisation; the 0th is the one that the run starts from, unless it is `begin`, a ticket.
+    fresh: the n-th independent initialisation; the 0th is the one that the run starts from, unless that is `ticket`.
     """
 
     axes: Axes
@@ -54,7 +54,7 @@ class OnClient:
     gate: Condition | None
     at: str
     fresh: Callable[[int], Params]
-    begin: Subnet | None = None
+    ticket: Subnet | None = None
 
     def __call__(self, job: Job, subnet: Subnet, looks: Looks) -> Pruned | None:
         """Return the subnet after the job's event, or None if the gate does not let it happen."""
@@ -86,12 +86,12 @@ class OnClient:
     @functools.cached_property
     def start(self) -> Params:
         """The weights that the run starts from."""
-        return self.fresh(0) if self.begin is None else self.begin.params
+        return self.fresh(0) if self.ticket is None else self.ticket.params
 
     def _draws(self, job: Job) -> Draws:
         """Return the draws of an event: an initialisation that all clients have alike, and streams of this client's own."""
         return Draws(
             lambda: self.fresh(job.events + 1),
             lambda name: torch_stream(job.seed, f"rewind {name}", job.events, job.client),
-            self.begin.mask if self.begin else {},
+            self.ticket.mask if self.ticket else {},
         )

@@ -10,12 +10,12 @@ from typing import NamedTuple, Protocol
 from fedprune.data.batches import Slice
 from fedprune.execution.arrays import Arrays
 from fedprune.execution.failures import explained
-from fedprune.federated.client.client_values import arrived
 from fedprune.federated.client.context import Context
 from fedprune.federated.client.evaluation import ClientEvaluation
 from fedprune.federated.client.evidence import ClientEvidence
-from fedprune.federated.client.kept import KeptArrays, as_arrays, copy_of_arrays
+from fedprune.federated.client.private_values import arrived
 from fedprune.federated.client.prune_event import Looks, OnClient, Pruned
+from fedprune.federated.client.state_arrays import KeptArrays, as_arrays, copy_of_arrays
 from fedprune.federated.client.training import ClientTraining
 from fedprune.federated.client.upload import Upload, everything
 from fedprune.local.outcomes import Outcomes
@@ -37,9 +37,9 @@ Answer = tuple[Message, KeptArrays, dict[str, float]]
 class Client(Protocol):
     """The object that a worker builds: the tasks of executors are these methods."""
 
-    def run(self, message: Message, kept: KeptArrays, mask_bits: bytes) -> Answer: ...
+    def run(self, message: Message, kept: KeptArrays, kept_mask: bytes) -> Answer: ...
 
-    def evaluate(self, block: Piece, private: Arrays, mask_bits: bytes, where: Slice) -> Outcomes: ...
+    def evaluate(self, block: Piece, private: Arrays, kept_mask: bytes, where: Slice) -> Outcomes: ...
 
 
 class Begun(NamedTuple):
@@ -89,21 +89,21 @@ class ClientRound:
 
     # --- messages ----------------------------------------------------------------------------------------------------------
 
-    def run(self, message: Message, kept: KeptArrays, mask_bits: bytes, train: Callable[[Job], Update] | None = None) -> Answer:
-        """Perform the job of a message, and return its update. mask_bits: the client's own mask, packed to bits.
+    def run(self, message: Message, kept: KeptArrays, kept_mask: bytes, train: Callable[[Job], Update] | None = None) -> Answer:
+        """Perform the job of a message, and return its update. kept_mask: the client's own mask, packed to bits.
 
         train: in the place of this class's own `train`.
         """
         clock = Clock()
         with clock.phase("decode"):
-            job = self.received(message, kept, mask_bits)
+            job = self.received(message, kept, kept_mask)
         with clock.phase("train"):
             update = self.perform(job, train)
         return self.answer(job, update, clock)
 
-    def received(self, message: Message, kept: KeptArrays, mask_bits: bytes) -> Job:
+    def received(self, message: Message, kept: KeptArrays, kept_mask: bytes) -> Job:
         """Return the job of a message, with the tensors that never travel."""
-        job = self.context.wire.decode_job(message, mask_bits)
+        job = self.context.wire.decode_job(message, kept_mask)
         if kept:
             job = replace(job, kept=copy_of_arrays(kept))
         if self.context.untrained:
@@ -125,9 +125,9 @@ class ClientRound:
         """Return the evidence that the job asks for. Nothing is trained."""
         return self.evidence.answer(job)
 
-    def evaluate(self, block: Piece, private: Arrays, mask_bits: bytes, where: Slice) -> Outcomes:
+    def evaluate(self, block: Piece, private: Arrays, kept_mask: bytes, where: Slice) -> Outcomes:
         """Return what the module measures on a slice; see ClientEvaluation."""
-        return self.evaluation.evaluate(block, private, mask_bits, where)
+        return self.evaluation.evaluate(block, private, kept_mask, where)
 
     # --- a round -----------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedprune.errors import ConfigError, Incompatible
-from fedprune.federated.client import client_values
+from fedprune.federated.client import private_values
 from fedprune.federated.masks.whose import Federation, PruneContext, UpdateSummary, Whose, check_moment
 from fedprune.pruning.mask import count_packed, ones, pack, size
 from fedprune.types import Mask, Params, Personal, Plan, PruneEvent, State, Subnet
@@ -16,10 +16,13 @@ from fedprune.types import Mask, Params, Personal, Plan, PruneEvent, State, Subn
 class PersonalMask(Whose):
     """Each client has a mask and a position in the plan of its own, for the whole run. The server's network has no mask.
 
-    A client that was not there when an event was due carries it out in its next round; of several, the last, except behind a
-    gate, which lets one through at a time. uncommon: the values of entries that not all clients have alive, the `server`'s or
-    each client's `own`. memory_mb: masks that take more than so many megabytes are kept in a file of the run's folder. plans:
-    of each client, where they differ (empty: everybody follows the run's).
+    The server keeps all masks in State.personal, and changes that of a client only when the client was drawn and has pruned: a
+    mask survives the rounds in which its client is not drawn. A client that was not there when an event was due carries it out
+    in its next round. If several are due, only the last is carried out; behind a gate, one in each round.
+
+    uncommon: the values of entries that not all clients have alive, the `server`'s or each client's `own`. memory_mb: masks
+    that take more than so many megabytes are kept in a file of the run's folder. plans: those of each client, where they differ
+    (empty: all clients follow the run's).
     """
 
     at: str = "start"
@@ -51,7 +54,7 @@ class PersonalMask(Whose):
         return bytes(state.personal[client].mask) if client in state.personal else b""
 
     def shared_entries(self, state: State) -> Mask | None:
-        return client_values.shared_entries(state) if self.uncommon == "own" else None
+        return private_values.shared_entries(state) if self.uncommon == "own" else None
 
     def kept_mask(self, state: State, client: int) -> bytes:
         return self.client_mask(state, client)

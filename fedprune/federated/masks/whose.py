@@ -76,7 +76,7 @@ class Whose(ABC):
     at: the moment of their round at which clients carry out events, see prune_event.py (None: they carry out none).
     back_after_exchange: whether a rewind may follow an exchange of units.
     masks_always: whether clients train under masks that no event has made.
-    uncommon: whose values the entries have that not all clients hold, the `server`'s or each client's `own`.
+    uncommon: the values that a client goes on with where not all clients have an entry alive: the `server`'s or its `own`.
     labels: whether a client has `all` outputs, or those of its `own` labels.
     plans: of each client, where they differ (empty: all follow the run's).
     memory_mb: clients' masks that take more than so many megabytes are kept in a file.
@@ -119,7 +119,7 @@ class Whose(ABC):
         return b""
 
     def shared_entries(self, state: State) -> Mask | None:
-        """Return the entries whose values travel to clients that have trained (client_values.py); None if all do."""
+        """Return the entries whose values travel to clients that have trained (private_values.py); None if all do."""
         return None
 
     @abstractmethod

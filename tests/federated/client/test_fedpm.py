@@ -272,4 +272,4 @@ def test_single_values_out_of_range_are_refused(override, message, tiny):
 def test_layers_that_it_does_not_sample_are_refused_by_name():
     net = torch.nn.Sequential(torch.nn.LSTM(2, 3), torch.nn.Linear(3, 2))
     with pytest.raises(Incompatible, match=r"not 0 \(LSTM\): choose what\.layers=\[conv,linear\]"):
-        SampledMasks().begin(net, ("0.weight_ih_l0", "1.weight"))
+        SampledMasks().prepare(net, ("0.weight_ih_l0", "1.weight"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.federated.client.client_values import shared_entries
+from fedprune.federated.client.private_values import shared_entries
 from fedprune.federated.masks import PersonalMask
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.mask import pack, unpack

@@ -9,8 +9,8 @@ import torch
 
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.experiment.estimate import estimate
-from fedprune.federated.client.untrained import untrained_names
 from fedprune.federated.sampling import cohort
+from fedprune.federated.untrained import untrained_names
 from fedprune.run.display import plan_text
 from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import Job, Subnet
