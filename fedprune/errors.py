@@ -2,7 +2,7 @@
 
 
 class FedpruneError(Exception):
-    """Any error that the user can mend. A command shows its message without a traceback, and exits with a non-zero status."""
+    """An error that the user can mend. A command shows its message without a traceback, and exits with a non-zero status."""
 
 
 class ConfigError(FedpruneError):

@@ -9,13 +9,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
 from fedprune.capabilities import declared
 from fedprune.errors import ConfigError
-from fedprune.untyped import Json
+
+if TYPE_CHECKING:  # importing it takes torch's second
+    from fedprune.types import Json
 
 VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_every", "profile", "hydra")
 """Keys that do not change a result."""

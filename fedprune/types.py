@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,15 @@ Mask = dict[str, Tensor]
 
 Scores = dict[str, Tensor]
 """float32 or float64; names and shapes of a Mask; higher = keep, -inf = never."""
+
+Json = dict[str, Any]
+"""A JSON object: what run.json, a ticket's provenance or the header of a message holds."""
+
+Function = Callable[..., Any]
+"""A function of torch or of a user, called with whatever it takes."""
+
+Ctx = Any
+"""The first argument of both passes of a torch.autograd.Function, to which any attribute can be set."""
 
 SERVER = -1
 """The client number under which the server itself measures (on its proxy set)."""
@@ -167,7 +176,7 @@ class State:
 
 @dataclass(frozen=True)
 class Job:
-    """What a client's round starts from: what it is sent, and what it has kept. With `measure` empty it trains; otherwise it
+    """The start of a client's round: what it is sent, and what it has kept. With `measure` empty it trains; otherwise it
     measures that evidence and trains nothing.
 
     about: the entries that the evidence is about: the living (to drop some), the dead (to grow some) or all. surviving: for
@@ -200,7 +209,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Update:
-    """What comes of a client's round: a trained subnet, or evidence about entries of the one it was sent; and what it keeps.
+    """The result of a client's round: a trained subnet, or evidence about entries of the one it was sent; and what it keeps.
 
     `examples` weighs it in every mean; `logged` is what the module logged: by name, how values are reduced over the cohort, and
     this one; `pruned` says whether the job's event took place; `control` is the change of SCAFFOLD's c_k, zero where the mask

@@ -17,7 +17,7 @@ import pandas as pd
 from fedprune.analysis.metric import LARGER, METRIC
 from fedprune.errors import FedpruneError
 from fedprune.run.loggers import read_metrics
-from fedprune.untyped import Json
+from fedprune.types import Json
 
 Runs = Path | str | Sequence[Path]
 """A folder with run folders at or below it, or the run folders themselves."""

@@ -18,7 +18,7 @@ from fedprune.compaction.constants import with_weight
 from fedprune.compaction.fx_graph import ChannelGraph
 from fedprune.compaction.op_tables import AVERAGES, POOLS
 from fedprune.compaction.sparse_linear import SparseLinear
-from fedprune.untyped import Function
+from fedprune.types import Function
 
 Values = dict[fx.Node, Any]
 Step = Callable[[Values, Values], None]

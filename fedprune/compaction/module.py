@@ -22,8 +22,7 @@ from fedprune.compaction.forward import Emitter, Reader, key_of, run
 from fedprune.compaction.fx_graph import ChannelGraph, Layer
 from fedprune.compaction.liveness import Parts, anything
 from fedprune.compaction.sparse_linear import SparseLinear
-from fedprune.types import Mask
-from fedprune.untyped import Ctx
+from fedprune.types import Ctx, Mask
 
 STRIDED = ("view", "view_as", "as_strided", "stride")
 """Methods that depend on the layout of memory."""

@@ -9,7 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from fedprune.errors import ConfigError
-from fedprune.untyped import Json
+from fedprune.types import Json
 
 CUTTABLE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 CUTTABLE_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)

@@ -18,7 +18,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from fedprune.untyped import Ctx
+from fedprune.types import Ctx
 
 DENSEST, LEAST = 0.2, 5e6
 """A sparse layer pays at this density or less, if the layer has so many weights times examples of a batch or more. Measured for

@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.pruning.evidence.network import blank, evaluated
-from fedprune.untyped import Function
+from fedprune.types import Function
 
 Node = Mapping[str, object] | DictConfig
 """A part of the configuration that names an object by `_target_`."""

@@ -23,7 +23,7 @@ from fedprune.execution.worker import Factory, Task
 class Executor(Protocol):
     """Runs tasks on clients."""
 
-    def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
+    def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[object]:
         """Yield results in the order of the tasks; Lost in the place of one that cannot be had. sizes: of the tasks, so that
         long ones start first."""
 
@@ -51,7 +51,7 @@ class Serial:
         torch.set_num_threads(1)  # as in a worker: the number of threads changes the order of sums, and so the last bit
         self._client_round = factory()
 
-    def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
+    def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[object]:
         """Yield results in the order of the tasks; each task is done when its result is asked for."""
         return (getattr(self._client_round, method)(*arguments) for method, arguments in tasks)
 
@@ -82,7 +82,7 @@ def employed(executor: Executor) -> Iterator[Executor]:
     executor.close()
 
 
-def certain(results: Iterable[Any]) -> Iterator[Any]:
+def certain(results: Iterable[object]) -> Iterator[Any]:
     """Yield results all of which are needed. Raises RunError at one that is lost."""
     for result in results:
         if isinstance(result, Lost):

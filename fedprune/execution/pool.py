@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import PriorityQueue, SimpleQueue
-from typing import Any
 
 from fedprune.errors import ConfigError, RunError
 from fedprune.execution.worker import Died, Task, Worker
@@ -59,9 +58,9 @@ class Pool:
             Pool.close(self, now=True)
             raise
 
-    def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
+    def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[object]:
         """Yield results in the order of the tasks, beginning at most AHEAD tasks per worker early."""
-        waiting, results = PriorityQueue[tuple[int, int]](), {place: Future[Any]() for place in range(len(tasks))}
+        waiting, results = PriorityQueue[tuple[int, int]](), {place: Future[object]() for place in range(len(tasks))}
 
         def perform_largest() -> None:
             _, place = waiting.get()
@@ -87,7 +86,7 @@ class Pool:
         with self._lock:
             return tasks[place]
 
-    def _perform(self, method: str, arguments: tuple[Any, ...]) -> Any:
+    def _perform(self, method: str, arguments: tuple[object, ...]) -> object:
         """Return a task's result, or Lost if too many workers die of it."""
         for left in reversed(range(TRIES)):
             worker = self._idle.get()
@@ -148,7 +147,7 @@ class Pool:
                 worker.kill()
 
 
-def _fulfil(future: Future[Any], call: Callable[[], Any]) -> None:
+def _fulfil(future: Future[object], call: Callable[[], object]) -> None:
     try:
         future.set_result(call())
     except BaseException as error:

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
-from typing import Any
 
 import torch
 
@@ -68,7 +67,7 @@ class Process:
             to_itself(each)
         theirs.close()  # or its death could not be seen from here
 
-    def perform(self, method: str, arguments: tuple[Any, ...]) -> Any:
+    def perform(self, method: str, arguments: tuple[object, ...]) -> object:
         """Return the task's result. Raises the task's exceptions, and Died."""
         try:
             self._sender.send((method, arguments))

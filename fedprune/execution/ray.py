@@ -88,10 +88,11 @@ class Shelf:
     """Ray's object store, and in it what many tasks have in common: it crosses to each machine once."""
 
     def __init__(self) -> None:
-        self._lying: list[tuple[np.ndarray, Any]] = []  # held, so that nothing else can come to lie at its address
+        # The arrays are held, so that nothing else can come to lie at their addresses.
+        self._lying: list[tuple[np.ndarray, ray.ObjectRef[np.ndarray]]] = []
         self._lock = threading.Lock()
 
-    def put(self, new: np.ndarray) -> Any:
+    def put(self, new: np.ndarray) -> ray.ObjectRef[np.ndarray]:
         """Return a reference to an array that nobody changes any more."""
         with self._lock:
             there = [reference for lying, reference in self._lying if same(lying, new)]
@@ -111,11 +112,11 @@ def _taken(memory: memoryview, common: list[np.ndarray]) -> bool:
 class Actor:
     """A worker in an actor, and this end of the connection to it. parcel: a reference to the wrapped factory."""
 
-    def __init__(self, parcel: Any, shelf: Shelf):
+    def __init__(self, parcel: ray.ObjectRef[list[np.ndarray]], shelf: Shelf):
         self._actor, self._shelf = PERFORMER.remote(parcel, VERSIONS), shelf
         self._there = self._actor.there.remote()
 
-    def perform(self, method: str, arguments: tuple[Any, ...]) -> Any:
+    def perform(self, method: str, arguments: tuple[object, ...]) -> object:
         """Return the task's result. Raises the task's exceptions, and Died."""
         common: list[np.ndarray] = []
         message = pickle.dumps((method, arguments), 5, buffer_callback=lambda buffer: not _taken(buffer.raw(), common))
@@ -160,7 +161,7 @@ class Performer:
 PERFORMER: Any = ray.remote(num_cpus=1)(Performer)
 
 
-def _made(parcel: list[np.ndarray], versions: dict[str, str]) -> Any:
+def _made(parcel: list[np.ndarray], versions: dict[str, str]) -> object:
     if versions != VERSIONS:
         raise RunError(f"{VERSIONS} on a machine of the Ray cluster, {versions} here. {ALIKE}")
     return unwrap(parcel)()

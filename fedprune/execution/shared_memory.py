@@ -47,7 +47,7 @@ class Sender:
         self._pipe, self._room = pipe, room
         self._lying: list[np.ndarray] = []  # what is in the room; held, so that nothing else can come to lie at its address
 
-    def send(self, thing: Any) -> None:
+    def send(self, thing: object) -> None:
         """Send an object whose arrays nobody changes any more."""
         large: list[np.ndarray] = []
         body = pickle.dumps(thing, 5, buffer_callback=lambda buffer: not self._taken(array(buffer.raw()), large))

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from fedprune.execution.failures import is_out_of_memory
 
-Task = tuple[str, tuple[Any, ...]]
+Task = tuple[str, tuple[object, ...]]
 """A method of the object that the worker has made, and its arguments."""
 
 Factory = Callable[[], Any]
@@ -23,7 +23,7 @@ Factory = Callable[[], Any]
 
 T = TypeVar("T")
 
-Outcome = tuple[Any, Exception | None]
+Outcome = tuple[object, Exception | None]
 """(result, None), or (None, the exception)."""
 
 
@@ -34,7 +34,7 @@ class Died(Exception):
 class Worker(Protocol):
     """One process, in which the factory is called once, and this end of the way to it."""
 
-    def perform(self, method: str, arguments: tuple[Any, ...]) -> Any:
+    def perform(self, method: str, arguments: tuple[object, ...]) -> object:
         """Return the task's result. Raises the task's exceptions, and Died."""
 
     def when_there(self, call: Callable[[], None]) -> None:
@@ -47,7 +47,7 @@ class Worker(Protocol):
         """End the process and release its resources. Nobody may be waiting for it."""
 
 
-def answer(made: Outcome, send: Callable[[Outcome], T], method: str, arguments: tuple[Any, ...]) -> T:
+def answer(made: Outcome, send: Callable[[Outcome], T], method: str, arguments: tuple[object, ...]) -> T:
     """Do a task and send its outcome, in the worker. made: the outcome of the factory."""
     maker, error = made
     outcome = (None, error) if error else attempt(getattr(maker, method), *arguments)
@@ -59,7 +59,7 @@ def answer(made: Outcome, send: Callable[[Outcome], T], method: str, arguments: 
         return send((None, _portable(unsent)))
 
 
-def result(outcome: Outcome) -> Any:
+def result(outcome: Outcome) -> object:
     """Return the result. Raises the exception of the worker."""
     value, error = outcome
     if error is not None:
@@ -67,7 +67,7 @@ def result(outcome: Outcome) -> Any:
     return value
 
 
-def attempt(call: Callable[..., Any], *arguments: Any) -> Outcome:
+def attempt(call: Callable[..., object], *arguments: object) -> Outcome:
     """Return the outcome of a call. Out of memory, the process ends: a fresh one may have enough."""
     try:
         return call(*arguments), None

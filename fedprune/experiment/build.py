@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from dataclasses import replace
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -32,7 +33,7 @@ from fedprune.federated.untrained import untrained_names
 from fedprune.local.regularisers.base import add_companions
 from fedprune.randomness import torch_stream
 from fedprune.tensors import tensors_of
-from fedprune.types import Subnet
+from fedprune.types import Json, Subnet
 from fedprune.wire.message import Wire
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def _initialise(chosen: Chosen, ground: Ground, training: Training, problems: Pr
     config, net, what = chosen.config, ground.net, ground.what
     problems.attempt(chosen.options.client.prepare, net, what.names)
     add_companions(net, what.names, training.regularisers, torch_stream(config.seed, "companions"))
-    model = OmegaConf.to_container(config.model, resolve=True)
+    model = cast(Json, OmegaConf.to_container(config.model, resolve=True))
     ticket: Subnet | None = problems.attempt(chosen.ticket, net, what, config.seed, chosen.names, model)
     if ticket is not None:
         problems.add_incompatible(checks.whole_units(ticket.mask, what, ground.plan, chosen.names))

@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -39,7 +39,7 @@ from fedprune.pruning.event import Axes
 from fedprune.pruning.evidence import FROM_TRAINING, needs
 from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.rewind import Keep
-from fedprune.types import Mask, Params, Plan, Subnet
+from fedprune.types import Json, Mask, Params, Plan, Subnet
 from fedprune.wire.message import Wire
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ class Experiment:
 
 
 def client_round(
-    config: Mapping[str, Any],
+    config: Json,
     dataset: Dataset,
     clients: Clients,
     recipe: Recipe,
@@ -208,5 +208,5 @@ def client_round(
     return options.client.client_round(worker, functools.partial(fresh, 0), config["seed"])
 
 
-def _container(config: DictConfig) -> dict[str, Any]:
-    return dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+def _container(config: DictConfig) -> Json:
+    return cast(Json, OmegaConf.to_container(config, resolve=True))

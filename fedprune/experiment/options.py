@@ -92,7 +92,7 @@ def make_option(config: DictConfig, group: Group) -> Any:
     return complete(made, group.base)
 
 
-def _wrong(made: object, node: Mapping[str, Any], group: Group) -> list[str]:
+def _wrong(made: object, node: Mapping[str, object], group: Group) -> list[str]:
     """Return why an object is no option of its group, with what to type instead."""
     target, lacks, calls = node["_target_"], missing(made, group.base), _parameters(group.base)
     if node.get("_partial_") and (isinstance(made, type) or lacks or not calls):
@@ -122,7 +122,7 @@ def _uncalled(made: object, key: str) -> list[str]:
     ]
 
 
-def _is_called_later(node: Mapping[str, Any], base: type) -> bool:
+def _is_called_later(node: Mapping[str, object], base: type) -> bool:
     """Return whether the node names a function that takes what options of this group are called with."""
     function, calls = make({**node, "_partial_": True}), _parameters(base)
     named = function.func if isinstance(function, functools.partial) else function

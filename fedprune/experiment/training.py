@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -146,7 +145,7 @@ def _of_local(error: Exception) -> ConfigError:
     return ConfigError([f"local.optimizer or local.module: {error}"])
 
 
-def _check_fused(made: torch.optim.Optimizer, asked: Callable[..., Any], net: nn.Module) -> None:
+def _check_fused(made: torch.optim.Optimizer, asked: Callable[..., object], net: nn.Module) -> None:
     """Say that `fused` is off where parameters are of types that it was not compared on. asked: local.optimizer.
 
     Raises ConfigError if a module's own optimizer has it on all the same.

@@ -135,7 +135,7 @@ class Lognormal:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Any speed from `low` to `high`, equally likely."""
+    """Speeds from `low` to `high`, all equally likely."""
 
     low: float
     high: float

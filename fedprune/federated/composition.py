@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from omegaconf import DictConfig
 from torch import nn
 
 from fedprune.data.partition import Division
@@ -66,4 +66,4 @@ class Composition:
     net: nn.Module
     options: Options
     names: Mapping[str, str]
-    config: Any
+    config: DictConfig

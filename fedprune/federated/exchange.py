@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import cast
 
 from fedprune.errors import RunError
 from fedprune.execution import Executor
 from fedprune.execution.pool import Lost
 from fedprune.execution.worker import Task
 from fedprune.federated.availability import Fate, Fates, everybody
+from fedprune.federated.client.round import Answer
 from fedprune.federated.client.state_arrays import KeptArrays, as_arrays, of_arrays
 from fedprune.federated.client.upload import Upload, everything
 from fedprune.federated.metrics.tally import Tally
@@ -171,14 +172,14 @@ class Exchange:
             tally.miss(job, late=fate is Fate.LATE)
         return fate is Fate.ANSWERS
 
-    def _arrived(self, result: Any, job: Job, tally: Tally) -> Update | None:
+    def _arrived(self, result: object, job: Job, tally: Tally) -> Update | None:
         """Count what a worker came back with. Return the update, or None if it is of no use, or did not come back."""
         if isinstance(result, Lost):
             if job.client == SERVER:
                 raise result.error()
             _leave_out(job, result.reason)
             return None
-        answer, kept, seconds = result
+        answer, kept, seconds = cast(Answer, result)
         tally.clock.add(seconds)
         tally.up_bytes += length(answer) * (job.client != SERVER)
         update = self._receive(answer, job)

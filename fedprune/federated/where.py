@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -54,7 +53,7 @@ def measuring(exchange: Exchange, network: Network, state: State, clients: tuple
     answer is of use.
     """
 
-    def measure(names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /) -> dict[str, Any]:
+    def measure(names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /) -> dict[str, object]:
         def stream(layer: str) -> torch.Generator:
             return torch_stream(exchange.seed, f"criterion {about} {layer}", state.events)
 

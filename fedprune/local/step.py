@@ -1,4 +1,4 @@
-"""What fedprune adds to a training step of the module and its optimizer, as the recipe (recipe.py) says. In this order:
+"""The operations that a recipe (recipe.py) adds to a training step of the module and its optimizer, in this order:
 
 1. Under error feedback, dead weights are zero during the forward and the backward pass (`prune`, `restore`).
 2. After the backward pass of loss and penalty (`after_backward`): gradients are added up if an event asks for them; the pull of

@@ -17,7 +17,7 @@ from fedprune.pruning.evidence.network import Network, blank, first_few
 from fedprune.pruning.mask import apply
 from fedprune.pruning.what.unit import Unit, spread
 from fedprune.tensors import tensors_of
-from fedprune.untyped import Function
+from fedprune.types import Function
 
 PRODUCTS = {
     *(

@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedprune.amount import amount
-from fedprune.untyped import Json
 
 if TYPE_CHECKING:  # importing it takes torch's second, and --help needs none of it
-    from fedprune.types import Plan
+    from fedprune.types import Json, Plan
 
 console = Console(highlight=False, soft_wrap=True)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ParamSpec, Protocol
 
 from fedprune.errors import RunError
 from fedprune.storage.checkpoint import write_text as write
-from fedprune.untyped import Json
+from fedprune.types import Json
 
 if TYPE_CHECKING:
     from wandb import Run

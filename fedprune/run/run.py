@@ -35,8 +35,7 @@ from fedprune.run_id import folder_hash
 from fedprune.storage.checkpoint import load_state, save_state, save_ticket, write_text
 from fedprune.storage.spilled import beyond
 from fedprune.tensors import tensors_of
-from fedprune.types import State
-from fedprune.untyped import Json
+from fedprune.types import Json, State
 
 SUMMARY, STATE = "summary.json", "state/state.safetensors"
 

@@ -21,7 +21,7 @@ from fedprune.config.instantiate import make_network
 from fedprune.errors import DataError
 from fedprune.models.check import check_network
 from fedprune.ticket.read import Ticket, parsed
-from fedprune.untyped import Json
+from fedprune.types import Json
 
 MODEL = "model"
 OPTION = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")

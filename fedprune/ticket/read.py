@@ -12,8 +12,7 @@ import torch
 from fedprune.errors import DataError, RunError
 from fedprune.pruning import mask as masks
 from fedprune.storage import checkpoint
-from fedprune.types import Mask, Params
-from fedprune.untyped import Json
+from fedprune.types import Json, Mask, Params
 
 GROUPS = {"params", "mask"}
 

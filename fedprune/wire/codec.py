@@ -19,10 +19,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 
 from fedprune.pruning.mask import all_alive, apply, full, pack, places, unpack
 from fedprune.types import Mask, Params
@@ -143,11 +143,11 @@ def _living(tensors: Params, mask: Mask) -> Iterator[np.ndarray]:
     return (_raw(tensor)[places(mask[name])] if name in mask else _raw(tensor) for name, tensor in tensors.items())
 
 
-def _joined(head: bytes, values: Iterable[Any]) -> bytes:
+def _joined(head: bytes, values: Iterable[Piece]) -> bytes:
     return b"".join((head, *values))
 
 
-WORDS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.dtype("V16")}
+WORDS: dict[int, DTypeLike] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.dtype("V16")}
 """Values travel as words of their size, so that every type of number can, and no bit changes."""
 
 

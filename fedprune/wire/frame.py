@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from fedprune.types import Json
+
 MAGIC = b"FP01"
 FRAME = struct.Struct("<4sI")  # magic, checksum
 LENGTH = struct.Struct("<I")
@@ -35,7 +37,7 @@ def framed(header: Mapping[str, object], blocks: Sequence[Piece]) -> tuple[Piece
     return tuple(_joined(itertools.chain((FRAME.pack(MAGIC, checksum(parts)),), pieces)))
 
 
-def unframed(message: Message) -> tuple[dict[str, Any], list[memoryview]]:
+def unframed(message: Message) -> tuple[Json, list[memoryview]]:
     """Return the header and the blocks of a message. Raises ValueError and struct.error for other bytes."""
     pieces = [memoryview(piece) for piece in (message if isinstance(message, tuple) else (message,))]
     if not pieces or len(pieces[0]) < FRAME.size:

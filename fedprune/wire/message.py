@@ -14,13 +14,12 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
-from typing import Any
 
 import torch
 
 from fedprune.pruning.mask import all_alive, pack, unpack
 from fedprune.pruning.what.top_k import how_many
-from fedprune.types import Job, Mask, Params, PruneEvent, Subnet, Update
+from fedprune.types import Job, Json, Mask, Params, PruneEvent, Subnet, Update
 from fedprune.wire.codec import Codec, Layout, decode
 from fedprune.wire.frame import Message, Piece, framed, unframed
 
@@ -151,7 +150,7 @@ class Wire:
         mask = {name: known[name] for name in layout.masked}
         return [self.codec(control, mask, mask)]
 
-    def _read_control(self, header: dict[str, Any], blocks: list[memoryview], known: Mask) -> Params:
+    def _read_control(self, header: Json, blocks: list[memoryview], known: Mask) -> Params:
         """Return the control, taken from the front of these blocks, and its note from the header."""
         if CONTROL not in header:
             return {}

@@ -156,7 +156,7 @@ def test_the_page_has_a_place_for_every_benchmark_and_make_performance_fills_it(
     assert "fill.py docs/performance.md $(BENCHMARKS)" in makefile
     assert names.split() == re.findall(r"^<!-- (\w+) -->$", page, re.MULTILINE)
     commands = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text().splitlines()[-2]}
-    assert set(names.split()) == commands - {"fill", "structure"}  # which measures no speed
+    assert set(names.split()) == commands - {"fill", "structure"}  # these two measure no speed
     for name in names.split():
         explained, _ = page.split(f"<!-- {name} -->\n")
         assert f"(../benchmarks/{name}.py)" in explained

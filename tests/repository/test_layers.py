@@ -80,18 +80,7 @@ def test_a_circle_is_found():
 
 
 FLOORS = (
-    (
-        "amount",
-        "capabilities",
-        "command_line",
-        "errors",
-        "phase_clock",
-        "plain_layers",
-        "precision",
-        "randomness",
-        "types",
-        "untyped",
-    ),
+    ("amount", "capabilities", "command_line", "errors", "phase_clock", "plain_layers", "precision", "randomness", "types"),
     ("device", "identity", "local/lightning", "storage", "tensors"),
     ("pruning/what", "run_id"),
     ("pruning/evidence", "data"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
@@ -57,7 +56,7 @@ def _trial(evidence: str, module: nn.Module, params: Params, names: tuple[str, .
     """Return why this evidence cannot be measured, or None."""
     about = (min(names, key=lambda name: params[name].numel()),) if evidence in PER_ENTRY else names
     alive = ones(params, about)
-    arguments: tuple[Any, ...] = (alive if evidence in OF_LIVING else about, [batch])
+    arguments: tuple[object, ...] = (alive if evidence in OF_LIVING else about, [batch])
     arguments += (alive,) if evidence in OF_REMOVAL else ()
     modes = {part: part.training for part in module.modules()}
     with evaluated(module):  # which puts the modes back, whatever happens

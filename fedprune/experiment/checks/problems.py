@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 from fedprune.errors import ConfigError, DataError, Incompatible
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 Names = Mapping[str, str]
@@ -20,18 +21,18 @@ class Problems:
         self._wrong: list[str] = []
         self._incompatible: list[str] = []
 
-    def attempt(self, function: Callable[..., T], *args: Any) -> T:
+    def attempt(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the function's value. If it raises a problem, note that and return None: call `stop_if_any` before using
         it."""
         try:
-            return function(*args)
+            return function(*args, **kwargs)
         except Incompatible as error:
             self._incompatible += error.problems
         except ConfigError as error:
             self._wrong += error.problems
         except DataError as error:
             self._wrong.append(str(error))
-        return None  # type: ignore[return-value]
+        return None  # type: ignore[return-value]  # a problem is noted, and `stop_if_any` raises
 
     def add(self, problems: Iterable[str]) -> None:
         """Note problems of single values."""

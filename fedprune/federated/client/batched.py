@@ -10,7 +10,6 @@ import functools
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 
@@ -53,7 +52,7 @@ class Batched(Serial):
         super().__init__(factory)
         self._at_once, self._warned = at_once, set[str]()
 
-    def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
+    def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[object]:
         """Yield results in the order of the tasks; `at_once` of them are done when the first one's result is asked for."""
         number = self._at_once or max(len(tasks), 1)
         for start in range(0, len(tasks), number):

@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +67,7 @@ class ClientEvidence:
         context = self.context
         network, streams = Network(context.module.net, context.dataset.shape), functools.partial(_stream, job)
 
-        def measure(names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /) -> dict[str, Any]:
+        def measure(names: tuple[str, ...], subnet: Subnet, about: str, surviving: Mask | None = None, /) -> dict[str, object]:
             evidence = at_hand(names, network, subnet, event.start, functools.partial(streams, about))
             from_data = tuple(name for name in names if name in FROM_DATA)
             if from_data:

@@ -54,7 +54,7 @@ class Tiers(Capacity):
 
 @dataclass(frozen=True)
 class Uniform(Capacity):
-    """Any fraction from `low` to `high`, equally likely."""
+    """Fractions from `low` to `high`, all equally likely."""
 
     low: float
     high: float

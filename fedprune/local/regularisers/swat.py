@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from fedprune.local.regularisers.base import Forwards, Regulariser, run, weight_and_bias
 from fedprune.local.regularisers.check import require
 from fedprune.pruning.what.top_k import nearest
-from fedprune.types import Mask, Params
-from fedprune.untyped import Ctx
+from fedprune.types import Ctx, Mask, Params
 
 
 def swat(density: float) -> Regulariser:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fedprune.untyped import Ctx, Function
+from fedprune.types import Ctx, Function
 
 Rule = Function
 """(a function of torch, its arguments, each value of the network as a Dependence) -> the result, each value as a Dependence."""

@@ -22,7 +22,7 @@ from fedprune.pruning.connectivity.dependence import (
     varying_of,
     varying_or_zeros,
 )
-from fedprune.untyped import Function
+from fedprune.types import Function
 
 
 def zero_at_zero(function: Function, input: Dependence, *args: object, **named: object) -> Dependence:

@@ -26,7 +26,7 @@ from fedprune.pruning.connectivity.dependence import (
     shape_of,
 )
 from fedprune.pruning.connectivity.entrywise import added, divided, multiplied
-from fedprune.untyped import Function
+from fedprune.types import Function
 
 
 def moved(function: Function, *args: object, **named: object) -> Any:
@@ -60,7 +60,7 @@ def summed(function: TensorFunction, *args: object, **named: object) -> Dependen
 
 
 def largest(function: Function, *args: object, **named: object) -> Dependence:
-    """Follow the largest or smallest of several entries. Any of them may be it, so all of them count."""
+    """Follow the largest or smallest of several entries. Each of them may be it, so all of them count."""
     return summed(torch.sum, *args, **named)
 
 

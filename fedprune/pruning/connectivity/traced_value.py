@@ -10,7 +10,7 @@ from torch._ops import OpOverload
 
 from fedprune.pruning.connectivity.dependence import CannotFollow, Dependence
 from fedprune.pruning.connectivity.rules import RULES, VIEWS
-from fedprune.untyped import Function
+from fedprune.types import Function
 
 SHAPE_QUERIES = {
     *("size", "dim", "numel", "nelement", "stride", "ndimension", "is_floating_point", "is_complex", "len", "get_device"),
