@@ -48,6 +48,21 @@ def brief(plan: Plan, rewind: str, emerges: str = "", own: bool = False, untouch
     return "\n".join([*lines[: most - 3], left_out, *lines[-2:]])
 
 
+def idle_text(plan: Plan, how_often: str, overrides: Sequence[str], others_use_density: bool) -> str | None:
+    """Return a remark on what was typed about pruning in a run that prunes nothing; None if there is nothing to remark on.
+
+    overrides: what was typed, key=value. others_use_density: whether an option beside the plan goes by the density.
+    """
+    if plan.events:
+        return None
+    keys = ("criterion", "when", "where") + (() if others_use_density else ("density",))
+    idle = [override for override in overrides if override.partition("=")[0] in keys]
+    if not idle:
+        return None
+    change = "changes" if len(idle) == 1 else "change"
+    return f"  how_often={how_often} has no events, so {', '.join(idle)} {change} nothing; to prune, type how_often=one_shot"
+
+
 def about_text(about: Json) -> str:
     """Describe a run in three lines."""
     axes, name = about["axes"], about["name"]

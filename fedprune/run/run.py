@@ -67,6 +67,9 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequ
     console.print(display.about_text(about))
     own, what = not experiment.options.whose.global_mask, experiment.axes.what
     console.print(display.brief(experiment.plan, _rewind(experiment, names), what.emerges, own, what.untouched))
+    others_use_density = "${density}" in json.dumps(OmegaConf.to_container(config))
+    if remark := display.idle_text(experiment.plan, names["how_often"], overrides, others_use_density):
+        console.print(remark)
     if config.dry_run:
         console.print(display.cost_text(estimate(experiment, config)))
         return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fedprune.run.display import about_text
+from fedprune.run.display import about_text, idle_text
+from fedprune.types import Plan, PruneEvent
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,31 @@ def test_what_is_really_run_is_named(group, option, target, expected):
     config = {"model": {}, "data": {}, "partition": {}} | {group: {"_target_": target}}
     counts = dict.fromkeys(("parameters", "prunable", "examples", "clients", "cohort", "seed"), 1)
     assert expected in about_text({"axes": axes, "config": config, "name": "run", **counts})
+
+
+def test_what_changes_nothing_without_events_is_said():
+    dense, typed = Plan((), 5), ("rounds=5", "criterion=snip", "density=0.1", "where=one_client")
+    text = idle_text(dense, "never", typed, others_use_density=False)
+    assert "how_often=never has no events, so criterion=snip, density=0.1, where=one_client change nothing" in text
+    assert "type how_often=one_shot" in text
+    assert "density" not in idle_text(dense, "never", typed, others_use_density=True)
+    assert idle_text(dense, "never", ("rounds=5",), others_use_density=False) is None
+    assert idle_text(Plan((PruneEvent(1, 0.1),), 5), "one_shot", typed, others_use_density=False) is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("criterion=snip", "density=0.2"), "so criterion=snip, density=0.2 change nothing"),
+        (("density=0.2", "federated/upload=top_weights"), None),  # the upload goes by the density
+        (("criterion=snip", "how_often=one_shot", "when=before_training"), None),
+    ],
+)
+def test_a_run_says_what_changes_nothing(tmp_path, perform, typed, said):
+    result = perform(tmp_path, *typed, "rounds=1", "logger=none", "dry_run=true")
+    assert result.rc == 0, result.text
+    assert (
+        said in " ".join(result.out.split())
+        if said
+        else "changes nothing" not in result.out and "change nothing" not in result.out
+    )
