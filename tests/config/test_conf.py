@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
 import re
@@ -15,12 +16,13 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fedprune import run_id
-from fedprune.config import CONF
+from fedprune.config import CONF, schema
 from fedprune.config.instantiate import make
 from fedprune.data.datasets import Dataset
 from fedprune.errors import DataError
 from fedprune.execution import Executor
 from fedprune.local.module import LocalModule
+from fedprune.local.recipe import Recipe
 from fedprune.types import State, Subnet
 
 pytestmark = pytest.mark.slow
@@ -236,3 +238,11 @@ def test_every_axis_of_an_experiments_grid_is_a_text_of_values_that_compose(path
 )
 def test_what_the_tests_assemble_is_what_hydra_composes(overrides, compose, assemble):
     assert assemble(*overrides) == compose(*overrides)
+
+
+def test_the_schema_of_local_and_the_recipe_have_the_same_defaults():
+    """They are two classes: OmegaConf needs a mutable one with types that it knows; clients get one that is frozen and checked."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
+    keys = [field for field in dataclasses.fields(schema.Local) if field.name in defaults and field.name != "fixed"]
+    assert len(keys) == 10
+    assert {field.name: field.default for field in keys} == {field.name: defaults[field.name] for field in keys}
