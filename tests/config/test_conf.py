@@ -241,7 +241,7 @@ def test_what_the_tests_assemble_is_what_hydra_composes(overrides, compose, asse
 
 
 def test_the_schema_of_local_and_the_recipe_have_the_same_defaults():
-    """They are two classes: OmegaConf needs a mutable one with types that it knows; clients get one that is frozen and checked."""
+    """They are two classes: OmegaConf needs a mutable one with types that it knows, clients a frozen one that is checked."""
     defaults = {field.name: field.default for field in dataclasses.fields(Recipe)}
     keys = [field for field in dataclasses.fields(schema.Local) if field.name in defaults and field.name != "fixed"]
     assert len(keys) == 10
