@@ -51,7 +51,7 @@ class Fedprune:
 
     def parameters(self, number: int) -> Tensor:
         params = self._state.server.params
-        return torch.cat([params[name].flatten() for name in self._loop.trained])
+        return torch.cat([params[name].flatten() for name in self._loop.trainable])
 
     def close(self) -> None:
         self._executor.close()

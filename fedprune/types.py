@@ -149,9 +149,9 @@ class State:
     order follow the clock, so a rewound network sees what it saw the first time. events: prune events that are done. anchors:
     parameters remembered by the clock at which they were taken. ticket: the weights that training started from after the last
     event. server_state: what the server keeps beside its network. kept: by client, the state that it keeps. up_bytes,
-    down_bytes: sent so far. personal: of each client that has a mask of its own. pruned: rounds that were done at the last
-    event. Under a gate, opened: whether it lets the next event through; candidate: the mask that this event would have chosen
-    now (empty if nobody asks). reached: the clients that have what is never trained, if anything is. With
+    down_bytes: sent so far. personal: by client, its own mask and its place in the plan. pruned: rounds that were done at the
+    last event. Under a gate, opened: whether it lets the next event through; candidate: the mask that this event would have
+    chosen now (empty if nobody asks). reached: the clients that have what is never trained, if anything is. With
     federated.regrown=server, stale: what dead entries were when they died, of the prunable names (else empty).
     """
 
@@ -182,7 +182,7 @@ class Job:
     about: the entries that the evidence is about: the living (to drop some), the dead (to grow some) or all. surviving: for
     evidence about a removal, the part of the mask that the removal would leave; the evidence is then about these entries.
     event: the prune event that the client carries out in this round (None: none); events: the number that it did before.
-    shared: the entries that all clients have alive, whose values travel; of the others the client keeps its own (None: the
+    common: the entries that all clients have alive, whose values travel; of the others the client keeps its own (None: the
     values of all its living entries travel). control: SCAFFOLD's c, by parameter; zero where the mask is dead. newcomer:
     whether the tensors that nobody trains (federated/untrained.py) come with the job.
 
@@ -200,7 +200,7 @@ class Job:
     surviving: Mask | None = None
     event: PruneEvent | None = None
     events: int = 0
-    shared: Mask | None = None
+    common: Mask | None = None
     control: Params = field(default_factory=dict)
     kept: ClientState = field(default_factory=ClientState)
     kept_mask: bytes = b""

@@ -249,7 +249,7 @@ def test_controls_are_summed_in_float32():
 def test_a_control_is_rounded_once():
     # c_k+ = c_k - c + (w - y) / reach = 1 - 1 + (1 - 0.75) / 3 = 1 / 12
     one, three_quarters = (torch.tensor([value], dtype=torch.bfloat16) for value in (1.0, 0.75))
-    change, kept = Controls({"w": one}, {"w": one}).answer({"w": one}, {"w": three_quarters}, {"w": 3.0})
+    change, kept = Controls({"w": one}, {"w": one}).change_and_next({"w": one}, {"w": three_quarters}, {"w": 3.0})
     assert kept["w"].tolist() == torch.tensor([1 / 12]).bfloat16().tolist()
     assert kept["w"].dtype == change["w"].dtype == torch.bfloat16
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedprune.compaction.fold import OUTPUT, Folding, choose, closed, remove, verdict
-from fedprune.compaction.resize import CUTTABLE_LAYERS, Kept, resize, resize_mask, widths_of
+from fedprune.compaction.resize import CUTTABLE_LAYERS, Survivors, resize, resize_mask, widths_of
 from fedprune.compaction.torch_pruning import Channel, Group, couplings
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.plain_layers import is_plain
@@ -38,13 +38,13 @@ Stays = dict[str, dict[str, list[int]]]
 class Compact:
     """A smaller network, the mask of its dead entries, the channels that are left, and the dead ones that had to stay.
 
-    net: its parameters are new objects, so an optimizer must be built from it. kept: see resize.py; `resize(dense, kept)`
-    makes the smaller architecture again, to load a state_dict into.
+    net: its parameters are new objects, so an optimizer must be built from it. survivors: see resize.py; `resize(dense,
+    survivors)` makes the smaller architecture again, to load a state_dict into.
     """
 
     net: nn.Module
     mask: Mask
-    kept: Kept
+    survivors: Survivors
     stays: Stays
 
 
@@ -69,13 +69,13 @@ def compact(net: nn.Module, mask: Mask, example: Tensor) -> Compact:
     stays = _stays(folding, groups, gone, mask)
     if not gone and any(reason != OUTPUT for reasons in stays.values() for reason in reasons):
         raise Incompatible(f"no dead unit of {type(net).__name__} can be removed: {told(stays)}")
-    kept = _kept(masked, folding.net, gone)
-    smaller = resize(masked, kept)
-    smaller.load_state_dict(resize(folding.net, kept).state_dict())
+    survivors = _survivors(masked, folding.net, gone)
+    smaller = resize(masked, survivors)
+    smaller.load_state_dict(resize(folding.net, survivors).state_dict())
     _compare(masked, smaller, example)
     if stays:
         log.info("dead units that stay: %s", told(stays))
-    return Compact(smaller, resize_mask(_mask(folding, mask), kept), kept, stays)
+    return Compact(smaller, resize_mask(_mask(folding, mask), survivors), survivors, stays)
 
 
 def told(stays: Stays) -> str:
@@ -139,21 +139,21 @@ def _stays(folding: Folding, groups: list[Group], gone: set[Channel], mask: Mask
     return stays
 
 
-def _kept(before: nn.Module, after: nn.Module, gone: set[Channel]) -> Kept:
+def _survivors(before: nn.Module, after: nn.Module, gone: set[Channel]) -> Survivors:
     """Return the channels that are left, of the layers that lost some or were given a bias."""
     lost: dict[str, dict[str, set[int]]] = {}
     for channel in gone:
         for end, places_by_layer in channel.ends():
             for name, places in places_by_layer.items():
                 lost.setdefault(name, {}).setdefault(end, set()).update(places)
-    kept: Kept = {}
+    survivors: Survivors = {}
     for name, layer in before.named_modules():
         given = getattr(layer, "bias", None) is None and getattr(after.get_submodule(name), "bias", None) is not None
         if name in lost or given:
             widths = widths_of(layer)
-            kept[name] = {end: sorted(set(range(n)) - lost.get(name, {}).get(end, set())) for end, n in widths.items()}
-            kept[name] |= {"bias": True} if given else {}
-    return kept
+            survivors[name] = {end: sorted(set(range(n)) - lost.get(name, {}).get(end, set())) for end, n in widths.items()}
+            survivors[name] |= {"bias": True} if given else {}
+    return survivors
 
 
 def _mask(folding: Folding, mask: Mask) -> Mask:

@@ -14,17 +14,18 @@ from fedprune.types import Json
 CUTTABLE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 CUTTABLE_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
 
-Kept = dict[str, Json]
+Survivors = dict[str, Json]
 """The channels of each layer that are left: {"out": numbers, "in": numbers, "bias": true if it was given one}. Plain JSON."""
 
 
-def resize(net: nn.Module, kept: Kept) -> nn.Module:
-    """Return a copy of the network with the kept channels only. Its parameters are new objects: build the optimizer from it.
+def resize(net: nn.Module, survivors: Survivors) -> nn.Module:
+    """Return a copy of the network with the surviving channels only. Its parameters are new objects: build the optimizer
+    from it.
 
     Raises ConfigError, naming the layer, if the network has no such layer or channels.
     """
     smaller = copy.deepcopy(net)
-    for name, places in kept.items():
+    for name, places in survivors.items():
         try:
             layer = smaller.get_submodule(name)
             _cut(layer, places)
@@ -33,9 +34,9 @@ def resize(net: nn.Module, kept: Kept) -> nn.Module:
     return smaller
 
 
-def resize_mask(mask: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
+def resize_mask(mask: Mapping[str, Tensor], survivors: Survivors) -> dict[str, Tensor]:
     """Return the mask of the smaller network."""
-    places = {name: kept.get(_layer(name), {}) for name in mask}
+    places = {name: survivors.get(_layer(name), {}) for name in mask}
     return {name: _rows(_columns(alive, places[name]), places[name]) for name, alive in mask.items()}
 
 

@@ -27,7 +27,7 @@ from fedprune.local.recipe import Recipe
 from fedprune.local.regularisers.base import Regulariser
 from fedprune.local.state.optimizer_state import OptimizerState
 from fedprune.local.step import ENTRYWISE
-from fedprune.local.train import Loop, Trained, fit, loop_of, unload
+from fedprune.local.train import StepLoop, Trained, fit, loop_of, unload
 from fedprune.pruning.evidence.gates import is_companion
 from fedprune.pruning.mask import full
 from fedprune.tensors import tensors_of
@@ -66,15 +66,21 @@ class Compacted:
         """The tensors of the smaller network, as parts of the whole network's."""
         return self.net.blocks
 
-    def fit(
-        self, subnet: Subnet, batches: Iterable[Batch], recipe: Recipe, decay: float, kept: OptimizerState, correction: Params
+    def fit_smaller(
+        self,
+        subnet: Subnet,
+        batches: Iterable[Batch],
+        recipe: Recipe,
+        decay: float,
+        optimizer_state: OptimizerState,
+        correction: Params,
     ) -> Trained:
         """Train the smaller network; the arguments and the result are those of train.fit, of the whole network."""
         params = {block.name: block.of(subnet.params[block.whole]) for block in self.blocks}
         shifts = {block.name: block.of(correction[block.whole]) for block in self.blocks if block.whole in correction}
         # Only the whole network has dead entries for sure, so the learning rate of retraining is applied here.
         recipe, decay = replace(recipe, retrain_lr=1.0), decay * recipe.retrain_lr
-        state = self._taken(kept)
+        state = self._taken(optimizer_state)
         moved = self.drifts or bool(state) or bool(shifts) or recipe.keep_optimizer
         self.net.prepare(moved, self._mute(params, state, shifts, moved))
         still = {name for name, parameter in self.net.named_parameters() if not parameter.requires_grad}
@@ -104,11 +110,11 @@ class Compacted:
             block.put(trained[block.name], whole[block.whole])
         return whole
 
-    def _taken(self, kept: OptimizerState) -> OptimizerState:
+    def _taken(self, optimizer_state: OptimizerState) -> OptimizerState:
         """Return the optimizer's state for the smaller network's parameters."""
         numbers, taken = list(self.whole), dict[int, Params]()
         for number, block in enumerate(self._parameters):
-            state, shape = kept.get(numbers.index(block.whole), {}), self.whole[block.whole]
+            state, shape = optimizer_state.get(numbers.index(block.whole), {}), self.whole[block.whole]
             if state:
                 taken[number] = {key: block.of(value) if value.shape == shape else value for key, value in state.items()}
         return taken
@@ -127,7 +133,7 @@ class Compacted:
         return whole
 
     @functools.cached_property
-    def _loop(self) -> Loop:
+    def _loop(self) -> StepLoop:
         """The loop that trains the smaller network, chosen once."""
         return loop_of(self.small)
 

@@ -25,7 +25,7 @@ import torch
 from fedprune.errors import ConfigError
 from fedprune.execution.pool import Pool, at_least_one
 from fedprune.execution.shared_memory import Receiver, Sender, room, to_itself
-from fedprune.execution.worker import Died, Factory, answer, attempt, result
+from fedprune.execution.worker import Died, Factory, attempt, perform_and_send, result
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 ENDS = {errno.ENOMEM: "out of memory"}
@@ -124,7 +124,7 @@ def _work(pipe: Connection, rooms: tuple[mmap.mmap | None, ...], factory: Factor
             # One for each answer: what came with another task lay at the same address, and is not the same. What it sent is let
             # go of when the next answer is there: memory that is given back in between has to be had anew, page by page.
             sender = Sender(pipe, rooms[1])
-            answer(made, sender.send, *receiver.receive())
+            perform_and_send(made, sender.send, *receiver.receive())
             _held = sender  # holds, and is not read
 
 

@@ -25,7 +25,7 @@ from fedprune.execution.out_of_band import LARGE, unwrap, wrap
 from fedprune.execution.pool import Pool, at_least_one
 from fedprune.execution.ray_connect import connect, ray
 from fedprune.execution.shared_memory import same
-from fedprune.execution.worker import Died, Factory, answer, attempt, result
+from fedprune.execution.worker import Died, Factory, attempt, perform_and_send, result
 from fedprune.wire.frame import array
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ class Performer:
 
     def perform(self, message: bytes, *common: np.ndarray) -> bytes:
         """Return the pickled outcome of a pickled task. common: its arrays from the object store."""
-        return answer(self._made, pickle.dumps, *pickle.loads(message, buffers=common))
+        return perform_and_send(self._made, pickle.dumps, *pickle.loads(message, buffers=common))
 
 
 PERFORMER: Any = ray.remote(num_cpus=1)(Performer)

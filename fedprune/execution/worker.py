@@ -47,7 +47,7 @@ class Worker(Protocol):
         """End the process and release its resources. Nobody may be waiting for it."""
 
 
-def answer(made: Outcome, send: Callable[[Outcome], T], method: str, arguments: tuple[object, ...]) -> T:
+def perform_and_send(made: Outcome, send: Callable[[Outcome], T], method: str, arguments: tuple[object, ...]) -> T:
     """Do a task and send its outcome, in the worker. made: the outcome of the factory."""
     maker, error = made
     outcome = (None, error) if error else attempt(getattr(maker, method), *arguments)

@@ -137,7 +137,7 @@ def _message_bytes(experiment: Experiment, subnet: Subnet, known: Mask | None) -
     control = scaffold.sent(experiment.controlled, State(subnet, {}, {}))
     job = wire.encode_job(Job(0, 0, 0, 0, subnet, control=control), wire.subnet_block(subnet, known))
     nothing = {name: torch.zeros_like(tensor) for name, tensor in subnet.params.items()}  # else no change is the greatest
-    travels = experiment.options.upload.pack(nothing, experiment.options.client.answer(subnet))
+    travels = experiment.options.upload.pack(nothing, experiment.options.client.sent_back(subnet))
     update = Update(0, travels, 0, metrics={"loss": 0.5, "steps": 1, "seen": 1}, control=control)
     answer = wire.encode_update(update, subnet.mask)
     return length(job), length(answer)

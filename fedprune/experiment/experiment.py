@@ -147,11 +147,11 @@ class Experiment:
             exchange=exchange,
             evaluation=Evaluation(
                 *(exchange, len(self.dataset.test_y), clients.seen, *self._own_sizes),
-                *(self.options.whose.client_mask, self.options.whose.shared_entries, self.task),
+                *(self.options.whose.client_mask, self.options.whose.common_entries, self.task),
             ),
             fresh=self._fresh,
             parameters=tuple(name for name, _ in self.net.named_parameters()),
-            trained=tuple(name for name, p in self.net.named_parameters() if p.requires_grad and is_number(p)),
+            trainable=tuple(name for name, p in self.net.named_parameters() if p.requires_grad and is_number(p)),
             flops=self.flops,
             effective=self._effective,
             ticket=self.ticket,

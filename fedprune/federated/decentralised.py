@@ -128,8 +128,8 @@ class NeighbourLoop(FederatedLoop):
 
     def round(self, state: State) -> tuple[State, dict[str, float]]:
         """Return the state after one round, and the metrics of the round."""
-        started, trained = time.perf_counter(), Tally.begun(self.profile)
-        phase = trained.clock.phase
+        started, tally = time.perf_counter(), Tally.begun(self.profile)
+        phase = tally.clock.phase
         with phase("sampling"):
             active = tuple(sorted(self._cohort(state)))
             heard = {client: self.topology(client, active, self.seed, state.clock) for client in active}
@@ -137,17 +137,17 @@ class NeighbourLoop(FederatedLoop):
             messages = {client: message(self.exchange.wire, client, self._network(state, client)) for client in active}
         with phase("merge"):
             jobs = self._meet(state, heard, messages)
-        after, summaries = self._trained(state, jobs, trained)
-        sent = _bytes(heard, messages)
-        after = replace(after, up_bytes=state.up_bytes + sent["wire/up_bytes"])
+        after, summaries = self._train(state, jobs, tally)
+        wire_bytes = _bytes(heard, messages)
+        after = replace(after, up_bytes=state.up_bytes + wire_bytes["wire/up_bytes"])
         metrics = {"round": state.round, "prune/events": state.events, **self.report.densities(jobs)}
-        metrics |= trained.metrics() | sent | {"wire/total_bytes": after.up_bytes}
+        metrics |= tally.metrics() | wire_bytes | {"wire/total_bytes": after.up_bytes}
         metrics |= {"flops/train": self.report.training_flops(summaries)} if self.flops else {}
         ended = time.perf_counter()
         if self._evaluates(after):
             with phase("evaluate", whole=True):
                 metrics |= self._evaluated(after)
-        metrics |= trained.clock.metrics()
+        metrics |= tally.clock.metrics()
         return after, metrics | {"time/train_s": ended - started, "time/round_s": time.perf_counter() - started}
 
     def _network(self, state: State, client: int) -> Subnet:
@@ -160,24 +160,27 @@ class NeighbourLoop(FederatedLoop):
 
     def _meet(self, state: State, heard: Mapping[int, tuple[int, ...]], messages: Mapping[int, Message]) -> list[Job]:
         """Return each client's job: the mean of its own network and its neighbours', under the mask that it goes on with."""
-        networks = {client: self._heard(state, sent) for client, sent in messages.items()}
+        networks = {client: self._decoded(state, encoded) for client, encoded in messages.items()}
         jobs = []
         for client, others in heard.items():
-            own, held = networks[client], bytes(state.personal[client].mask)
-            mean = merged(self.aggregate, own.params, [(networks[one], 1.0) for one in sorted((client, *others))])
+            next_mask = bytes(state.personal[client].mask)
+            averaged = [(networks[number], 1.0) for number in sorted((client, *others))]
+            mean = merged(self.aggregate, networks[client].params, averaged)
             event, events = self.whose.on_client(self.plan, state, client)
-            mask = self._mask(state, held)
+            mask = self._mask(state, next_mask)
             subnet = Subnet(apply(state.server.params | mean, mask), mask)
-            jobs.append(Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, kept_mask=held))
+            jobs.append(
+                Job(client, state.round, state.clock, self.seed, subnet, event=event, events=events, kept_mask=next_mask)
+            )
         return jobs
 
-    def _heard(self, state: State, sent: Message) -> Subnet:
+    def _decoded(self, state: State, encoded: Message) -> Subnet:
         """Return the network in a message."""
-        subnet = self.exchange.wire.decode_update(sent, state.server.mask).subnet
+        subnet = self.exchange.wire.decode_update(encoded, state.server.mask).subnet
         assert subnet is not None, "a message between neighbours is a network"
         return subnet
 
-    def _trained(self, state: State, jobs: list[Job], tally: Tally) -> tuple[State, list[UpdateSummary]]:
+    def _train(self, state: State, jobs: list[Job], tally: Tally) -> tuple[State, list[UpdateSummary]]:
         """Return the state with each client's trained network and next mask."""
         kept, personal, summaries = dict(state.kept), dict(state.personal), list[UpdateSummary]()
         nothing = replace(state, kept={})  # what a client kept would go before the mean that it is to train

@@ -30,7 +30,7 @@ class Evaluation:
 
     test: the size of the global test set. clients: those that are evaluated on their own parts; val, local: the number of
     examples in each one's validation and test part. client_mask: a client's own mask at a state, packed to bits (empty: it has
-    that of the server). shared_entries: the entries whose values are the server's (None: all are). task: what is measured.
+    that of the server). common_entries: the entries whose values are the server's (None: all are). task: what is measured.
     """
 
     exchange: Exchange
@@ -39,7 +39,7 @@ class Evaluation:
     val: Sequence[int]
     local: Sequence[int]
     client_mask: Callable[[State, int], bytes]
-    shared_entries: Callable[[State], Mask | None]
+    common_entries: Callable[[State], Mask | None]
     task: TaskMetrics
 
     def __call__(self, state: State) -> dict[str, float]:
@@ -69,19 +69,19 @@ class Evaluation:
 
     def _client_tasks(self, state: State, block: Piece, part: str, sizes: Sequence[int]) -> Iterator[Task]:
         ends = [0, *itertools.accumulate(sizes)]
-        shared = self.shared_entries(state)
-        for alike in self._alike(state, shared is not None):
+        common = self.common_entries(state)
+        for alike in self._alike(state, common is not None):
             client = self.clients[alike[0]]
-            private = arrays_of(self._private(state, client, shared))
+            private = arrays_of(self._private(state, client, common))
             client_mask = self.client_mask(state, client)
             pieces = _cut(part, ends[alike[0]], ends[alike[-1] + 1])
             yield from (("evaluate", (block, private, client_mask, piece)) for piece in pieces)
 
-    def _private(self, state: State, client: int, shared: Mask | None) -> Params:
-        """Return the tensors of a client's network that are not the server's. shared: the entries whose values are."""
+    def _private(self, state: State, client: int, common: Mask | None) -> Params:
+        """Return the tensors of a client's network that are not the server's. common: the entries whose values are."""
         kept = self.exchange.kept_by(state, client)
-        if shared is not None:
-            return kept.batchnorm | joined(state.server.params, kept.weights, shared)
+        if common is not None:
+            return kept.batchnorm | joined(state.server.params, kept.weights, common)
         return kept.batchnorm | kept.weights
 
     def _alike(self, state: State, values: bool) -> Iterator[list[int]]:

@@ -1,4 +1,8 @@
-"""Jobs out, updates in: everything that crosses the wire, encoded, sent to the executor, decoded, checked and counted."""
+"""Jobs and updates between a server and its clients: encoded, sent to the executor, decoded, checked and counted.
+
+Evaluations are tasks of their own (evaluate.py), and their bytes are not counted. Messages between neighbours are made and
+counted in decentralised.py.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +56,7 @@ class JobTasks(Sequence[Task]):
 
 def _block_key(job: Job) -> tuple[int, bytes, int]:
     """Return a key: jobs of equal keys share one encoded subnet."""
-    return id(job.subnet), job.kept_mask, id(job.shared)
+    return id(job.subnet), job.kept_mask, id(job.common)
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,11 @@ class Exchange:
 
     examples: the number of training examples of each client. private: names of the tensors that clients keep. broken: `stop`
     ends the run at an update that fails its checks, `drop` leaves it out of the round. An update that is lost with its worker
-    is left out in any case, for the client may do better in its next round; if all are lost, `stop` ends the run. fates: the
-    clients that answer, by round. control: (state) -> the control that travels beside the network to clients that train (None:
-    nothing). upload: the part of the trained network that comes back. feedback: whether entries that were dead in the network
-    that was sent may live after a client's event. learnt: names of the tensors that training changes, which have to stay finite
-    (None: all of them).
+    is left out in any case, for the client may do better in its next round; if all are lost, `stop` ends the run. fates:
+    (client, clock) -> whether it answers, is late or silent. control: (state) -> the control that travels beside the network to
+    clients that train (None: nothing). upload: the part of the trained network that comes back. feedback: whether entries that
+    were dead in the network that was sent may live after a client's event. learnt: names of the tensors that training changes,
+    which have to stay finite (None: all of them).
     """
 
     wire: Wire
@@ -158,9 +162,9 @@ class Exchange:
         return encode
 
     def _block(self, job: Job) -> bytes:
-        """Encode the subnet of a job, or its shared entries. A mask that the client keeps already is not sent."""
-        if job.shared is not None:
-            return self.wire.subnet_block(Subnet(apply(job.subnet.params, job.shared), job.shared))
+        """Encode the subnet of a job, or its common entries. A mask that the client keeps already is not sent."""
+        if job.common is not None:
+            return self.wire.subnet_block(Subnet(apply(job.subnet.params, job.common), job.common))
         return self.wire.subnet_block(job.subnet, self.wire.mask_of(job.kept_mask))
 
     def _answers(self, job: Job, tally: Tally) -> bool:

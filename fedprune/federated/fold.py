@@ -1,4 +1,7 @@
-"""The updates of a round, folded one after the other: only the aggregate's accumulator ever holds their parameters."""
+"""The updates of a round, folded one after the other: an update's network goes to the accumulator, and is not kept here.
+
+What stays are summaries, and the state that each client keeps (which may be weights of its own).
+"""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class FederatedLoop:
     """The rounds of a run. All that is fixed from the first round to the last is here; all that changes is in the State.
 
     network: as the server has it, for evidence that takes no data. fresh: the n-th independent initialisation (0 is the one the
-    run starts from). parameters: the names of all parameters. trained: of those that are trained, which a server optimizer
+    run starts from). parameters: the names of all parameters. trainable: of those that are trained, which a server optimizer
     moves (buffers, frozen layers and whole numbers are only aggregated). flops: of training on one example, by layer of the
     dense network (empty: they could not be counted).
     effective: (mask) -> the fraction of the prunable entries on a path from input to output (None: it cannot be counted).
@@ -70,7 +70,7 @@ class FederatedLoop:
     evaluation: Evaluation
     fresh: Callable[[int], Params]
     parameters: tuple[str, ...]
-    trained: tuple[str, ...]
+    trainable: tuple[str, ...]
     flops: Mapping[str, float]
     effective: Callable[[Mask], float] | None
     ticket: Subnet | None = None
@@ -105,7 +105,7 @@ class FederatedLoop:
             for job, update in self.exchange.train(jobs, state, tally):
                 fold.add(job, update)
             after = self._step(state, fold)
-        trained = time.perf_counter()
+        training_ended = time.perf_counter()
         with phase("prune", whole=True):
             extra |= self._changed_masks(before, after, fold.summaries)
             if self.plan.gate is not None and self._server_prunes(after):
@@ -119,7 +119,7 @@ class FederatedLoop:
             with phase("evaluate", whole=True):
                 metrics |= self.evaluation(after) | self._client_density(after)
         metrics |= tally.clock.metrics()
-        return after, metrics | {"time/train_s": trained - started, "time/round_s": time.perf_counter() - started}
+        return after, metrics | {"time/train_s": training_ended - started, "time/round_s": time.perf_counter() - started}
 
     @functools.cached_property
     def pruning(self) -> ServerPruning:
@@ -159,21 +159,21 @@ class FederatedLoop:
         return cohort(self.seed, state.clock, self.clients, self.cohort)
 
     def _jobs(self, state: State, clients: Iterable[int]) -> list[Job]:
-        """Return what these clients are sent to train, each under its own mask if it has one."""
+        """Return the jobs of these clients, each under the client's own mask if it has one."""
         if not self.whose.per_client:
             alike = Job(0, state.round, state.clock, self.seed, state.server, events=state.events)
             return [replace(alike, client=client) for client in clients]
-        shared = self.whose.shared_entries(state)
-        return [self._job(state, client, shared) for client in clients]
+        common = self.whose.common_entries(state)
+        return [self._job(state, client, common) for client in clients]
 
-    def _job(self, state: State, client: int, shared: Mask | None = None) -> Job:
+    def _job(self, state: State, client: int, common: Mask | None = None) -> Job:
         mask, (event, events) = self._own(state, client), self.whose.on_client(self.plan, state, client)
         subnet = state.server if mask is None else Subnet(apply(state.server.params, mask), mask)
-        begun = shared is not None and private_values.trained(state, client)
-        sent = private_values.sent(subnet.mask, shared) if begun and shared else None
+        has_trained = common is not None and private_values.weights_of(state, client)
+        travels = private_values.common_in(subnet.mask, common) if has_trained and common else None
         kept_mask = self.whose.kept_mask(state, client)
         return Job(
-            client, state.round, state.clock, self.seed, subnet, event=event, events=events, shared=sent, kept_mask=kept_mask
+            client, state.round, state.clock, self.seed, subnet, event=event, events=events, common=travels, kept_mask=kept_mask
         )
 
     def _own(self, state: State, client: int) -> Mask | None:
@@ -185,7 +185,7 @@ class FederatedLoop:
         return Fold(self.aggregate(state.server.params), self.weighting, self.exchange.private, dict(state.kept))
 
     def _step(self, state: State, fold: Fold) -> State:
-        """Return the state after the server optimizer's step to the aggregate, under the mask.
+        """Return the state after the server optimizer's step to the aggregate; `whose.merged` then puts the masks on.
 
         Without any update there is no step: only time goes on, and the server optimizer's momentum stays as it is. Nor is it
         known that a client has carried out an event that the gate let through, so the gate is closed until it is asked again.
@@ -195,7 +195,7 @@ class FederatedLoop:
             log.warning("round %d: there is no update to merge; the network stays as it is", state.round)
             return replace(later, opened=False)
         momentum, control = state.server_state.momentum, state.server_state.control
-        params, momentum = self.server_step(state.server.params, fold.accumulator.result(), momentum, self.trained)
+        params, momentum = self.server_step(state.server.params, fold.accumulator.result(), momentum, self.trainable)
         if fold.control_changes:
             control = scaffold.stepped(control, fold.control_changes, self.clients)
         after = replace(later, server_state=ServerState(momentum, control))

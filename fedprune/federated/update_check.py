@@ -34,7 +34,7 @@ def _named(params: Params, names: tuple[str, ...] | None) -> Params:
 
 
 def _outside_mask(subnet: Subnet, sent: Mask, grows: bool) -> str | None:
-    """Return that entries live outside the mask that the client was sent (unless it may grow some), or outside its own."""
+    """Return a problem if something lives outside the mask that was sent (unless it may grow) or outside its own, else None."""
     for name, alive in subnet.mask.items():
         if alive is sent[name]:  # the mask did not travel: the receiver's own was used
             continue

@@ -1,6 +1,6 @@
 """The places where evidence is measured: on the server, on one client, on the cohort or on all clients.
 
-Every option is a `Where`: (cohort of the coming round, number of clients, seed) -> the clients that measure.
+Every option is a `Where`: (cohort of the coming round before a rewind, number of clients, seed) -> the clients that measure.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from fedprune.types import SERVER, Mask, Params, State, Subnet, Update
 class Where(ABC):
     """The base of all options.
 
-    examples: how many of its training examples each of those who measure uses (None: all). top: of evidence about the dead,
-    each sends only what is largest, as many entries of each layer as this fraction of its living (None: all of it). Huang et
-    al. 2023 (FedTiny). proxy: how many training examples the server holds back from the clients, to measure on. on_server:
-    whether it is the server that measures. in_cohort: whether it is the clients of the coming round, each of which may then
-    score for itself.
+    examples: the training examples that each measuring client uses (None: all). top: of evidence about dead entries each client
+    sends the largest only, as many of each layer as this fraction of its living entries (None: all). Huang et al. 2023
+    (FedTiny). proxy: how many training examples the server holds back from the clients, to measure on. on_server: whether it is
+    the server that measures. in_cohort: whether it is the clients that are drawn for the round of the event (before a rewind),
+    each of which may then score for itself.
     """
 
     examples: int | None = None
@@ -110,7 +110,7 @@ class OneClient(_Where):
 
 @dataclass(frozen=True)
 class Cohort(_Where):
-    """The clients of the coming round."""
+    """The clients that are drawn for the round in which the event happens, before a rewind."""
 
     in_cohort = True
 

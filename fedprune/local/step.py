@@ -1,6 +1,6 @@
 """The operations that a recipe (recipe.py) adds to a training step of the module and its optimizer, in this order:
 
-1. Under error feedback, dead weights are zero during the forward and the backward pass (`prune`, `restore`).
+1. Under error feedback, dead weights are zero during the forward and the backward pass (`hide_dead`, `show_dead`).
 2. After the backward pass of loss and penalty (`after_backward`): gradients are added up if an event asks for them; the pull of
    the proximal term is added; gradients of dead weights become zero if clipping, hooks or the optimizer would see them.
 3. Before the optimizer's step: gradients are clipped (`clip`), and then corrected (`correct`: SCAFFOLD).
@@ -93,7 +93,7 @@ class Step:
     sums: list[tuple[Tensor, Tensor]]
     penalty: Callable[[], Tensor] | None
 
-    def prune(self) -> list[Tensor]:
+    def hide_dead(self) -> list[Tensor]:
         """Under error feedback, set dead weights to zero. Returns the weights as they were."""
         weights, masks = self.feedback
         if not weights:
@@ -103,8 +103,8 @@ class Step:
             torch._foreach_mul_(weights, masks)
         return whole
 
-    def restore(self, whole: list[Tensor]) -> None:
-        """Undo `prune`."""
+    def show_dead(self, whole: list[Tensor]) -> None:
+        """Undo `hide_dead`."""
         if whole:
             with torch.no_grad():
                 torch._foreach_copy_(self.feedback[0], whole)

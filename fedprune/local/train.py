@@ -23,18 +23,19 @@ from fedprune.local.lightning.schedules import needs_closure
 from fedprune.local.lightning.self_log import Logged
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.recipe import Recipe
-from fedprune.local.state import optimizer_state, scaffold
-from fedprune.local.state.optimizer_state import OptimizerState
+from fedprune.local.state import scaffold
+from fedprune.local.state.optimizer_state import OptimizerState, resume, state_of
 from fedprune.local.step import Rules, Seen, Step, step_of
 from fedprune.precision import wide, wide_zeros
 from fedprune.tensors import load_tensors, tensors_of
 from fedprune.types import Mask, Params, Subnet
 
-Loop = Callable[
+StepLoop = Callable[
     [LocalModule, Iterable[Batch], Planned | None, Rules, float, OptimizerState], tuple[torch.optim.Optimizer, Seen]
 ]
-"""(module, batches, how many there are, what its steps do, factor of the learning rate, the optimizer's state) -> the optimizer
-that trained the module in place, and what it has seen."""
+"""(module, batches, planned, rules, decay, optimizer_state) -> (the optimizer that trained the module in place, a record).
+
+planned: the number of batches. rules: the settings of the steps. decay: factor of the learning rate."""
 
 
 class Trained(NamedTuple):
@@ -63,18 +64,18 @@ def fit(
     recipe: Recipe,
     decay: float = 1.0,
     penalty: Callable[[], Tensor] | None = None,
-    kept: OptimizerState | None = None,
+    optimizer_state: OptimizerState | None = None,
     correction: Params | None = None,
     summed: tuple[str, ...] = (),
     planned: Planned | None = None,
-    loop: Loop | None = None,
+    loop: StepLoop | None = None,
 ) -> Trained:
     """Train `subnet` on `batches`; `subnet` is not changed. Dead entries are zero after every step, whatever the optimizer does
     to them. Under error feedback they are zero in every forward and backward pass instead, and their trained values are
     returned.
 
     decay: multiplies the learning rate. penalty: a function of the module's parameters; it is added to each batch's loss, but
-    not to the loss that is reported. kept: the state that the optimizer goes on from. correction: by parameter, what is added
+    not to the loss that is reported. optimizer_state: the optimizer goes on from it. correction: by parameter, what is added
     to the gradient of every batch after clipping. summed: the tensors whose gradients (of loss and penalty, before clipping or
     masking) are added up. planned: how many batches there are (None: all are one pass), for modules with hooks or schedules.
     loop: what `loop_of` chose for the module (None: it is asked now).
@@ -86,15 +87,15 @@ def fit(
     with frozen(module.net, recipe.fixed) if masks and recipe.fixed else contextlib.nullcontext():
         sums = {name: wide_zeros(module.net.get_parameter(name).detach()) for name in summed}
         rules = Rules(recipe, (weights, masks), penalty, correction or {}, sums)
-        train = loop or loop_of(module)
-        optimizer, seen = train(module, batches, planned, rules, decay, kept or {})
+        loop = loop or loop_of(module)
+        optimizer, seen = loop(module, batches, planned, rules, decay, optimizer_state or {})
         reach = scaffold.reach(module.net, optimizer, seen.steps) if correction else {}
-    state = optimizer_state.of(optimizer, dict(zip(weights, masks, strict=True))) if recipe.keep_optimizer else {}
+    state = state_of(optimizer, dict(zip(weights, masks, strict=True))) if recipe.keep_optimizer else {}
     gradients = {name: total.detach().to("cpu", copy=True) for name, total in sums.items()}
     return Trained(unload(module), _mean_loss(seen), seen.steps, sum(seen.sizes), state, reach, gradients, seen.logged)
 
 
-def loop_of(module: LocalModule) -> Loop:
+def loop_of(module: LocalModule) -> StepLoop:
     """Return the loop that a module needs: `lean`, unless it has hooks, schedules, or an optimizer that calls a closure."""
     if not plain(module):
         return train_with_hooks.train
@@ -104,12 +105,17 @@ def loop_of(module: LocalModule) -> Loop:
 
 
 def lean(
-    module: LocalModule, batches: Iterable[Batch], planned: Planned | None, rules: Rules, decay: float, kept: OptimizerState
+    module: LocalModule,
+    batches: Iterable[Batch],
+    planned: Planned | None,
+    rules: Rules,
+    decay: float,
+    optimizer_state: OptimizerState,
 ) -> tuple[torch.optim.Optimizer, Seen]:
-    """Take a step of the optimizer per batch. This is the Loop of modules that override nothing."""
+    """Take a step of the optimizer per batch. This is the StepLoop of modules that override nothing."""
     optimizer = slowed(module.configure_optimizers(), decay)
-    if kept:
-        optimizer_state.resume(optimizer, kept)
+    if optimizer_state:
+        resume(optimizer, optimizer_state)
     return optimizer, _steps(module, optimizer, batches, step_of(module.net, optimizer, rules))
 
 
@@ -127,11 +133,11 @@ def _steps(module: LocalModule, optimizer: torch.optim.Optimizer, batches: Itera
     losses, sizes = [], []
     for number, batch in enumerate(batches):
         optimizer.zero_grad()
-        whole = step.prune()
+        whole = step.hide_dead()
         loss = module.training_step(batch, number)
         (loss if step.penalty is None else loss + step.penalty()).backward()
         step.after_backward()
-        step.restore(whole)
+        step.show_dead(whole)
         step.clip()
         step.correct()
         optimizer.step()

@@ -42,8 +42,7 @@ from fedprune.local.hooks import CALLED, SEE_GRADIENTS, called, has_transfers, o
 from fedprune.local.lightning.job_trainer import JobTrainer, Planned, attached
 from fedprune.local.lightning.schedules import Rates, configured, takes_closure
 from fedprune.local.module import LocalModule
-from fedprune.local.state import optimizer_state
-from fedprune.local.state.optimizer_state import OptimizerState
+from fedprune.local.state.optimizer_state import OptimizerState, resume
 from fedprune.local.step import Rules, Seen, Step, step_of
 from fedprune.local.training_step import loss_and_more, takes_number
 
@@ -64,9 +63,14 @@ def _set_up(module: LocalModule) -> None:
 
 
 def train(
-    module: LocalModule, batches: Iterable[Batch], planned: Planned | None, rules: Rules, decay: float, kept: OptimizerState
+    module: LocalModule,
+    batches: Iterable[Batch],
+    planned: Planned | None,
+    rules: Rules,
+    decay: float,
+    optimizer_state: OptimizerState,
 ) -> tuple[torch.optim.Optimizer, Seen]:
-    """Train the module in place. Returns its optimizer and what it has seen. This is the Loop (train.py) of modules with
+    """Train the module in place. Returns its optimizer and what it has seen. This is the StepLoop (train.py) of modules with
     hooks."""
     if planned is None:
         batches = list(batches)
@@ -78,7 +82,7 @@ def train(
         trainer.optimizers.append(optimizer)
         trainer.lr_scheduler_configs += schedules
         rates = Rates(optimizer, decay)
-        optimizer_state.resume(optimizer, kept)
+        resume(optimizer, optimizer_state)
         job = _Job(module, trainer, step_of(module.net, optimizer, rules, hooked=True, watched=sees_gradients(module)), rates)
         job.train(batches)
         return optimizer, Seen(job.losses, job.sizes, job.steps, trainer.recorder.logged())
@@ -199,7 +203,7 @@ class _Job:
     def _closure(self) -> Tensor | None:
         """Compute the loss of the batch and its gradients."""
         hooks, optimizer = self.hooks, self.optimizer
-        whole = self.step.prune()
+        whole = self.step.hide_dead()
         training_step: Callable[..., object] = self.module.training_step
         loss, _ = self._result = loss_and_more(self.module, training_step(*self._arguments))
         if hooks.on_before_zero_grad is not None:
@@ -210,7 +214,7 @@ class _Job:
             hooks.optimizer_zero_grad(self.trainer.current_epoch, self._number, optimizer)
         if loss is not None:
             self._backward(loss if self.step.penalty is None else loss + self.step.penalty())
-        self.step.restore(whole)
+        self.step.show_dead(whole)
         return None if loss is None else loss.detach()
 
     def _backward(self, loss: Tensor) -> None:

@@ -36,7 +36,7 @@ def cnn_small(shape: tuple[int, int, int], classes: int, norm: str = "none") -> 
 
     norm: `none`, or `batch` for BatchNorm after each convolution, as Sub-FedAvg (Hy) needs, with 60 parameters more.
 
-    It has 21,840 parameters on 1x28x28. It is the network of LotteryFL (Li et al. 2021) and Sub-FedAvg (Vahidian et al. 2021),
+    It has 21,840 parameters on 1x28x28. It is the network of Li et al. 2021 (LotteryFL) and Vahidian et al. 2021 (Sub-FedAvg),
     without dropout as in the latter. Weights are uniform within 1 / sqrt(fan_in), PyTorch's default that their code relies on;
     but biases are zero. Raises ConfigError for images below 16x16 or another norm.
     """

@@ -68,7 +68,7 @@ class Bound:
         return f"{'>=' if self.larger_is_better else '<='} {self.value:g}"
 
     def problems(self, metric: str, larger_is_better: bool) -> list[str]:
-        """Return that a metric, of which larger or smaller values are better, is bounded from the wrong side."""
+        """Return a problem if the metric is bounded from the side on which it gets worse, else nothing."""
         if self.larger_is_better == larger_is_better:
             return []
         right, wrong = ("at_least", "at_most") if larger_is_better else ("at_most", "at_least")

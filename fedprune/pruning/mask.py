@@ -37,8 +37,8 @@ def shrink(mask: Mask, scores: Scores, density: float, what: What) -> Mask:
     go to the lower flat index of the alphabetically first name.
     """
     living = {name: torch.where(alive, scores[name], -math.inf) for name, alive in mask.items()}
-    kept = what.select(living, density)
-    return {name: kept[name] & alive for name, alive in mask.items()}
+    survivors = what.select(living, density)
+    return {name: survivors[name] & alive for name, alive in mask.items()}
 
 
 def regrow(mask: Mask, scores: Scores, density: float, what: What) -> Mask:
@@ -47,8 +47,8 @@ def regrow(mask: Mask, scores: Scores, density: float, what: What) -> Mask:
     Living units score +inf, so none is lost; a dead unit with score -inf is never grown (a veto).
     """
     everyone = {name: scores[name].masked_fill(alive, math.inf) for name, alive in mask.items()}
-    kept = what.select(everyone, density)
-    return {name: kept[name] | alive for name, alive in mask.items()}
+    survivors = what.select(everyone, density)
+    return {name: survivors[name] | alive for name, alive in mask.items()}
 
 
 def count(mask: Mask) -> int:

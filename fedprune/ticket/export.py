@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import nn
 
 from fedprune.compaction.export import compact
-from fedprune.compaction.resize import Kept
+from fedprune.compaction.resize import Survivors
 from fedprune.errors import ConfigError, DataError, RunError
 from fedprune.pruning.evidence.gates import plain
 from fedprune.pruning.evidence.network import blank
@@ -35,12 +35,12 @@ class Network:
     net: nn.Module
     mask: Mask
     example: torch.Tensor
-    kept: Kept | None = None
+    survivors: Survivors | None = None
 
     def smaller(self) -> Network:
         """Return the network without its dead units. Raises Incompatible if they cannot be removed."""
         small = compact(self.net, self.mask, self.example)
-        return Network(small.net, small.mask, self.example, small.kept)
+        return Network(small.net, small.mask, self.example, small.survivors)
 
 
 def load_network(path: Path, folders: Sequence[Path]) -> Network:
@@ -95,15 +95,15 @@ def to_onnx(network: Network, path: Path) -> None:
 def to_safetensors(network: Network, path: Path) -> None:
     """Write the state_dict; of a compacted network with the channels that it kept as `kept` in the metadata."""
     tensors = {name: tensor.contiguous().clone() for name, tensor in network.net.state_dict().items()}
-    path.write_bytes(save(tensors, {} if network.kept is None else {"kept": json.dumps(network.kept)}))
+    path.write_bytes(save(tensors, {} if network.survivors is None else {"kept": json.dumps(network.survivors)}))
 
 
 def to_state_dict(network: Network, path: Path) -> None:
     """Save the state_dict for `torch.load(..., weights_only=True)`; of a compacted network with its channels as JSON beside
     it."""
     torch.save({name: tensor.clone() for name, tensor in network.net.state_dict().items()}, path)
-    if network.kept is not None:
-        path.with_suffix(".kept.json").write_text(json.dumps(network.kept) + "\n")
+    if network.survivors is not None:
+        path.with_suffix(".kept.json").write_text(json.dumps(network.survivors) + "\n")
 
 
 FORMATS: dict[str, Callable[[Network, Path], None]] = {

@@ -1,7 +1,7 @@
 """Messages: Job and Update <-> bytes.
 
 A message is a frame (frame.py) around a header (who, when, what for) and blocks of tensors, each a codec's encoding. A job with
-`shared` entries brings their values alone, under a mask of these. One to a newcomer has a block more, of what is never trained.
+`common` entries brings their values alone, under a mask of these. One to a newcomer has a block more, of what is never trained.
 A control beside the subnet (SCAFFOLD's) is one more block, under the mask that both ends hold; the header says which of the
 layout's tensors are in it, by their places. A job about a removal has one block more: a bit for each living entry, whether
 it survives. `kept` and `kept_mask`, which stay with the client, are in no message. What is trained is what was decoded, and the
@@ -27,6 +27,9 @@ NOTHING = Layout({}, {}, ())
 
 CONTROL, C = "carried", "c"
 """The names of a control in the header of a message."""
+
+COMMON = "shared"
+"""The word in the header of a job that brings common entries alone."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ class Wire:
             header |= {"measure": job.measure, "about": job.about}
         if job.event is not None:
             header |= {"event": astuple(job.event), "events": job.events}
-        if job.shared is not None:
-            header |= {"shared": True}
+        if job.common is not None:
+            header |= {COMMON: True}
         if untrained:
             header |= {"newcomer": True}
         blocks = [block, *([untrained] if untrained else []), *self._control_blocks(job.control, job.subnet.mask, header)]
@@ -85,8 +88,8 @@ class Wire:
             header["event"] = _event(*header["event"]) if "event" in header else None
             known = self.mask_of(kept_mask)
             subnet = self.read_subnet(blocks.pop(0), known)
-            if "shared" in header:
-                header["shared"], subnet = subnet.mask, Subnet(subnet.params, known or self._whole())
+            if header.pop(COMMON, False):
+                header["common"], subnet = subnet.mask, Subnet(subnet.params, known or self._whole())
             if "newcomer" in header:
                 subnet = Subnet(subnet.params | decode(blocks.pop(0), self.untrained)[0], subnet.mask)
             control = self._read_control(header, blocks, subnet.mask)

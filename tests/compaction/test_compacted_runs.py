@@ -45,7 +45,7 @@ def fits(monkeypatch) -> list[int]:
     """Networks and sparse layers of any size pay; the value grows by a smaller network's parameters whenever a client trains
     in one."""
     seen: list[int] = []
-    fit = Compacted.fit
+    fit = Compacted.fit_smaller
 
     def counted(self, *args):
         seen.append(sum(p.numel() for p in self.small.net.live.parameters()))
@@ -54,7 +54,7 @@ def fits(monkeypatch) -> list[int]:
     monkeypatch.setattr(compacted, "PER_STEP", -1)
     monkeypatch.setattr(compacted, "PER_JOB", -1)
     monkeypatch.setattr(sparse_linear, "LEAST", 0)
-    monkeypatch.setattr(Compacted, "fit", counted)
+    monkeypatch.setattr(Compacted, "fit_smaller", counted)
     return seen
 
 
@@ -115,7 +115,7 @@ def test_where_it_could_differ_not_a_bit_does(name, compose, play, fits, differe
 
 def test_small_jobs_are_trained_under_the_mask(tiny, play, monkeypatch):
     """Three batches of 16 on 8 x 8 pixels are over before a network is made for them."""
-    monkeypatch.setattr(Compacted, "fit", lambda *args: pytest.fail("does not pay"))
+    monkeypatch.setattr(Compacted, "fit_smaller", lambda *args: pytest.fail("does not pay"))
     play(tiny(*RUNS["from the start"][:-1]))
 
 

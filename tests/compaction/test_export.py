@@ -98,7 +98,7 @@ def test_a_dead_neurons_bias_goes_to_the_biases_of_those_that_read_it():
     small = same(net, dead(net, {"0": [1]}), (3,))
     assert small.net[2].bias.tolist() == [0.5 + 3 * 2, 0.0 - 1 * 2]
     assert small.net[2].weight.tolist() == [[1.0], [5.0]]
-    assert small.kept == {"0": {"out": [0], "in": [0, 1, 2]}, "2": {"out": [0, 1], "in": [0]}}
+    assert small.survivors == {"0": {"out": [0], "in": [0, 1, 2]}, "2": {"out": [0, 1], "in": [0]}}
     assert (small.net[0].out_features, small.net[2].in_features) == (1, 1)
 
 
@@ -115,10 +115,10 @@ def test_a_layer_without_bias_is_given_one_only_if_there_is_something_to_fold():
     net[1].weight.data = torch.tensor([[1.0, 3.0]])
     small = same(net, dead(net, {"0": [1]}), (3,))
     assert small.net[1].bias.tolist() == [6.0]
-    assert small.kept["1"]["bias"] is True
+    assert small.survivors["1"]["bias"] is True
     net[0].bias.data[1] = 0.0
     small = same(net, dead(net, {"0": [1]}), (3,))
-    assert small.net[1].bias is None and "bias" not in small.kept["1"]
+    assert small.net[1].bias is None and "bias" not in small.survivors["1"]
 
 
 def test_an_unpadded_convolution_takes_a_constant_into_its_bias():
@@ -134,7 +134,7 @@ def test_a_constant_of_zero_can_go_under_zero_padding_and_another_one_stays():
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 1, 3, padding=1))
     net[0].bias.data = torch.tensor([0.0, -1.0, 2.0])
     small = same(net, dead(net, {"0": [1, 2]}), (1, 7, 7))
-    assert small.kept["0"]["out"] == [0, 2]
+    assert small.survivors["0"]["out"] == [0, 2]
     assert told(small.stays) == "1 of 0: carries the constants of the dead ones into the zero padding of 2"
 
 
@@ -144,7 +144,7 @@ def test_of_several_constants_under_zero_padding_the_largest_takes_over_the_othe
     with torch.no_grad():
         net[2].weight[0, 1], net[2].weight[0, 2], net[2].weight[0, 3] = 8.0, 1.0, 3.0
     small = same(net, dead(net, {"0": [1, 2, 3]}), (1, 7, 7))
-    assert small.kept["0"]["out"] == [0, 2]
+    assert small.survivors["0"]["out"] == [0, 2]
     assert small.net[2].weight[0, 1, 0, 0].item() == pytest.approx(8 * 1 / 4 + 1 + 3 * 2 / 4)
     assert not small.mask["0.weight"][1].any()  # it is still dead: it only emits its bias
 
@@ -177,7 +177,7 @@ def test_a_flattened_channel_is_all_its_pixels():
     net[2].weight.data = torch.arange(8.0).view(1, 8)
     net[2].bias.data.zero_()
     small = same(net, dead(net, {"0": [1]}), (1, 4, 4))
-    assert small.kept["2"]["in"] == [0, 1, 2, 3]
+    assert small.survivors["2"]["in"] == [0, 1, 2, 3]
     assert small.net[2].bias.item() == 3 * (4 + 5 + 6 + 7)
 
 
@@ -187,7 +187,7 @@ def test_what_nobody_reads_goes_and_so_does_what_only_it_read():
     mask["4.weight"][:, 2] = False  # nobody reads unit 2 of the second layer ...
     mask["2.weight"][:2, 0] = False  # ... which alone reads unit 0 of the first
     small = same(net, mask, (4,))
-    assert (small.kept["0"]["out"], small.kept["2"]["out"]) == ([1, 2], [0, 1])
+    assert (small.survivors["0"]["out"], small.survivors["2"]["out"]) == ([1, 2], [0, 1])
 
 
 def test_a_layer_that_is_all_dead_keeps_one_channel():
@@ -200,7 +200,7 @@ def test_a_layer_that_is_all_dead_keeps_one_channel():
 def test_outputs_of_the_network_stay():
     net = shaken(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
     small = same(net, dead(net, {"2": [1]}), (4,))
-    assert small.kept == {}
+    assert small.survivors == {}
     assert small.stays == {"2": {"an output of the network": [1]}}
 
 
@@ -238,22 +238,22 @@ class Residual(nn.Module):
 def test_a_concatenation_shifts_the_numbers_of_the_second_branch():
     net = shaken(Joined())
     small = same(net, dead(net, {"left": [0], "right": [1, 3], "both": [2]}), (2, 6, 6))
-    assert small.kept["norm"]["out"] == small.kept["both"]["in"] == [1, 2, 3, 4, 6]
-    assert small.kept["fc"]["in"] == [0, 1, 3]
+    assert small.survivors["norm"]["out"] == small.survivors["both"]["in"] == [1, 2, 3, 4, 6]
+    assert small.survivors["fc"]["in"] == [0, 1, 3]
 
 
 def test_a_residual_channel_goes_only_if_all_that_is_added_up_in_it_is_dead():
     net = shaken(Residual())
     net.stem.bias.data[2] = 0.0  # or it would be felt by the padded `inner`
     small = same(net, dead(net, {"stem": [1, 2], "outer": [2, 3], "inner": [0]}), (2, 6, 6))
-    assert small.kept["stem"]["out"] == small.kept["outer"]["out"] == [0, 1, 3, 4, 5]
+    assert small.survivors["stem"]["out"] == small.survivors["outer"]["out"] == [0, 1, 3, 4, 5]
     assert "added to" in told({"stem": small.stays["stem"]}) and small.stays["stem"].popitem()[1] == [1]
 
 
 def test_groupnorm_gives_up_whole_groups():
     net = shaken(Joined(nn.GroupNorm(4, 8)))
     small = same(net, dead(net, {"left": [0, 1, 2], "right": [2, 3]}), (2, 6, 6))
-    assert small.kept["norm"]["out"] == [2, 3, 4, 5]
+    assert small.survivors["norm"]["out"] == [2, 3, 4, 5]
     assert (small.net.norm.num_groups, small.net.norm.num_channels) == (2, 4)
     (reason,) = small.stays["left"]
     assert "normalised with" in reason and small.stays["left"][reason] == [2]
@@ -269,7 +269,7 @@ def test_a_channel_that_nobody_reads_stays_if_groupnorm_counts_it():
     net = shaken(Joined(nn.GroupNorm(2, 8)))
     mask = dead(net, {})
     mask["both.weight"][:, 0] = False
-    assert same(net, mask, (2, 6, 6)).kept == {}
+    assert same(net, mask, (2, 6, 6)).survivors == {}
 
 
 class Fixed(nn.Module):
@@ -404,7 +404,7 @@ def test_the_smaller_network_trains():
 def test_indices_and_a_state_dict_are_the_whole_of_a_smaller_network():
     net = shaken(Joined())
     small = compact(net, dead(net, {"left": [0], "right": [1, 3]}), torch.zeros(1, 2, 6, 6))
-    again = resize(Joined(), json.loads(json.dumps(small.kept)))
+    again = resize(Joined(), json.loads(json.dumps(small.survivors)))
     again.load_state_dict(small.net.state_dict())
     x = torch.randn(2, 2, 6, 6)
     assert torch.equal(outputs(again, x), outputs(small.net, x))

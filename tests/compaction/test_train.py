@@ -160,7 +160,7 @@ def both(
         expected = fit(whole, subnet, data, recipe, 0.9, None, kept, shifts)
         untouched = {n: t.clone() for n, t in net.state_dict().items()}
         given = {n: t.clone() for n, t in subnet.params.items()}
-        found = small.fit(subnet, data, recipe, 0.9, kept, shifts)
+        found = small.fit_smaller(subnet, data, recipe, 0.9, kept, shifts)
         same(expected, found, subnet.mask, tolerance)
         assert all(torch.equal(t, given[n]) for n, t in subnet.params.items())
         assert all(torch.equal(t, untouched[n]) for n, t in net.state_dict().items())
@@ -282,7 +282,7 @@ def test_a_constant_is_trained_and_so_is_what_reads_it(monkeypatch):
     subnet, whole = one_dead_unit(0.25), module(mlp(), partial(torch.optim.SGD, lr=1.0), Sum)
     small = smaller(whole, subnet.mask, (2,), Recipe())
     data = [(torch.eye(2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))]
-    trained = small.fit(subnet, data, Recipe(), 1.0, {}, {})
+    trained = small.fit_smaller(subnet, data, Recipe(), 1.0, {}, {})
     assert trained.params["0.bias"][1] == 0.25 - 12
     assert trained.params["2.weight"][:, 1].tolist() == [2 - 0.5, 4 - 0.5]
     assert trained.params["2.weight"][:, 0].tolist() == [1 - 3, 3 - 3]  # the living unit gives 1.5 for either example
@@ -297,7 +297,7 @@ def test_constants_of_zero_behind_a_relu_are_not_even_computed(bias, decays, mut
     """Unless the optimizer moves a bias that is below zero, which might come above it."""
     subnet, whole = one_dead_unit(bias), module(mlp(), DECAY if decays else MOMENTUM)
     small, data = smaller(whole, subnet.mask, (2,), Recipe()), batches((2,), 2)
-    found = small.fit(subnet, data, Recipe(), 1.0, {}, {})
+    found = small.fit_smaller(subnet, data, Recipe(), 1.0, {}, {})
     emitter = small.small.net.constant["0"]
     assert isinstance(emitter, Emitter)
     assert emitter.layer.bias.requires_grad == (decays == 1 or not mute)
@@ -313,7 +313,7 @@ def test_constants_of_zero_that_something_moves_are_computed(what):
     pushes["0.bias"] = torch.tensor([0.0, -1.0], dtype=torch.float64)  # downhill, so up
     momenta = {number: {"momentum_buffer": push} for number, push in enumerate(pushes.values())}
     kept, shifts = (momenta, {}) if what == "kept" else ({}, pushes)
-    found = small.fit(subnet, data, Recipe(), 1.0, kept, shifts)
+    found = small.fit_smaller(subnet, data, Recipe(), 1.0, kept, shifts)
     assert found.params["0.bias"][1] != 0
     same(fit(whole, subnet, data, Recipe(), 1.0, None, kept, shifts), found, subnet.mask)
 
@@ -322,7 +322,7 @@ def test_a_tanh_passes_gradients_at_zero_so_its_constants_are_computed():
     both("lenet1", rows, optimizer=MOMENTUM)
     net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2)).double()
     subnet, whole, data = one_dead_unit(0.0), module(net, MOMENTUM), batches((2,), 2)
-    found = smaller(whole, subnet.mask, (2,), Recipe()).fit(subnet, data, Recipe(), 1.0, {}, {})
+    found = smaller(whole, subnet.mask, (2,), Recipe()).fit_smaller(subnet, data, Recipe(), 1.0, {}, {})
     assert found.params["0.bias"][1] != 0
     same(fit(whole, subnet, data, Recipe()), found, subnet.mask)
 
@@ -385,7 +385,7 @@ def test_images_are_laid_out_channels_last_unless_a_forward_counts_on_strides():
         weight = small.small.net.live.conv2.weight
         assert weight.shape[1] == 1 or weight.is_contiguous(memory_format=torch.channels_last) == last
         data = batches(shape, 3, dtype=torch.float32)
-        same(fit(whole, subnet, data, Recipe()), small.fit(subnet, data, Recipe(), 1.0, {}, {}), subnet.mask, 1e-5)
+        same(fit(whole, subnet, data, Recipe()), small.fit_smaller(subnet, data, Recipe(), 1.0, {}, {}), subnet.mask, 1e-5)
 
 
 # --- what is drawn, and what is looked at in between -----------------------------------------------------------------------
@@ -412,7 +412,7 @@ def test_dropout_draws_what_it_draws_under_the_mask():
     small = smaller(whole, subnet.mask, (1, 4, 4), Recipe())
     assert len(small.small.net.live.conv1.weight) < 6  # what nobody draws for is cut
     trained = []
-    for train in (partial(fit, whole), partial(small.fit, decay=1.0, kept={}, correction={})):
+    for train in (partial(fit, whole), partial(small.fit_smaller, decay=1.0, optimizer_state={}, correction={})):
         torch.manual_seed(7)
         trained.append(train(subnet, data, Recipe()))
         trained.append(torch.rand(3))
@@ -430,7 +430,7 @@ def test_the_network_between_two_batches_can_be_looked_at():
             seen.extend([small.unload(subnet.params)] if number == 2 else [])
             yield batch
 
-    small.fit(subnet, watched(), Recipe(), 1.0, {}, {})
+    small.fit_smaller(subnet, watched(), Recipe(), 1.0, {}, {})
     close(fit(whole, subnet, batches(IMAGE)[:2], Recipe()).params, seen[0], 1e-10)
 
 
@@ -438,7 +438,11 @@ def test_squared_error_is_known_too():
     net = lenet_300_100(SMALL, 10).double()
     subnet, whole = sent(net, rows, 2), module(net, DECAY, SquaredError)
     small = smaller(whole, subnet.mask, SMALL, Recipe())
-    same(fit(whole, subnet, batches(SMALL), Recipe()), small.fit(subnet, batches(SMALL), Recipe(), 1.0, {}, {}), subnet.mask)
+    same(
+        fit(whole, subnet, batches(SMALL), Recipe()),
+        small.fit_smaller(subnet, batches(SMALL), Recipe(), 1.0, {}, {}),
+        subnet.mask,
+    )
 
 
 # --- where the mask is trained under ---------------------------------------------------------------------------------------

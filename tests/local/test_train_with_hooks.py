@@ -439,7 +439,7 @@ def test_a_schedule_begins_anew_in_every_job_though_the_optimizer_goes_on():
     module, recipe = Watched(net(), SGD), Recipe(keep_optimizer=True)
     kept = federated(module, recipe).optimizer
     assert kept
-    again = federated(module, recipe, kept=kept)
+    again = federated(module, recipe, optimizer_state=kept)
     assert module.seen == [0.2 * 0.1] * 2
     assert not torch.equal(again.params["0.weight"], federated(module, recipe).params["0.weight"])
 

@@ -61,7 +61,7 @@ def composition(plan: Plan, criterion: Criterion, where: Where, rewind: Rewind, 
 
 
 def blocks(plan: Plan, what: What, names: Names) -> list[str]:
-    """Return that layers cannot take turns."""
+    """Return the problems of a plan by which layers take turns."""
     most = max((event.block[1] for event in plan.events if event.block), default=0)
     chosen = f"how_often={names['how_often']}"
     rules = {
@@ -74,7 +74,7 @@ def blocks(plan: Plan, what: What, names: Names) -> list[str]:
 
 
 def of_single_weights(plan: Plan, axes: Axes, whose: Whose, names: Names) -> list[str]:
-    """Return that two options decide how many weights of each layer live."""
+    """Return a problem for each two options that both decide how many weights of each layer live."""
     single, swaps = axes.what.kind.single, [event for event in plan.events if event.swap]
     adjusts = axes.criterion.adjusts and bool(swaps)
     apportions = whose.apportions and bool(plan.events)
@@ -100,7 +100,7 @@ def obstacles(plan: Plan, criterion: Criterion, network: Network, prunable: tupl
 
 
 def whole_units(mask: Mask, what: What, plan: Plan, names: Names) -> list[str]:
-    """Return that the mask that a run starts from is not of whole units, so that no unit could be pruned."""
+    """Return a problem if the mask that a run starts from cuts through units, so that no unit could be pruned; else nothing."""
     if not plan.events:
         return []
     return [
@@ -111,7 +111,7 @@ def whole_units(mask: Mask, what: What, plan: Plan, names: Names) -> list[str]:
 
 
 def min_per_layer(what: What, plan: Plan, units: dict[str, int]) -> list[str]:
-    """Return that an event cannot leave `min_per_layer` units in each layer. units: their number, by layer."""
+    """Return a problem if an event cannot leave `min_per_layer` units in each layer, else nothing. units: numbers by layer."""
     if what.emerges:
         return []
     needed = sum(min(what.min_per_layer, number) for number in units.values())

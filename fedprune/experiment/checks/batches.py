@@ -63,7 +63,7 @@ def sizes_of_batches(
 
 
 def _dropped(recipe: Recipe, examples: Sequence[int]) -> list[str]:
-    """Return that a client has no full batch, where others are dropped."""
+    """Return a problem if a client has no full batch and other batches are dropped, else nothing."""
     fewest = min(examples, default=0)
     if not recipe.drop_last or fewest >= recipe.batch_size:
         return []

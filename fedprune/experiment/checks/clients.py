@@ -25,7 +25,7 @@ from fedprune.types import SERVER, Plan
 
 
 def outcomes_of_clients(plan: Plan, whose: Whose, names: Names) -> list[str]:
-    """Return that the server's gate asks for an outcome that only clients have."""
+    """Return a problem if the server's gate asks for an outcome that only clients have, else nothing."""
     if (
         plan.gate is None
         or not whose.global_mask
@@ -60,7 +60,7 @@ def on_clients(plan: Plan, whose: Whose, axes: Axes, where: Where, rewind: Rewin
 
 
 def regrown(rule: str, plan: Plan, whose: Whose, names: Names) -> list[str]:
-    """Return that regrown weights cannot start from the values that `rule` names."""
+    """Return a problem if regrown weights cannot start from the values that `rule` names, else nothing."""
     if rule == "zero" or whose.at is None or not any(event.swap for event in plan.events):
         return []
     return [
@@ -70,7 +70,7 @@ def regrown(rule: str, plan: Plan, whose: Whose, names: Names) -> list[str]:
 
 
 def feedback(error_feedback: bool, plan: Plan, whose: Whose, names: Names) -> list[str]:
-    """Return that error feedback has no effect, because no event comes after a client's training."""
+    """Return a problem if error feedback has no effect, because no event follows a client's training; else nothing."""
     if not error_feedback or not plan.events or whose.at == "end":
         return []
     return [
@@ -94,7 +94,7 @@ def of_one_mask(federated: DictConfig, whose: Whose, upload: Upload, plan: Plan,
 
 
 def validation(plan: Plan, examples: int, names: Names) -> list[str]:
-    """Return that a gate needs validation examples and there are none. examples: their number."""
+    """Return a problem if a gate needs validation examples and there are none, else nothing. examples: their number."""
     if examples or plan.gate is None or not {"val_accuracy", "val_metric"} & {*needs(plan.gate.opens)}:
         return []
     return [
@@ -106,7 +106,7 @@ def validation(plan: Plan, examples: int, names: Names) -> list[str]:
 def answers(
     fates: Fates, config: DictConfig, plan: Plan, criterion: Criterion, where: Where, whose: Whose, names: Names
 ) -> list[str]:
-    """Return that nobody ever answers of those that are asked to train, or to measure evidence."""
+    """Return a problem if no client that is asked to train, or to measure evidence, ever answers; else nothing."""
     federated, seed = config.federated, config.seed
 
     def trains(clock: int) -> tuple[int, ...]:

@@ -172,7 +172,7 @@ def _value(module: LocalModule, name: str, value: object, examples: int) -> list
 
 
 def _number(name: str, metric: Metric) -> list[str]:
-    """Return that a torchmetrics object comes to more than one number, if it does."""
+    """Return a problem if a torchmetrics object computes more than one number, else nothing."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of two examples that do not have all classes
@@ -185,7 +185,7 @@ def _number(name: str, metric: Metric) -> list[str]:
 
 
 def gate(plan: Plan, task: TaskMetrics, names: Names) -> list[str]:
-    """Return that a gate asks for accuracy, where the task does not measure any."""
+    """Return a problem if a gate asks for accuracy and the task does not measure it, else nothing."""
     if plan.gate is None or "accuracy" in task.names or not {*GATED} & {*needs(plan.gate.opens)}:
         return []
     bound = f"when.at_{'least' if task.larger_is_better else 'most'}=0.5"

@@ -45,7 +45,7 @@ def ranges(config: DictConfig) -> list[str]:
 
 
 def executor(choice: Choice, device: str) -> list[str]:
-    """Return that an executor needs a GPU and the run is on another device."""
+    """Return a problem if the executor needs a GPU and the run is on another device, else nothing."""
     if device.startswith("cuda") or not choice.on_gpu_only:
         return []
     on_gpu = "device=auto or " if torch.cuda.is_available() else ""

@@ -2,10 +2,10 @@
 
 Every option is a `Work`:
     regularisers             the additions to every client's training
-    begin(net, names)        changes a fresh network in place; names: of the prunable tensors
+    prepare(net, names)      changes a fresh network in place; names: of the prunable tensors
     wire(codec, tensors, names) -> the Wire: which of the network's tensors travel, and how
-    answer(subnet)           -> as long a subnet as a client sends back after training this one, for estimates
-    client_round(worker, start, seed) -> the Client that performs jobs; worker: a ClientRound to hold; start: () -> the initial
+    sent_back(subnet)        -> as long a subnet as a client sends back after training this one, for estimates
+    client_round(worker, start, seed) -> the Client that performs jobs; worker: a ClientRound to call; start: () -> the initial
                                 weights
     problems(composition)    -> the options that it cannot be combined with, each with one to choose instead
 """
@@ -50,7 +50,7 @@ class Work(ABC):
     def wire(self, codec: Codec, tensors: Params, names: tuple[str, ...]) -> Wire:
         return Wire(codec, Layout.of(tensors, names))
 
-    def answer(self, subnet: Subnet) -> Subnet:
+    def sent_back(self, subnet: Subnet) -> Subnet:
         return subnet
 
     @abstractmethod
@@ -69,5 +69,5 @@ class TrainedWeights(Work):
 
 
 def broken(rules: Mapping[str, bool]) -> list[str]:
-    """Return the rules that are not kept."""
-    return [problem for problem, kept in rules.items() if not kept]
+    """Return the rules that are not met."""
+    return [problem for problem, met in rules.items() if not met]

@@ -69,7 +69,7 @@ class Batched(Serial):
         for position, job in enumerate(jobs):
             with clock.phase("train"):
                 update = self._finished(*together.pop(position)) if position in together else worker.perform(job)
-            yield worker.answer(job, update, clock)
+            yield worker.encoded(job, update, clock)
             clock = Clock()  # the time of all is the first one's, and then each has its own
 
     def _finished(self, begun: Begun, trained: Trained) -> Update:

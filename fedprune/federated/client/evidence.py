@@ -41,8 +41,8 @@ class ClientEvidence:
     examples: int | None = None
     top: float | None = None
 
-    def answer(self, job: Job) -> Update:
-        """Return the evidence that the job asks for, at the subnet that was sent. Nothing is trained."""
+    def as_update(self, job: Job) -> Update:
+        """Return the update with the evidence that the job asks for, at the subnet that was sent. Nothing is trained."""
         private = job.kept.batchnorm | job.kept.weights
         evidence = self.of(replace(job, subnet=Subnet(job.subnet.params | private, job.subnet.mask)))
         entries = job.about
@@ -54,12 +54,12 @@ class ClientEvidence:
     def of(self, job: Job) -> dict[str, Params]:
         """Return the evidence that the job asks for; zero at the entries that it is not about."""
         set_mode(self.context.module, self.context.recipe)
-        cover = about(answered_under(job), job.about)
+        entries = about(answered_under(job), job.about)
         params = as_laid_out(self.context.in_use(job.subnet.params, tuple(job.subnet.mask)), self.context.module.net)
         evidence = {}
         for name in job.measure:
-            measured = _accumulated(job, params) if name in FROM_TRAINING else self._measured(name, job, params, cover)
-            evidence[name] = apply({n: values.float() for n, values in measured.items()}, cover)  # as it travels
+            measured = _accumulated(job, params) if name in FROM_TRAINING else self._measured(name, job, params, entries)
+            evidence[name] = apply({n: values.float() for n, values in measured.items()}, entries)  # as it travels
         return evidence
 
     def for_event(self, job: Job, event: OnClient) -> Measure:
@@ -83,11 +83,11 @@ class ClientEvidence:
             raise RunError(f"client {job.client} in round {job.round}: {problem}")
         return evidence
 
-    def _measured(self, name: str, job: Job, params: Params, cover: Mask) -> Params:
-        """Return one kind of evidence, on the CPU. params: the network in use. cover: the entries that it is about."""
+    def _measured(self, name: str, job: Job, params: Params, entries: Mask) -> Params:
+        """Return one kind of evidence, on the CPU. params: the network in use. entries: the entries that it is about."""
         module, alive = self.context.module, job.subnet.mask
         places = on_device(alive, module.device) if name in OF_LIVING else tuple(alive)
-        removal = (on_device(cover, module.device),) if name in OF_REMOVAL else ()
+        removal = (on_device(entries, module.device),) if name in OF_REMOVAL else ()
         batches = Repeatable(functools.partial(self._batches, self._drawn(job)))
         with seeded(torch_seed(job.seed, f"evidence {name}", job.round, job.client), module.device):
             measured = FROM_DATA[name](module, params, places, batches, *removal)

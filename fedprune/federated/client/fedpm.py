@@ -98,7 +98,7 @@ class SampledMasks(Work):
         scores = {companion(name, "score"): tensors[companion(name, "score")] for name in names}
         return Wire(codec, Layout.of(scores, ()), answers=bits)
 
-    def answer(self, subnet: Subnet) -> Subnet:
+    def sent_back(self, subnet: Subnet) -> Subnet:
         return Subnet({name: torch.zeros_like(tensor) for name, tensor in subnet.params.items()}, {})
 
     def client_round(self, worker: ClientRound, start: Callable[[], Params], seed: int) -> SamplingRound:
@@ -161,7 +161,7 @@ class SamplingRound:
     def train(self, job: Job) -> Update:
         """Train the scores that were sent, and answer with a sample of each weight's probability."""
         subnet = Subnet(self._constants | job.subnet.params, ones(self._constants, self._names))
-        trained, _ = self.inner.training.fit(job, subnet, {}, {})
+        trained, _ = self.inner.training.train_subnet(job, subnet, {}, {})
         scores = {name: trained.params[name] for name in self.inner.context.wire.layout.shapes}
         sample = drawn(scores, lambda name: torch_stream(job.seed, f"sampled mask {name}", job.round, job.client))
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}

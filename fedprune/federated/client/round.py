@@ -44,14 +44,14 @@ class Client(Protocol):
 
 class Begun(NamedTuple):
     """A job up to its training. arrived: the network as it came, with the client's private tensors. subnet: what is to be
-    trained; pruned: whether an event has made that. momenta: the state that the optimizer goes on from. controls: SCAFFOLD's
+    trained; pruned: whether an event has made that. optimizer_state: the optimizer goes on from it. controls: SCAFFOLD's
     (None: gradients are not corrected)."""
 
     job: Job
     arrived: Params
     subnet: Subnet
     pruned: bool
-    momenta: OptimizerState
+    optimizer_state: OptimizerState
     controls: Controls | None
 
 
@@ -99,7 +99,7 @@ class ClientRound:
             job = self.received(message, kept, kept_mask)
         with clock.phase("train"):
             update = self.perform(job, train)
-        return self.answer(job, update, clock)
+        return self.encoded(job, update, clock)
 
     def received(self, message: Message, kept: KeptArrays, kept_mask: bytes) -> Job:
         """Return the job of a message, with the tensors that never travel."""
@@ -115,7 +115,7 @@ class ClientRound:
         with explained(told(job)):
             return self.measure(job) if job.measure else (train or self.train)(job)
 
-    def answer(self, job: Job, update: Update, clock: Clock) -> Answer:
+    def encoded(self, job: Job, update: Update, clock: Clock) -> Answer:
         """Return the message of an update. clock: of the time that it took."""
         with clock.phase("encode"):
             message = self.context.wire.encode_update(update, answered_under(job))
@@ -123,7 +123,7 @@ class ClientRound:
 
     def measure(self, job: Job) -> Update:
         """Return the evidence that the job asks for. Nothing is trained."""
-        return self.evidence.answer(job)
+        return self.evidence.as_update(job)
 
     def evaluate(self, block: Piece, private: Arrays, kept_mask: bytes, where: Slice) -> Outcomes:
         """Return what the module measures on a slice; see ClientEvaluation."""
@@ -135,20 +135,20 @@ class ClientRound:
         """Train the subnet that was sent on the client's training part, and carry out the job's event, if it has one."""
         begun = self.begin(job)
         correction = begun.controls.correction() if begun.controls else {}
-        trained, first = self.training.fit(job, begun.subnet, begun.momenta, correction)
+        trained, first = self.training.train_subnet(job, begun.subnet, begun.optimizer_state, correction)
         return self.finish(begun, trained, first)
 
     def begin(self, job: Job) -> Begun:
         """Do what comes before the training: an event at the start of the round."""
-        subnet = job.subnet if job.shared is None else arrived(job)
+        subnet = job.subnet if job.common is None else arrived(job)
         if job.kept.batchnorm:
             subnet = Subnet(subnet.params | job.kept.batchnorm, subnet.mask)
         controls = scaffold.received(job) if job.control else None
         pruned = self._carry_out(job, "start", subnet) if job.event else None
         if pruned is None:
             return Begun(job, subnet.params, subnet, False, job.kept.optimizer, controls)
-        momenta = {} if pruned.replaced else job.kept.optimizer
-        return Begun(job, subnet.params, pruned.subnet, True, momenta, controls)
+        optimizer_state = {} if pruned.replaced else job.kept.optimizer
+        return Begun(job, subnet.params, pruned.subnet, True, optimizer_state, controls)
 
     def finish(self, begun: Begun, trained: Trained, first: Params | None = None) -> Update:
         """Do what comes after the training: an event at the end of the round, and the update. first: the network after the
@@ -181,7 +181,7 @@ class ClientRound:
         """Return (the change of the control, which travels; the client's next state)."""
         before, change, control, sums = begun.job.kept, Params(), Params(), Params()
         if begun.controls:
-            change, control = begun.controls.answer(begun.subnet.params, trained.params, trained.reach)
+            change, control = begun.controls.change_and_next(begun.subnet.params, trained.params, trained.reach)
         if trained.gradients:
             sums = squared_gradients.added(before.squared_gradients, trained.gradients)
         batchnorm = {name: result.params[name] for name in before.batchnorm}

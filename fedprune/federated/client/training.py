@@ -15,7 +15,7 @@ from fedprune.local.lightning.job_trainer import Planned
 from fedprune.local.module import Batch
 from fedprune.local.regularisers.base import Regulariser, regularised
 from fedprune.local.state.optimizer_state import OptimizerState
-from fedprune.local.train import Loop, Trained, fit, loop_of, unload
+from fedprune.local.train import StepLoop, Trained, fit, loop_of, unload
 from fedprune.pruning.mask import full
 from fedprune.randomness import seeded, torch_seed, torch_stream
 from fedprune.types import Job, Mask, Params, Subnet
@@ -33,7 +33,9 @@ class ClientTraining:
     accumulates: bool = False
     looks_back: bool = False
 
-    def fit(self, job: Job, subnet: Subnet, momenta: OptimizerState, correction: Params) -> tuple[Trained, Params | None]:
+    def train_subnet(
+        self, job: Job, subnet: Subnet, optimizer_state: OptimizerState, correction: Params
+    ) -> tuple[Trained, Params | None]:
         """Train a subnet, in a smaller network if that gives the same and pays. Returns with it the network after the first
         epoch, if the job looks back and there were more."""
         recipe, module, first = self.context.recipe, self.context.module, list[Params]()
@@ -45,9 +47,9 @@ class ClientTraining:
                 unloaded = functools.partial(small.unload, subnet.params) if small else functools.partial(unload, module)
                 batches = calling_after(batches, self._planned(job).a_pass, lambda: first.append(unloaded()))
             if small:
-                trained = small.fit(subnet, batches, recipe, decay, momenta, correction)
+                trained = small.fit_smaller(subnet, batches, recipe, decay, optimizer_state, correction)
             else:
-                trained = self._fit_under_mask(job, subnet, batches, now, momenta, correction)
+                trained = self._fit_under_mask(job, subnet, batches, decay, now, optimizer_state, correction)
         return trained, first[0] if first else None
 
     def _fit_under_mask(
@@ -55,11 +57,12 @@ class ClientTraining:
         job: Job,
         subnet: Subnet,
         batches: Iterator[Batch],
+        decay: float,
         now: tuple[Regulariser, ...],
-        momenta: OptimizerState,
+        optimizer_state: OptimizerState,
         correction: Params,
     ) -> Trained:
-        """now: the regularisers as they are in this round."""
+        """Train the whole network. decay: factor of the learning rate. now: the regularisers as they are in this round."""
         context, net = self.context, self.context.module.net
         names = context.wire.layout.masked or tuple(subnet.mask)
         prunable = {name: subnet.mask[name] for name in names}
@@ -69,9 +72,9 @@ class ClientTraining:
                 subnet=subnet,
                 batches=batches,
                 recipe=context.recipe,
-                decay=context.recipe.lr_decay**job.clock,
+                decay=decay,
                 penalty=penalty,
-                kept=momenta,
+                optimizer_state=optimizer_state,
                 correction=correction,
                 summed=names if self.accumulates else (),
                 planned=self._planned(job),
@@ -95,7 +98,7 @@ class ClientTraining:
         return compactor(self.context.module, self.context.dataset.shape, self.context.recipe)
 
     @functools.cached_property
-    def _loop(self) -> Loop:
+    def _loop(self) -> StepLoop:
         return loop_of(self.context.module)
 
     @functools.cached_property

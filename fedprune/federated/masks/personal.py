@@ -53,8 +53,8 @@ class PersonalMask(Whose):
     def client_mask(self, state: State, client: int) -> bytes:
         return bytes(state.personal[client].mask) if client in state.personal else b""
 
-    def shared_entries(self, state: State) -> Mask | None:
-        return private_values.shared_entries(state) if self.uncommon == "own" else None
+    def common_entries(self, state: State) -> Mask | None:
+        return private_values.common_entries(state) if self.uncommon == "own" else None
 
     def kept_mask(self, state: State, client: int) -> bytes:
         return self.client_mask(state, client)

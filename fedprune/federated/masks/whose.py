@@ -68,11 +68,11 @@ class Federation(NamedTuple):
 
 
 class Whose(ABC):
-    """The base of all options: all train the server's network as it is, unless an option says otherwise.
+    """The base of all options. By default the server's mask and values go for all clients.
 
     global_mask: whether the mask is the server's, which then goes through the plan for all clients, asks the gate and rewinds;
     if not, each client has a mask of its own, and a position in the plan.
-    per_client: whether jobs differ from client to client.
+    per_client: whether a job must be made for each client (False: all get the same one).
     at: the moment of their round at which clients carry out events, see prune_event.py (None: they carry out none).
     back_after_exchange: whether a rewind may follow an exchange of units.
     masks_always: whether clients train under masks that no event has made.
@@ -118,7 +118,7 @@ class Whose(ABC):
         """Return the mask that the client has before it is sent anything, packed to bits; empty if it has none."""
         return b""
 
-    def shared_entries(self, state: State) -> Mask | None:
+    def common_entries(self, state: State) -> Mask | None:
         """Return the entries whose values travel to clients that have trained (private_values.py); None if all do."""
         return None
 

@@ -42,7 +42,7 @@ class Aggregate(ABC):
     def __call__(self, server: Params) -> Accumulator: ...
 
     def problems(self, sends: str) -> list[str]:
-        """Return that clients send something else than it takes, with what to choose instead. sends: what they send."""
+        """Return a problem if clients send something else than it takes, else nothing. sends: what they send."""
         if self.takes == sends or sends != "weights":  # of other things the client's own option says so
             return []
         return [f"federated/aggregate merges {self.takes}, and clients send {sends}: choose federated/aggregate=overlap_mean"]

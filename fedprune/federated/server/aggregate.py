@@ -1,11 +1,13 @@
 """Means of the updates of a round. Aggregates that withstand clients that send anything are in robust.py.
 
 Every option is an `Aggregate` (accumulator.py), and pure; a server optimizer (optimizer.py) then makes a step of its result.
-Names that no mask has (biases, BatchNorm's scales and statistics, counters) are held by everybody, and go by the same rule.
+A client has an entry that is alive in its mask. Everybody has the tensors without a mask (biases, BatchNorm's scales and
+statistics, counters), which go by the same rule. An entry that no client has is uncovered.
+
 Means of half precision are taken in float32 and rounded once, those of whole numbers in float64 and rounded to the nearest.
 
 Updates are taken up in the given order into a running mean: memory does not grow with the cohort, and networks that are equal
-average to themselves, bit for bit. Clients in a row that share one mask are taken up together.
+average to themselves, bit for bit. Consecutive clients whose masks are equal are taken up together.
 """
 
 from __future__ import annotations
@@ -23,15 +25,15 @@ from fedprune.precision import is_number, wide
 from fedprune.pruning.mask import pack, places
 from fedprune.types import Mask, Params, Subnet
 
-Cover = Mapping[str, Tensor | float]
-"""The sum of the weights behind each entry of a mean: by entry, or one number for a whole tensor."""
+HolderWeights = Mapping[str, Tensor | float]
+"""The sum of the weights of the clients that have an entry: by entry, or one number for a whole tensor."""
 
 
 @dataclass(frozen=True)
 class OverlapMean(Aggregate):
-    """Each entry is the weighted mean over the clients whose mask holds it, sum_k a_k m_k w_k / sum_k a_k m_k.
+    """Each entry is the weighted mean over the clients that have it, sum_k a_k m_k w_k / sum_k a_k m_k.
 
-    With equal masks this is FedAvg (McMahan et al. 2017). uncovered: the rule for entries that nobody holds: `keep` is the
+    With equal masks this is FedAvg (McMahan et al. 2017). uncovered: the rule for entries that no client has: `keep` is the
     server's value, `zero` is 0.
     """
 
@@ -45,18 +47,18 @@ class OverlapMean(Aggregate):
 
 
 def mean_with_zeros(server: Params) -> Accumulator:
-    """Take the mean over all clients, whoever holds an entry: sum_k a_k m_k w_k / sum_k a_k. A dead entry counts as a zero.
+    """Take the mean over all clients: sum_k a_k m_k w_k / sum_k a_k. A dead entry counts as a zero.
 
-    Plain FedAvg of sparse networks, as in ZeroFL (Qiu et al. 2022): it draws what few hold towards zero. What nobody holds
-    becomes 0.
+    Plain FedAvg of sparse networks, as in ZeroFL (Qiu et al. 2022): it draws entries that few clients have towards zero.
+    Entries that no client has become 0.
     """
     return Unanimous(_MeanWithZeros(server))
 
 
 def intersection(server: Params) -> Accumulator:
-    """Take the weighted mean of the entries that every client holds; every other entry keeps the server's value.
+    """Take the weighted mean of the entries that every client has; every other entry keeps the server's value.
 
-    Hermes (Li et al. 2021, MobiCom), its server's part.
+    Li et al. 2021 (Hermes): the server's part of it.
     """
     return Unanimous(_Intersection(server))
 
@@ -79,31 +81,31 @@ class _RunningMean:
 
 
 class _ByMask:
-    """The base of means that ask who holds an entry: one running mean for clients in a row that share a mask."""
+    """The base of means that depend on who has an entry. Consecutive clients whose masks are equal have one running mean."""
 
     def __init__(self, server: Params) -> None:
         self._server = server
-        self._bits: bytes | None = None  # the mask of the clients in the row, by its content
+        self._bits: bytes | None = None  # the mask of the clients of the running mean, by its content
         self._mask: Mask = {}
-        self._row = _RunningMean()
+        self._equal_masks = _RunningMean()
         self._mean: Params = {}
-        self._cover: Cover = {}
+        self._holder_weights: HolderWeights = {}
 
     def add(self, subnet: Subnet, weight: float) -> None:
         bits = _bits(*subnet.mask.values())
         if bits != self._bits:
-            self._end_row()
-            self._bits, self._row = bits, _RunningMean()
+            self._join_equal_masks()
+            self._bits, self._equal_masks = bits, _RunningMean()
         self._mask = subnet.mask
-        self._row.add(subnet.params, weight)
+        self._equal_masks.add(subnet.params, weight)
 
-    def _end_row(self) -> None:
+    def _join_equal_masks(self) -> None:
         if self._bits is not None:
-            self._mean, self._cover = _join(self._mean, self._cover, self._row.mean, self._weights())
+            self._mean, self._holder_weights = _join(self._mean, self._holder_weights, self._equal_masks.mean, self._weights())
             self._bits = None
 
-    def _weights(self) -> Cover:
-        """Return the weight of the clients in the row, by name."""
+    def _weights(self) -> HolderWeights:
+        """Return, by name, the weight of the clients of the running mean that have an entry."""
         raise NotImplementedError
 
 
@@ -112,29 +114,29 @@ class _OverlapMean(_ByMask):
         super().__init__(server)
         self._uncovered = uncovered
 
-    def _weights(self) -> Cover:
-        return {name: _held(self._mask.get(name), self._row.total) for name in self._row.mean}
+    def _weights(self) -> HolderWeights:
+        return {name: _weight_of_holders(self._mask.get(name), self._equal_masks.total) for name in self._equal_masks.mean}
 
     def result(self) -> Params:
-        self._end_row()
-        return settled(self._mean, self._cover, self._server, self._uncovered)
+        self._join_equal_masks()
+        return settled(self._mean, self._holder_weights, self._server, self._uncovered)
 
 
 class _Intersection(_ByMask):
     def __init__(self, server: Params) -> None:
         super().__init__(server)
-        self._held_by_all: Mask = {}
+        self._had_by_all: Mask = {}
 
-    def _weights(self) -> Cover:
-        return dict.fromkeys(self._row.mean, self._row.total)
+    def _weights(self) -> HolderWeights:
+        return dict.fromkeys(self._equal_masks.mean, self._equal_masks.total)
 
-    def _end_row(self) -> None:
-        super()._end_row()
-        self._held_by_all = {name: alive & self._held_by_all.get(name, alive) for name, alive in self._mask.items()}
+    def _join_equal_masks(self) -> None:
+        super()._join_equal_masks()
+        self._had_by_all = {name: alive & self._had_by_all.get(name, alive) for name, alive in self._mask.items()}
 
     def result(self) -> Params:
-        self._end_row()
-        return settled(self._mean, {**self._cover, **self._held_by_all}, self._server)
+        self._join_equal_masks()
+        return settled(self._mean, {**self._holder_weights, **self._had_by_all}, self._server)
 
 
 class _MeanWithZeros:
@@ -148,10 +150,11 @@ class _MeanWithZeros:
         return settled(self._mean.mean, dict.fromkeys(self._mean.mean, self._mean.total), self._server)
 
 
-def settled(mean: Params, cover: Cover, server: Params, uncovered: str = "keep") -> Params:
-    """Return `mean` in the server's types, and by the rule of `uncovered` where `cover` is not above zero."""
+def settled(mean: Params, holders: HolderWeights, server: Params, uncovered: str = "keep") -> Params:
+    """Return `mean` in the server's types. Entries without holders go by the rule of `uncovered`. holders: their weight or
+    number."""
     otherwise = {name: server[name] if uncovered == "keep" else torch.zeros_like(server[name]) for name in mean}
-    return server | {name: _where_held(value, cover[name], otherwise[name]) for name, value in mean.items()}
+    return server | {name: _where_anybody_has(value, holders[name], otherwise[name]) for name, value in mean.items()}
 
 
 def check_uncovered(rule: str) -> None:
@@ -160,8 +163,8 @@ def check_uncovered(rule: str) -> None:
         raise ConfigError([f"federated.aggregate.uncovered={rule}: choose one of keep, zero"])
 
 
-def _held(alive: Tensor | None, weight: float) -> Tensor | float:
-    """Return the weight of those who hold an entry, by entry if not all are held."""
+def _weight_of_holders(alive: Tensor | None, weight: float) -> Tensor | float:
+    """Return the weight of the clients that have an entry, by entry if something is dead."""
     return weight if alive is None or isinstance(places(alive), slice) else weight * alive
 
 
@@ -171,11 +174,11 @@ def _bits(*mask: Tensor) -> bytes:
     return pack({str(number): alive for number, alive in enumerate(mask)})
 
 
-def _join(mean: Params, cover: Cover, more: Params, weight: Cover) -> tuple[Params, Cover]:
+def _join(mean: Params, holders: HolderWeights, more: Params, weight: HolderWeights) -> tuple[Params, HolderWeights]:
     """Return two means as one, and how much weight stands behind its entries."""
     if not mean:
         return more, weight
-    both = {name: cover[name] + weight[name] for name in more}
+    both = {name: holders[name] + weight[name] for name in more}
     share = {name: _share(weight[name], both[name]) for name in more}
     return {name: mean[name] + (more[name] - mean[name]) * share[name] for name in more}, both
 
@@ -184,6 +187,6 @@ def _share(weight: Tensor | float, both: Tensor | float) -> Tensor | float:
     return torch.where(both > 0, weight / both, 0.0) if isinstance(both, Tensor) else weight / both
 
 
-def _where_held(mean: Tensor, cover: Tensor | float, server: Tensor) -> Tensor:
-    held = torch.where(cover > 0, mean, server) if isinstance(cover, Tensor) else mean
-    return held.to(server.dtype) if is_number(server) else held.round().to(server.dtype)
+def _where_anybody_has(mean: Tensor, holders: Tensor | float, server: Tensor) -> Tensor:
+    value = torch.where(holders > 0, mean, server) if isinstance(holders, Tensor) else mean
+    return value.to(server.dtype) if is_number(server) else value.round().to(server.dtype)

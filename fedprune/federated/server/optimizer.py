@@ -40,7 +40,7 @@ class ServerStep(ABC):
 
     @abstractmethod
     def __call__(
-        self, server: Params, mean: Params, momentum: Momentum, trained: tuple[str, ...]
+        self, server: Params, mean: Params, momentum: Momentum, trainable: tuple[str, ...]
     ) -> tuple[Params, Momentum]: ...
 
 
@@ -50,7 +50,7 @@ class Average(ServerStep):
 
     moves = False
 
-    def __call__(self, server: Params, mean: Params, momentum: Momentum, trained: tuple[str, ...]) -> tuple[Params, Momentum]:
+    def __call__(self, server: Params, mean: Params, momentum: Momentum, trainable: tuple[str, ...]) -> tuple[Params, Momentum]:
         return mean, momentum
 
 
@@ -64,10 +64,10 @@ class FedAvgM(ServerStep):
     def __post_init__(self) -> None:
         _check_lr(self.lr)
 
-    def __call__(self, server: Params, mean: Params, momentum: Momentum, trained: tuple[str, ...]) -> tuple[Params, Momentum]:
-        old, now = momentum.get("v", {}), {name: wide(server[name]) for name in trained}
-        v = {name: self.beta * old.get(name, 0.0) + (now[name] - wide(mean[name])) for name in trained}
-        return mean | {name: (now[name] - self.lr * v[name]).to(server[name].dtype) for name in trained}, {"v": v}
+    def __call__(self, server: Params, mean: Params, momentum: Momentum, trainable: tuple[str, ...]) -> tuple[Params, Momentum]:
+        old, now = momentum.get("v", {}), {name: wide(server[name]) for name in trainable}
+        v = {name: self.beta * old.get(name, 0.0) + (now[name] - wide(mean[name])) for name in trainable}
+        return mean | {name: (now[name] - self.lr * v[name]).to(server[name].dtype) for name in trainable}, {"v": v}
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ class FedAdam(ServerStep):
     def fresh(self) -> Fresh:
         return {"v": self.tau**2}
 
-    def __call__(self, server: Params, mean: Params, momentum: Momentum, trained: tuple[str, ...]) -> tuple[Params, Momentum]:
+    def __call__(self, server: Params, mean: Params, momentum: Momentum, trainable: tuple[str, ...]) -> tuple[Params, Momentum]:
         first, second = momentum.get("m", {}), momentum.get("v", {})
-        now = {name: wide(server[name]) for name in trained}
-        delta = {name: _reals(wide(mean[name]) - now[name]) for name in trained}
-        m = {name: self.beta1 * first.get(name, 0.0) + (1 - self.beta1) * delta[name] for name in trained}
-        v = {name: self.beta2 * second.get(name, self.tau**2) + (1 - self.beta2) * delta[name].square() for name in trained}
-        step = {name: self.lr * m[name] / (v[name].sqrt() + self.tau) for name in trained}
-        return mean | {name: _moved(now[name], step[name]).to(server[name].dtype) for name in trained}, {"m": m, "v": v}
+        now = {name: wide(server[name]) for name in trainable}
+        delta = {name: _reals(wide(mean[name]) - now[name]) for name in trainable}
+        m = {name: self.beta1 * first.get(name, 0.0) + (1 - self.beta1) * delta[name] for name in trainable}
+        v = {name: self.beta2 * second.get(name, self.tau**2) + (1 - self.beta2) * delta[name].square() for name in trainable}
+        step = {name: self.lr * m[name] / (v[name].sqrt() + self.tau) for name in trainable}
+        return mean | {name: _moved(now[name], step[name]).to(server[name].dtype) for name in trainable}, {"m": m, "v": v}
 
 
 def _reals(tensor: Tensor) -> Tensor:

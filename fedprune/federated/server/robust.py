@@ -1,10 +1,11 @@
 """Aggregates for rounds in which some updates may be anything: each entry by its rank among the clients.
 
-Every option is an `Aggregate` (accumulator.py). An entry counts where its client's mask holds it. The weights of the clients
-are ignored: who claims many examples must not have more of a say. Names that no mask has, BatchNorm's statistics and counters
-too, go by the same rule over all clients; whole numbers are then rounded to the nearest, and complex ones are ranked by their
-real and their imaginary parts. Memory: all updates of the round at
-once, and CHUNK x clients numbers of 8 bytes. The order of the clients does not matter to a bit.
+Every option is an `Aggregate` (accumulator.py). A client has an entry that is alive in its mask; the holders of an entry are
+the clients that have it. Only their values are ranked: dead entries are left out. An entry without holders is uncovered. All
+clients are holders of the tensors without a mask, BatchNorm's statistics and counters too; whole numbers are then rounded to
+the nearest, and complex ones are ranked by their real and their imaginary parts. The weights of the clients are ignored: who
+claims many examples must not have more of a say. The order of the clients does not matter to a bit. Memory: all updates of the
+round at once, and CHUNK x clients numbers of 8 bytes.
 
 What is ranked are weights, where the paper ranks gradients: clients start from the same network, so the middle of what they
 have arrived at is where it was, plus the middle of how far they have moved it.
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from fedprune.errors import ConfigError
 from fedprune.federated.server.accumulator import Accumulator, Aggregate, Unanimous
-from fedprune.federated.server.aggregate import Cover, check_uncovered, settled
+from fedprune.federated.server.aggregate import HolderWeights, check_uncovered, settled
 from fedprune.types import Params, Subnet
 
 CHUNK = 2**16  # entries of a tensor that are ranked at once
@@ -32,15 +33,15 @@ Numbers = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
 Middle = Callable[[Numbers, Counts], Numbers]
-"""(values of each entry by rank, entry by client; how many clients hold it, whose values come first) -> one value by entry."""
+"""(values of each entry by rank, entry by client; the number of its holders, whose values come first) -> one value by entry."""
 
 
 @dataclass(frozen=True)
 class CoordinateMedian(Aggregate):
-    """The median of each entry over the clients that hold it; of an even number, the mean of the two in the middle.
+    """The median of each entry over its holders; of an even number, the mean of the two in the middle.
 
-    Yin et al. 2018, "Byzantine-robust distributed learning", definition 1. As long as less than half of those who hold an entry
-    send anything, it stays within what the others sent. uncovered: what nobody holds: `keep` (the server's) or `zero`.
+    Yin et al. 2018, "Byzantine-robust distributed learning", definition 1. As long as less than half of an entry's holders
+    send anything, it stays within what the others sent. uncovered: the value without holders: `keep` (the server's) or `zero`.
     """
 
     uncovered: str = "keep"
@@ -54,11 +55,11 @@ class CoordinateMedian(Aggregate):
 
 @dataclass(frozen=True)
 class TrimmedMean(Aggregate):
-    """The mean of each entry over the clients that hold it, without the floor(trim x holders) least and as many greatest.
+    """The mean of each entry over its holders, without the floor(trim x holders) least and as many greatest.
 
     Yin et al. 2018, "Byzantine-robust distributed learning", definition 2. As long as no more than floor(trim x holders) of
-    those who hold an entry send anything, it stays within what the others sent: with trim 0.1 and fewer than 10 holders,
-    nothing is trimmed. uncovered: what nobody holds: `keep` (the server's) or `zero`.
+    the holders send anything, it stays within what the others sent: with trim 0.1 and fewer than 10 holders,
+    nothing is trimmed. uncovered: the value without holders: `keep` (the server's) or `zero`.
     """
 
     trim: float = 0.1
@@ -79,15 +80,14 @@ class TrimmedMean(Aggregate):
 
 
 def median(ranked: Numbers, holders: Counts) -> Numbers:
-    """Return the median of the first `holders` of each row; of what nobody holds, anything."""
+    """Return the median of the first `holders` of each row; without holders, anything."""
     middle = np.stack([(holders - 1) // 2, holders // 2], axis=1)
     means: Numbers = np.take_along_axis(ranked, np.clip(middle, 0, ranked.shape[1] - 1), axis=1).mean(1)
     return means
 
 
 def trimmed_mean(ranked: Numbers, holders: Counts, trim: float) -> Numbers:
-    """Return the mean of the first `holders` of each row, less floor(trim x holders) at each end; of what nobody holds,
-    anything."""
+    """Return the mean of the first `holders` of each row, less floor(trim x holders) at each end; without holders, anything."""
     cut = np.floor(trim * holders + 1e-9).astype(int)  # 0.29 x 100 is 29, and not what floats make of it
     cut = np.minimum(cut, np.maximum(holders - 1, 0) // 2)
     rank = np.arange(ranked.shape[1])
@@ -97,7 +97,7 @@ def trimmed_mean(ranked: Numbers, holders: Counts, trim: float) -> Numbers:
 
 
 class _ByRank:
-    """The middle of each entry over the clients that hold it. It keeps all updates of the round."""
+    """The middle of each entry over its holders. It keeps all updates of the round."""
 
     def __init__(self, server: Params, middle: Middle, uncovered: str) -> None:
         self._server, self._middle, self._uncovered = server, middle, uncovered
@@ -111,11 +111,11 @@ class _ByRank:
             return self._server
         names, masks = self._subnets[0].params, self._subnets[0].mask
         middles = {name: _tensor(self._subnets, name, self._middle) for name in names}
-        holders: Cover = {name: self._holders(name) if name in masks else 1.0 for name in names}
+        holders: HolderWeights = {name: self._holders(name) if name in masks else 1.0 for name in names}
         return settled(middles, holders, self._server, self._uncovered)
 
     def _holders(self, name: str) -> Tensor:
-        """Return how many clients hold each entry of a tensor."""
+        """Return the number of holders of each entry of a tensor."""
         return torch.stack([subnet.mask[name] for subnet in self._subnets]).sum(0)
 
 
@@ -143,11 +143,11 @@ def _middle(tensors: Sequence[Tensor], masks: Sequence[Tensor | None], middle: M
 
 
 def _ranked(values: Sequence[Tensor], masks: Sequence[Tensor | None]) -> tuple[Numbers, Counts]:
-    """Return each entry's values by rank, those of clients that do not hold it last; and how many clients hold it."""
+    """Return each entry's values by rank, those of clients that do not have it last; and the number of its holders."""
     stacked = torch.stack([value.double() for value in values], dim=1)
     if masks[0] is None:
         holders = np.full(len(stacked), len(values))
     else:
-        held = torch.stack([mask for mask in masks if mask is not None], dim=1)
-        stacked, holders = stacked.masked_fill(~held, torch.inf), held.sum(1).numpy()
+        alive = torch.stack([mask for mask in masks if mask is not None], dim=1)
+        stacked, holders = stacked.masked_fill(~alive, torch.inf), alive.sum(1).numpy()
     return np.sort(stacked.numpy(), axis=1), holders

@@ -85,7 +85,7 @@ def changed_layers(net: nn.Module, names: Sequence[str], regulariser: Regularise
 
 
 def require(rules: Mapping[str, bool]) -> None:
-    """Raise ConfigError with the rules that are broken. rules: what is to be said, and whether the rule is kept."""
-    problems = [problem for problem, kept in rules.items() if not kept]
+    """Raise ConfigError with the rules that are broken. rules: what is to be said, and whether the rule is met."""
+    problems = [problem for problem, met in rules.items() if not met]
     if problems:
         raise ConfigError(problems)

@@ -17,7 +17,7 @@ from fedprune.types import Params
 OptimizerState = Mapping[int, Params]
 
 
-def of(optimizer: torch.optim.Optimizer, masks: Mapping[Tensor, Tensor]) -> dict[int, Params]:
+def state_of(optimizer: torch.optim.Optimizer, masks: Mapping[Tensor, Tensor]) -> dict[int, Params]:
     """Return the optimizer's state, on the CPU. masks: by parameter, zeros and ones; the state of dead entries is zero, so that
     an entry that is grown again starts anew.
 
@@ -32,16 +32,16 @@ def of(optimizer: torch.optim.Optimizer, masks: Mapping[Tensor, Tensor]) -> dict
     return found
 
 
-def resume(optimizer: torch.optim.Optimizer, kept: OptimizerState) -> None:
-    """Give a fresh optimizer the state that `of` took from one like it, if there is any."""
-    if not kept:
+def resume(optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
+    """Give a fresh optimizer the state that `state_of` took from one like it, if there is any."""
+    if not state:
         return
     parameters = _parameters(optimizer)
-    state = {
+    copies = {
         number: {key: _copied(tensor, parameters[number]) for key, tensor in tensors.items()}
-        for number, tensors in kept.items()
+        for number, tensors in state.items()
     }
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": copies, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -36,7 +36,7 @@ class Controls:
         """Return c - c_k."""
         return {name: c - self.c_k[name] for name, c in self.c.items()}
 
-    def answer(self, sent: Params, trained: Params, reach: Mapping[str, float]) -> tuple[Params, Params]:
+    def change_and_next(self, sent: Params, trained: Params, reach: Mapping[str, float]) -> tuple[Params, Params]:
         """Return (c_k+ - c_k, which travels; c_k+, which the client keeps)."""
         new = renewed(self, sent, trained, reach)
         return {name: new[name] - c_k for name, c_k in self.c_k.items()}, new

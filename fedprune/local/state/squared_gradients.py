@@ -15,14 +15,14 @@ from fedprune.precision import wide_zeros
 from fedprune.types import ClientState, Params
 
 
-def added(kept: Params, gradients: Mapping[str, Tensor]) -> Params:
-    """Return the sums after a round in which gradients added up to these. kept: the sums before it."""
-    return {name: gradient.square() + kept.get(name, 0) for name, gradient in gradients.items()}
+def added(before: Params, gradients: Mapping[str, Tensor]) -> Params:
+    """Return the sums after a round in which gradients added up to these. before: the sums before it."""
+    return {name: gradient.square() + before.get(name, 0) for name, gradient in gradients.items()}
 
 
-def sums(kept: Params, like: Params) -> Params:
+def sums(before: Params, like: Params) -> Params:
     """Return the sums of these tensors; zeros of those that have none yet."""
-    return {name: kept.get(name, wide_zeros(value)) for name, value in like.items()}
+    return {name: before.get(name, wide_zeros(value)) for name, value in like.items()}
 
 
 def forgotten(kept: Mapping[int, ClientState]) -> dict[int, ClientState]:

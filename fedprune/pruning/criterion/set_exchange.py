@@ -20,12 +20,12 @@ def drop_within(mask: Mask, scores: Scores, swap: float) -> Mask:
     living = {name: torch.where(alive, scores[name], -math.inf) for name, alive in mask.items()}
     numbers = {name: how_many(alive) for name, alive in mask.items()}
     # A product that is whole up to rounding is that whole number: 0.3 x 10 is three entries and not four.
-    kept = layerwise(living, {name: number - math.ceil(swap * number - 1e-9) for name, number in numbers.items()})
-    return {name: kept[name] & alive for name, alive in mask.items()}
+    survivors = layerwise(living, {name: number - math.ceil(swap * number - 1e-9) for name, number in numbers.items()})
+    return {name: survivors[name] & alive for name, alive in mask.items()}
 
 
 def grow_within(mask: Mask, scores: Scores, like: Mask) -> Mask:
     """Return `mask` filled up with the best of the dead, until each layer has as many living entries as in `like`."""
     everyone = {name: scores[name].masked_fill(alive, math.inf) for name, alive in mask.items()}
-    kept = layerwise(everyone, {name: how_many(alive) for name, alive in like.items()})
-    return {name: kept[name] | alive for name, alive in mask.items()}
+    survivors = layerwise(everyone, {name: how_many(alive) for name, alive in like.items()})
+    return {name: survivors[name] | alive for name, alive in mask.items()}

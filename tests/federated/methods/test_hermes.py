@@ -1,4 +1,4 @@
-"""Hermes (Li et al. 2021): by hand, and against the algorithm written down in numpy."""
+"""Li et al. 2021 (Hermes): by hand, and against the algorithm written down in numpy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.federated.client.private_values import shared_entries
+from fedprune.federated.client.private_values import common_entries
 from fedprune.federated.masks import PersonalMask
 from fedprune.federated.sampling import cohort
 from fedprune.pruning.mask import pack, unpack
@@ -49,7 +49,7 @@ def test_only_what_all_hold_is_averaged_and_the_rest_stays_with_each_client(play
     now = {"fc2.weight": torch.tensor([[10.0, 20.0], [30.0, 40.0]]), "fc2.bias": torch.zeros(2)}
     personal = {0: Personal(pack(first), 1, 0)}
     state = replace(start, server=Subnet(now, both), round=1, clock=1, personal=personal, kept=own)
-    assert shared_entries(state)["fc2.weight"].tolist() == first["fc2.weight"].tolist()
+    assert common_entries(state)["fc2.weight"].tolist() == first["fc2.weight"].tolist()
     after, metrics = loop.round(state)
     assert torch.allclose(after.server.params["fc2.weight"], torch.tensor([[10.0, 20.0], [30.0, 40.0]]), atol=1e-4)
     trained = {client: kept.weights["fc2.weight"] for client, kept in after.kept.items()}
@@ -67,7 +67,7 @@ def test_only_what_all_hold_is_averaged_and_the_rest_stays_with_each_client(play
 def test_each_client_is_evaluated_on_the_common_part_and_its_own(play):
     experiment = federation(*HERMES, "when.accuracy=0.0", "density=0.4", "how_often.rate=0.4", "rounds=4")
     state, metrics = play(experiment)[-1]
-    shared, right = arrays(shared_entries(state)), []
+    shared, right = arrays(common_entries(state)), []
     shapes = {name: alive.shape for name, alive in state.server.mask.items()}
     for client in range(3):
         mask, own = arrays(unpack(state.personal[client].mask, shapes)), arrays(state.kept[client].weights)

@@ -1,4 +1,4 @@
-"""LotteryFL (Li et al. 2020): by hand, and against the algorithm written down in numpy."""
+"""Li et al. 2021 (LotteryFL): by hand, and against the algorithm written down in numpy."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ def test_a_renewed_control_by_hand():
 def test_the_answer_is_the_change_and_what_is_kept_the_new_control():
     controls = Controls(one(0.5), one(1.0))
     assert controls.correction()["w"].tolist() == [-0.5]
-    change, kept = controls.answer(one(3.0), one(2.0), {"w": 0.5})
+    change, kept = controls.change_and_next(one(3.0), one(2.0), {"w": 0.5})
     assert change["w"].tolist() == [1.5] and kept["w"].tolist() == [2.5]
-    assert Controls().answer(one(3.0), one(2.0), {}) == ({}, {}) and Controls().correction() == {}
+    assert Controls().change_and_next(one(3.0), one(2.0), {}) == ({}, {}) and Controls().correction() == {}
 
 
 def test_controls_of_a_job_are_zero_before_the_first_round_and_where_the_mask_is_dead():
