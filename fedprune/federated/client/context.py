@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from fedprune.data.batches import Batches
@@ -13,8 +14,8 @@ from fedprune.local.hooks import has_transfers, transferred
 from fedprune.local.module import Batch, LocalModule
 from fedprune.local.outcomes import TaskMetrics
 from fedprune.local.recipe import Recipe
-from fedprune.local.regularisers.base import Regulariser, in_use
-from fedprune.types import Params
+from fedprune.local.regularisers.base import Regulariser, Term, in_use, regularised
+from fedprune.types import Mask, Params
 from fedprune.wire.message import Wire
 
 
@@ -44,6 +45,14 @@ class Context:
     def in_use(self, params: Params, names: Sequence[str]) -> Params:
         """Return the network that is in use between two steps. names: of the prunable tensors."""
         return in_use(params, names, self.regularisers) if self.regularisers else params
+
+    def as_trained(self, mask: Mask) -> AbstractContextManager[Term | None]:
+        """Return a context in which layers run as in training under this mask, but for noise (Regulariser.permanent)."""
+        return regularised(self.module.net, mask, self._permanent, examples=0) if self._permanent else nullcontext()
+
+    @functools.cached_property
+    def _permanent(self) -> tuple[Regulariser, ...]:
+        return tuple(regulariser for regulariser in self.regularisers if regulariser.permanent)
 
     def transferred(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Return the batches as the module's transfer hooks leave them."""

@@ -13,7 +13,7 @@ from fedprune.federated.client.state_arrays import copies
 from fedprune.local.outcomes import EVERYBODY, Outcomes, concatenated, measured
 from fedprune.local.train import load
 from fedprune.pruning.mask import apply
-from fedprune.types import Params
+from fedprune.types import Params, Subnet
 from fedprune.wire.frame import Piece
 
 
@@ -30,9 +30,10 @@ class ClientEvaluation:
         block's own).
         """
         wire = self.context.wire
-        params = self.context.untrained | wire.read_subnet(block).params | copies(private)
-        params = apply(params, wire.mask_of(kept_mask) or {})
-        return self.outcomes(self.context.in_use(params, wire.layout.masked), where)
+        subnet, own_mask = wire.read_subnet(block), wire.mask_of(kept_mask)
+        params = apply(self.context.untrained | subnet.params | copies(private), own_mask or {})
+        with self.context.as_trained(own_mask or subnet.mask):
+            return self.outcomes(self.context.in_use(params, wire.layout.masked), where)
 
     def outcomes(self, params: Params, where: Slice) -> Outcomes:
         """Return what the module measures on a slice at these parameters."""
@@ -43,15 +44,16 @@ class ClientEvaluation:
             parts = self.context.batches.by_client(where)  # what torchmetrics objects add up is wanted of every client
             return concatenated([self._measured(part, place) for place, part in parts])
 
-    def validation(self, client: int, params: Params) -> dict[str, float]:
+    def validation(self, client: int, subnet: Subnet) -> dict[str, float]:
         """Return what gates may ask for of a network on this client's own validation examples. If it has none, its accuracy is
         0.0, and the task's metric not a number, which opens no gate."""
         context = self.context
         indices = context.clients.val[client]
         if not len(indices):
             return {"val_accuracy": 0.0, "val_metric": math.nan}
-        self._load(context.in_use(params, context.wire.layout.masked))
-        outcomes = measured(context.module, context.transferred(context.batches.of(indices, context.batches.evaluated)))
+        self._load(context.in_use(subnet.params, context.wire.layout.masked))
+        with context.as_trained(subnet.mask):
+            outcomes = measured(context.module, context.transferred(context.batches.of(indices, context.batches.evaluated)))
         return context.task.validated(context.task.means(outcomes))
 
     def _load(self, params: Params) -> None:

@@ -57,9 +57,10 @@ class ClientEvidence:
         entries = about(answered_under(job), job.about)
         params = as_laid_out(self.context.in_use(job.subnet.params, tuple(job.subnet.mask)), self.context.module.net)
         evidence = {}
-        for name in job.measure:
-            measured = _accumulated(job, params) if name in FROM_TRAINING else self._measured(name, job, params, entries)
-            evidence[name] = apply({n: values.float() for n, values in measured.items()}, entries)  # as it travels
+        with self.context.as_trained(job.subnet.mask):
+            for name in job.measure:
+                measured = _accumulated(job, params) if name in FROM_TRAINING else self._measured(name, job, params, entries)
+                evidence[name] = apply({n: values.float() for n, values in measured.items()}, entries)  # as it travels
         return evidence
 
     def for_event(self, job: Job, event: OnClient) -> Measure:

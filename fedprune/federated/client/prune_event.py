@@ -38,7 +38,7 @@ class Looks(NamedTuple):
     """
 
     measure: Measure
-    validation: Callable[[Params], Mapping[str, float]]
+    validation: Callable[[Subnet], Mapping[str, float]]
     first: Params | None = None
 
 
@@ -62,10 +62,10 @@ class OnClient:
         event = job.event
         pruned = functools.cache(lambda: prune(subnet, event, self.axes, looks.measure))
         outcomes: dict[str, Callable[[], float]] = {
-            "val_accuracy": lambda: looks.validation(subnet.params)["val_accuracy"],
-            "val_metric": lambda: looks.validation(subnet.params)["val_metric"],
-            "pruned_accuracy": lambda: looks.validation(pruned().params)["val_accuracy"],
-            "pruned_metric": lambda: looks.validation(pruned().params)["val_metric"],
+            "val_accuracy": lambda: looks.validation(subnet)["val_accuracy"],
+            "val_metric": lambda: looks.validation(subnet)["val_metric"],
+            "pruned_accuracy": lambda: looks.validation(pruned())["val_accuracy"],
+            "pruned_metric": lambda: looks.validation(pruned())["val_metric"],
             "mask_shift": lambda: self._shift(event, subnet, looks),
         }
         if self.gate is not None and not self.gate(**{name: outcomes[name]() for name in needs(self.gate)}):

@@ -2,7 +2,8 @@
 
 A Regulariser can do four things: add a term to the loss of every batch; run layers in another way (with noise) in training;
 give each prunable weight a companion, a parameter that is trained with it (see evidence/gates.py); and say which network is in
-use between two steps. Only steps of training see the noise and the term. Evaluation and evidence see the network in use.
+use between two steps. Only steps of training see the noise and the term. Evaluation and evidence see the network in use; where
+layers run in another way that is no noise but part of the network (`permanent`), evaluation and evidence run them so, too.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Regulariser:
     obstacle: net -> why this network cannot be trained so, or None.
     ordered: whether `layers` and `paired` take an argument `order`, the order in which the network runs its layers.
     steps, rounds: the strength rises from 0 in `steps` equal steps over `rounds` rounds; with steps = 0 it is constant.
+    permanent: whether `layers` belongs to the network that is trained, and so holds in evaluation and evidence as well.
     of_any_layer: whether `layers` changes only the inputs or outputs of a layer, and so is right for any forward.
     of_classes: whether it takes labels that are classes.
     """
@@ -62,6 +64,7 @@ class Regulariser:
     ordered: bool = False
     steps: int = 0
     rounds: int = 1
+    permanent: bool = False
     of_any_layer: bool = False
     of_classes: bool = False
 

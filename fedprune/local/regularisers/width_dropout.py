@@ -1,7 +1,8 @@
 """Training of networks that are cut by width, so that what clients of different widths learn fits together.
 
 Every option is a function of its keys that returns a Regulariser, for `local.dropout`. The living units of a layer are the
-rows of its weight with a living entry; the output layer keeps all of its units. Evaluation runs the network as it is.
+rows of its weight with a living entry; the output layer keeps all of its units. Evaluation runs all living units, and
+HeteroFL's Scaler as in training: without it, it would be of a network that nobody has trained.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ Widths = dict[str, int]
 """The number of leading units of each hidden layer that run, by the layer's name."""
 
 
-def scaled() -> Regulariser:
+def scaler() -> Regulariser:
     """Divide the outputs of a hidden layer by the fraction of its units that are alive. Diao et al. 2021 (the Scaler).
 
-    As with dropout, the next layer then sees activations of the same size as in the whole network. (The paper divides by the
-    nominal rate; ceil(rate x units) may be more than that, and here the outputs are divided by the actual fraction.)
+    As with dropout, the next layer then sees activations of the same size as in the whole network. It holds in training and in
+    evaluation; in the whole network, where all units are alive, it changes nothing. (The paper divides by the nominal rate;
+    ceil(rate x units) may be more than that, and here the outputs are divided by the actual fraction.)
     """
-    return Regulariser(layers=_scaled, ordered=True, of_any_layer=True)
+    return Regulariser(layers=_scaled, ordered=True, permanent=True, of_any_layer=True)
 
 
 def _scaled(net: nn.Module, mask: Mask, order: LayerOrder | None = None) -> Forwards:

@@ -12,7 +12,7 @@ from torch import nn
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.local.regularisers.base import none, regularised
 from fedprune.local.regularisers.check import check_together
-from fedprune.local.regularisers.width_dropout import choices, living_units, ordered, ordered_distilled, scaled
+from fedprune.local.regularisers.width_dropout import choices, living_units, ordered, ordered_distilled, scaler
 from fedprune.local.regularisers.width_slices import leading
 from fedprune.models.cnn import cnn_small
 from fedprune.pruning.evidence.network import Network
@@ -41,7 +41,7 @@ def test_activations_are_divided_by_the_fraction_of_units_that_a_client_has():
     net.load_state_dict({name: torch.tensor(value) for name, value in state.items()})
     mask = {"0.weight": torch.tensor([[True], [False]]), "2.weight": torch.tensor([[True, False]])}
     x = torch.tensor([[2.0]])
-    with regularised(net, mask, (scaled(),), 1):
+    with regularised(net, mask, (scaler(),), 1):
         assert net(x).item() == 71
     assert net(x).item() == 36
 
@@ -50,7 +50,7 @@ def test_with_everything_alive_nothing_is_scaled():
     net = mlp()
     mask = {name: torch.ones_like(net.get_parameter(name), dtype=torch.bool) for name in ("0.weight", "2.weight")}
     x = torch.randn(5, 3)
-    with regularised(net, mask, (scaled(),), 1):
+    with regularised(net, mask, (scaler(),), 1):
         during = net(x)
     assert torch.equal(during, net(x))
 

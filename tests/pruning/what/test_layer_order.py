@@ -13,7 +13,7 @@ from fedprune.errors import Incompatible
 from fedprune.federated.masks.nested import Nested
 from fedprune.local.regularisers.base import regularised
 from fedprune.local.regularisers.dropout import adjusted, adjusted_rates
-from fedprune.local.regularisers.width_dropout import living_units, scaled
+from fedprune.local.regularisers.width_dropout import living_units, scaler
 from fedprune.local.regularisers.width_slices import leading, output_layers
 from fedprune.models.char_lstm import char_lstm
 from fedprune.models.char_transformer import char_transformer
@@ -300,7 +300,7 @@ def test_hidden_layers_are_scaled_and_the_one_that_runs_last_is_not():
     assert living_units(net, mask, order_of(net, 2)) == {"fc2": 4, "fc1": 6}
     seen = {}
     net.head.register_forward_hook(lambda layer, inputs, outputs: seen.update(head=(inputs[0], outputs)))
-    with regularised(net, mask, (scaled().told(order_of(net, 2)),), 1):
+    with regularised(net, mask, (scaler().told(order_of(net, 2)),), 1):
         net(torch.ones(1, 2))
     inputs, outputs = seen["head"]
     assert torch.equal(outputs, F.linear(inputs, net.head.weight, net.head.bias))
