@@ -33,7 +33,7 @@ def measure(names, subnet, about, surviving=None):
 
 
 def looks(validation=None, first=None) -> Looks:
-    return Looks(measure, validation or (lambda params: pytest.fail("nobody has to ask")), first)
+    return Looks(measure, validation or (lambda subnet: pytest.fail("nobody has to ask")), first)
 
 
 def carried_out(event: PruneEvent, seen: Looks, gate=None, rewind=None, criterion=None, events: int = 0, client: int = 3):
@@ -56,7 +56,7 @@ def test_a_gate_on_accuracy_asks_about_the_network_before_it_is_pruned(accuracy,
     asked = []
     pruned = carried_out(
         PruneEvent(1, 0.25),
-        looks(lambda params: asked.append(params["w"].tolist()) or {"val_accuracy": accuracy}),
+        looks(lambda subnet: asked.append(subnet.params["w"].tolist()) or {"val_accuracy": accuracy}),
         Accurate(0.5),
     )
     assert (pruned is not None) == happens
@@ -70,7 +70,7 @@ def test_a_gate_on_accuracy_asks_about_the_network_before_it_is_pruned(accuracy,
 )
 def test_a_gate_on_the_shift_compares_what_the_first_epoch_would_have_led_to(gate, happens):
     first = {"w": torch.tensor([4.0, -5.0, 2.0, 0.0]), "b": torch.tensor([7.0])}
-    assert (carried_out(PruneEvent(1, 0.25), looks(lambda params: {"val_accuracy": 1.0}, first), gate) is not None) == happens
+    assert (carried_out(PruneEvent(1, 0.25), looks(lambda subnet: {"val_accuracy": 1.0}, first), gate) is not None) == happens
 
 
 def test_it_goes_back_to_the_weights_of_the_start_under_its_own_mask():
