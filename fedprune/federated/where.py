@@ -1,4 +1,6 @@
-"""The places where evidence is measured: on the server, on one client, on the cohort or on all clients.
+"""The places where evidence from data is measured: on the server, on one client, on the cohort or on all clients.
+
+Criteria that need no data, such as magnitude, ignore the place.
 
 Every option is a `Where`: (cohort of the coming round before a rewind, number of clients, seed) -> the clients that measure.
 """

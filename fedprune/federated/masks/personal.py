@@ -16,9 +16,9 @@ from fedprune.types import Mask, Params, Personal, Plan, PruneEvent, State, Subn
 class PersonalMask(Whose):
     """Each client has a mask and a position in the plan of its own, for the whole run. The server's network has no mask.
 
-    The server keeps all masks in State.personal, and changes that of a client only when the client was drawn and has pruned: a
-    mask survives the rounds in which its client is not drawn. A client that was not there when an event was due carries it out
-    in its next round. If several are due, only the last is carried out; behind a gate, one in each round.
+    State.personal stores all masks. A client's mask goes up, and changes there, only if the client was drawn and has pruned: it
+    survives the rounds in which the client is not drawn. A client that was not there when an event was due carries it out in
+    its next round. If several are due, only the last is carried out; behind a gate, one in each round.
 
     uncommon: the values of entries that not all clients have alive, the `server`'s or each client's `own`. memory_mb: masks
     that take more than so many megabytes are kept in a file of the run's folder. plans: those of each client, where they differ

@@ -222,7 +222,7 @@ def test_a_client_that_was_not_there_catches_up_in_its_next_round(tiny, play):
     assert len(seen) >= 3
 
 
-def test_a_server_that_never_saw_an_event_is_whole_and_its_values_stay_where_nobody_holds_them(whole):
+def test_a_server_that_never_saw_an_event_is_whole_and_its_values_stay_where_nobody_has_them(whole):
     played, rounds = whole(LOTTERY), 0
     for (before, _), (state, _) in pairwise(played):
         assert all(alive.all() for alive in state.server.mask.values())

@@ -32,9 +32,9 @@ LINEAR = {"_target_": "helpers.federation.mlp", "hidden": 0}
 
 def test_only_what_all_hold_is_averaged_and_the_rest_stays_with_each_client(play):
     """One linear layer of two rows, which are the units. Steps are next to nothing (lr = 1e-9), so only the algorithm acts."""
-    # The server has the rows (10, 20) and (30, 40). Client 0 holds the first alone, client 1 both, and has trained (1, 1)
-    # and (5, 6). All hold the first row alone. So client 0 trains (10, 20), and client 1 (10, 20) and its own (5, 6).
-    # What all participants hold, the first row, is averaged; the server's second row stays (30, 40).
+    # The server has the rows (10, 20) and (30, 40). Client 0 has the first alone, client 1 both, and has trained (1, 1)
+    # and (5, 6). The first row alone is common. So client 0 trains (10, 20), and client 1 (10, 20) and its own (5, 6).
+    # What all participants have, the first row, is averaged; the server's second row stays (30, 40).
     # Client 2 has never trained: it has nothing of its own, and takes the server's two rows.
     experiment = federation(
         *(*HERMES, "what.skip=[]", "when.accuracy=1.0", "density=0.5", "how_often.rate=0.5", "rounds=3"),
@@ -56,9 +56,8 @@ def test_only_what_all_hold_is_averaged_and_the_rest_stays_with_each_client(play
     assert torch.allclose(trained[0], torch.tensor([[10.0, 20.0], [0.0, 0.0]]), atol=1e-4)
     assert torch.allclose(trained[1], torch.tensor([[10.0, 20.0], [5.0, 6.0]]), atol=1e-4)
     assert torch.allclose(trained[2], torch.tensor([[10.0, 20.0], [30.0, 40.0]]), atol=1e-4)
-    # Values that go down, 4 bytes each: 2, 2 and 4 weights, and two biases for each. In front 2 bytes; the mask of what is
-    # common,
-    # 4 bits in 1 byte, to client 1 alone (client 0 holds it, client 2 is sent everything).
+    # Values that go down, 4 bytes each: 2, 2 and 4 weights, and two biases for each. In front 2 bytes; the mask of
+    # the common entries, 4 bits in 1 byte, to client 1 alone (client 0 has it already, client 2 is sent everything).
     blocks = (2 + 4 * 4) + (2 + 1 + 4 * 4) + (2 + 4 * 6)
     headers = metrics["wire/down_bytes"] - blocks - 3 * (8 + 4 + 4)
     assert 0 < headers < 3 * 120

@@ -34,17 +34,17 @@ def three() -> list[tuple[Subnet, float]]:
 
 def test_each_entry_is_the_weighted_mean_over_the_clients_that_hold_it():
     # Entry by entry, of the three clients:
-    #   held by all:           (1 x 1 + 3 x 2 + 4 x 4) / 8 = 23 / 8
-    #   held by 1 and 3:       (1 x 5 + 4 x 10) / 5 = 9
-    #   held by 2 alone:       -6
-    #   held by nobody:        the server's 40
+    #   had by all:           (1 x 1 + 3 x 2 + 4 x 4) / 8 = 23 / 8
+    #   had by 1 and 3:       (1 x 5 + 4 x 10) / 5 = 9
+    #   had by 2 alone:       -6
+    #   had by nobody:        the server's 40
     # and b, which no mask covers: (1 x 8 + 3 x 0 + 4 x 2) / 8 = 2
     mean = merged(OverlapMean(), SERVER, three())
     assert mean["w"].tolist() == [23 / 8, 9.0, -6.0, 40.0]
     assert mean["b"].tolist() == [2.0]
 
 
-def test_what_nobody_holds_is_the_servers_or_zero():
+def test_what_nobody_has_is_the_servers_or_zero():
     # As above, but for the last entry, which is 0 instead of the server's 40.
     assert merged(OverlapMean("keep"), SERVER, three())["w"].tolist() == [23 / 8, 9.0, -6.0, 40.0]
     zero = merged(OverlapMean("zero"), SERVER, three())
@@ -53,7 +53,7 @@ def test_what_nobody_holds_is_the_servers_or_zero():
 
 
 def test_the_mean_with_zeros_divides_by_everybody():
-    # The same sums as above, all divided by 1 + 3 + 4 = 8, whoever holds the entry:
+    # The same sums as above, all divided by 1 + 3 + 4 = 8, whoever has the entry:
     #   (1 x 1 + 3 x 2 + 4 x 4) / 8 = 23 / 8;  (1 x 5 + 4 x 10) / 8 = 45 / 8;  3 x -6 / 8 = -18 / 8;  0
     mean = merged(mean_with_zeros, SERVER, three())
     assert mean["w"].tolist() == [23 / 8, 45 / 8, -18 / 8, 0.0]
@@ -61,7 +61,7 @@ def test_the_mean_with_zeros_divides_by_everybody():
 
 
 def test_the_intersection_is_averaged_and_the_rest_stays_with_the_server():
-    # Only the first entry is held by all three: 23 / 8. The others are the server's 20, 30 and 40, also the one of two holders.
+    # Only the first entry is had by all three: 23 / 8. The others are the server's 20, 30 and 40, also the one of two holders.
     mean = merged(intersection, SERVER, three())
     assert mean["w"].tolist() == [23 / 8, 20.0, 30.0, 40.0]
     assert mean["b"].tolist() == [2.0]
@@ -93,7 +93,7 @@ def test_with_different_masks_it_is_a_masked_average_whatever_the_order(seed):
     alive = random.random((6, 40)) < 0.3
     weights, shares = random.normal(size=(6, 40)).astype(np.float32) * alive, random.integers(1, 50, 6)
     server = random.normal(size=40).astype(np.float32)
-    # Two clients hold the very same mask, and do not come one after the other.
+    # Two clients have the very same mask, and do not come one after the other.
     masks = [{"w": torch.from_numpy(row)} for row in alive]
     masks[4], weights[4] = masks[1], weights[4] * alive[1]
     alive[4] = alive[1]
@@ -106,7 +106,7 @@ def test_with_different_masks_it_is_a_masked_average_whatever_the_order(seed):
         np.testing.assert_allclose(mean["w"].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_what_nobody_holds_keeps_the_servers_value_to_the_bit():
+def test_what_nobody_has_keeps_the_servers_value_to_the_bit():
     server = {"w": torch.tensor([0.1, -0.0, math.pi]), "untouched": torch.tensor([0.3])}
     update = Subnet({"w": torch.zeros(3)}, {"w": torch.zeros(3, dtype=torch.bool)})
     mean = merged(OverlapMean(), server, [(update, 2.0)])
@@ -156,7 +156,7 @@ def test_networks_that_are_equal_average_to_themselves_bit_for_bit(mean, equal):
     assert equal(merged(mean, {"w": torch.ones(4)}, [(update, share) for share in (3.0, 7.0, 0.1)]), update.params)
 
 
-def test_a_rule_for_what_nobody_holds_is_keep_or_zero():
+def test_a_rule_for_what_nobody_has_is_keep_or_zero():
     with pytest.raises(ConfigError, match=r"federated\.aggregate\.uncovered=drop: choose one of keep, zero"):
         OverlapMean("drop")
 

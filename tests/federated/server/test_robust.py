@@ -32,14 +32,14 @@ FOUR = [
     client([-4, 1, 0, 0], [1, 1, 0, 0], b=0),
     client([90, 0, 3, 0], [1, 0, 1, 0], b=2),
 ]
-"""Clients of five weights: held by four, by three, by two and by nobody, and one that no mask has."""
+"""Clients of five weights: had by four, by three, by two and by nobody, and one that no mask has."""
 
 
 def test_the_median_by_hand():
-    # held by four:   -4 1 2 90, an even number: (1 + 2) / 2 = 1.5
-    # held by three:  1 5 9: 5.  The fourth's 0 is dead, and does not count: with it, it would be 3.
-    # held by two:    3 7: 5
-    # held by nobody: the server's 40
+    # had by four:   -4 1 2 90, an even number: (1 + 2) / 2 = 1.5
+    # had by three:  1 5 9: 5.  The fourth's 0 is dead, and does not count: with it, it would be 3.
+    # had by two:    3 7: 5
+    # had by nobody: the server's 40
     # b, four:        -3 0 2 8: 1
     found = merged(CoordinateMedian(), SERVER, FOUR)
     assert found["w"].tolist() == [1.5, 5.0, 5.0, 40.0]
@@ -48,9 +48,9 @@ def test_the_median_by_hand():
 
 def test_the_trimmed_mean_by_hand():
     # trim 0.3 leaves out, at each end, floor(0.3 x 4) = 1 of four, floor(0.9) = 0 of three, floor(0.6) = 0 of two.
-    # held by four:   -4 (1 2) 90: 1.5
-    # held by three:  (1 + 5 + 9) / 3 = 5
-    # held by two:    (3 + 7) / 2 = 5
+    # had by four:   -4 (1 2) 90: 1.5
+    # had by three:  (1 + 5 + 9) / 3 = 5
+    # had by two:    (3 + 7) / 2 = 5
     # b, four:        -3 (0 2) 8: 1
     found = merged(TrimmedMean(0.3), SERVER, FOUR)
     assert found["w"].tolist() == [1.5, 5.0, 5.0, 40.0]
@@ -64,7 +64,7 @@ def test_the_trimmed_mean_by_hand():
 
 
 @pytest.mark.parametrize("option", [CoordinateMedian, TrimmedMean])
-def test_what_nobody_holds_is_the_servers_or_zero(option):
+def test_what_nobody_has_is_the_servers_or_zero(option):
     assert merged(option(uncovered="keep"), SERVER, FOUR)["w"][3] == 40.0
     assert merged(option(uncovered="zero"), SERVER, FOUR)["w"][3] == 0.0
 
@@ -202,7 +202,7 @@ def test_what_is_trimmed_leaves_something(trim):
 
 
 @pytest.mark.parametrize("option", [CoordinateMedian, TrimmedMean])
-def test_a_rule_for_what_nobody_holds_is_keep_or_zero(option):
+def test_a_rule_for_what_nobody_has_is_keep_or_zero(option):
     with pytest.raises(ConfigError, match=r"federated\.aggregate\.uncovered=drop: choose one of keep, zero"):
         option(uncovered="drop")
 

@@ -24,7 +24,7 @@ def bits_of(tensor: torch.Tensor) -> bytes:
 
 
 def merged_buffer(merge, tensors: list[torch.Tensor], weights=(1.0, 2.0, 5.0)) -> torch.Tensor:
-    """What becomes of a buffer `b`, beside a weight that two of the clients hold."""
+    """What becomes of a buffer `b`, beside a weight that two of the clients have."""
     masks = [torch.tensor(alive) for alive in ([True, True], [True, False], [True, True])]
     params = [{"w": torch.where(alive, 1.5, 0.0), "b": tensor} for alive, tensor in zip(masks, tensors, strict=True)]
     updates = [(Subnet(own, {"w": alive}), weight) for own, alive, weight in zip(params, masks, weights, strict=True)]
@@ -75,8 +75,8 @@ def test_one_of_three_who_disagrees_is_heard():
     assert merged_buffer(OverlapMean(), [torch.tensor([BIG]), torch.tensor([BIG]), torch.tensor([BIG + 2**20])])[0] > BIG
 
 
-def test_what_is_alike_and_dead_is_by_the_rule_of_what_nobody_holds():
-    # Infinite in the first entry, which all hold; nobody holds the second, where the server's 7 stays.
+def test_what_is_alike_and_dead_is_by_the_rule_of_what_nobody_has():
+    # Infinite in the first entry, which all have; nobody has the second, where the server's 7 stays.
     alive = {"w": torch.tensor([True, False])}
     updates = [(Subnet({"w": torch.tensor([torch.inf, 0.0])}, alive), 1.0)] * 2
     server = {"w": torch.tensor([1.0, 7.0])}
