@@ -1,8 +1,8 @@
 """The task's metrics: of the server's network on the global test set, and on every client's own validation and test parts.
 
-Clients that share a network are evaluated together; a client that keeps tensors to itself, with those; one with a mask of its
-own, under that mask. Slices have a fixed
-length, so that the numbers do not depend on the number of workers.
+Clients with equal networks are evaluated together. A client with private tensors is evaluated with those, and one with a mask
+of its own under that mask. Slices have a fixed length, so that the numbers do not depend on the number of workers. The bytes of
+an evaluation are not counted.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Evaluation:
         return kept.batchnorm | kept.weights
 
     def _alike(self, state: State, values: bool) -> Iterator[list[int]]:
-        """Yield positions in a row whose clients have one and the same network. values: whether some keep values of theirs."""
+        """Yield consecutive positions whose clients have the same network. values: whether some keep values of theirs."""
         positions = range(len(self.clients))
         if self.exchange.private or values:
             return ([position] for position in positions)

@@ -70,7 +70,7 @@ def gaps(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
 
 
 def auto(tensors: Params, mask: Mask, known: Mask | None = None) -> bytes:
-    """The smallest: without the mask if the receiver holds it, else with it as bits or as gaps. (Dense is never smaller.)"""
+    """The smallest: without the mask if the receiver knows it, else with it as bits or as gaps. (Dense is never smaller.)"""
     if known is not None and _same(mask, known):
         return _joined(bytes([KNOWN, 0]), _living(tensors, mask))
     return _joined(min(_head(BITMAP, mask), _head_gaps(mask), key=len), _living(tensors, mask))

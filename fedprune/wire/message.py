@@ -2,7 +2,7 @@
 
 A message is a frame (frame.py) around a header (who, when, what for) and blocks of tensors, each a codec's encoding. A job with
 `common` entries brings their values alone, under a mask of these. One to a newcomer has a block more, of what is never trained.
-A control beside the subnet (SCAFFOLD's) is one more block, under the mask that both ends hold; the header says which of the
+A control beside the subnet (SCAFFOLD's) is one more block, under the mask that both ends know; the header says which of the
 layout's tensors are in it, by their places. A job about a removal has one block more: a bit for each living entry, whether
 it survives. `kept` and `kept_mask`, which stay with the client, are in no message. What is trained is what was decoded, and the
 bytes that are reported are the lengths of these messages.

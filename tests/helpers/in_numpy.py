@@ -97,7 +97,7 @@ def averaged(parts: Sequence[Arrays], sizes: Sequence[int]) -> Arrays:
 
 
 def held_mean(server: Arrays, updates: Sequence[tuple[Arrays, Arrays, float]]) -> Arrays:
-    """sum_k a_k m_k w_k / sum_k a_k m_k, entry by entry; the server's where nobody holds it. updates: (w, mask, a)."""
+    """sum_k a_k m_k w_k / sum_k a_k m_k, entry by entry; the server's where nobody has it. updates: (w, mask, a)."""
     found = {}
     for name, old in server.items():
         total = sum(a * m.get(name, np.ones_like(old)) for _, m, a in updates)

@@ -151,16 +151,16 @@ class What:
             if torch.isnan(scores[name]).any():
                 raise NotANumber(name)
         units = {name: self.unit(wide(scores[name])) for name in self.names}
-        kept = self._kept(units, density, {name: scores[name].shape for name in self.names})
-        return {name: spread(kept[name], scores[name].shape) for name in self.names}
+        survivors = self._survivors(units, density, {name: scores[name].shape for name in self.names})
+        return {name: spread(survivors[name], scores[name].shape) for name in self.names}
 
-    def _kept(self, units: Scores, density: float, shapes: Shapes) -> Mask:
+    def _survivors(self, units: Scores, density: float, shapes: Shapes) -> Mask:
         """Return the units that the scope keeps, and the best `min_per_layer` living units of each layer."""
         if not self.min_per_layer:
             return self._scope(units, density, shapes)
         best = {name: keep_best({name: score}, self.min_per_layer)[name] for name, score in units.items()}
         if self.emerges:  # there is no exact count, and protected units would not count in the layer's standard deviation
-            return {name: kept | best[name] for name, kept in self._scope(units, density, shapes).items()}
+            return {name: alive | best[name] for name, alive in self._scope(units, density, shapes).items()}
         return self._scope({name: score.masked_fill(best[name], math.inf) for name, score in units.items()}, density, shapes)
 
     @property

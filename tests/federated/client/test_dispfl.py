@@ -68,7 +68,7 @@ def test_three_clients_meet_by_hand():
     sent = {client: message(loop.exchange.wire, client, loop._network(state, client)) for client in range(3)}
     first, second, third = loop._meet(state, heard, sent)
     # Client 0 hears both. Entry 0: (2 + 6) / 2 = 4. Entry 1: only it has one, 4, but its next mask has not. Entry 2 it grows,
-    # from what the others have: (1 + 3) / 2 = 2. Entry 3 it grows too; client 2 holds it, as a zero: 0 / 1 = 0. The biases are
+    # from what the others have: (1 + 3) / 2 = 2. Entry 3 it grows too; client 2 has it, as a zero: 0 / 1 = 0. The biases are
     # the means of 0, 1, 2 and of 0, 3, 6.
     assert first.subnet.params["fc2.weight"].flatten().tolist() == [4.0, 0.0, 2.0, 0.0]
     assert first.subnet.params["fc2.bias"].tolist() == [1.0, 3.0]

@@ -259,7 +259,7 @@ def blocks(pieces: Message) -> tuple[dict, bytes]:
 
 def test_every_byte_is_a_byte_of_a_message_and_a_mask_travels_once(tiny, play):
     # lenet_300_100 on 64 inputs: 50,200 weights and 410 biases. A block has 2 bytes in front, 4 for each value that is sent,
-    # and no mask if everything lives or the receiver holds it; else one at the entropy of 50,200 weights of which so many live
+    # and no mask if everything lives or the receiver knows it; else one at the entropy of 50,200 weights of which so many live
     # at random, or less, and never more than a bit each, 6,275 bytes.
     experiment = tiny(*LOTTERY)
     spy = Spy(experiment.executor())
