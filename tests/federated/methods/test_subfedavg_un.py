@@ -45,8 +45,8 @@ def test_a_client_prunes_while_its_mask_moves_and_only_if_what_is_left_is_accura
     alive = {"fc2.weight": torch.ones(2, 2, dtype=torch.bool)}
     asked = []
 
-    def right(params):
-        asked.append(params["fc2.weight"].tolist())
+    def right(subnet):
+        asked.append(subnet.params["fc2.weight"].tolist())
         return {"val_accuracy": 0.6}
 
     def measure(names, subnet, about):
