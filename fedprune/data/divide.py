@@ -82,7 +82,7 @@ def _too_few(how: Partition, needed: int, sizes: list[int]) -> str:
 
 
 def _remedies(how: Partition, needed: int, evener: str) -> str:
-    lower = f"lower partition.min_examples={needed}"
+    lower = f"lower partition.min_examples (now {needed})"
     fewer = lower if needed == how.min_examples else "set partition.val=0 or partition.test=0"
     return "Try one of: " + ", ".join(filter(None, [evener, "lower federated.clients", fewer])) + "."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -78,12 +79,16 @@ def make_options(config: DictConfig, problems: Problems) -> Options | None:
 def make_option(config: DictConfig, group: Group) -> Any:
     """Return the object of one option, with the defaults of its group. Raises ConfigError if it is none of the group."""
     node = OmegaConf.select(config, group.key)
+    if not OmegaConf.is_config(node):
+        raise ConfigError([_no_option(config, group.key, node)])
     try:
         made = make(node)
     except ConfigError as error:
-        if not isinstance(error.__cause__, TypeError) or not _is_called_later(node, group.base):
+        if not isinstance(error.__cause__, TypeError) or not _is_function(node) or not _parameters(group.base):
             raise
-        raise ConfigError([f"{error}: {_called(group)}: type +{group.key}._partial_=true"]) from error
+        fits = _takes(make({**node, "_partial_": True}), _parameters(group.base))
+        instead = f"type +{group.key}._partial_=true" if fits else f"{_see(group)}"
+        raise ConfigError([f"{error}: {_called(group)}: {instead}"]) from error
     if group.other is not None and isinstance(made, group.other):
         return made
     problems = [*_wrong(made, node, group), *_uncalled(made, group.key)]
@@ -98,14 +103,15 @@ def _wrong(made: object, node: Mapping[str, object], group: Group) -> list[str]:
     if node.get("_partial_") and (isinstance(made, type) or lacks or not calls):
         return [f"{target} is not called: type {group.key}._partial_=false"]
     if lacks:
-        return [f"{target} has no {', '.join(lacks)}: see {group.base.__module__}.{group.base.__name__}"]
+        return [f"{target} has no {', '.join(lacks)}: {_see(group)}"]
     if not calls:
         return []
     if not callable(made):
         return [f"{target} gives {made!r:.60}: {_called(group)}: type +{group.key}._partial_=true"]
     if not _takes(made, calls):
-        instead = f", or type {group.key}._partial_=false" if node.get("_partial_") else ""
-        return [f"{target}{inspect.signature(made)} takes other arguments: {_called(group)}: write one that is{instead}"]
+        instead = f", or type {group.key}._partial_=false" if node.get("_partial_") and _takes(made, ()) else ""
+        other = f"{target}{inspect.signature(made)} takes other arguments"
+        return [f"{other}: {_called(group)}: write one that is ({_see(group)}){instead}"]
     return []
 
 
@@ -122,11 +128,25 @@ def _uncalled(made: object, key: str) -> list[str]:
     ]
 
 
-def _is_called_later(node: Mapping[str, object], base: type) -> bool:
-    """Return whether the node names a function that takes what options of this group are called with."""
-    function, calls = make({**node, "_partial_": True}), _parameters(base)
+def _no_option(config: DictConfig, key: str, value: object) -> str:
+    """Return what to type in the place of a plain value for a group of options: a key that is meant, or an option."""
+    parent, _, name = key.rpartition(".")
+    among = OmegaConf.select(config, parent) if parent else config
+    others = [other for other in map(str, among) if other != name and not OmegaConf.is_config(among[other])]
+    near = difflib.get_close_matches(name, others, n=1)
+    meant = f"did you mean {f'{parent}.' * bool(parent)}{near[0]}={value}? " if near else ""
+    return f"{key}={value}: {key.replace('.', '/')} is a group of options: {meant}`python -m fedprune --help` lists them"
+
+
+def _is_function(node: Mapping[str, object]) -> bool:
+    """Return whether the node names a function, and no class."""
+    function = make({**node, "_partial_": True})
     named = function.func if isinstance(function, functools.partial) else function
-    return bool(calls) and not isinstance(named, type) and _takes(function, calls)
+    return not isinstance(named, type)
+
+
+def _see(group: Group) -> str:
+    return f"see {group.base.__module__}.{group.base.__name__}"
 
 
 def _parameters(base: type) -> tuple[str, ...]:

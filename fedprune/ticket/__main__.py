@@ -58,7 +58,9 @@ def _export(given: argparse.Namespace) -> None:
     export(network, given.to)
     left = sum(parameter.numel() for parameter in network.net.parameters())
     shape = "x".join(map(str, network.example.shape[1:]))
-    print(f"{given.to}: {left:,} parameters" + (f" of {dense:,}" if given.compact else ""))
+    of_dense = f" of {dense:,}" if given.compact else ""
+    none_dead = ": no whole filter, channel or neuron is dead" if given.compact and left == dense else ""
+    print(f"{given.to}: {left:,} parameters{of_dense}{none_dead}")
     print(f"inputs: {shape}, normalised as in training (mean and scale of the data set)")
 
 

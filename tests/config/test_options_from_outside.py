@@ -425,3 +425,32 @@ def test_the_command_finds_them_beside_the_working_directory(command, outside, f
     result = command(*TINY, "rounds=2", "--config-dir", str(outside / "conf"), *words)
     assert result.rc == 0, result.text
     assert json.loads((folder() / "run.json").read_text())["axes"]["whose"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        (
+            "federated.client=10",
+            "federated.client=10: federated/client is a group of options: did you mean federated.clients=10?",
+        ),
+        ("federated.upload=3", "federated.upload=3: federated/upload is a group of options: `python -m fedprune --help`"),
+    ],
+)
+def test_a_plain_value_in_the_place_of_an_option_is_refused_with_what_is_meant(typed, says, tiny):
+    with pytest.raises(ConfigError) as error:
+        tiny(typed)
+    assert says in str(error.value)
+
+
+def test_an_aggregate_that_is_a_function_of_the_updates_is_shown_what_an_aggregate_is(tiny):
+    for partial in ("false", "true"):
+        with pytest.raises(ConfigError) as error:
+            tiny(
+                "federated/aggregate=intersection",
+                "federated.aggregate._target_=operator.add",
+                f"federated.aggregate._partial_={partial}",
+            )
+        assert "federated.aggregate is called with (server)" in str(error.value)
+        assert "see fedprune.federated.server.accumulator.Aggregate" in str(error.value)
+        assert "_partial_" not in str(error.value)

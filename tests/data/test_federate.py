@@ -107,7 +107,7 @@ def test_when_no_draw_does_the_error_names_partition_client_and_remedy():
         federate(labelled(600), how, clients=10, seed=0)
     for text in ("Dirichlet(alpha=0.01)", "10 clients", "fewer than 30", "client ", "raise partition.alpha"):
         assert text in str(refusal.value)
-    for text in ("lower federated.clients", "lower partition.min_examples=30"):
+    for text in ("lower federated.clients", "lower partition.min_examples (now 30)"):
         assert text in str(refusal.value)
 
 

@@ -30,8 +30,10 @@ def ranges(config: DictConfig) -> list[str]:
         f"seed={config.seed} must not be negative": config.seed >= 0,
         f"checkpoint_every={config.checkpoint_every} is in seconds: 0 or more": config.checkpoint_every >= 0,
         f"federated.clients={federated.clients} must be at least 1": federated.clients >= 1,
-        f"federated.cohort={federated.cohort} must be from 1 to federated.clients={federated.clients}: "
-        "it is the number of clients that train in a round": 1 <= federated.cohort <= max(federated.clients, 1),
+        f"federated.cohort={federated.cohort} must be from 1 to federated.clients={federated.clients}: it is the number of "
+        f"clients that train in a round; type federated.cohort={max(federated.clients, 1)} for all": 1
+        <= federated.cohort
+        <= max(federated.clients, 1),
         f"federated.evaluated={federated.evaluated} clients are evaluated on their own examples: at least 1, or null for all": (
             federated.evaluated is None or federated.evaluated >= 1
         ),
