@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from types import NoneType
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -33,6 +34,9 @@ from fedprune.pruning.how_often import HowOften
 from fedprune.pruning.rewind import Rewind
 from fedprune.pruning.what import What
 from fedprune.pruning.when import When
+
+VALUE = (str, int, float, NoneType)
+"""The types of a plain value, which is no node of options. A bool is an int."""
 
 
 class Group(NamedTuple):
@@ -79,7 +83,7 @@ def make_options(config: DictConfig, problems: Problems) -> Options | None:
 def make_option(config: DictConfig, group: Group) -> Any:
     """Return the object of one option, with the defaults of its group. Raises ConfigError if it is none of the group."""
     node = OmegaConf.select(config, group.key)
-    if not OmegaConf.is_config(node):
+    if isinstance(node, VALUE):
         raise ConfigError([_no_option(config, group.key, node)])
     try:
         made = make(node)
@@ -132,7 +136,7 @@ def _no_option(config: DictConfig, key: str, value: object) -> str:
     """Return what to type in the place of a plain value for a group of options: a key that is meant, or an option."""
     parent, _, name = key.rpartition(".")
     among = OmegaConf.select(config, parent) if parent else config
-    others = [other for other in map(str, among) if other != name and not OmegaConf.is_config(among[other])]
+    others = [other for other in map(str, among) if other != name and isinstance(among[other], VALUE)]
     near = difflib.get_close_matches(name, others, n=1)
     meant = f"did you mean {f'{parent}.' * bool(parent)}{near[0]}={value}? " if near else ""
     return f"{key}={value}: {key.replace('.', '/')} is a group of options: {meant}`python -m fedprune --help` lists them"
