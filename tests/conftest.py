@@ -177,11 +177,13 @@ def _play(loop, state: State, stop: int) -> Iterator[tuple[State, dict[str, floa
 
 @pytest.fixture(scope="session")
 def equal() -> Callable[[Params, Params], bool]:
-    """Whether two dicts of tensors, or two states of clients, are the same, in names, types and every bit."""
+    """Whether two dicts of tensors, or two states of clients, are the same, in names, types, shapes and every bit."""
 
     def same(one: Params | ClientState, other: Params | ClientState) -> bool:
         a, b = (flat(each) if isinstance(each, ClientState) else each for each in (one, other))
-        return list(a) == list(b) and all(a[n].dtype == b[n].dtype and torch.equal(bits(a[n]), bits(b[n])) for n in a)
+        return list(a) == list(b) and all(
+            a[n].dtype == b[n].dtype and a[n].shape == b[n].shape and torch.equal(bits(a[n]), bits(b[n])) for n in a
+        )
 
     return same
 

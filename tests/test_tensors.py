@@ -43,7 +43,7 @@ METHODS = [
 def test_a_run_is_that_of_the_same_network_without_further_names(method, other, plain, tiny, play):
     """Right: the network that is spelled out, which has each tensor once: its weights, masks, bytes and densities.
 
-    Both are trained under their masks: a network with further names is not cut while it is trained, see wiring.py.
+    Both are trained under their masks: a network with further names is not cut while it is trained, see compaction/fx_graph.py.
     """
     runs = []
     for model in (other, plain):

@@ -51,8 +51,7 @@ def report(runs: Runs, into: Path | str) -> pd.DataFrame:
 
 def _write_levels(rounds: pd.DataFrame, into: Path) -> None:
     """Write the tables by level if there are several levels; else remove older ones."""
-    for name in ("levels.csv", "levels.md"):
-        (into / name).unlink(missing_ok=True)
+    _remove(into / "levels.csv", into / "levels.md")
     if levels(rounds).empty:
         return
     by_levels = by_level(rounds, varying(rounds))

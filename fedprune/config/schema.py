@@ -1,5 +1,5 @@
-"""The types of what everybody sweeps. Hydra checks names and types against it on the command line,
-experiment/build.py ranges.
+"""The types of what everybody sweeps. Hydra checks names and types against it on the command line;
+experiment/checks/values.py checks ranges.
 
 Groups whose options name their own Python object (`_target_`) are checked by that object, and may be anybody's.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -127,9 +127,19 @@ class Experiment:
         """Return the federated loop over these workers."""
         config, federated, clients, options = self.config, self.config.federated, self.clients, self.options
         control = functools.partial(scaffold.sent, self.controlled) if self.controlled else None
-        exchange = Exchange(self.wire, executor, config.seed, sizes(clients.train), self.private, federated.broken)
-        exchange = replace(exchange, fates=options.fates, control=control, upload=options.upload)
-        exchange = replace(exchange, feedback=self.recipe.error_feedback, learnt=self._learnt)
+        exchange = Exchange(
+            wire=self.wire,
+            executor=executor,
+            seed=config.seed,
+            examples=sizes(clients.train),
+            private=self.private,
+            broken=federated.broken,
+            fates=options.fates,
+            control=control,
+            upload=options.upload,
+            feedback=self.recipe.error_feedback,
+            learnt=self._learnt,
+        )
         return options.round.loop(
             seed=config.seed,
             plan=self.plan,

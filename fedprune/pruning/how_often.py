@@ -91,10 +91,8 @@ class Stepwise(HowOften):
     every: int = 1
 
     def __post_init__(self) -> None:
-        _check(
-            "rate", 0 < self.rate < 1, f"how_often.rate={self.rate} is the fraction of the survivors to prune: between 0 and 1"
-        )
-        _check("every", self.every >= 1, f"how_often.every={self.every} must be at least 1 round")
+        _check(0 < self.rate < 1, f"how_often.rate={self.rate} is the fraction of the survivors to prune: between 0 and 1")
+        _check(self.every >= 1, f"how_often.every={self.every} must be at least 1 round")
 
     def __call__(self, window: Window, density: float) -> Plan:
         if window.gate is None:
@@ -118,17 +116,16 @@ class Gradual(HowOften):
     begin: float = 1.0
 
     def __post_init__(self) -> None:
-        _check("every", self.every >= 1, f"how_often.every={self.every} must be at least 1 round")
-        _check("shape", self.shape in SHAPES, f"how_often.shape={self.shape}: choose one of {', '.join(SHAPES)}")
-        _check("begin", 0 < self.begin <= 1, f"how_often.begin={self.begin} is a density: more than 0, at most 1")
+        _check(self.every >= 1, f"how_often.every={self.every} must be at least 1 round")
+        _check(self.shape in SHAPES, f"how_often.shape={self.shape}: choose one of {', '.join(SHAPES)}")
+        _check(0 < self.begin <= 1, f"how_often.begin={self.begin} is a density: more than 0, at most 1")
 
     def __call__(self, window: Window, density: float) -> Plan:
-        _check("begin", density <= self.begin, f"how_often.begin={self.begin} is below density={density}: choose a higher one")
+        _check(density <= self.begin, f"how_often.begin={self.begin} is below density={density}: choose a higher one")
         rounds, curve = window.every(self.every), SHAPES[self.shape]
         if self.begin == 1:
             return window.plan(tuple(PruneEvent(r, curve((k + 1) / len(rounds), density)) for k, r in enumerate(rounds)))
         _check(
-            "begin",
             len(rounds) > 1,
             f"how_often.begin={self.begin} takes two events or more: set more rounds, or how_often.begin=1.0",
         )
@@ -150,9 +147,9 @@ class Dynamic(HowOften):
     decay: str = "cosine"
 
     def __post_init__(self) -> None:
-        _check("every", self.every >= 1, f"how_often.every={self.every} must be at least 1 round")
-        _check("swap", 0 < self.swap < 1, f"how_often.swap={self.swap} is a fraction of the living: between 0 and 1")
-        _check("decay", self.decay in DECAYS, f"how_often.decay={self.decay}: choose one of {', '.join(DECAYS)}")
+        _check(self.every >= 1, f"how_often.every={self.every} must be at least 1 round")
+        _check(0 < self.swap < 1, f"how_often.swap={self.swap} is a fraction of the living: between 0 and 1")
+        _check(self.decay in DECAYS, f"how_often.decay={self.decay}: choose one of {', '.join(DECAYS)}")
 
     def __call__(self, window: Window, density: float) -> Plan:
         if window.gate is not None:
@@ -177,7 +174,7 @@ class Progressive(Dynamic):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("blocks", self.blocks >= 1, f"how_often.blocks={self.blocks} must be at least 1")
+        _check(self.blocks >= 1, f"how_often.blocks={self.blocks} must be at least 1")
 
     def __call__(self, window: Window, density: float) -> Plan:
         plan = super().__call__(window, density)
@@ -191,6 +188,6 @@ def _by_rate(rate: float, density: float) -> list[float]:
     return [(1 - rate) ** k for k in range(1, steps)] + [density]
 
 
-def _check(key: str, ok: bool, problem: str) -> None:
+def _check(ok: bool, problem: str) -> None:
     if not ok:
         raise ConfigError([problem])

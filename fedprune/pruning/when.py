@@ -149,8 +149,9 @@ class _Once(When):
         first, stop = nearest(self.start * rounds), nearest(self.stop * rounds)
         return Window(max(first, gate.asks), min(max(stop, 1), rounds), rounds, gate=gate)
 
+    @abstractmethod
     def _gate(self) -> Condition:
-        raise NotImplementedError
+        """Return the condition. Raises ConfigError if its values mean nothing."""
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ class _Board:
         self._wandb.log(dict(metrics))
 
     def finish(self, summary: Metrics, files: Sequence[Path]) -> None:
+        """Log the bar chart, set the summary, and upload the files as an artifact."""
         import wandb as library
 
         layers = [[key.removeprefix(LAYER), value] for key, value in summary.items() if key.startswith(LAYER)]

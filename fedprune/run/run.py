@@ -56,9 +56,9 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequ
     """
     if not (config.force or config.dry_run):
         _refuse_another(folder, config)
-    if (folder / SUMMARY).exists() and not (config.force or config.dry_run):
-        console.print(f"already done: {folder} (force=true does it again)")
-        return
+        if (folder / SUMMARY).exists():
+            console.print(f"already done: {folder} (force=true does it again)")
+            return
     about = _about(config, folder, names, overrides, sweep)
     if not config.dry_run:
         _begin(folder, config, about)

@@ -640,6 +640,10 @@ def test_evidence_from_one_client_that_never_answers_is_refused(tiny):
         with pytest.raises(Incompatible, match="where=one_client: under federated.availability nobody ever answers who is to"):
             tiny(*words, "criterion=snip", f"seed={seed}")
     assert 0 < len(refused) < 8
+    summed = ("criterion=prunefl", "how_often=dynamic", "how_often.every=1", "when=during_training", "when.start=0.4")
+    for seed in refused:  # sums of gradients are evidence of clients, too
+        with pytest.raises(Incompatible, match="where=one_client: under federated.availability nobody ever answers who is to"):
+            tiny(*words, *summed, f"seed={seed}")
     for seed in refused:  # nobody is asked
         tiny(*words, "criterion=magnitude", f"seed={seed}")
         tiny("federated/availability=never", "criterion=snip", "where=one_client", "how_often=never", f"seed={seed}")

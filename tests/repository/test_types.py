@@ -15,7 +15,7 @@ import fedprune
 
 ROOT = Path(fedprune.__file__).parent
 
-MOST = 60
+MOST = 45
 """Fewer lines than these may have `Any`, imports left out: those where Hydra, torch, JSON or pickle force it."""
 
 WELL = re.compile(r"# type: ignore\[[a-z-]+(, ?[a-z-]+)*\]  # \S.*")

@@ -128,7 +128,7 @@ def test_noise_that_goes_by_a_formula_is_refused_on_a_layer_with_a_forward_of_it
     made("mlp", *ONE_SHOT, added, "what.skip=[1]", first="Cosine")
 
 
-def test_dropout_of_what_goes_into_a_layer_is_right_for_any_layer(made, play):
+def test_dropout_of_what_goes_into_a_layer_is_accepted_for_any_layer(made, play):
     play(made("mlp", *ONE_SHOT, "local/dropout=adjusted", first="Cosine"))
 
 

@@ -14,6 +14,7 @@ from fedprune.federated.where import Where
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.event import Axes
 from fedprune.pruning.evidence import (
+    FROM_CLIENTS,
     FROM_DATA,
     FROM_TRAINING,
     OUTCOMES,
@@ -121,7 +122,10 @@ def answers(
             "or let more clients answer"
         ]
     asks = (
-        whose.global_mask and bool(plan.events) and bool(evidence_of(criterion) & set(FROM_DATA)) and measures(0) != (SERVER,)
+        whose.global_mask
+        and bool(plan.events)
+        and bool(evidence_of(criterion) & set(FROM_CLIENTS))
+        and measures(0) != (SERVER,)
     )
     if not asks or heard(fates, measures, plan.rounds):
         return []

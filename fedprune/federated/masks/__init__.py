@@ -8,6 +8,6 @@ from fedprune.federated.masks.personal import PersonalMask
 from fedprune.federated.masks.server_event import prune_server
 from fedprune.federated.masks.shared import Shared
 from fedprune.federated.masks.voted import Voted
-from fedprune.federated.masks.whose import Federation, PruneContext, UpdateSummary, Whose
+from fedprune.federated.masks.whose import PruneContext, UpdateSummary, Whose
 
-__all__ = ["Federation", "PersonalMask", "PruneContext", "Shared", "UpdateSummary", "Voted", "Whose", "prune_server"]
+__all__ = ["PersonalMask", "PruneContext", "Shared", "UpdateSummary", "Voted", "Whose", "prune_server"]

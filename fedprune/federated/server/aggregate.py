@@ -13,6 +13,7 @@ average to themselves, bit for bit. Consecutive clients whose masks are equal ar
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -71,6 +72,7 @@ class _RunningMean:
         self.total = 0.0
 
     def add(self, params: Params, weight: float) -> None:
+        """Take up a network: mean += (params - mean) weight / total."""
         self.total += weight
         values = {name: wide(value) if is_number(value) else value.double() for name, value in params.items()}
         if not self.mean:
@@ -80,7 +82,7 @@ class _RunningMean:
             self.mean[name].lerp_(value, weight / self.total)
 
 
-class _ByMask:
+class _ByMask(ABC):
     """The base of means that depend on who has an entry. Consecutive clients whose masks are equal have one running mean."""
 
     def __init__(self, server: Params) -> None:
@@ -92,6 +94,7 @@ class _ByMask:
         self._holder_weights: HolderWeights = {}
 
     def add(self, subnet: Subnet, weight: float) -> None:
+        """Take up one client's network, in the running mean if its mask equals that of the client before it."""
         bits = _bits(*subnet.mask.values())
         if bits != self._bits:
             self._join_equal_masks()
@@ -104,9 +107,9 @@ class _ByMask:
             self._mean, self._holder_weights = _join(self._mean, self._holder_weights, self._equal_masks.mean, self._weights())
             self._bits = None
 
+    @abstractmethod
     def _weights(self) -> HolderWeights:
         """Return, by name, the weight of the clients of the running mean that have an entry."""
-        raise NotImplementedError
 
 
 class _OverlapMean(_ByMask):

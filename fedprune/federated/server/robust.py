@@ -104,9 +104,11 @@ class _ByRank:
         self._subnets: list[Subnet] = []
 
     def add(self, subnet: Subnet, weight: float) -> None:
+        """Keep one client's network; the weight plays no part."""
         self._subnets.append(subnet)
 
     def result(self) -> Params:
+        """Return the middle of each entry; the server's network if nobody has answered."""
         if not self._subnets:
             return self._server
         names, masks = self._subnets[0].params, self._subnets[0].mask

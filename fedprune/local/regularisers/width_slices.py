@@ -6,7 +6,7 @@ bias, and the entries of the normalisation of its layer. So the masked network c
 slices of all capacities nest, and as many entries live as the smaller network has.
 
 Which inputs a unit feeds (through flattening, pooling, residual additions) is found by running the network, see
-pruning/connectivity.py.
+pruning/connectivity.
 """
 
 from __future__ import annotations

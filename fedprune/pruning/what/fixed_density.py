@@ -59,6 +59,7 @@ class NOfM(Pool):
         return keep_best_of_each(score.movedim(1, -1), self.n, self.m).movedim(-1, 1)
 
     def problems(self, plan: Plan, units: Mapping[str, int]) -> list[str]:
+        """Return why this plan cannot be followed with n of m alive at all times, each with what to choose."""
         densities, fixed = [event.density for event in plan.events], self.n / self.m
         if any(event.swap for event in plan.events):
             return [f"{self.n} of {self.m} units are kept at all times, so none can be exchanged: choose how_often=one_shot"]

@@ -38,7 +38,7 @@ def traced(net: nn.Module, layers: Mapping[str, tuple[str, ...]], example: Tenso
     buffers = {name: value.clone() for name, value in net.named_buffers()}
     try:
         net.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), trace.hooks(net), trace:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), trace.hooks(), trace:
             outputs = call(net, buffers, trace.started(example.clone()))
     except Exception as error:  # a forward is anybody's code and may raise anything
         return by_definition(layers, f"the network does not run on one example ({type(error).__name__}: {_line(error)})")
@@ -88,7 +88,7 @@ class _Trace(TorchDispatchMode):
         return functools.reduce(lambda bits, value: bits | self._reads.get(_memory(value), 0), _tensors(values), 0)
 
     @contextmanager
-    def hooks(self, net: nn.Module) -> Iterator[None]:
+    def hooks(self) -> Iterator[None]:
         """Note calls of the layers; operations within a layer are not looked at."""
         handles = [layer.register_forward_pre_hook(self._enter) for layer in self._layers.values()]
         for name, layer in self._layers.items():
