@@ -147,7 +147,7 @@ class FederatedLoop:
 
     def _remember(self, state: State) -> State:
         """Keep the parameters to which a later rewind goes back."""
-        if state.clock in state.anchors:
+        if state.clock != self._anchor or state.clock in state.anchors:
             return state
         return replace(state, anchors={**state.anchors, state.clock: state.server.params})
 

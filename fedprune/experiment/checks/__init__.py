@@ -1,8 +1,23 @@
 """Checks of a configuration: all problems at once, before the first batch. Each says what to type instead."""
 
 from fedprune.experiment.checks import module
-from fedprune.experiment.checks.axes import evidence_of, whole_units
+from fedprune.experiment.checks.axes import (
+    composition,
+    evidence_of,
+    min_per_layer,
+    obstacles,
+    of_single_weights,
+    scope,
+    whole_units,
+)
 from fedprune.experiment.checks.batches import sizes_of_batches, smallest
+from fedprune.experiment.checks.clients import (
+    kept_back,
+    on_clients,
+    outcomes_of_clients,
+    regrown,
+    validation,
+)
 from fedprune.experiment.checks.network import masked, rehearsal
 from fedprune.experiment.checks.problems import Problems
 from fedprune.experiment.checks.task import bounds, data, gate, of_classes, task
@@ -14,19 +29,29 @@ __all__ = [
     "among_axes",
     "among_clients",
     "bounds",
+    "composition",
     "data",
     "evidence",
     "evidence_of",
     "executor",
     "gate",
+    "kept_back",
     "masked",
+    "min_per_layer",
     "module",
+    "obstacles",
     "of_classes",
+    "of_single_weights",
+    "on_clients",
     "outcomes",
+    "outcomes_of_clients",
     "ranges",
+    "regrown",
     "rehearsal",
+    "scope",
     "sizes_of_batches",
     "smallest",
     "task",
+    "validation",
     "whole_units",
 ]
