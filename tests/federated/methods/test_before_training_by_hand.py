@@ -1,8 +1,9 @@
-"""SNIP, SalientGrads, GraSP, SynFlow and a random mask in FedAvg: the event and the round after it, of two clients by hand."""
+"""SNIP, SalientGrads, GraSP, SynFlow and fixed masks in FedAvg: the event and the round after it, of two clients by hand."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from helpers.by_hand import S, T, assert_weights, begun, two_clients
 
@@ -96,6 +97,22 @@ def test_synflow_scores_again_after_each_step_and_asks_nobody(compose):
         fc1_weight=[[2.0], [X]], fc1_bias=[2 - 0.1 * 1, 0.0],
         fc2_weight=[[4 - 0.1 * 2 / 4, X], [X, X]], fc2_bias=[-0.1 / 4, 8 + 0.1 / 4],
     )  # fmt: skip
+
+
+def test_a_magnitude_mask_keeps_the_largest_initial_weights_and_asks_nobody(compose):
+    """Of six weights two stay, 3 and 4, both in column 2; a single layer gets the whole density, by ERK too.
+
+    Logits of columns 0 and 1 are then (1, 0), the biases alone, and of column 2 (3 + 1, 4 + 0) = (4, 4). Gradients: 0, class 0:
+    (-s, s); 0, class 1: (1 - s, s - 1); 1, class 0: (-s, s); 2, class 1: (1/2, -1/2). A quarter of each:
+    """
+    words = ("density=0.333333333333", "local.optimizer.lr=1")
+    loop, state = begun(two_clients(compose, "fedavg_magnitude_mask", *words), fc2_weight=W, fc2_bias=B)
+    state, _ = loop.round(state)
+    assert state.server.mask["fc2.weight"].tolist() == [[False, False, True], [False, False, True]]
+    step = (-S + (1 - S) - S + 1 / 2) / 4
+    assert_weights(state, fc2_weight=[[X, X, 3 - 1 / 8], [X, X, 4 + 1 / 8]], fc2_bias=[1 - step, step])
+    after, _ = loop.round(state)
+    assert torch.equal(after.server.mask["fc2.weight"], state.server.mask["fc2.weight"])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
