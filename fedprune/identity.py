@@ -25,6 +25,13 @@ VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_ever
 AT_ONCE = 32
 """The number of clients that are trained as one batched model, unless `executor.at_once` says another."""
 
+ADDED = {"tuned": None, "tuned_at": "evaluations", "unseen": 0.0}
+"""Keys of `federated` that came later, each with the value at which a run trains what it trained before there was the key."""
+
+NEIGHBOURS = "fedprune.federated.decentralised.Neighbours"
+"""The kind of round whose client/* were of trained networks, and are of those that a client begins its next round with: runs of
+it from before these keys are others."""
+
 NOTHING = {"_target_": "fedprune.local.regularisers.base.none"}
 """The node of a penalty or dropout that is off."""
 
@@ -51,6 +58,8 @@ def identity(config: DictConfig) -> Json:
     if kept["ticket"]["path"] is None:
         del kept["ticket"]  # a run without a ticket keeps the identity that it had before there were tickets
     kept["local"] = {key: value for key, value in kept["local"].items() if value != NOTHING}  # so do these
+    if kept["federated"]["round"]["_target_"] != NEIGHBOURS:
+        kept["federated"] = {key: value for key, value in kept["federated"].items() if ADDED.get(key, NOTHING) != value}
     kept["data"] = _data(kept["data"])
     return kept | arithmetic(plain["executor"], plain["device"])
 

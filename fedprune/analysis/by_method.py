@@ -36,10 +36,11 @@ COSTS_SHOWN = ("alive (%)", "up (MB)", "down (MB)", "training (GFLOPs)")
 REACHED = ("rounds to target", "MB to target")
 
 
-def judged(metric: Metric) -> dict[str, tuple[str, float]]:
+def judged(metric: Metric, runs: pd.DataFrame) -> dict[str, tuple[str, float]]:
     """Return the columns that tell how good a method is: (metric, factor). Methods are ranked by the first."""
     return {
         metric.head("client"): (metric.column("client"), metric.factor),
+        **metric.measured(runs),
         f"worst decile ({metric.unit})": (metric.tail_column, metric.factor),
         f"server's network ({metric.unit})": (metric.column("test"), metric.factor),
         _validation(metric): (metric.column("val"), metric.factor),
@@ -68,7 +69,7 @@ def by_method(runs: pd.DataFrame, rounds: pd.DataFrame, target: float) -> pd.Dat
     reaches the target. `runs`, `rounds`: from `analysis.load_runs`, `load_rounds`.
     """
     done, metric = tuned(named(runs[runs["status"] == "done"])), metric_of(runs)
-    measured = judged(metric) | COSTS
+    measured = judged(metric, done) | COSTS
     reached = done[["run"]].merge(_reached(rounds, target, metric), on="run", how="left").set_index(done.index)
     rows = [_row(which, cell, reached.loc[cell.index], measured) for which, cell in done.groupby(BY, sort=False)]
     table = pd.DataFrame(rows, columns=None if rows else [*BY, "seeds", *measured, *REACHED])
@@ -124,9 +125,11 @@ def methods_markdown(table: pd.DataFrame, target: float, metric: Metric = ACCURA
 def _introduction(reached: str, metric: Metric) -> str:
     accurate, better = ("accurate", "more accurate") if metric.percent else ("good", "better")
     return (
-        f"Mean ± sample standard deviation over seeds, at the end of the run. *Client {metric.words}* is of each client's own "
-        f"network on its own test examples, mean over all clients, and *worst decile* the {metric.tail[1:]}th percentile over "
-        "them; *server's network* is of the merged one on the global test set; *alive* is of clients' own masks, where they "
+        f"Mean ± sample standard deviation over seeds, at the end of the run. *Client {metric.words}* is of the network with "
+        "which each client begins its next round, on its own test examples, mean over all clients that may be drawn, and "
+        f"*worst decile* the {metric.tail[1:]}th percentile over them; *after one local training* is of what it becomes then, "
+        "and *unseen* of clients that are never drawn, where these were measured; *server's network* is of the merged one on "
+        "the global test set; *alive* is of clients' own masks, where they "
         f"have them, mean over all clients. *To {reached}* is of client {metric.words}, where every seed reaches it. **Bold**: "
         f"no other method is as {accurate} with fewer bytes, or {better} with as many.\n"
     )
@@ -134,19 +137,22 @@ def _introduction(reached: str, metric: Metric) -> str:
 
 def _section(methods: pd.DataFrame, reached: str, metric: Metric) -> str:
     records, on_front = methods.to_dict("records"), pareto_front(methods, metric)
-    rows = [_texts(record, unbeaten, metric) for record, unbeaten in zip(records, on_front, strict=True)]
-    head = ["method", *_shown(metric), *COSTS_SHOWN, f"rounds to {reached}", f"MB to {reached}", "time (s)"]
+    shown = _shown(methods, metric)
+    rows = [_texts(record, shown, unbeaten, metric) for record, unbeaten in zip(records, on_front, strict=True)]
+    head = ["method", *shown, *COSTS_SHOWN, f"rounds to {reached}", f"MB to {reached}", "time (s)"]
     return markdown_lines(head, ["---"] + ["---:"] * (len(head) - 1), rows)
 
 
-def _shown(metric: Metric) -> list[str]:
-    return [column for column in judged(metric) if column != _validation(metric)]
+def _shown(methods: pd.DataFrame, metric: Metric) -> list[str]:
+    """Return the columns of `judged` that a page shows, by their spreads: all but the validation."""
+    spread = {column.removesuffix(" sd") for column in methods if column.endswith(" sd")}
+    return [column for column in methods if column in spread and column not in (*COSTS, _validation(metric))]
 
 
-def _texts(row: dict[str, Any], unbeaten: bool, metric: Metric) -> list[str]:
+def _texts(row: dict[str, Any], shown: list[str], unbeaten: bool, metric: Metric) -> list[str]:
     name = f"**{row[METHOD]}**" if unbeaten else str(row[METHOD])
     name += f" ({row['seeds']} seed{'s' * (row['seeds'] > 1)})" if row["seeds"] != 3 else ""
-    spreads = [metric.spread(row[column], row[f"{column} sd"]) for column in _shown(metric)]
+    spreads = [metric.spread(row[column], row[f"{column} sd"]) for column in shown]
     return [name, *spreads, *(_number(row[column]) for column in (*COSTS_SHOWN, *REACHED, "time (s)"))]
 
 

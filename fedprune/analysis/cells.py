@@ -26,10 +26,11 @@ COSTS = {
 """The columns of cost, for every task: (metric, factor to the unit)."""
 
 
-def columns(metric: Metric) -> dict[str, tuple[str, float]]:
+def columns(metric: Metric, frame: pd.DataFrame) -> dict[str, tuple[str, float]]:
     """Return all measured columns of the table: (metric, factor to the unit)."""
     parts = {metric.head(part): (metric.column(part), metric.factor) for part in ("test", "val", "client")}
-    return parts | {f"client {metric.tail} ({metric.unit})": (metric.tail_column, metric.factor)} | COSTS
+    tail = {f"client {metric.tail} ({metric.unit})": (metric.tail_column, metric.factor)}
+    return parts | metric.measured(frame) | tail | COSTS
 
 
 def levels(rounds: pd.DataFrame) -> pd.DataFrame:
@@ -66,7 +67,8 @@ def table(runs_frame: pd.DataFrame) -> pd.DataFrame:
     the sample standard deviation over seeds, NaN with one seed. MB are 10^6 bytes, sent over the whole run.
     """
     by, metric = varying(runs_frame) or ["name"], metric_of(runs_frame)
-    rows = pd.DataFrame([_row(which, cell, metric) for which, cell in _cells(runs_frame, by)])
+    measured = columns(metric, runs_frame)
+    rows = pd.DataFrame([_row(which, cell, metric, measured) for which, cell in _cells(runs_frame, by)])
     rank = rows["status"].map(lambda status: next(rank for rank, known in enumerate(STATUSES) if known in status))
     ascending = [True, not metric.larger_is_better]
     order = rows.assign(rank=rank).sort_values(["rank", metric.test], ascending=ascending, kind="stable").index
@@ -78,9 +80,11 @@ def _cells(frame: pd.DataFrame, by: list[str]) -> Iterator[tuple[dict[str, objec
         yield dict(zip(by, values, strict=True)), cell
 
 
-def _row(which: dict[str, object], cell: pd.DataFrame, metric: Metric) -> dict[str, object]:
+def _row(
+    which: dict[str, object], cell: pd.DataFrame, metric: Metric, measured: dict[str, tuple[str, float]]
+) -> dict[str, object]:
     done = cell[cell["status"] == "done"]
-    means = {column: _measured(done, name).mean() * factor for column, (name, factor) in columns(metric).items()}
+    means = {column: _measured(done, name).mean() * factor for column, (name, factor) in measured.items()}
     sd = _measured(done, metric.column("test")).std(ddof=1) * metric.factor
     test = {metric.test: means.pop(metric.test), metric.test_sd: sd}
     reason = "; ".join(dict.fromkeys(reason for reason in cell["reason"] if reason))

@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 METRIC, LARGER = "metric", "larger_is_better"
 """Columns of a frame."""
 
+OPTIONAL = {"tuned": "client {} after one local training", "unseen": "unseen client {}"}
+"""Parts that not every run has measured, with the heads of their columns."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -50,8 +53,16 @@ class Metric:
         return "p10" if self.larger_is_better else "p90"
 
     def column(self, part: str) -> str:
-        """Return the metric's name in metrics.jsonl for `test`, `val` or `client` (the mean over clients)."""
+        """Return the metric's name in metrics.jsonl for `test`, `val` or `client` (the mean over clients, each with the network
+        with which it begins its next round), `tuned` (after one local training from there) or `unseen` (clients that are in no
+        cohort)."""
+        if part in OPTIONAL:
+            return f"client/{self.name}_{part}_mean"
         return f"client/{self.name}_mean" if part == "client" else f"{part}/{self.name}"
+
+    def measured(self, frame: pd.DataFrame) -> dict[str, tuple[str, float]]:
+        """Return the columns of a table for those of OPTIONAL that a run of this frame has measured: (name, factor)."""
+        return {self.head(part): (self.column(part), self.factor) for part in OPTIONAL if self.column(part) in frame}
 
     @property
     def tail_column(self) -> str:
@@ -59,7 +70,10 @@ class Metric:
         return f"client/{self.name}_{self.tail}"
 
     def head(self, part: str, which: str = "") -> str:
-        """Return the head of a column of a table: 'test accuracy (%)', 'val mae at early stopping (↓)'."""
+        """Return the head of a column of a table: 'test accuracy (%)', 'val mae at early stopping (↓)', 'client accuracy after
+        one local training (%)'."""
+        if part in OPTIONAL:
+            return f"{OPTIONAL[part].format(self.words)}{which} ({self.unit})"
         return f"{part} {self.words}{which} ({self.unit})"
 
     @property

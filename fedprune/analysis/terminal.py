@@ -17,7 +17,9 @@ from rich.text import Text
 
 from fedprune.analysis.markdown import rounded
 
-DISPENSABLE = (r"val .*\(", r"client (?!p\d).*\(", r"training \(", r"client p\d+ \(", r"time \(", r"sent down \(", "seeds$")
+DISPENSABLE = (
+    *(r"val .*\(", r"(unseen )?client (?!p\d).*\(", r"training \(", r"client p\d+ \(", r"time \(", r"sent down \(", "seeds$"),
+)
 """Columns that begin like these are left out of a narrow terminal, the first one first."""
 
 

@@ -22,6 +22,9 @@ class Federated:
     clients: int = 100
     cohort: int = 10
     evaluated: int | None = 1000
+    tuned: int | None = None
+    tuned_at: str = "evaluations"
+    unseen: float = 0.0
     weighting: str = "examples"
     batchnorm: str = "average"
     optimizer_state: str = "fresh"

@@ -27,7 +27,7 @@ class Slice:
     """A stretch of evaluation data: examples `start` to `stop` of `part`.
 
     part: `global` is the server's test set; `train`, `val` and `test` are the parts of the evaluated clients (Clients.seen),
-    one client after the other.
+    one client after the other; `unseen` are the test parts of the unseen (Clients.newcomers).
     """
 
     part: str
@@ -92,22 +92,25 @@ class Batches:
         return self.of(self._end_to_end[where.part][where.start : where.stop], self.evaluated)
 
     def by_client(self, where: Slice) -> list[tuple[int, Slice]]:
-        """Return a stretch of evaluation data client by client: (index of the client in Clients.seen, its part of the stretch).
+        """Return a stretch of evaluation data client by client: (index of the client, its part of the stretch).
 
-        The global test set belongs to no client, so its index is -1.
+        The index is that in Clients.evaluated_on(part). The global test set belongs to no client, so its index is -1.
         """
         if where.part == "global":
             return [(-1, where)]
         part = self.clients.parts[where.part]
-        ends = [0, *itertools.accumulate(len(part[client]) for client in self.clients.seen)]
+        ends = [0, *itertools.accumulate(len(part[client]) for client in self.clients.evaluated_on(where.part))]
         cut = ((max(first, where.start), min(end, where.stop)) for first, end in itertools.pairwise(ends))
         return [(index, Slice(where.part, start, stop)) for index, (start, stop) in enumerate(cut) if start < stop]
 
     @functools.cached_property
     def _end_to_end(self) -> dict[str, Tensor]:
         """Return each part of the evaluated clients in one tensor, one client after the other. It is made once."""
-        parts = self.clients.parts
-        return {name: torch.cat([part[client] for client in self.clients.seen]) for name, part in parts.items()}
+        nobody, clients = torch.empty(0, dtype=torch.int64), self.clients
+        return {
+            name: torch.cat([nobody, *(part[client] for client in clients.evaluated_on(name))])
+            for name, part in clients.parts.items()
+        }
 
     @property
     def evaluated(self) -> int:

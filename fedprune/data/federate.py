@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ class Clients:
     """The training examples of every client: int64 index tensors into Dataset.x, each in ascending order.
 
     train, val, test: one tensor per client. server: the proxy set that the server holds back; may be empty. evaluated: the
-    clients that are evaluated on their own validation and test parts (None: all). disjoint: whether no example has two owners.
+    clients that are evaluated on their own parts (None: all). disjoint: whether no example has two owners. unseen: the clients
+    that are in no cohort, in ascending order.
     """
 
     train: Sequence[Tensor]
@@ -38,23 +40,50 @@ class Clients:
     server: Tensor
     evaluated: tuple[int, ...] | None = None
     disjoint: bool = True
+    unseen: tuple[int, ...] = ()
 
     @property
     def parts(self) -> dict[str, Sequence[Tensor]]:
-        """Return the parts by name: train, val and test."""
-        return {"train": self.train, "val": self.val, "test": self.test}
+        """Return the parts by name: train, val and test; and `unseen`, the test parts of unseen clients."""
+        return {"train": self.train, "val": self.val, "test": self.test, "unseen": self.test}
+
+    def evaluated_on(self, part: str) -> Sequence[int]:
+        """Return the clients that are evaluated on this part of theirs."""
+        return self.newcomers if part == "unseen" else self.seen
+
+    @functools.cached_property
+    def seen(self) -> Sequence[int]:
+        """Return the clients that are evaluated on their own validation and test parts: none of the unseen."""
+        if not self.unseen:
+            return self._evaluated
+        unseen = {*self.unseen}
+        return tuple(client for client in self._evaluated if client not in unseen)
+
+    @functools.cached_property
+    def newcomers(self) -> Sequence[int]:
+        """Return the unseen clients that are evaluated on their own test parts."""
+        evaluated = self._evaluated if self.evaluated is None else {*self.evaluated}
+        return tuple(client for client in self.unseen if client in evaluated)
 
     @property
-    def seen(self) -> Sequence[int]:
-        """Return the clients that are evaluated on their own validation and test parts."""
+    def _evaluated(self) -> Sequence[int]:
         return range(len(self.train)) if self.evaluated is None else self.evaluated
 
 
-def federate(dataset: Dataset, how: Division, clients: int, seed: int, proxy: int = 0, evaluated: int | None = None) -> Clients:
+def federate(
+    dataset: Dataset,
+    how: Division,
+    clients: int,
+    seed: int,
+    proxy: int = 0,
+    evaluated: int | None = None,
+    unseen: tuple[int, ...] = (),
+) -> Clients:
     """Return the clients' data: a function of the arguments and of nothing else.
 
     First `proxy` examples are held back for the server, each class (of text: each group) in its share. `how` divides the rest.
-    If there are more than `evaluated` clients, so many are drawn to be evaluated on their own parts (None: all are).
+    If there are more than `evaluated` clients, so many are drawn to be evaluated on their own parts (None: all are). unseen:
+    the clients that are in no cohort.
 
     Raises ConfigError if `clients` or `proxy` is not a possible number, DataError if the data cannot be divided as asked.
     """
@@ -63,7 +92,7 @@ def federate(dataset: Dataset, how: Division, clients: int, seed: int, proxy: in
     server = stratified(_strata(dataset), proxy, numpy_stream(seed, "proxy"))
     pool = np.delete(np.arange(len(labels)), server)
     train, val, test = how.divide(labels, pool, clients, seed)
-    return Clients(train, val, test, ascending(server), _evaluated(clients, evaluated, seed), how.disjoint)
+    return Clients(train, val, test, ascending(server), _evaluated(clients, evaluated, seed), how.disjoint, unseen)
 
 
 def _evaluated(clients: int, number: int | None, seed: int) -> tuple[int, ...] | None:

@@ -109,7 +109,8 @@ def _check_composition(chosen: Chosen, ground: Ground, training: Training, probl
     """Check the options against each other. Stops at problems."""
     options = chosen.options
     composition = Composition(ground.plan, ground.what, ground.net, options, chosen.names, chosen.config)
-    problems.add_incompatible(checks.among_clients(composition, ground.private, sum(sizes(ground.clients.val))))
+    of_clients = (ground.private, sum(sizes(ground.clients.val)), ground.clients.unseen)
+    problems.add_incompatible(checks.among_clients(composition, *of_clients))
     problems.add_incompatible(checks.among_axes(composition, ground.network, training.recipe.error_feedback))
     problems.add_incompatible(options.aggregate.problems(options.client.sends))
     for option in (options.whose, options.client, options.round):

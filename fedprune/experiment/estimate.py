@@ -15,6 +15,7 @@ from fedprune.federated.availability import Fate
 from fedprune.federated.metrics.costs import training_flops
 from fedprune.federated.sampling import cohort
 from fedprune.federated.server import scaffold
+from fedprune.federated.where import asked
 from fedprune.pruning.evidence import FROM_CLIENTS, needs
 from fedprune.pruning.evidence.gates import is_companion
 from fedprune.pruning.mask import apply, ones, shrink
@@ -46,6 +47,7 @@ def estimate(experiment: Experiment, config: DictConfig) -> list[tuple[str, str]
     parameters = sum(p.numel() for name, p in net.named_parameters() if not is_companion(name))
     missing = [("answers", f"{100 * answering:.3g} % of those that are sent for training; of evidence, all are counted")]
     kept = [("frozen", f"{amount(once)} of the bytes down: what nobody trains goes once to each client")] if once else []
+    tuned = _tuned(experiment, config, flops / plan.rounds)
     gate = [("gate", f"{plan.gate.opens}; the costs are those of events at their earliest")] if plan.gate else []
     return [
         ("parameters", f"{parameters:,} ({prunable:,} prunable)"),
@@ -55,6 +57,7 @@ def estimate(experiment: Experiment, config: DictConfig) -> list[tuple[str, str]
         ("bytes of evidence", amount(_evidence_bytes(experiment, config, subnets))),
         ("operations", _operations(flops, experiment.flops)),
         *kept,
+        *([("tuned evaluation", tuned)] if tuned else []),
         *(missing if answering < 1 else []),
         *gate,
     ]
@@ -64,6 +67,17 @@ def _operations(total: float, per_example: Mapping[str, float]) -> str:
     if not per_example:
         return "cannot be counted for this network, see the warning above"
     return f"{amount(total, 'FLOP')} of training, {amount(sum(per_example.values()), 'FLOP')} an example when dense"
+
+
+def _tuned(experiment: Experiment, config: DictConfig, round_flops: float) -> str:
+    """Return what evaluating clients after one local training costs; "" if it is not done. round_flops: a round's."""
+    number, rounds = len(experiment.tuned.clients), experiment.plan.rounds
+    if not number:
+        return ""
+    times = 1 if experiment.tuned.only else -(-rounds // config.eval_every)
+    of_each = round_flops * number / config.federated.cohort
+    amounts = f", {amount(times * of_each, 'FLOP')}" if experiment.flops else ""
+    return f"{number} clients train once more at each of {times:,} evaluations{amounts}; federated.tuned=0 turns it off"
 
 
 def _untrained_bytes(experiment: Experiment) -> int:
@@ -77,14 +91,14 @@ def _untrained_bytes(experiment: Experiment) -> int:
 
 def _newcomers(experiment: Experiment, config: DictConfig) -> int:
     """Return how many jobs go to clients that have not answered yet, in the rounds of the plan."""
-    fed, fates, reached, number = config.federated, experiment.options.fates, set[int](), 0
+    fates, reached, number = experiment.options.fates, set[int](), 0
     first = {event.round for event in experiment.plan.events}
     for clock in range(experiment.plan.rounds if experiment.options.round.welcomes else 0):
-        training = cohort(config.seed, clock, fed.clients, fed.cohort)
+        training = _cohort(experiment, clock)
         measuring = _measuring(experiment, config, training) if clock in first else ()
-        for asked in (measuring, training):
-            number += len([client for client in asked if client not in reached])
-            reached |= {client for client in asked if fates(client, clock) is Fate.ANSWERS}
+        for clients in (measuring, training):
+            number += len([client for client in clients if client not in reached])
+            reached |= {client for client in clients if fates(client, clock) is Fate.ANSWERS}
     return number
 
 
@@ -93,8 +107,18 @@ def _measuring(experiment: Experiment, config: DictConfig, training: tuple[int, 
     formulas = experiment.axes.criterion.formulas().values()
     if experiment.options.whose.at is not None or not any(name in FROM_CLIENTS for f in formulas for name in needs(f)):
         return ()
-    asked = experiment.options.where(training, config.federated.clients, config.seed)
-    return () if asked == (SERVER,) else asked
+    measuring = asked(experiment.options.where, training, *_population(experiment))
+    return () if measuring == (SERVER,) else measuring
+
+
+def _population(experiment: Experiment) -> tuple[int, int, tuple[int, ...]]:
+    """Return (number of clients, seed, those that are in no cohort)."""
+    return experiment.config.federated.clients, experiment.config.seed, experiment.clients.unseen
+
+
+def _cohort(experiment: Experiment, clock: int) -> tuple[int, ...]:
+    clients, seed, unseen = _population(experiment)
+    return cohort(seed, clock, clients, experiment.config.federated.cohort, unseen)
 
 
 def _masks(experiment: Experiment) -> list[Mask]:
@@ -145,9 +169,9 @@ def _message_bytes(experiment: Experiment, subnet: Subnet, known: Mask | None) -
 
 def _answering(experiment: Experiment, config: DictConfig) -> float:
     """Return the fraction that answers of the clients that are asked to train."""
-    fed, fates = config.federated, experiment.options.fates
-    cohorts = [cohort(config.seed, clock, fed.clients, fed.cohort) for clock in range(experiment.plan.rounds)]
-    found = [fates(client, clock) is Fate.ANSWERS for clock, asked in enumerate(cohorts) for client in asked]
+    fates = experiment.options.fates
+    cohorts = [_cohort(experiment, clock) for clock in range(experiment.plan.rounds)]
+    found = [fates(client, clock) is Fate.ANSWERS for clock, clients in enumerate(cohorts) for client in clients]
     return sum(found) / len(found)
 
 
@@ -161,10 +185,10 @@ def _examples(experiment: Experiment, config: DictConfig) -> float:
 def _evidence_bytes(experiment: Experiment, config: DictConfig, subnets: list[Subnet]) -> int:
     """Return the bytes up and down of measuring evidence on clients: the network to each, what they measured back, at each
     event."""
-    criterion, fed = experiment.axes.criterion, config.federated
+    criterion = experiment.axes.criterion
     if experiment.options.whose.at is not None:  # each client scores for itself
         return 0
-    clients = experiment.options.where(cohort(config.seed, 0, fed.clients, fed.cohort), fed.clients, config.seed)
+    clients = asked(experiment.options.where, _cohort(experiment, 0), *_population(experiment))
     if clients == (SERVER,):
         return 0
     gate, total = experiment.plan.gate, 0

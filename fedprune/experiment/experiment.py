@@ -27,6 +27,7 @@ from fedprune.federated.composition import Options
 from fedprune.federated.evaluate import Evaluation
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.loop import FederatedLoop
+from fedprune.federated.metrics.tuned import Tuned, chosen_clients
 from fedprune.federated.server import scaffold
 from fedprune.local.memory_format import channels_last, in_own_memory
 from fedprune.local.outcomes import TaskMetrics
@@ -158,7 +159,11 @@ class Experiment:
             evaluation=Evaluation(
                 *(exchange, len(self.dataset.test_y), clients.seen, *self._own_sizes),
                 *(self.options.whose.client_mask, self.options.whose.common_entries, self.task),
+                unseen=clients.newcomers,
+                newly=[len(clients.test[client]) for client in clients.newcomers],
             ),
+            tuned=self.tuned,
+            unseen=clients.unseen,
             fresh=self._fresh,
             parameters=tuple(name for name, _ in self.net.named_parameters()),
             trainable=tuple(name for name, p in self.net.named_parameters() if p.requires_grad and is_number(p)),
@@ -174,6 +179,22 @@ class Experiment:
         norms = [name for name, layer in self.net.named_modules() if is_batchnorm(layer)]
         statistics = [f"{name}.{of}" for name in norms for of in ("running_mean", "running_var")]
         return *(name for name, p in self.net.named_parameters() if p.requires_grad), *statistics
+
+    @functools.cached_property
+    def tuned(self) -> Tuned:
+        """Return which clients are evaluated after one local training, and when. Log why there are none, if there should be."""
+        federated, sizes_of_all = self.config.federated, self._own_sizes[1]
+        number = federated.cohort if federated.tuned is None else federated.tuned
+        chosen = chosen_clients([*zip(self.clients.seen, sizes_of_all, strict=True)], number, self.config.seed)
+        reasons = {
+            "clients have no test examples, type partition.test=0.1 for some": not any(sizes_of_all),
+            "what federated/client trains cannot be evaluated": not self.options.client.tunes,
+        }
+        reason = next((why for why, holds in reasons.items() if holds), None)
+        if number and reason:
+            log.info("client/%s_tuned_mean, of clients after one local training, is left out: %s", self.task.metric, reason)
+        only = self.plan.rounds if federated.tuned_at == "end" else None
+        return Tuned((), (), self.task) if reason else Tuned(tuple(chosen), tuple(chosen.values()), self.task, only)
 
     @property
     def _own_sizes(self) -> tuple[list[int], list[int]]:

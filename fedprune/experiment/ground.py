@@ -21,6 +21,7 @@ from fedprune.experiment.network import initial_net
 from fedprune.experiment.options import DATA, make_option, make_options
 from fedprune.federated.client.batchnorm import private_names
 from fedprune.federated.composition import Options
+from fedprune.federated.sampling import unseen_clients
 from fedprune.federated.server.accumulator import check as check_aggregate
 from fedprune.local.recipe import Recipe
 from fedprune.models.check import check_network
@@ -114,7 +115,8 @@ def lay_ground(chosen: Chosen, dataset: Dataset, problems: Problems) -> Ground:
         what=problems.attempt(options.what.bind, net, order),
         private=problems.attempt(private_names, net, federated.batchnorm),
         clients=problems.attempt(
-            federate, dataset, options.partition, federated.clients, config.seed, options.where.proxy, federated.evaluated
+            *(federate, dataset, options.partition, federated.clients, config.seed, options.where.proxy, federated.evaluated),
+            unseen_clients(config.seed, federated.clients, federated.cohort, federated.unseen),
         ),
     )
 

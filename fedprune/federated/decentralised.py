@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,7 @@ class Neighbours(Rounds):
     def problems(self, composition: Composition) -> list[str]:
         """Return which options take a server, or masks that clients do not choose themselves."""
         plan, what, options, names = composition.plan, composition.what, composition.options, composition.names
-        self.topology(0, (0, 1), 0, 0)  # a rehearsal: it says itself what is wrong with it
+        heard = self.topology(0, (0, 1), 0, 0)  # a rehearsal: it says itself what is wrong with it
         exchanges = any(event.swap for event in plan.events)
         federated = composition.config.federated
         rules = {
@@ -91,7 +91,8 @@ class Neighbours(Rounds):
             f"federated.regrown={federated.regrown}: {CHOSEN} grows from what neighbours have: set federated.regrown=zero": (
                 federated.regrown == "zero"
             ),
-            f"federated.cohort={federated.cohort}: neighbours are at least two: set federated.cohort=2": federated.cohort > 1,
+            f"federated.cohort={federated.cohort}: neighbours are at least two: set federated.cohort=2": not heard
+            or federated.cohort > 1,
         }
         return broken(rules)
 
@@ -134,7 +135,7 @@ class NeighbourLoop(FederatedLoop):
             active = tuple(sorted(self._cohort(state)))
             heard = {client: self.topology(client, active, self.seed, state.clock) for client in active}
         with phase("broadcast"):
-            messages = {client: message(self.exchange.wire, client, self._network(state, client)) for client in active}
+            messages = self._messages(state, heard)
         with phase("merge"):
             jobs = self._meet(state, heard, messages)
         after, summaries = self._train(state, jobs, tally)
@@ -150,6 +151,17 @@ class NeighbourLoop(FederatedLoop):
         metrics |= tally.clock.metrics()
         return after, metrics | {"time/train_s": ended - started, "time/round_s": time.perf_counter() - started}
 
+    def _jobs(self, state: State, clients: Iterable[int]) -> list[Job]:
+        """Return what each of these clients would begin this round with if it took part."""
+        active = set(self._cohort(state))
+        heard = {c: self.topology(c, tuple(sorted(active | {c})), self.seed, state.clock) for c in clients}
+        return self._meet(state, heard, self._messages(state, heard))
+
+    def _messages(self, state: State, heard: Mapping[int, tuple[int, ...]]) -> dict[int, Message]:
+        """Return the encoded network of each client that some other one hears."""
+        sending = sorted({other for others in heard.values() for other in others})
+        return {client: message(self.exchange.wire, client, self._network(state, client)) for client in sending}
+
     def _network(self, state: State, client: int) -> Subnet:
         """Return a client's network under the mask that it was trained under, as the client sends it."""
         kept = state.kept[client]
@@ -164,8 +176,9 @@ class NeighbourLoop(FederatedLoop):
         jobs = []
         for client, others in heard.items():
             next_mask = bytes(state.personal[client].mask)
-            averaged = [(networks[number], 1.0) for number in sorted((client, *others))]
-            mean = merged(self.aggregate, networks[client].params, averaged)
+            own = self._network(state, client)
+            averaged = [(own if number == client else networks[number], 1.0) for number in sorted((client, *others))]
+            mean = merged(self.aggregate, own.params, averaged)
             event, events = self.whose.on_client(self.plan, state, client)
             mask = self._mask(state, next_mask)
             subnet = Subnet(apply(state.server.params | mean, mask), mask)
@@ -194,14 +207,16 @@ class NeighbourLoop(FederatedLoop):
         return after, summaries
 
     def _evaluated(self, state: State) -> dict[str, float]:
-        """Evaluate every client's network on its own data; and, as test/*, the mean of all networks, which nobody has, on the
-        global test set."""
-        everyone = ((self._network(state, client), 1.0) for client in state.kept)
+        """Evaluate what each client begins its next round with, before and after training on its own data; and, as test/*, the
+        mean of all networks, which nobody has, on the global test set."""
+        everyone = ((self._network(state, client), 1.0) for client in state.kept if client not in self.unseen)
         mean = merged(OverlapMean("zero"), state.init, everyone)
         whole = replace(self.exchange, private=self._travels)
         server = Subnet(mean, ones(mean, self.axes.what.names))
-        evaluation = replace(self.evaluation, exchange=whole, client_mask=_whole)
-        return evaluation(replace(state, server=server))
+        clients = (*self.evaluation.clients, *self.evaluation.unseen)
+        before = {job.client: _kept(job.subnet) for job in self._jobs(state, clients)}
+        metrics = replace(self.evaluation, exchange=whole)(replace(state, server=server, kept=before))
+        return metrics | self.tuned(self.exchange, replace(state, kept={}), functools.partial(self._jobs, state))
 
 
 def message(wire: Wire, client: int, subnet: Subnet) -> Message:
@@ -212,19 +227,14 @@ def message(wire: Wire, client: int, subnet: Subnet) -> Message:
 def _bytes(heard: Mapping[int, tuple[int, ...]], messages: Mapping[int, Message]) -> dict[str, int]:
     """Count every message as often as it is sent; and the most that one client sends and receives."""
     received = {client: sum(length(messages[other]) for other in others) for client, others in heard.items()}
-    copies = {client: sum(client in others for others in heard.values()) for client in heard}
-    busiest = max(received[client] + copies[client] * length(messages[client]) for client in heard)
+    sent = {client: length(messages[client]) * sum(client in others for others in heard.values()) for client in messages}
+    busiest = max(received[client] + sent.get(client, 0) for client in heard)
     return {"wire/up_bytes": sum(received.values()), "wire/down_bytes": 0, "wire/busiest_bytes": busiest}
 
 
 def _kept(subnet: Subnet) -> ClientState:
     """Return a client's network, and the mask that it was trained under."""
     return ClientState(weights=subnet.params, mask=pack(subnet.mask))
-
-
-def _whole(state: State, client: int) -> bytes:
-    """Return no mask: a network that a client keeps is zero where it was dead."""
-    return b""
 
 
 def _first_stream(seed: int, client: int, layer: str) -> torch.Generator:

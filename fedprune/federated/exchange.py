@@ -15,7 +15,7 @@ from functools import partial
 from typing import cast
 
 from fedprune.errors import RunError
-from fedprune.execution import Executor
+from fedprune.execution import Executor, certain
 from fedprune.execution.pool import Lost
 from fedprune.execution.worker import Task
 from fedprune.federated.availability import Fate, Fates, everybody
@@ -24,6 +24,7 @@ from fedprune.federated.client.state_arrays import KeptArrays, as_arrays, of_arr
 from fedprune.federated.client.upload import Upload, everything
 from fedprune.federated.metrics.tally import Tally
 from fedprune.federated.update_check import problem_of
+from fedprune.local.outcomes import Outcomes
 from fedprune.pruning.mask import apply
 from fedprune.types import SERVER, ClientState, Job, Mask, Params, State, Subnet, Update
 from fedprune.wire.frame import Message, length
@@ -33,15 +34,21 @@ log = logging.getLogger(__name__)
 
 
 class JobTasks(Sequence[Task]):
-    """The tasks of these jobs: calls of ClientRound.run in a worker.
+    """The tasks of these jobs: calls of a method of ClientRound in a worker.
 
     Each is made when it is begun: while other clients train, and without all of them in memory.
 
     By position, of those that are made: bytes, the length of the message, and seconds, the time that it took to make it.
     """
 
-    def __init__(self, jobs: Sequence[Job], encode: Callable[[Job], Message], kept_by: Callable[[int], KeptArrays]):
-        self.jobs, self._encode, self._kept_by = jobs, encode, kept_by
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        encode: Callable[[Job], Message],
+        kept_by: Callable[[int], KeptArrays],
+        method: str = "run",
+    ):
+        self.jobs, self._encode, self._kept_by, self._method = jobs, encode, kept_by, method
         self.bytes, self.seconds = dict[int, int](), dict[int, float]()
 
     def __len__(self) -> int:
@@ -51,7 +58,7 @@ class JobTasks(Sequence[Task]):
         job, started = self.jobs[position], time.perf_counter()
         message = self._encode(job)
         self.bytes[position], self.seconds[position] = length(message), time.perf_counter() - started
-        return "run", (message, self._kept_by(job.client), job.kept_mask)
+        return self._method, (message, self._kept_by(job.client), job.kept_mask)
 
 
 def _block_key(job: Job) -> tuple[int, bytes, int]:
@@ -86,10 +93,23 @@ class Exchange:
 
     def train(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
         """Yield what clients send back after training what these jobs give them, in the order of the jobs."""
-        if self.control is not None:
-            control = self.control(state)
-            jobs = [replace(job, control=control) for job in jobs]
-        return self._run(jobs, state, tally)
+        return self._run(self._with_control(jobs, state), state, tally)
+
+    def tuned(self, jobs: Sequence[Job], state: State) -> Iterator[Outcomes]:
+        """Yield what clients measure on their own test parts after training what these jobs give them, in the jobs' order.
+
+        It is an evaluation: nobody is missing from it, nothing comes back, and no byte is counted.
+        """
+        jobs = self._with_control(jobs, state)
+        tasks = JobTasks(jobs, self._encoder(jobs, state), partial(self._kept_arrays, state), method="tuned")
+        return certain(self.executor.map(tasks, [self.examples[job.client] for job in jobs]))
+
+    def _with_control(self, jobs: Sequence[Job], state: State) -> Sequence[Job]:
+        """Return the jobs with the control that travels to clients that train."""
+        if self.control is None:
+            return jobs
+        control = self.control(state)
+        return [replace(job, control=control) for job in jobs]
 
     def measure(
         self,

@@ -24,6 +24,7 @@ from fedprune.federated.masks.gates import due_events
 from fedprune.federated.masks.personal import client_densities
 from fedprune.federated.metrics.report import Report, warn_of_collapsed_layers
 from fedprune.federated.metrics.tally import Tally
+from fedprune.federated.metrics.tuned import Tuned
 from fedprune.federated.sampling import cohort
 from fedprune.federated.server import scaffold
 from fedprune.federated.server.accumulator import Aggregate
@@ -49,6 +50,7 @@ class FederatedLoop:
     moves (buffers, frozen layers and whole numbers are only aggregated). flops: of training on one example, by layer of the
     dense network (empty: they could not be counted).
     effective: (mask) -> the fraction of the prunable entries on a path from input to output (None: it cannot be counted).
+    tuned: the clients' metrics after one local training. unseen: the clients that are in no cohort.
     ticket: the one whose weights and mask the run starts from (None: it starts dense). profile: whether the metrics tell where
     the time went (phase_clock.py).
     """
@@ -68,11 +70,13 @@ class FederatedLoop:
     eval_every: int
     exchange: Exchange
     evaluation: Evaluation
+    tuned: Tuned
     fresh: Callable[[int], Params]
     parameters: tuple[str, ...]
     trainable: tuple[str, ...]
     flops: Mapping[str, float]
     effective: Callable[[Mask], float] | None
+    unseen: tuple[int, ...] = ()
     ticket: Subnet | None = None
     profile: bool = False
 
@@ -111,13 +115,14 @@ class FederatedLoop:
             if self.plan.gate is not None and self._server_prunes(after):
                 after, outcomes = self.pruning.ask_gate(after, tally)
                 extra |= outcomes
-        after = _counted(after, tally)
+        after = tally.counted(after)
         metrics = {"round": state.round, "prune/events": state.events, **self.report.densities(jobs), **extra}
         metrics |= tally.metrics() | {"wire/total_bytes": after.up_bytes + after.down_bytes}
         metrics |= {"flops/train": self.report.training_flops(fold.summaries)} if self.flops else {}
         if self._evaluates(after):
             with phase("evaluate", whole=True):
                 metrics |= self.evaluation(after) | self._client_density(after)
+                metrics |= self.tuned(self.exchange, after, functools.partial(self._jobs, after))
         metrics |= tally.clock.metrics()
         return after, metrics | {"time/train_s": training_ended - started, "time/round_s": time.perf_counter() - started}
 
@@ -131,6 +136,7 @@ class FederatedLoop:
             exchange=self.exchange,
             evaluation=self.evaluation,
             clients=self.clients,
+            unseen=self.unseen,
             cohort=self._cohort,
             context=self._context,
         )
@@ -145,6 +151,11 @@ class FederatedLoop:
         """The metrics that follow from masks."""
         return Report(self.axes.what, self.parameters, self.flops, self.whose.at)
 
+    @property
+    def sampled(self) -> int:
+        """The number of clients of which cohorts are drawn."""
+        return self.clients - len(self.unseen)
+
     def _remember(self, state: State) -> State:
         """Keep the parameters to which a later rewind goes back."""
         if state.clock != self._anchor or state.clock in state.anchors:
@@ -156,7 +167,7 @@ class FederatedLoop:
         return self.whose.global_mask and state.events < len(self.plan.events)
 
     def _cohort(self, state: State) -> tuple[int, ...]:
-        return cohort(self.seed, state.clock, self.clients, self.cohort)
+        return cohort(self.seed, state.clock, self.clients, self.cohort, self.unseen)
 
     def _jobs(self, state: State, clients: Iterable[int]) -> list[Job]:
         """Return the jobs of these clients, each under the client's own mask if it has one."""
@@ -197,7 +208,7 @@ class FederatedLoop:
         momentum, control = state.server_state.momentum, state.server_state.control
         params, momentum = self.server_step(state.server.params, fold.accumulator.result(), momentum, self.trainable)
         if fold.control_changes:
-            control = scaffold.stepped(control, fold.control_changes, self.clients)
+            control = scaffold.stepped(control, fold.control_changes, self.sampled)
         after = replace(later, server_state=ServerState(momentum, control))
         return self.whose.merged(after, params, fold.summaries, self._context(state))
 
@@ -218,9 +229,9 @@ class FederatedLoop:
         return {}
 
     def _client_density(self, state: State) -> dict[str, float]:
-        """Return, where clients have masks of their own, the mean over all clients."""
+        """Return, where clients have masks of their own, the mean over all clients of which cohorts are drawn."""
         return (
-            {} if self.whose.global_mask else {"client/density_mean": statistics.fmean(client_densities(state, self.clients))}
+            {} if self.whose.global_mask else {"client/density_mean": statistics.fmean(client_densities(state, self.sampled))}
         )
 
     def _evaluates(self, state: State) -> bool:
@@ -228,13 +239,6 @@ class FederatedLoop:
         if state.round % self.eval_every == 0 or state.round == self.plan.rounds:
             return True
         return self._server_prunes(state) and bool(due_events(self.plan, state))
-
-
-def _counted(state: State, tally: Tally) -> State:
-    """Return the state with the round's bytes, and with the clients that have got what is never trained."""
-    up_bytes, down_bytes = state.up_bytes + tally.up_bytes, state.down_bytes + tally.down_bytes
-    reached = state.reached | tally.reached if tally.reached else state.reached
-    return replace(state, up_bytes=up_bytes, down_bytes=down_bytes, reached=reached)
 
 
 def _rewind_stream(seed: int, events: int, layer: str) -> torch.Generator:

@@ -12,7 +12,7 @@ from fedprune.federated.exchange import Exchange
 from fedprune.federated.masks import PruneContext, Whose, prune_server
 from fedprune.federated.masks.gates import ask_gate, next_gated_event
 from fedprune.federated.metrics.tally import Tally
-from fedprune.federated.where import Where, measuring
+from fedprune.federated.where import Where, asked, measuring
 from fedprune.pruning.event import Measure
 from fedprune.pruning.evidence.network import Network
 from fedprune.types import PruneEvent, State
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 class ServerPruning:
     """Carries out the server's prune events.
 
-    network: the server's own, for evidence that takes no data. clients: the number of all clients.
-    cohort: (state) -> the clients of the coming round. context: (state) -> what an event at this state goes by.
+    network: the server's own, for evidence that takes no data. clients: the number of all clients; unseen: those that are never
+    asked. cohort: (state) -> the clients of the coming round. context: (state) -> what an event at this state goes by.
     """
 
     whose: Whose
@@ -34,6 +34,7 @@ class ServerPruning:
     exchange: Exchange
     evaluation: Evaluation
     clients: int
+    unseen: tuple[int, ...]
     cohort: Callable[[State], tuple[int, ...]]
     context: Callable[[State], PruneContext]
 
@@ -68,5 +69,5 @@ class ServerPruning:
             return replace(state, opened=False, candidate={}), {}
 
     def _measure(self, state: State, tally: Tally) -> Measure:
-        clients = self.where(self.cohort(state), self.clients, self.exchange.seed)
+        clients = asked(self.where, self.cohort(state), self.clients, self.exchange.seed, self.unseen)
         return measuring(self.exchange, self.network, state, clients, tally)

@@ -23,6 +23,11 @@ def random(client: int, active: tuple[int, ...], seed: int, clock: int, number: 
     return tuple(sorted(int(other) for other in drawn))
 
 
+def alone(client: int, active: tuple[int, ...], seed: int, clock: int) -> tuple[int, ...]:
+    """Return nobody: each client trains its own network, and nothing is exchanged."""
+    return ()
+
+
 def ring(client: int, active: tuple[int, ...], seed: int, clock: int) -> tuple[int, ...]:
     """Return the client before and the client after it in a circle of all that take part."""
     position = active.index(client)

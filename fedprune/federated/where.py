@@ -8,14 +8,16 @@ Every option is a `Where`: (cohort of the coming round before a rewind, number o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fedprune.errors import ConfigError, RunError, Unheard
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.metrics.tally import Tally
+from fedprune.federated.sampling import sampled
 from fedprune.pruning.event import Measure
 from fedprune.pruning.evidence import FROM_CLIENTS, at_hand, mean
 from fedprune.pruning.evidence.network import Network
@@ -46,6 +48,16 @@ class Where(ABC):
     def has_data(self) -> bool:
         """True if those who measure have examples to measure on."""
         return not self.on_server or self.proxy > 0
+
+
+def asked(where: Where, cohort: tuple[int, ...], clients: int, seed: int, unseen: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return the clients that measure. Those that are in no cohort (`unseen`) are never asked: an option of `where` sees the
+    others alone, numbered from 0."""
+    if not unseen:
+        return where(cohort, clients, seed)
+    able = sampled(clients, unseen)
+    places = where(tuple(np.searchsorted(able, cohort).tolist()), len(able), seed)
+    return tuple(SERVER if place == SERVER else int(able[place]) for place in places)
 
 
 def measuring(exchange: Exchange, network: Network, state: State, clients: tuple[int, ...], tally: Tally) -> Measure:

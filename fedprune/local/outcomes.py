@@ -136,12 +136,13 @@ class TaskMetrics:
         accuracy = {"val_accuracy": means["accuracy"]} if "accuracy" in means else {}
         return accuracy | {"val_metric": means[self.metric]}
 
-    def by_client(self, outcomes: Outcomes, sizes: Sequence[int]) -> dict[str, float]:
+    def by_client(self, outcomes: Outcomes, sizes: Sequence[int], moment: str = "") -> dict[str, float]:
         """Return the mean over clients of each metric but the loss; and the bad tail of the task's own metric, which is the
         10th percentile and the minimum, or the 90th percentile and the maximum where smaller is better.
 
-        sizes: how many examples each client has; outcomes are in the order of the clients. Clients without examples, or for
-        whom a metric is not defined (not a number), are left out.
+        sizes: how many examples each client has; outcomes are in the order of the clients. moment: what follows the metric in a
+        name, as in client/accuracy_tuned_mean. Clients without examples, or for whom a metric is not defined (not a number),
+        are left out.
         """
         metrics: dict[str, float] = {}
         for name in self.names:
@@ -149,9 +150,9 @@ class TaskMetrics:
                 continue
             each = self._each(name, outcomes, sizes)
             if each:
-                metrics[f"client/{name}_mean"] = float(np.mean(each))
+                metrics[f"client/{name}{moment}_mean"] = float(np.mean(each))
             if each and name == self.metric:
-                metrics |= self._tail(each)
+                metrics |= self._tail(each, f"client/{name}{moment}")
         return metrics
 
     def _each(self, name: str, outcomes: Outcomes, sizes: Sequence[int]) -> list[float]:
@@ -165,11 +166,11 @@ class TaskMetrics:
             each = [values.mean() for values in np.split(outcomes.values[name], ends[:-1]) if len(values)]
         return [value for value in each if not np.isnan(value)]
 
-    def _tail(self, each: Sequence[float]) -> dict[str, float]:
+    def _tail(self, each: Sequence[float], name: str) -> dict[str, float]:
         percent, worst, last = (10, "min", min) if self.larger_is_better else (90, "max", max)
         return {
-            f"client/{self.metric}_p{percent}": float(np.percentile(each, percent)),
-            f"client/{self.metric}_{worst}": float(last(each)),
+            f"{name}_p{percent}": float(np.percentile(each, percent)),
+            f"{name}_{worst}": float(last(each)),
         }
 
     def _of_client(self, name: str, counted: Sequence[Counted]) -> float:

@@ -32,4 +32,4 @@ def _unmet(loop: FederatedLoop, state: State) -> str | None:
     """Return a warning about events that did not happen, or None."""
     if loop.whose.global_mask:
         return unmet(loop.plan, state)
-    return unmet_by_clients(loop.plan, state, loop.clients, loop.whose.plans)
+    return unmet_by_clients(loop.plan, state, loop.sampled, loop.whose.plans)

@@ -13,7 +13,7 @@ from fedprune.config import CONF, schema
 
 TINY = (
     *("rounds=3", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=3"),
-    *("local.batch_size=16", "logger=none", "executor=serial", "density=0.3"),
+    *("local.batch_size=16", "logger=none", "executor=serial", "density=0.3", "federated.tuned=0"),
 )
 """Overrides that make a run take milliseconds."""
 

@@ -10,7 +10,7 @@ from fedprune.federated.availability import Fates, heard
 from fedprune.federated.client.upload import Upload
 from fedprune.federated.masks.whose import Whose
 from fedprune.federated.sampling import cohort
-from fedprune.federated.where import Where
+from fedprune.federated.where import Where, asked
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.event import Axes
 from fedprune.pruning.evidence import (
@@ -105,29 +105,37 @@ def validation(plan: Plan, examples: int, names: Names) -> list[str]:
 
 
 def answers(
-    fates: Fates, config: DictConfig, plan: Plan, criterion: Criterion, where: Where, whose: Whose, names: Names
+    fates: Fates,
+    config: DictConfig,
+    plan: Plan,
+    criterion: Criterion,
+    where: Where,
+    whose: Whose,
+    names: Names,
+    unseen: tuple[int, ...] = (),
 ) -> list[str]:
-    """Return a problem if no client that is asked to train, or to measure evidence, ever answers; else nothing."""
+    """Return a problem if no client that is asked to train, or to measure evidence, ever answers; else nothing. unseen: those
+    that are never asked."""
     federated, seed = config.federated, config.seed
 
     def trains(clock: int) -> tuple[int, ...]:
-        return cohort(seed, clock, federated.clients, federated.cohort)
+        return cohort(seed, clock, federated.clients, federated.cohort, unseen)
 
     def measures(clock: int) -> tuple[int, ...]:
-        return where(trains(clock), federated.clients, seed)
+        return asked(where, trains(clock), federated.clients, seed, unseen)
 
     if not heard(fates, trains, plan.rounds):
         return [
             f"federated.availability leaves nobody in any of the {plan.rounds} rounds: choose federated/availability=always, "
             "or let more clients answer"
         ]
-    asks = (
+    measured = (
         whose.global_mask
         and bool(plan.events)
         and bool(evidence_of(criterion) & set(FROM_CLIENTS))
         and measures(0) != (SERVER,)
     )
-    if not asks or heard(fates, measures, plan.rounds):
+    if not measured or heard(fates, measures, plan.rounds):
         return []
     return [
         f"where={names['where']}: under federated.availability nobody ever answers who is to measure evidence: "

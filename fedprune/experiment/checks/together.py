@@ -41,13 +41,13 @@ def among_axes(composed: Composition, network: Network, error_feedback: bool) ->
     ]
 
 
-def among_clients(composed: Composition, own: tuple[str, ...], examples: int) -> list[str]:
+def among_clients(composed: Composition, own: tuple[str, ...], examples: int, unseen: tuple[int, ...] = ()) -> list[str]:
     """Return what is wrong with who does what among the clients. own: the tensors that they keep to themselves. examples: how
-    many all of them have for validation."""
+    many all of them have for validation. unseen: those that are in no cohort."""
     plan, options, names, config = composed.plan, composed.options, composed.names, composed.config
     return [
         *validation(plan, examples, names),
-        *answers(options.fates, config, plan, options.criterion, options.where, options.whose, names),
+        *answers(options.fates, config, plan, options.criterion, options.where, options.whose, names, unseen),
         *kept_back(own, options.rewind, plan, names),
         *of_one_mask(config.federated, options.whose, options.upload, plan, names),
     ]

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from fedprune.execution import Choice
 from fedprune.experiment.checks.problems import Names
 from fedprune.federated.masks.whose import Whose
+from fedprune.federated.metrics.tuned import MOMENTS
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.criterion.regrowth_init import RULES
 from fedprune.pruning.evidence import (
@@ -37,9 +38,14 @@ def ranges(config: DictConfig) -> list[str]:
         f"federated.evaluated={federated.evaluated} clients are evaluated on their own examples: at least 1, or null for all": (
             federated.evaluated is None or federated.evaluated >= 1
         ),
+        f"federated.unseen={federated.unseen} is the fraction of the clients that are in no cohort: 0 or more, less than 1": (
+            0 <= federated.unseen < 1
+        ),
+        f"federated.tuned={federated.tuned} clients are evaluated after one local training: 0 or more, or null for as many as "
+        "a cohort": federated.tuned is None or federated.tuned >= 0,
     }
     choices = {"weighting": ("examples", "uniform"), "broken": ("stop", "drop"), "optimizer_state": ("fresh", "kept")}
-    choices |= {"regrown": RULES, "control": ("none", "scaffold")}
+    choices |= {"regrown": RULES, "control": ("none", "scaffold"), "tuned_at": MOMENTS}
     wrong = {key: federated[key] for key, known in choices.items() if federated[key] not in known}
     return [problem for problem, fine in rules.items() if not fine] + [
         f"federated.{key}={value}: choose one of {', '.join(choices[key])}" for key, value in wrong.items()

@@ -34,11 +34,12 @@ class Work(ABC):
     otherwise.
 
     sends: what travels to the server, `weights` or `bits`. goes_on_alone: whether clients go on with masks that no server
-    knows.
+    knows. tunes: whether the Client has `tuned`, which evaluates what a client's training would make of a job.
     """
 
     sends: str = "weights"
     goes_on_alone: bool = False
+    tunes: bool = False
 
     @property
     def regularisers(self) -> tuple[Regulariser, ...]:
@@ -63,6 +64,8 @@ class Work(ABC):
 @dataclass(frozen=True)
 class TrainedWeights(Work):
     """Clients train the weights that they are sent, and send them back."""
+
+    tunes = True
 
     def client_round(self, worker: ClientRound, start: Callable[[], Params], seed: int) -> Client:
         return worker

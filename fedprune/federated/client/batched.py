@@ -22,6 +22,7 @@ from fedprune.execution.worker import Factory, Task
 from fedprune.federated.client.batched_check import obstacle
 from fedprune.federated.client.round import Answer, Begun, ClientRound, told
 from fedprune.identity import AT_ONCE
+from fedprune.local.outcomes import Outcomes
 from fedprune.local.train import Trained, holes
 from fedprune.local.train_vmapped import Share, fit_together
 from fedprune.phase_clock import Clock
@@ -57,8 +58,9 @@ class Batched(Serial):
         number = self._at_once or max(len(tasks), 1)
         for start in range(0, len(tasks), number):
             chunk = [tasks[position] for position in range(start, min(start + number, len(tasks)))]
-            alone = any(method != "run" for method, _ in chunk) or self._warns(self._obstacle)
-            yield from super().map(chunk, sizes) if alone else self._run(chunk)
+            together = {"run": self._run, "tuned": self._tuned}.get(chunk[0][0])
+            alone = together is None or self._warns(self._obstacle)
+            yield from super().map(chunk, sizes) if together is None or alone else together(chunk)
 
     def _run(self, tasks: Sequence[Task]) -> Iterator[Answer]:
         worker, clock = self._client_round, Clock()
@@ -71,6 +73,14 @@ class Batched(Serial):
                 update = self._finished(*together.pop(position)) if position in together else worker.perform(job)
             yield worker.encoded(job, update, clock)
             clock = Clock()  # the time of all is the first one's, and then each has its own
+
+    def _tuned(self, tasks: Sequence[Task]) -> Iterator[Outcomes]:
+        worker = self._client_round
+        jobs = [worker.received(*arguments) for _, arguments in tasks]
+        together = self._together(jobs)
+        for position, job in enumerate(jobs):
+            with explained(told(job)):
+                yield worker.after_training(*together.pop(position)) if position in together else worker.tune(job)
 
     def _finished(self, begun: Begun, trained: Trained) -> Update:
         worker: ClientRound = self._client_round

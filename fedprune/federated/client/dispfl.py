@@ -50,6 +50,10 @@ class EvolvingRound:
         """Return what the module measures on a slice; see ClientEvaluation."""
         return self.inner.evaluate(block, private, kept_mask, where)
 
+    def tuned(self, message: Message, kept: KeptArrays, kept_mask: bytes) -> Outcomes:
+        """Return what the module measures after the training of a job; see ClientRound."""
+        return self.inner.tuned(message, kept, kept_mask)
+
     def train(self, job: Job) -> Update:
         """Train under the mask that came, and choose the next."""
         update = self.inner.train(replace(job, event=None))

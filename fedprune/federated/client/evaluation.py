@@ -44,6 +44,14 @@ class ClientEvaluation:
             parts = self.context.batches.by_client(where)  # what torchmetrics objects add up is wanted of every client
             return concatenated([self._measured(part, place) for place, part in parts])
 
+    def own_test(self, client: int, params: Params) -> Outcomes:
+        """Return what the module measures on this client's test part at these parameters."""
+        context = self.context
+        self._load(params)
+        batches = context.batches.of(context.clients.test[client], context.batches.evaluated)
+        with explained(f"evaluating a trained network on the test part of client {client}"):
+            return measured(context.module, context.transferred(batches), client)
+
     def validation(self, client: int, subnet: Subnet) -> dict[str, float]:
         """Return what gates may ask for of a network on this client's own validation examples. If it has none, its accuracy is
         0.0, and the task's metric not a number, which opens no gate."""

@@ -25,7 +25,7 @@ from fedprune.local.outcomes import Outcomes, averaged
 from fedprune.local.regularisers.base import Regulariser
 from fedprune.local.regularisers.check import changed_layers
 from fedprune.local.regularisers.sampled_masks import GRADIENTS, sampled
-from fedprune.local.train import is_batchnorm
+from fedprune.local.train import Trained, is_batchnorm
 from fedprune.pruning.evidence.gates import companion, companion_of
 from fedprune.pruning.evidence.network import offers
 from fedprune.pruning.mask import ones
@@ -58,6 +58,7 @@ class SampledMasks(Work):
     gain: float = math.e
     masks: int = 3
     sends = "bits"
+    tunes = True
 
     def __post_init__(self) -> None:
         rules = {
@@ -160,9 +161,7 @@ class SamplingRound:
 
     def train(self, job: Job) -> Update:
         """Train the scores that were sent, and answer with a sample of each weight's probability."""
-        subnet = Subnet(self._constants | job.subnet.params, ones(self._constants, self._names))
-        trained, _ = self.inner.training.train_subnet(job, subnet, {}, {})
-        scores = {name: trained.params[name] for name in self.inner.context.wire.layout.shapes}
+        trained, scores = self._trained(job)
         sample = drawn(scores, lambda name: torch_stream(job.seed, f"sampled mask {name}", job.round, job.client))
         metrics = {"loss": trained.loss, "steps": trained.steps, "seen": trained.examples}
         examples = len(self.inner.context.clients.train[job.client])
@@ -176,6 +175,22 @@ class SamplingRound:
         scores = self.inner.context.wire.read_subnet(block).params
         outcomes = self.inner.evaluation.outcomes
         return averaged([outcomes(self._sample(scores, number), where) for number in range(self.masks)])
+
+    def tuned(self, message: Message, kept: KeptArrays, kept_mask: bytes) -> Outcomes:
+        """Return what the module measures after the training of a job; see ClientRound."""
+        return self.inner.tuned(message, kept, kept_mask, self.tune)
+
+    def tune(self, job: Job) -> Outcomes:
+        """Train the scores that were sent, and evaluate the same few samples of them as `evaluate` does."""
+        _, scores = self._trained(job)
+        own_test = self.inner.evaluation.own_test
+        return averaged([own_test(job.client, self._sample(scores, number)) for number in range(self.masks)])
+
+    def _trained(self, job: Job) -> tuple[Trained, Params]:
+        """Return (the outcome of training the scores that were sent, the scores)."""
+        subnet = Subnet(self._constants | job.subnet.params, ones(self._constants, self._names))
+        trained, _ = self.inner.training.train_subnet(job, subnet, {}, {})
+        return trained, {name: trained.params[name] for name in self.inner.context.wire.layout.shapes}
 
     def _sample(self, scores: Params, number: int) -> Params:
         """Return the number-th sampled network."""

@@ -41,6 +41,8 @@ class Client(Protocol):
 
     def evaluate(self, block: Piece, private: Arrays, kept_mask: bytes, where: Slice) -> Outcomes: ...
 
+    def tuned(self, message: Message, kept: KeptArrays, kept_mask: bytes) -> Outcomes: ...
+
 
 class Begun(NamedTuple):
     """A job up to its training. arrived: the network as it came, with the client's private tensors. subnet: what is to be
@@ -129,14 +131,36 @@ class ClientRound:
         """Return what the module measures on a slice; see ClientEvaluation."""
         return self.evaluation.evaluate(block, private, kept_mask, where)
 
+    # --- after one local training ------------------------------------------------------------------------------------------
+
+    def tuned(
+        self, message: Message, kept: KeptArrays, kept_mask: bytes, tune: Callable[[Job], Outcomes] | None = None
+    ) -> Outcomes:
+        """Train as in a round what a message brings, and return what the module then measures on the client's own test part.
+
+        Nothing else comes of it. tune: in the place of this class's own `tune`.
+        """
+        job = self.received(message, kept, kept_mask)
+        with explained(told(job)):
+            return (tune or self.tune)(job)
+
+    def tune(self, job: Job) -> Outcomes:
+        """Return the outcomes of the network that training makes of this job, which has no event."""
+        begun = self.begin(job)
+        return self.after_training(begun, self._trained(begun)[0])
+
+    def after_training(self, begun: Begun, trained: Trained) -> Outcomes:
+        """Return what the module measures of a trained network on its client's test part."""
+        context, result = self.context, self._result(begun, trained)
+        with context.as_trained(result.mask):
+            return self.evaluation.own_test(begun.job.client, context.in_use(result.params, context.wire.layout.masked))
+
     # --- a round -----------------------------------------------------------------------------------------------------------
 
     def train(self, job: Job) -> Update:
         """Train the subnet that was sent on the client's training part, and carry out the job's event, if it has one."""
         begun = self.begin(job)
-        correction = begun.controls.correction() if begun.controls else {}
-        trained, first = self.training.train_subnet(job, begun.subnet, begun.optimizer_state, correction)
-        return self.finish(begun, trained, first)
+        return self.finish(begun, *self._trained(begun))
 
     def begin(self, job: Job) -> Begun:
         """Do what comes before the training: an event at the start of the round."""
@@ -153,8 +177,7 @@ class ClientRound:
     def finish(self, begun: Begun, trained: Trained, first: Params | None = None) -> Update:
         """Do what comes after the training: an event at the end of the round, and the update. first: the network after the
         first epoch, if the job looks back and there were more."""
-        job, mask = begun.job, begun.subnet.mask
-        result = Subnet(apply(trained.params, mask) if self.context.recipe.error_feedback else trained.params, mask)
+        job, result = begun.job, self._result(begun, trained)
         pruned = self._at_end(job, trained, result, begun.arrived if first is None else first) if job.event else None
         if pruned:
             result = pruned.subnet
@@ -170,6 +193,15 @@ class ClientRound:
             control=control,
             kept=kept,
         )
+
+    def _trained(self, begun: Begun) -> tuple[Trained, Params | None]:
+        correction = begun.controls.correction() if begun.controls else {}
+        return self.training.train_subnet(begun.job, begun.subnet, begun.optimizer_state, correction)
+
+    def _result(self, begun: Begun, trained: Trained) -> Subnet:
+        """Return what training has made of the subnet, before any event at the end."""
+        mask = begun.subnet.mask
+        return Subnet(apply(trained.params, mask) if self.context.recipe.error_feedback else trained.params, mask)
 
     def _at_end(self, job: Job, trained: Trained, result: Subnet, first: Params) -> Pruned | None:
         """Carry out an event at the end; under error feedback it chooses among all that was trained, dead entries too."""

@@ -103,8 +103,9 @@ class ClientTraining:
 
     @functools.cached_property
     def _examples_of_all(self) -> int:
-        """The number of training examples of all clients together: counted once, for there may be many clients."""
-        return sum(sizes(self.context.clients.train))
+        """The number of training examples of all clients that train: counted once, for there may be many clients."""
+        train, unseen = self.context.clients.train, self.context.clients.unseen
+        return sum(sizes(train)) - sum(len(train[client]) for client in unseen)
 
     def _examples(self, job: Job) -> int:
         return len(self.context.clients.train[job.client])

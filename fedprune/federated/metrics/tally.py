@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from fedprune.local.lightning.self_log import OverCohort
 from fedprune.phase_clock import Clock
-from fedprune.types import Job, Update
+from fedprune.types import Job, State, Update
 
 T = TypeVar("T")
 
@@ -67,6 +67,12 @@ class Tally:
         self.unanswered += bool(job.measure)
         self.silent += not job.measure and not late
         self.late += not job.measure and late
+
+    def counted(self, state: State) -> State:
+        """Return the state with the round's bytes, and with the clients that have got what is never trained."""
+        up_bytes, down_bytes = state.up_bytes + self.up_bytes, state.down_bytes + self.down_bytes
+        reached = state.reached | self.reached if self.reached else state.reached
+        return replace(state, up_bytes=up_bytes, down_bytes=down_bytes, reached=reached)
 
     def metrics(self) -> dict[str, float]:
         """Return the round's metrics, summed over clients; the loss is the mean over the examples seen (absent without any).

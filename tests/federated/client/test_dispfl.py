@@ -119,7 +119,15 @@ def test_rounds_are_what_numpy_makes_of_them(topology, play):
     sizes = {"train": [range(6 * k, 6 * k + 6) for k in range(5)], "val": [[30 + k] for k in range(5)]}
     experiment = federation(
         *DISPFL,
-        *(f"federated/round={topology}", *one, "density=0.5", "rounds=5", "local.epochs=3", "where.examples=null"),
+        *(
+            f"federated/round={topology}",
+            *one,
+            "density=0.5",
+            "rounds=5",
+            "local.epochs=3",
+            "where.examples=null",
+            "federated.tuned=5",
+        ),
         **sizes,
         test=[[35 + k, 40 + k, 45 + k] for k in range(5)],
         cohort=4,
@@ -148,8 +156,17 @@ def test_rounds_are_what_numpy_makes_of_them(topology, play):
             assert all(np.abs(state.kept[k].weights[n].numpy() - w[k][n]).max() < 1e-5 for n in w[k])
             assert all((trained_mask(loop, state, k)[n].numpy() == held[k][n]).all() for n in LAYERS)
             assert all((loop._mask(state, state.personal[k].mask)[n].numpy() == following[k][n]).all() for n in LAYERS)
-        own = [accuracy(w[k], *inputs(experiment, experiment.clients.test[k])) for k in range(5)]
+        # The next round would begin with the mean of what its neighbours, and the client, have by now.
+        own, tuned, others = [], [], loop._cohort(state)
+        for k in range(5):
+            hears = loop.topology(k, tuple(sorted({*others, k})), 0, number + 1)
+            begins = met([(w[j], held[j]) for j in (k, *hears)], following[k])
+            x, y = inputs(experiment, experiment.clients.train[k])
+            ends = train(begins, following[k], x, y, steps=3)
+            own.append(accuracy(begins, *inputs(experiment, experiment.clients.test[k])))
+            tuned.append(accuracy(ends, *inputs(experiment, experiment.clients.test[k])))
         assert metrics["client/accuracy_mean"] == pytest.approx(np.mean(own), abs=1e-6)
+        assert metrics["client/accuracy_tuned_mean"] == pytest.approx(np.mean(tuned), abs=1e-6)
         mean = met([(w[k], held[k]) for k in range(5)], {})
         x, y = experiment.dataset.test_x.numpy().reshape(9, -1) / 4.0, experiment.dataset.test_y.numpy()
         assert metrics["test/accuracy"] == pytest.approx(accuracy(mean, x, y), abs=1e-6)
