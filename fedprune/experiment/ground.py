@@ -114,11 +114,16 @@ def lay_ground(chosen: Chosen, dataset: Dataset, problems: Problems) -> Ground:
         plan=problems.attempt(options.how_often, window, config.density),
         what=problems.attempt(options.what.bind, net, order),
         private=problems.attempt(private_names, net, federated.batchnorm),
-        clients=problems.attempt(
-            *(federate, dataset, options.partition, federated.clients, config.seed, options.where.proxy, federated.evaluated),
-            unseen_clients(config.seed, federated.clients, federated.cohort, federated.unseen),
-        ),
+        clients=problems.attempt(_clients, chosen, dataset),
     )
+
+
+def _clients(chosen: Chosen, dataset: Dataset) -> Clients:
+    """Return the clients' data, and who is in no cohort."""
+    federated, seed, options = chosen.config.federated, chosen.config.seed, chosen.options
+    unseen = unseen_clients(seed, federated.clients, federated.cohort, federated.unseen)
+    numbers = (federated.clients, seed, options.where.proxy, federated.evaluated)
+    return federate(dataset, options.partition, *numbers, unseen)
 
 
 def _recipe(config: DictConfig, options: Options | None) -> Recipe:

@@ -216,7 +216,7 @@ class NeighbourLoop(FederatedLoop):
         clients = (*self.evaluation.clients, *self.evaluation.unseen)
         before = {job.client: _kept(job.subnet) for job in self._jobs(state, clients)}
         metrics = replace(self.evaluation, exchange=whole)(replace(state, server=server, kept=before))
-        return metrics | self.tuned(self.exchange, replace(state, kept={}), functools.partial(self._jobs, state))
+        return metrics | self._after_training(state, replace(state, kept={}))
 
 
 def message(wire: Wire, client: int, subnet: Subnet) -> Message:

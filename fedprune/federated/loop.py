@@ -122,7 +122,7 @@ class FederatedLoop:
         if self._evaluates(after):
             with phase("evaluate", whole=True):
                 metrics |= self.evaluation(after) | self._client_density(after)
-                metrics |= self.tuned(self.exchange, after, functools.partial(self._jobs, after))
+                metrics |= self._after_training(after, after)
         metrics |= tally.clock.metrics()
         return after, metrics | {"time/train_s": training_ended - started, "time/round_s": time.perf_counter() - started}
 
@@ -233,6 +233,10 @@ class FederatedLoop:
         return (
             {} if self.whose.global_mask else {"client/density_mean": statistics.fmean(client_densities(state, self.sampled))}
         )
+
+    def _after_training(self, state: State, keeping: State) -> dict[str, float]:
+        """Return the clients' metrics after one local training. keeping: the state of which they have what they keep."""
+        return self.tuned(state.round, functools.partial(self._jobs, state), lambda jobs: self.exchange.tuned(jobs, keeping))
 
     def _evaluates(self, state: State) -> bool:
         """Return whether to evaluate: every so many rounds, before each prune event, and at the end."""

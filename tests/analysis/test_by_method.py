@@ -65,6 +65,20 @@ def test_what_is_alive_is_of_the_clients_own_masks_where_they_have_them():
     assert row(table, 0.1, "dense")["alive (%)"] == pytest.approx(10)
 
 
+def test_moments_that_were_measured_have_columns_and_others_have_none():
+    runs, rounds = sweep()
+    assert not [column for column in by_method(runs, rounds, target=0.75) if "local training" in column or "unseen" in column]
+    runs["client/accuracy_tuned_mean"] = runs["client/accuracy_mean"] + 0.1
+    runs.loc[runs[METHOD] == "sparse", "client/accuracy_unseen_mean"] = 0.25
+    table = by_method(runs, rounds, target=0.75)
+    assert row(table, 0.1, "dense")["client accuracy after one local training (%)"] == pytest.approx(93)
+    assert row(table, 0.1, "sparse")["unseen client accuracy (%)"] == pytest.approx(25)
+    text = methods_markdown(table, 0.8)
+    assert "| client accuracy (%) | client accuracy after one local training (%) | unseen client accuracy (%) | worst" in text
+    assert "| **sparse** | 80.0 ± 0.0 | 90.0 ± 0.0 | 25.0 ± 0.0 | 50.0 ± 0.0 |" in text
+    assert "| slow | 70.0 ± 0.0 | 80.0 ± 0.0 |  | 40.0" in text
+
+
 def test_what_the_target_took_is_said_where_every_seed_reached_it():
     # At 0.8, `sparse` is there after its second round, with all of its 10 MB; at 0.82, two of three seeds of `dense`.
     table = by_method(*sweep(), target=0.8)

@@ -27,6 +27,8 @@ def test_names_units_and_texts_follow_the_metric():
     assert (accuracy.test, accuracy.test_sd, accuracy.axis("test")) == ("test accuracy (%)", "test sd (%)", "test accuracy (%)")
     assert (MAE.test, MAE.test_sd, MAE.axis("val")) == ("test mae (↓)", "test sd (mae)", "val mae (less is better)")
     assert (f1.head("client"), f1.tail_column) == ("client f1 macro (↑)", "client/f1_macro_p10")
+    assert (f1.column("tuned"), f1.column("unseen")) == ("client/f1_macro_tuned_mean", "client/f1_macro_unseen_mean")
+    assert f1.head("tuned") == "client f1 macro after one local training (↑)"
     assert (MAE.tail_column, MAE.column("client"), MAE.column("val")) == ("client/mae_p90", "client/mae_mean", "val/mae")
     assert (accuracy.spread(83.0, 13**0.5), MAE.spread(0.12345, 0.0012)) == ("83.0 ± 3.6", "0.1235 ± 0.0012")
     assert (accuracy.spread(83.0, float("nan")), MAE.spread(float("nan"), 1.0)) == ("83.0", "")

@@ -7,13 +7,12 @@ prune event. It is then evaluated on its own test part. Nothing of it is merged 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from fedprune.federated.exchange import Exchange
-from fedprune.local.outcomes import TaskMetrics, concatenated
+from fedprune.local.outcomes import Outcomes, TaskMetrics, concatenated
 from fedprune.randomness import numpy_stream
-from fedprune.types import Job, State
+from fedprune.types import Job
 
 TUNED = "_tuned"
 MOMENTS = ("evaluations", "end")
@@ -21,6 +20,9 @@ MOMENTS = ("evaluations", "end")
 
 Jobs = Callable[[Sequence[int]], list[Job]]
 """(clients) -> what each client would begin its next round with."""
+
+OutcomesOf = Callable[[Sequence[Job]], Iterable[Outcomes]]
+"""(jobs) -> what each client measures on its own test part after training its job."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,14 @@ class Tuned:
     task: TaskMetrics
     only: int | None = None
 
-    def __call__(self, exchange: Exchange, state: State, jobs: Jobs) -> dict[str, float]:
-        """Return the metrics after one local training, and the seconds that it took; nothing where it is not done."""
-        if not self.clients or self.only not in (None, state.round):
+    def __call__(self, round: int, jobs: Jobs, outcomes_of: OutcomesOf) -> dict[str, float]:
+        """Return the metrics after one local training, and the seconds that it took; nothing where it is not done. round: the
+        number of rounds that are done."""
+        if not self.clients or self.only not in (None, round):
             return {}
         started = time.perf_counter()
         training = [replace(job, event=None) for job in jobs(self.clients)]
-        outcomes = concatenated(list(exchange.tuned(training, state)))
+        outcomes = concatenated(list(outcomes_of(training)))
         metrics = self.task.by_client(outcomes, self.sizes, TUNED)
         return metrics | {"time/tuned_s": time.perf_counter() - started}
 
