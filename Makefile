@@ -8,7 +8,7 @@ ARGS   ?= +experiment=lth_fedavg -m
 BENCHMARKS := rounds overhead hooks sparse sweep scale shrink codecs personal evidence batched start_up memory
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast lint taxonomy taxonomy_grid benchmark benchmark_tuning peers bench performance notebooks clean
+.PHONY: help install run test test-fast lint taxonomy verdicts taxonomy_grid benchmark benchmark_tuning peers bench performance notebooks clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ lint: $(STAMP)  ## style and types
 
 taxonomy: $(STAMP)  ## draw docs/taxonomy.svg, the figure at the top of the README, from conf/
 	$(BIN)/python docs/drawing/taxonomy.py
+
+verdicts: $(STAMP)  ## compute the intervals and verdicts in the tables of claims of README.md and docs/, from the numbers beside them
+	$(BIN)/python docs/verdicts.py
 
 taxonomy_grid: $(STAMP)  ## run the grid over the taxonomy, 3 seeds (15 minutes on 2 cores), and fill docs/taxonomy_grid.md with it
 	$(BIN)/python -m fedprune +experiment=taxonomy_grid seed=0,1,2 hydra/launcher=joblib -m

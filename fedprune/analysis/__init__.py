@@ -7,7 +7,7 @@ The rest of the package imports this only at the end of a sweep, because loading
 
 from fedprune.analysis import figures
 from fedprune.analysis.by_axes import by_axes
-from fedprune.analysis.by_level import by_level, early_stopping
+from fedprune.analysis.by_level import by_level, early_stopping, gains
 from fedprune.analysis.cells import levels, table, varying
 from fedprune.analysis.read import find_runs, load_rounds, load_runs
 from fedprune.analysis.report import draw, report
@@ -20,6 +20,7 @@ __all__ = [
     "early_stopping",
     "figures",
     "find_runs",
+    "gains",
     "levels",
     "load_rounds",
     "load_runs",

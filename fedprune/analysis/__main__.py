@@ -13,14 +13,16 @@ from fedprune.errors import FedpruneError
 
 
 def main() -> None:
-    """Run `python -m fedprune.analysis FOLDER [--into DIR]`: write the report, print its table and the paths of its files."""
+    """Run `python -m fedprune.analysis FOLDER [--into DIR] [--against LABEL ...]`: write the report, print table and paths."""
     parser = argparse.ArgumentParser(prog="python -m fedprune.analysis", description="One table and figures over all runs.")
     parser.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/lth_fedavg")
     parser.add_argument("--into", type=Path, help="where the report goes (default: the folder itself)")
+    compare = "add to levels.md how much better each level is than this line of the figures, by equal seeds; may be repeated"
+    parser.add_argument("--against", action="append", default=[], metavar="LABEL", help=compare)
     given = parser.parse_args()
     into = given.into or given.folder
     try:
-        results = report(given.folder, into)
+        results = report(given.folder, into, given.against)
     except FedpruneError as error:
         parser.exit(1, f"{error}\n")
     console = Console(soft_wrap=True, highlight=False)

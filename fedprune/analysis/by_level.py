@@ -3,6 +3,10 @@
 A *level* is the training between two prune events; level 0 is before the first. Levels are joined by the density that they
 reach, not by their number: one-shot pruning is at its target in level 1, iterative pruning many levels later. Cells that differ
 in nothing but the target density are one cell, as in the figure of accuracy against density.
+
+`gains` compares levels by the differences of equal seeds: by default with the cell's own level 0, the dense network that was
+trained for as many rounds as one level. A cell's levels have together been trained for more rounds, so its gain is no gain at
+equal cost; for that, compare with a cell that was never pruned and trained for all of them (`against`).
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from fedprune.analysis.cells import levels
 from fedprune.analysis.curves import at_densities, evaluated, label_columns, labels, panel_column
 from fedprune.analysis.markdown import markdown_lines
 from fedprune.analysis.metric import ACCURACY, Metric, metric_of
+from fedprune.analysis.verdict import Interval, gain_over
+from fedprune.errors import FedpruneError
 
 LEVEL, DENSITY, SEEDS = "level", "weights remaining (%)", "seeds"
 
@@ -43,6 +49,10 @@ def titles(metric: Metric) -> dict[str, str]:
 INTRODUCTION = (
     "Mean ± sample standard deviation over seeds; (n of m) where only n of the m seeds have a value. *Level*: prune events "
     "done before it; several where cells reach the same density in different levels.\n"
+)
+PAIRED = (
+    "Mean difference of equal seeds, and its 95 % interval (Student's). Bold: the interval does not cover 0. Each interval is "
+    "taken by itself: of twenty that should cover 0, one does not.\n"
 )
 EARLY = (
     "The early-stopping round is that of least validation loss among the level's evaluated rounds, counted from the level's "
@@ -93,6 +103,63 @@ def by_level(rounds: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         measured = rows.assign(measured=rows[name].astype(float) * factor).groupby(["cell", "x"])["measured"]
         columns |= {column: measured.mean(), f"{column} sd": measured.std(ddof=1), f"{column} n": measured.count()}
     return first.assign(**columns).reset_index(drop=True)
+
+
+def gains(rounds: pd.DataFrame, by: list[str], against: str | None = None) -> pd.DataFrame:
+    """Return a row per density and cell: how much better it is on test data than its reference, by equal seeds.
+
+    Columns: `cell` (its label), `weights remaining (%)`, `gain` (an Interval in the metric's unit, positive where the cell is
+    better). against: the label of the cell that is the reference, at the same density, or at its end if it was never pruned;
+    None: each cell's own level 0. A reference has no row of its own, and a pair has none that shares fewer than two seeds.
+    Raises FedpruneError where nothing was evaluated or no cell has that label.
+    """
+    rows, by = at_densities(evaluated(levels(rounds), "density/weights", by), by)
+    rows = rows.assign(cell=labels(rows, label_columns(rows, by) or ["name"]))
+    if against is not None and against not in set(rows["cell"]):
+        labelled = "\n  ".join(rows["cell"].drop_duplicates())
+        raise FedpruneError(f"no cell is called '{against}'; choose one of these:\n  {labelled}")
+    metric = metric_of(rounds)
+    better = [
+        {"cell": cell, DENSITY: x, "gain": gain_over(_by_seed(of, metric), _reference(rows, of, metric, against))}
+        for (cell, x), of in rows.groupby(["cell", "x"], sort=False)
+        if against != cell and (against is not None or of["prune/events"].gt(0).all())
+    ]
+    table = pd.DataFrame(better, columns=["cell", DENSITY, "gain"])
+    return table[[gain.n > 1 for gain in table["gain"]]].reset_index(drop=True)
+
+
+def _by_seed(rows: pd.DataFrame, metric: Metric) -> pd.Series:
+    """Return the metric on test data by seed, in its unit, with the sign that makes more better."""
+    sign = 1 if metric.larger_is_better else -1
+    return rows.set_index("seed")[metric.column("test")].astype(float) * metric.factor * sign
+
+
+def _reference(rows: pd.DataFrame, level: pd.DataFrame, metric: Metric, against: str | None) -> pd.Series:
+    """Return what the level of one cell and density is compared with, by seed; empty where there is none."""
+    if against is None:
+        own = rows[rows["cell"] == level["cell"].iloc[0]]
+        return _by_seed(own[own["prune/events"] == 0], metric)
+    other = rows[rows["cell"] == against]
+    never_pruned = other["prune/events"].eq(0).all()
+    return _by_seed(other if never_pruned else other[other["x"] == level["x"].iloc[0]], metric)
+
+
+def gains_markdown(table: pd.DataFrame, metric: Metric, against: str | None = None) -> str:
+    """Return `gains` as a section of levels.md, with a row per density and a column per cell; '' without any row."""
+    if table.empty:
+        return ""
+    texts = table.assign(text=[_interval(gain, metric) for gain in table["gain"]])
+    wide = texts.pivot(index=DENSITY, columns="cell", values="text")[texts["cell"].drop_duplicates()]
+    wide = wide.fillna("").sort_index(ascending=False)
+    lines = [[f"{density:g}", *wide.loc[density]] for density in wide.index]
+    title = f"## Gain in {metric.head('test')} over {against or 'level 0 of the same cell'}\n"
+    return "\n".join([title, PAIRED, markdown_lines([DENSITY, *wide], ["---:"] * (1 + len(wide.columns)), lines)])
+
+
+def _interval(gain: Interval, metric: Metric) -> str:
+    mean, low, high = (f"{value:+.1f}" if metric.percent else f"{value:+.4g}" for value in (gain.mean, gain.low, gain.high))
+    text = f"{mean} ({low} to {high})"
+    return f"**{text}**" if gain.low > 0 or gain.high < 0 else text
 
 
 def levels_markdown(table: pd.DataFrame, metric: Metric = ACCURACY) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from fedprune.analysis import figures
 from fedprune.analysis.by_axes import axes_markdown, by_axes, over_taxonomy
-from fedprune.analysis.by_level import DENSITY, by_level, levels_markdown
+from fedprune.analysis.by_level import DENSITY, by_level, gains, gains_markdown, levels_markdown
 from fedprune.analysis.by_method import by_method, methods_markdown, named, over_methods, target_of
 from fedprune.analysis.cells import levels, table, varying
 from fedprune.analysis.markdown import markdown
@@ -24,10 +24,11 @@ from fedprune.errors import FedpruneError
 log = logging.getLogger(__name__)
 
 
-def report(runs: Runs, into: Path | str) -> pd.DataFrame:
+def report(runs: Runs, into: Path | str, against: Sequence[str] = ()) -> pd.DataFrame:
     """Write table.csv, table.md and figures/accuracy_{density,bytes,rounds}.{png,svg} into `into`; return the table.
 
-    Runs that reach more than one density also get levels.csv and levels.md. A sweep over the taxonomy also gets taxonomy.md and
+    Runs that reach more than one density also get levels.csv and levels.md, the latter with each level's gain over level 0 and
+    over the cells of these labels (`against`), by equal seeds. A sweep over the taxonomy also gets taxonomy.md and
     figures/accuracy_taxonomy.{png,svg}; a sweep over methods gets methods.{md,csv}, figures/accuracy_bytes_methods.{png,svg},
     and tuning.md if it tries several settings of each. If runs are judged by another metric, files have its name instead of
     `accuracy`. Levels and figures show the runs that are done. A figure without data is not drawn, an older one of its name is
@@ -41,7 +42,7 @@ def report(runs: Runs, into: Path | str) -> pd.DataFrame:
     (into / "table.md").write_text(markdown(results))
     rounds = load_rounds(runs)
     done = rounds[rounds["status"] == "done"] if len(rounds) else rounds
-    _write_levels(done, into)
+    _write_levels(done, into, against)
     draw(done, into / "figures")
     _write_taxonomy(frame, into)
     _write_methods(frame, rounds, into)
@@ -49,15 +50,17 @@ def report(runs: Runs, into: Path | str) -> pd.DataFrame:
     return results
 
 
-def _write_levels(rounds: pd.DataFrame, into: Path) -> None:
+def _write_levels(rounds: pd.DataFrame, into: Path, against: Sequence[str]) -> None:
     """Write the tables by level if there are several levels; else remove older ones."""
     _remove(into / "levels.csv", into / "levels.md")
     if levels(rounds).empty:
         return
-    by_levels = by_level(rounds, varying(rounds))
+    by, metric = varying(rounds), metric_of(rounds)
+    by_levels = by_level(rounds, by)
     if by_levels[DENSITY].nunique() > 1:
         by_levels.to_csv(into / "levels.csv", index=False)
-        (into / "levels.md").write_text(levels_markdown(by_levels, metric_of(rounds)))
+        compared = [gains_markdown(gains(rounds, by, cell), metric, cell) for cell in (None, *against)]
+        (into / "levels.md").write_text("\n".join(text for text in (levels_markdown(by_levels, metric), *compared) if text))
 
 
 def _write_taxonomy(runs: pd.DataFrame, into: Path) -> None:

@@ -8,7 +8,10 @@ import pandas as pd
 import pytest
 
 from fedprune import analysis
-from fedprune.analysis.by_level import levels_markdown
+from fedprune.analysis.by_level import gains_markdown, levels_markdown
+from fedprune.analysis.metric import metric_of
+from fedprune.analysis.verdict import Interval
+from fedprune.errors import FedpruneError
 
 NONE = float("nan")
 Points = list[tuple[int, int, float, float, float, float]]
@@ -180,3 +183,65 @@ def test_too_many_cells_for_one_table_get_one_for_each_value_of_a_column():
         "### b",
         "| weights remaining (%) | level | " + " | ".join(f"c{i}" for i in range(8)) + " |",
     ]
+
+
+# --- gains, by equal seeds ---
+
+DENSE: Points = [(0, 0, 1.0, 0.4, 0.8, 0.7), (5, 0, 1.0, 0.4, 0.8, 0.85)]  # longer, and never pruned
+
+
+def three(points: Points, *better: float, **which: Any) -> list[pd.DataFrame]:
+    return [rounds(points, seed, more, **which) for seed, more in enumerate(better)]
+
+
+def gains(against: str | None, *runs: pd.DataFrame) -> dict[tuple[str, float], tuple[float, float, float]]:
+    frame = pd.concat(runs, ignore_index=True)
+    found = analysis.gains(frame, analysis.varying(frame), against)
+    rows = found.itertuples(index=False)
+    return {(cell, x): (gain.mean, gain.low, gain.high) for cell, x, gain in rows}
+
+
+def test_a_gain_over_level_0_is_of_equal_seeds():
+    # Seeds 0, 1, 2: level 0 at 83, level 1 at 73 for all; with level 1 raised by 1, 2 and 3 points the differences are -9, -8
+    # and -7: mean -8, s = 1, and t(0.975, 2) = 4.302653 makes -8 +- 4.302653 / sqrt(3) = -8 +- 2.484138.
+    # The spread of level 0 between the seeds (`better`) does not matter.
+    runs = three(TICKET[:7], 0.0, 0.1, -0.2)
+    for seed, run in enumerate(runs):
+        run.loc[run["prune/events"] == 1, "test/accuracy"] += (seed + 1) / 100
+    assert gains(None, *runs) == {("lth", 50): pytest.approx((-8, -10.484138, -5.515862), abs=1e-6)}
+
+
+def test_a_gain_over_another_cell_is_at_equal_density_or_over_its_end_if_it_was_never_pruned():
+    tickets, shots = three(TICKET, 0, 0, 0.03, how_often="iterative"), three(ONE_SHOT, 0, 0, 0, how_often="one_shot")
+    dense = three(DENSE, 0, 0, 0, how_often="never")
+    # one shot has 80 at 100 % and 60 at 25 %; the ticket 83 and 51, the third seed 3 more; dense ends at 85.
+    over_shot = gains("one_shot", *tickets, *shots, *dense)
+    assert {pair: gain[0] for pair, gain in over_shot.items()} == {
+        ("iterative", 100): pytest.approx(4),
+        ("iterative", 25): pytest.approx(-8),
+        ("never", 100): pytest.approx(5),
+    }
+    over_dense = gains("never", *tickets, *shots, *dense)
+    assert over_dense["iterative", 50] == pytest.approx((-11, -11 - 4.302653, -11 + 4.302653), abs=1e-5)  # s = sqrt(3)
+    assert set(over_dense) == {("iterative", x) for x in (100, 50, 25)} | {("one_shot", 100), ("one_shot", 25)}
+
+
+def test_a_gain_is_positive_where_less_is_better_and_the_cell_has_less():
+    runs = [run.rename(columns={"test/accuracy": "test/mae"}) for run in three(TICKET[:7], 0, 0, 0)]
+    assert gains(None, *(run.assign(metric="mae", larger_is_better=False) for run in runs))["lth", 50][0] == pytest.approx(0.1)
+
+
+def test_the_section_of_gains_is_bold_where_the_interval_does_not_cover_0():
+    frame = pd.concat(three(TICKET, 0, 0.1, 0.2), ignore_index=True)
+    text = gains_markdown(analysis.gains(frame, analysis.varying(frame)), metric_of(frame))
+    assert "## Gain in test accuracy (%) over level 0 of the same cell" in text
+    assert "| 50 | **-10.0 (-10.0 to -10.0)** |" in text
+    wide = pd.DataFrame({"cell": ["lth"], "weights remaining (%)": [50.0], "gain": [Interval(1.0, -0.5, 2.5, 3)]})
+    assert "| 50 | +1.0 (-0.5 to +2.5) |" in gains_markdown(wide, metric_of(frame), "dense")
+
+
+def test_one_seed_has_no_gains_and_an_unknown_label_is_told_with_those_that_there_are():
+    assert gains(None, rounds(TICKET)) == {}
+    assert gains_markdown(analysis.gains(rounds(TICKET), []), metric_of(rounds(TICKET))) == ""
+    with pytest.raises(FedpruneError, match=r"no cell is called 'dens'; choose one of these:\n  iterative\n  one_shot"):
+        gains("dens", rounds(TICKET, how_often="iterative"), rounds(ONE_SHOT, how_often="one_shot"))

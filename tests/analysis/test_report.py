@@ -285,6 +285,19 @@ def test_command_prints_the_table_and_the_paths(
     assert f"{tmp_path}/out/figures/accuracy_density.svg" in printed
 
 
+def test_command_compares_with_the_lines_that_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for seed in (0, 1):
+        for criterion in ("magnitude", "random"):
+            write_run(tmp_path / "runs" / f"{criterion}{seed}", TICKET, criterion=criterion, seed=seed)
+    monkeypatch.setattr("sys.argv", ["analysis", str(tmp_path / "runs"), "--against", "random"])
+    __main__.main()
+    levels = (tmp_path / "runs/levels.md").read_text()
+    assert "## Gain in test accuracy (%) over level 0 of the same cell" in levels
+    gains = levels.split("## Gain in test accuracy (%) over random")[1]
+    assert "| weights remaining (%) | magnitude |" in gains
+    assert "+0.0 (+0.0 to +0.0)" in gains
+
+
 def test_command_ends_with_a_message_where_there_is_no_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr("sys.argv", ["analysis", "nowhere"])
     with pytest.raises(SystemExit, match="1"):

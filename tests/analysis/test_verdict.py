@@ -8,7 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedprune.analysis.verdict import HELD, NOT_TESTABLE, REVERSED, SIMPLER, UNDECIDED, gain_over, verdict
+from fedprune.analysis.verdict import (
+    HELD,
+    NOT_TESTABLE,
+    REVERSED,
+    SIMPLER,
+    UNDECIDED,
+    Interval,
+    Spread,
+    gain_over,
+    judged,
+    verdict,
+    widest_gain,
+)
 
 BASELINE = pd.Series([60.0, 70.0, 80.0, 90.0, 50.0], index=[0, 1, 2, 3, 4])
 
@@ -88,3 +100,41 @@ def test_the_interval_covers_the_truth_in_95_of_100_cases():
     zero = pd.Series(np.zeros(5))
     misses = sum(not found.low <= 0 <= found.high for found in (gain_over(pd.Series(row), zero) for row in numbers))
     assert 22 <= misses <= 78
+
+
+# --- from means and standard deviations ---
+
+
+def test_the_widest_interval_by_hand():
+    # 89.0 +- 0.2 against 87.3 +- 0.3 of 3 seeds: t(0.975, 2) / sqrt(3) = 4.302653 / 1.732051 = 2.484138, times 0.2 + 0.3 is
+    # 1.242069. Rounded to 0.1 each mean and deviation may be off by 0.05: half is 0.1 + 2.484138 (0.5 + 0.1) = 1.590483.
+    exact = widest_gain(Spread(89.0, 0.2, 3), Spread(87.3, 0.3, 3))
+    assert (exact.mean, exact.low, exact.high) == pytest.approx((1.7, 0.457931, 2.942069), abs=1e-5)
+    rounded = widest_gain(Spread(89.0, 0.2, 3, 0.05), Spread(87.3, 0.3, 3, 0.05))
+    assert (rounded.low, rounded.high) == pytest.approx((0.109517, 3.290483), abs=1e-5)
+    assert widest_gain(Spread(89.0, 0.2, 3), Spread(87.3, 0.3, 3), larger_is_better=False).high == pytest.approx(-0.457931)
+
+
+def test_the_widest_interval_covers_that_of_every_pairing_and_the_worst_pairing_has_it():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        values = pd.Series(rng.normal(80, 3, 5)), pd.Series(rng.normal(78, 1, 5))
+        widest = widest_gain(*(Spread(of.mean(), of.std(ddof=1), 5) for of in values))
+        found = gain_over(*values)
+        assert widest.low <= found.low <= found.high <= widest.high
+    rising, falling = pd.Series([1.0, 2, 3]), pd.Series([6.0, 4, 2])
+    worst = widest_gain(*(Spread(of.mean(), of.std(ddof=1), 3) for of in (rising, falling)))
+    assert gain_over(rising, falling).low == pytest.approx(worst.low)
+
+
+def test_other_numbers_of_seeds_are_no_pairs():
+    with pytest.raises(ValueError, match="3 and 5 seeds are no pairs"):
+        widest_gain(Spread(1, 1, 3), Spread(1, 1, 5))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "words"),
+    [(0.1, 2, 0, HELD), (-0.1, 2, 0, UNDECIDED), (-0.1, 2, 0.2, HELD), (-2, -0.1, 0, REVERSED), (-2, -0.1, 0.2, UNDECIDED)],
+)
+def test_words_follow_from_the_interval_alone(low: float, high: float, margin: float, words: str):
+    assert judged(Interval((low + high) / 2, low, high, 3), margin) == words
