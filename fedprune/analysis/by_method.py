@@ -35,6 +35,19 @@ COSTS_SHOWN = ("alive (%)", "up (MB)", "down (MB)", "training (GFLOPs)")
 
 REACHED = ("rounds to target", "MB to target")
 
+KIND = "kind"
+DENSE, FIXED, MOVING, PERSONAL, OTHER = KINDS = (
+    "dense network",
+    "one mask, fixed",
+    "one mask, moving",
+    "personal masks",
+    "slices, compressed",
+)
+"""The values of the column KIND: what of the network a method trains and sends."""
+
+WITHOUT = 1.0
+"""The density of a method that has none, such as FedAvg of the dense network: it is run at this one alone."""
+
 
 def judged(metric: Metric, runs: pd.DataFrame) -> dict[str, tuple[str, float]]:
     """Return the columns that tell how good a method is: (metric, factor). Methods are ranked by the first."""
@@ -56,6 +69,15 @@ def named(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(**{METHOD: runs[METHOD].str.replace(".*/", "", regex=True)})
 
 
+def at_every_density(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs, those of methods that were run WITHOUT a density alone once for each density of the others."""
+    densities = [density for density in runs["density"].dropna().unique() if density != WITHOUT]
+    alone = (runs["density"] == WITHOUT).groupby(runs[METHOD]).transform("all") if len(runs) else pd.Series(dtype=bool)
+    if not densities or not alone.any():
+        return runs
+    return pd.concat([runs[~alone], *(runs[alone].assign(density=density) for density in densities)], ignore_index=True)
+
+
 def over_methods(runs: pd.DataFrame) -> bool:
     """Return whether these runs are of several methods."""
     return METHOD in runs and bool(runs[METHOD].nunique() > 1)
@@ -68,11 +90,11 @@ def by_method(runs: pd.DataFrame, rounds: pd.DataFrame, target: float) -> pd.Dat
     target: a value of the mean client's metric (of accuracy, a fraction). REACHED are means over seeds, NaN unless every seed
     reaches the target. `runs`, `rounds`: from `analysis.load_runs`, `load_rounds`.
     """
-    done, metric = tuned(named(runs[runs["status"] == "done"])), metric_of(runs)
+    done, metric = at_every_density(tuned(named(runs[runs["status"] == "done"]))), metric_of(runs)
     measured = judged(metric, done) | COSTS
     reached = done[["run"]].merge(_reached(rounds, target, metric), on="run", how="left").set_index(done.index)
     rows = [_row(which, cell, reached.loc[cell.index], measured) for which, cell in done.groupby(BY, sort=False)]
-    table = pd.DataFrame(rows, columns=None if rows else [*BY, "seeds", *measured, *REACHED])
+    table = pd.DataFrame(rows, columns=None if rows else [*BY, "seeds", KIND, *measured, *REACHED])
     ascending = [False, not metric.larger_is_better]
     return table.sort_values(["density", metric.head("client")], ascending=ascending, kind="stable").reset_index(drop=True)
 
@@ -80,13 +102,29 @@ def by_method(runs: pd.DataFrame, rounds: pd.DataFrame, target: float) -> pd.Dat
 def _row(
     which: tuple[object, ...], cell: pd.DataFrame, reached: pd.DataFrame, measured: Mapping[str, tuple[str, float]]
 ) -> dict[str, object]:
-    row: dict[str, object] = dict(zip(BY, which, strict=True)) | {"seeds": len(cell)}
+    row: dict[str, object] = dict(zip(BY, which, strict=True)) | {"seeds": len(cell), KIND: kind_of(cell)}
     cell = cell.assign(alive=_column(cell, "client/density_mean").fillna(_column(cell, "density/weights")))
     for column, (name, factor) in measured.items():
         values = _column(cell, name) * factor
         row |= {column: values.mean(), f"{column} sd": values.std(ddof=1)}
     every_seed = len(reached) > 0 and reached[list(REACHED)].notna().all(axis=None)
     return row | {column: reached[column].mean() if every_seed else float("nan") for column in REACHED}
+
+
+def kind_of(cell: pd.DataFrame) -> str:
+    """Return the one of KINDS that these runs of a method are of, from their axes and bytes.
+
+    A method that never prunes and yet sends up another number of bytes than down (by more than a tenth) compresses messages.
+    """
+    whose, when, how_often = (cell[axis].iloc[0] if axis in cell else None for axis in ("whose", "when", "how_often"))
+    if whose == "personal":
+        return PERSONAL
+    if whose in (None, "nested"):
+        return OTHER
+    if how_often == "never":
+        up, down = (_column(cell, f"total/{way}_bytes").mean() for way in ("up", "down"))
+        return DENSE if abs(up - down) <= max(up, down) / 10 else OTHER
+    return FIXED if when == "before_training" else MOVING
 
 
 def _column(cell: pd.DataFrame, metric: str) -> pd.Series:

@@ -10,9 +10,20 @@ import pandas as pd
 import pytest
 
 from fedprune import analysis
-from fedprune.analysis.by_method import by_method, methods_markdown, over_methods, pareto_front, target_of
-from fedprune.analysis.figures.pareto import accuracy_bytes_methods, apart
-from fedprune.errors import FedpruneError
+from fedprune.analysis.by_method import (
+    DENSE,
+    FIXED,
+    KIND,
+    MOVING,
+    OTHER,
+    PERSONAL,
+    by_method,
+    kind_of,
+    methods_markdown,
+    over_methods,
+    pareto_front,
+    target_of,
+)
 from fedprune.run_id import METHOD
 
 # method: (client accuracies over the seeds, MB up, MB down); at density 0.05 everybody is 0.1 less accurate for half the bytes.
@@ -122,25 +133,6 @@ def test_only_a_sweep_over_methods_is_seen_so():
     assert len(by_method(runs.assign(status="unfinished"), rounds, 0.5)) == 0
 
 
-def test_the_figure_has_a_panel_per_density_and_a_point_per_method():
-    figure = accuracy_bytes_methods(by_method(*sweep(), target=0.8))
-    assert [axes.get_title() for axes in figure.axes] == ["density 0.1", "density 0.05"]
-    for axes in figure.axes:
-        assert {text.get_text() for text in axes.texts} == set(METHODS)
-        assert axes.get_xscale() == "log"
-    with pytest.raises(FedpruneError, match="nothing to draw"):
-        accuracy_bytes_methods(by_method(sweep()[0].assign(status="failed"), sweep()[1], 0.5))
-
-
-def test_names_stand_at_the_height_of_their_points_in_every_panel():
-    figure = accuracy_bytes_methods(by_method(*sweep(), target=0.8))
-    for axes in figure.axes:
-        low, high = axes.get_ylim()
-        heights = {text.get_text(): low + text.get_position()[1] * (high - low) for text in axes.texts}
-        less = 0.0 if "0.1" in axes.get_title() else 10.0
-        assert heights == pytest.approx({"dense": 83 - less, "sparse": 80 - less, "slow": 70 - less})
-
-
 def test_a_sweep_over_methods_from_the_command_line_is_compared(command):
     tiny = ("federated.clients=3", "federated.cohort=2", "local.epochs=null", "local.steps=2", "logger=none", "executor=serial")
     words = ("+experiment@_global_=fedavg,snip_fedavg", "data=digits", "model=lenet_300_100", "name=bench", "rounds=2")
@@ -152,7 +144,35 @@ def test_a_sweep_over_methods_from_the_command_line_is_compared(command):
     assert analysis.load_runs("outputs/bench")[METHOD].nunique() == 2
 
 
-def test_names_stay_in_order_inside_the_panel_and_do_not_overlap():
-    # From below 0.5 stays, 0.5 and 0.52 move up; at the top 0.98 and 1.0 leave no room, so all that crowd there move down.
-    assert apart([0.1, 0.5, 0.5, 0.52, 0.98, 1.0], 0.1) == pytest.approx([0.1, 0.5, 0.6, 0.7, 0.9, 1.0])
-    assert apart([], 0.1) == []
+def test_a_method_without_a_density_stands_at_each_and_was_run_once():
+    runs, rounds = sweep()
+    once = (runs[METHOD] != "dense") | (runs["density"] == 0.1)
+    runs, rounds = runs[once], rounds[rounds["run"].isin(runs["run"][once])]
+    runs = runs.assign(density=runs["density"].where(runs[METHOD] != "dense", 1.0))
+    table = by_method(runs, rounds, target=0.8)
+    assert list(table["density"]) == [0.1] * 3 + [0.05] * 3
+    for density in (0.1, 0.05):
+        assert (row(table, density, "dense")["seeds"], row(table, density, "dense")["up (MB)"]) == (3, pytest.approx(40))
+    # Alone, or beside others that were also run at other densities, a method at density 1 is what it is.
+    assert set(by_method(runs[runs[METHOD] == "dense"], rounds, 0.8)["density"]) == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("whose", "when", "how_often", "up", "kind"),
+    [
+        ("shared", "during_training", "never", 40.0, DENSE),
+        ("shared", "during_training", "never", 1.4, OTHER),  # 40 MB down: its updates are compressed
+        ("nested", "during_training", "never", 40.0, OTHER),
+        ("shared", "before_training", "one_shot", 4.0, FIXED),
+        ("voted", "during_training", "dynamic", 4.0, MOVING),
+        ("personal", "once_accurate", "stepwise", 4.0, PERSONAL),
+        ("personal", "during_training", "never", 0.0, PERSONAL),
+    ],
+)
+def test_the_kind_of_a_method_follows_from_its_axes_and_bytes(whose, when, how_often, up, kind):
+    axes = {"whose": [whose], "when": [when], "how_often": [how_often]}
+    assert kind_of(pd.DataFrame({**axes, "total/up_bytes": [up * 1e6], "total/down_bytes": [40e6]})) == kind
+
+
+def test_without_axes_the_kind_is_not_known():
+    assert set(by_method(*sweep(), target=0.8)[KIND]) == {OTHER}

@@ -160,6 +160,40 @@ def test_no_two_lines_look_the_same(values: dict[str, list[Any]]):
     assert len(chosen) == len(distinct) == len(frame["run"].unique())
 
 
+def test_where_lines_are_single_points_markers_tell_them_apart_and_bars_show_the_spread():
+    last: Points = [(0, 1, 0.1, 0.8)]
+    cells = itertools.product(["a", "b", "c"], [0.1, 0.05], [0, 1])
+    frame = pd.concat([rounds(shifted(last, seed / 50), seed, whose=whose, density=d) for whose, d, seed in cells])
+    figure = figures.accuracy_rounds(frame, analysis.varying(frame))
+    (axes,) = figure.axes
+    lines = [line for line in axes.get_lines() if line.get_marker() not in ("", "None")]
+    assert {line.get_linestyle() for line in lines} == {"-"}
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 6
+    assert len({line.get_marker() for line in lines}) == 2
+    # Of 80 and 82 the sample standard deviation is sqrt(2).
+    bars = [bar for bars in axes.collections if isinstance(bars, LineCollection) for bar in bars.get_segments()]
+    heights = [float(bar[1, 1] - bar[0, 1]) for bar in bars if len(bar) == 2 and bar[0, 0] == bar[1, 0]]
+    assert heights == pytest.approx([2 * 2**0.5] * 6)
+
+
+def test_a_legend_of_long_labels_stays_off_the_panels():
+    values = {f"a.rather_long_key_{at}": [f"value_{one}" for one in range(size)] for at, size in enumerate((3, 3, 2, 2))}
+    frame = grid(**values)
+    figure = figures.accuracy_rounds(frame, analysis.varying(frame))
+    figure.draw_without_rendering()
+    legend_box = figure.legends[0].get_window_extent()
+    assert not any(axes.get_window_extent().overlaps(legend_box) for axes in figure.axes)
+    assert legend_box.x0 >= 0 and legend_box.x1 <= figure.bbox.x1
+    assert all(axes.get_window_extent().height > 100 for axes in figure.axes)
+
+
+def test_faint_lines_are_explained_where_there_are_any():
+    (axes,) = figures.accuracy_bytes(rounds(TICKET), []).axes
+    assert "faint: the rounds between the ends of levels" in axes.get_xlabel()
+    (axes,) = figures.accuracy_bytes(rounds([*TICKET[:1], (1, 0, 1, 0.9)]), []).axes
+    assert "faint" not in axes.get_xlabel()
+
+
 def test_nothing_to_draw_is_said():
     untested = rounds([(0, 0, 1, None)])
     for kind in (figures.accuracy_density, figures.accuracy_bytes, figures.accuracy_rounds, figures.layer_density):

@@ -22,7 +22,8 @@ from helpers.quick_hydra import basic_sweeper
 pytestmark = pytest.mark.slow
 
 BENCHMARK = CONF / "experiment" / "benchmark.yaml"
-EXPERIMENTS = sorted(path for path in (CONF / "experiment").glob("*.yaml") if path != BENCHMARK)
+BENCHMARKS = (BENCHMARK, BENCHMARK.with_stem("benchmark_without_density"))
+EXPERIMENTS = sorted(path for path in (CONF / "experiment").glob("*.yaml") if path not in BENCHMARKS)
 
 REDUCED = (
     *("seed=0", "logger=none", "executor=serial", "rounds=2", "density=0.512", "eval_every=1"),
@@ -166,13 +167,16 @@ def test_an_experiment_says_what_it_will_cost_as_it_is(path, command, data):
 
 @pytest.mark.usefixtures("composed_once")
 def test_the_benchmark_adds_experiments_to_itself_and_compares_them(command, data):
-    swept = OmegaConf.load(BENCHMARK).hydra.sweeper.params
-    methods = [method.strip() for method in swept["+experiment@_global_"].split(",")]
-    assert sorted(methods) == sorted(f"benchmark/{path.stem}" for path in BENCHMARK.with_suffix("").glob("*.yaml"))
+    swept = [OmegaConf.load(path).hydra.sweeper.params["+experiment@_global_"] for path in BENCHMARKS]
+    methods = [[method.strip() for method in methods.split(",")] for methods in swept]
+    assert sorted(itertools.chain(*methods)) == sorted(
+        f"benchmark/{path.stem}" for path in BENCHMARK.with_suffix("").glob("*.yaml")
+    )
     protocol = data(CONF / "experiment" / "feddst.yaml", many=True)
-    whole = command("+experiment=benchmark", *protocol, "seed=0", "density=0.1", "logger=none", "dry_run=true", "-m")
-    assert whole.rc == 0, whole.text
-    assert whole.out.count("benchmark: ") == len(methods)
+    for path, density, names in zip(BENCHMARKS, (["density=0.1"], []), methods, strict=True):
+        whole = command(f"+experiment={path.stem}", *protocol, "seed=0", *density, "logger=none", "dry_run=true", "-m")
+        assert whole.rc == 0, whole.text
+        assert whole.out.count("benchmark: ") == len(names)
     few = "+experiment@_global_=benchmark/fedavg,benchmark/feddst,heterofl"
     result = command("+experiment=benchmark", few, *protocol, *REDUCED, "local.optimizer.lr=0.01,0.1", "-m")
     assert result.rc == 0, result.text

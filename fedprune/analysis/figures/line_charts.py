@@ -23,6 +23,9 @@ from fedprune.analysis.metric import metric_of
 MANY_EVENTS = 12
 """Lines with more prune events than this are not marked at every event: the marks would hide the line."""
 
+LEGEND_LINE = 0.17
+"""The height of a line of a legend, in inches."""
+
 DrawLine = Callable[[Axes, pd.DataFrame, Look], None]
 
 
@@ -47,7 +50,9 @@ def accuracy_bytes(rounds: pd.DataFrame, by: list[str]) -> Figure:
     """
     rows = complete(evaluated(rounds, "wire/total_bytes", by), "round")
     rows = rows.assign(x=rows["wire/total_bytes"] / 1e6)
-    figure = _chart(rows, by, "round", _with_climbs, "sent up and down (MB, less is better)")
+    climbs = bool((rows.groupby("cell")["prune/events"].nunique() > 1).any())
+    faint = "; faint: the rounds between the ends of levels" if climbs else ""
+    figure = _chart(rows, by, "round", _with_climbs, f"sent up and down (MB, less is better{faint})")
     least, most = rows["x"].min(), rows["x"].max()
     for axes in figure.axes:
         logarithmic(axes, min(least, most / 2) / 1.15, most * 1.15)
@@ -77,7 +82,8 @@ def _chart(rows: pd.DataFrame, by: list[str], point: str, draw: DrawLine, xlabel
     split = panel_column(rows, by)
     within = [column for column in by if column not in split]
     rows = rows.assign(panel=labels(rows, split), line=labels(rows, within))
-    styles, panels = looks(rows, within), list(rows.groupby("panel", sort=False))
+    points_only = bool((rows.groupby("cell")[point].nunique() == 1).all())
+    styles, panels = looks(rows, within, points_only), list(rows.groupby("panel", sort=False))
     with matplotlib.rc_context(STYLE):
         figure, grid = _beside(styles) if len(panels) == 1 else _below(styles, len(panels))
         for axes, (title, panel) in zip(grid, panels, strict=True):
@@ -93,7 +99,7 @@ def _chart(rows: pd.DataFrame, by: list[str], point: str, draw: DrawLine, xlabel
 def _beside(styles: Looks) -> tuple[Figure, list[Axes]]:
     """Return one panel, whose width is always the same, with the legend to its right; a single line without label has none."""
     unlabelled = list(styles) == [""]
-    size = (4.6 + (0 if unlabelled else _width(styles)), max(3.4, 0.3 + 0.17 * len(styles)))
+    size = (4.6 + (0 if unlabelled else _width(styles)), max(3.4, 0.3 + LEGEND_LINE * len(styles)))
     figure = Figure(figsize=size, layout="constrained")
     if not unlabelled:
         figure.legend(handles=_handles(styles), loc="outside right upper")
@@ -101,11 +107,11 @@ def _beside(styles: Looks) -> tuple[Figure, list[Axes]]:
 
 
 def _below(styles: Looks, panels: int) -> tuple[Figure, list[Axes]]:
-    """Return panels in one row or two, with the legend below them."""
-    rows, width = 1 if panels <= 3 else 2, 7.5
-    columns = ceil(panels / rows)
-    figure = Figure(figsize=(width, 0.9 + 2.5 * rows), layout="constrained")
-    figure.legend(handles=_handles(styles), loc="outside lower center", ncols=max(1, min(4, int(width / _width(styles)))))
+    """Return panels in one row or two, with the legend below them; the figure is as large as both need."""
+    rows, width = 1 if panels <= 3 else 2, max(7.5, _width(styles))
+    columns, ncols = ceil(panels / rows), max(1, min(4, int(width / _width(styles))))
+    figure = Figure(figsize=(width, 0.6 + 2.5 * rows + LEGEND_LINE * ceil(len(styles) / ncols)), layout="constrained")
+    figure.legend(handles=_handles(styles), loc="outside lower center", ncols=ncols)
     grid = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten())
     for axes in grid[panels:]:
         axes.remove()
@@ -143,6 +149,8 @@ def _with_band(axes: Axes, line: pd.DataFrame, style: Look) -> None:
     ends = list(line.index[_ends_level(line)])
     shown = ends if len(ends) <= MANY_EVENTS else [*range(0, len(line), ceil(len(line) / MANY_EVENTS))]
     axes.plot(line["x"], line["mean"], markevery=shown, **style)
+    if len(line) == 1:  # a band has no width at one point
+        axes.errorbar(line["x"], line["mean"], line["sd"], fmt="none", ecolor=style["color"], elinewidth=0.7)
     low, high = line["mean"] - line["sd"], line["mean"] + line["sd"]
     axes.fill_between(line["x"], low, high, color=style["color"], alpha=0.15, linewidth=0)
 

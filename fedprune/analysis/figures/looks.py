@@ -21,21 +21,24 @@ Looks = dict[str, Look]
 """{label of a line: its look}."""
 
 
-def looks(rows: pd.DataFrame, by: list[str]) -> Looks:
-    """Return colour, line style and marker for every value of the column `line`; each stands for one of the columns of `by`."""
-    channels = _channels(rows, by)
+def looks(rows: pd.DataFrame, by: list[str], points_only: bool = False) -> Looks:
+    """Return colour, line style and marker for every value of the column `line`; each stands for one of the columns of `by`.
+
+    points_only: no line has more than one point, so that line styles cannot be seen, and markers are taken first.
+    """
+    channels = _channels(rows, by, ("marker", "linestyle") if points_only else ("linestyle", "marker"))
     ranks = {look: pd.factorize(labels(rows, columns))[0] for look, columns in channels.items()}
     chosen = {look: [LOOKS[look][rank % len(LOOKS[look])] for rank in ranks[look]] for look in LOOKS}
     return {line: {look: chosen[look][at] for look in LOOKS} for at, line in enumerate(rows["line"])}
 
 
-def _channels(rows: pd.DataFrame, by: list[str]) -> dict[str, list[str]]:
-    """Assign the column of most values to colour, the next to line style, then to marker; further columns join the colour."""
+def _channels(rows: pd.DataFrame, by: list[str], others: tuple[str, str]) -> dict[str, list[str]]:
+    """Assign the column of most values to colour, the next to `others`, in their order; further columns join the colour."""
     ranked = sorted(by, key=lambda column: -rows[column].nunique())
     channels: dict[str, list[str]] = {"color": ranked[:1], "linestyle": [], "marker": []}
     for column in ranked[1:]:
         values = rows[column].nunique()
-        free = [look for look in ("linestyle", "marker") if not channels[look] and values <= len(LOOKS[look])]
+        free = [look for look in others if not channels[look] and values <= len(LOOKS[look])]
         channels[(free or ["color"])[0]].append(column)
     # If the colours are too few, they return with another marker, so the marker cannot stand for anything else.
     if len(rows.drop_duplicates(channels["color"] or ["name"])) > len(COLOURS):

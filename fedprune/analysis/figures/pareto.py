@@ -1,45 +1,69 @@
-"""The Pareto front of methods: accuracy against bytes sent, a point per method."""
+"""The Pareto front of methods: accuracy against bytes sent, a point per method, with a numbered key below."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedprune.analysis.by_method import pareto_front
+from fedprune.analysis.by_method import KIND, KINDS, pareto_front
+from fedprune.analysis.figures.placement import Box, gap_between, nearest, place
 from fedprune.analysis.figures.style import STYLE, plain_ticks
 from fedprune.analysis.metric import ACCURACY, Metric
 from fedprune.errors import FedpruneError
 from fedprune.run_id import METHOD
 
-COLORS = {True: "C0", False: "0.45"}  # on the front, and not
-NAME_HEIGHT = 0.036  # as a fraction of the panel's height
+# The colours of Okabe and Ito, which colour-blind readers can tell apart; in grey the markers do.
+LOOKS = dict(
+    zip(KINDS, [("#000000", "o"), ("#0072B2", "s"), ("#D55E00", "^"), ("#009E73", "D"), ("#CC79A7", "v")], strict=True)
+)
 
-LEAD = {"arrowstyle": "-", "linewidth": 0.4, "alpha": 0.6, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 2}
-"""The line from a name to its point."""
+WIDTH, PANEL, KEY_LINE = 8.0, 4.2, 0.145
+"""Inches: the width of the figure, so that it can be read at 800 pixels; the height of a panel, and of a line of the key."""
+
+SIZE, LETTER, MARKER, BESIDE = 7.0, 4.3, 4.0, 3.5
+"""Points: the size of letters, the width of one, the size of markers, and the gap from which on a line leads to the point."""
+
+POINTS = 72  # in an inch
+
+LEAD = {"arrowstyle": "-", "linewidth": 0.4, "color": "0.5", "shrinkA": 0, "shrinkB": 2}
+"""The line from a label that is not beside its point."""
 
 
 def accuracy_bytes_methods(table: pd.DataFrame, metric: Metric = ACCURACY) -> Figure:
-    """Draw client accuracy (%), or the task's other metric, against megabytes sent in the whole run (log): a panel per density,
-    the Pareto front as a line.
+    """Draw client accuracy (%), or the task's other metric, against megabytes sent in the whole run (log), a panel per density.
 
-    `table` is what `by_method` returns; bars are sample standard deviations over seeds. Raises FedpruneError if it is empty.
+    Methods on the Pareto front, a line, have their names, the others the numbers of a key below the panels, which groups them
+    by kind. Bars are sample standard deviations over seeds. A method that sends nothing is a horizontal line. `table` is what
+    `by_method` returns. Raises FedpruneError if it is empty.
     """
     judged = metric.head("client")
     if table.empty or table[judged].isna().all():
         raise FedpruneError(f"nothing to draw: none of these runs has finished with a value of {metric.column('client')}")
     panels = [(density, _points(methods, metric)) for density, methods in table.groupby("density", sort=False)]
+    numbers, lines = _numbers(table), int(table.groupby(KIND)[METHOD].nunique().max()) + 1
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
-        row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        figure = Figure(figsize=(WIDTH, PANEL + 0.35 + KEY_LINE * lines), layout="constrained")
+        grid = figure.add_gridspec(2, len(panels), height_ratios=[PANEL, KEY_LINE * lines])
+        row = [figure.add_subplot(grid[0, 0])]
+        row += [figure.add_subplot(grid[0, at], sharey=row[0]) for at in range(1, len(panels))]
         for axes, (density, points) in zip(row, panels, strict=True):
             axes.set_title(f"density {density:.10g}")
             _draw_points(axes, points, judged)
-        for axes, (_, points) in zip(row, panels, strict=True):  # once all panels have made the limits that they share
-            _write_names(axes, points, judged)
-        figure.supxlabel("sent up and down in the whole run (MB, less is better)")
         row[0].set_ylabel(f"{metric.words} of the mean client ({metric.axis_unit})")
+        row[0].set_xlabel(
+            "sent up and down in the whole run (MB, less is better); bars: standard deviation over seeds", loc="left"
+        )
+        _write_key(figure.add_subplot(grid[1, :]), table, numbers, lines)
+        figure.draw_without_rendering()  # labels are placed in the final panels
+        figure.set_layout_engine("none")
+        for axes, (_, points) in zip(row, panels, strict=True):
+            _write_labels(axes, points[points["sent"] > 0], judged, numbers)
     return figure
 
 
@@ -49,30 +73,71 @@ def _points(methods: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     return methods.assign(sent=sent, unbeaten=pareto_front(methods, metric)).sort_values(metric.head("client"))
 
 
+def _numbers(table: pd.DataFrame) -> dict[str, int]:
+    """Return the number of each method in the key: by kind, then in the table's order."""
+    of_kinds = [name for kind in KINDS for name in dict.fromkeys(table.loc[table[KIND] == kind, METHOD])]
+    return {name: number for number, name in enumerate(of_kinds, start=1)}
+
+
 def _draw_points(axes: Axes, points: pd.DataFrame, judged: str) -> None:
-    for unbeaten, alike in points.groupby("unbeaten"):
-        color = COLORS[bool(unbeaten)]
-        axes.errorbar(alike["sent"], alike[judged], alike[f"{judged} sd"], fmt="o", color=color, elinewidth=0.7)
-    front = points[points["unbeaten"]].sort_values("sent")
-    axes.plot(front["sent"], front[judged], color=COLORS[True], linewidth=0.8, drawstyle="steps-post", zorder=0)
+    sending = points[points["sent"] > 0]
+    for kind, alike in sending.groupby(KIND):
+        color, marker = LOOKS[str(kind)]
+        bars = axes.errorbar(alike["sent"], alike[judged], alike[f"{judged} sd"], fmt=marker, color=color, elinewidth=0.8)
+        bars.lines[0].set_markersize(MARKER)
+        for line in bars.lines[2]:
+            line.set_alpha(0.45)
+    front = sending[sending["unbeaten"]].sort_values("sent")
+    axes.plot(front["sent"], front[judged], color="0.6", linewidth=0.8, drawstyle="steps-post", zorder=0)
     axes.set_xscale("log")
     plain_ticks(axes, (1, 2, 5))
-    axes.margins(x=0.05)
+    axes.margins(x=0.07, y=0.09)
+    for row in points[points["sent"] == 0].to_dict("records"):
+        axes.axhline(row[judged], color=LOOKS[row[KIND]][0], linewidth=0.8, linestyle=":", zorder=0)
+        axes.annotate(f"{row[METHOD]}: sends nothing", (0.01, row[judged]), xycoords=("axes fraction", "data"), fontsize=SIZE)
 
 
-def _write_names(axes: Axes, points: pd.DataFrame, judged: str) -> None:
-    """Write the methods' names beside the panel, in the order of their metric, each with a line to its point."""
-    heights = apart(axes.transLimits.transform([(1.0, y) for y in points[judged]])[:, 1].tolist(), NAME_HEIGHT)
-    for row, height in zip(points.to_dict("records"), heights, strict=True):
-        color, point = COLORS[bool(row["unbeaten"])], (row["sent"], row[judged])
-        lead = LEAD | {"color": color}
-        text = axes.annotate(row[METHOD], point, (1.04, height), textcoords="axes fraction", arrowprops=lead)
-        text.set(va="center", fontsize=6.5, color=color, annotation_clip=False)
+def _write_labels(axes: Axes, points: pd.DataFrame, judged: str, numbers: Mapping[str, int]) -> None:
+    """Write the names of the methods on the front, and then the numbers of the others, beside their points."""
+    ordered = points.sort_values(["unbeaten", judged], ascending=False, kind="stable").to_dict("records")
+    if not ordered:
+        return
+    texts = [row[METHOD] if row["unbeaten"] else str(numbers[row[METHOD]]) for row in ordered]
+    middles = _in_points(axes, [(row["sent"], row[judged]) for row in ordered])
+    tops = _in_points(axes, [(row["sent"], row[judged] + np.nan_to_num(row[f"{judged} sd"])) for row in ordered])
+    markers = [Box(x, y, MARKER / 2, MARKER / 2) for x, y in middles]
+    bars = [Box(x, y, 0.5, top - y) for (x, y), (_, top) in zip(middles, tops, strict=True)]
+    halves = [(LETTER * len(text) / 2 + 0.5, 0.6 * SIZE) for text in texts]
+    (left, low), (right, high) = axes.bbox.get_points() * POINTS / axes.figure.dpi
+    panel = Box((left + right) / 2, (low + high) / 2, (right - left) / 2, (high - low) / 2)
+    for row, text, marker, label in zip(ordered, texts, markers, place(markers, bars, halves, panel), strict=True):
+        _write(axes, row, text, judged, marker, label)
 
 
-def apart(heights: list[float], least: float) -> list[float]:
-    """Return ascending heights from 0 to 1, each moved up as little as necessary to be `least` above the one before."""
-    moved: list[float] = []
-    for height in heights:
-        moved.append(max(height, moved[-1] + least if moved else 0.0))
-    return [min(height, 1 - least * (len(moved) - 1 - rank)) for rank, height in enumerate(moved)]
+def _in_points(axes: Axes, data: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    scaled = axes.transData.transform(data) * POINTS / axes.figure.dpi
+    return [(float(x), float(y)) for x, y in scaled]
+
+
+def _write(axes: Axes, row: Mapping[str, Any], text: str, judged: str, marker: Box, label: Box) -> None:
+    x, y = nearest(label, marker)
+    relpos = (x - label.x + label.width) / (2 * label.width), (y - label.y + label.height) / (2 * label.height)
+    lead = LEAD | {"relpos": relpos} if gap_between(label, marker) > BESIDE else None
+    offset = (label.x - marker.x, label.y - marker.y)
+    written = axes.annotate(text, (row["sent"], row[judged]), offset, textcoords="offset points", arrowprops=lead)
+    color, weight = LOOKS[row[KIND]][0], "bold" if row["unbeaten"] else "normal"
+    written.set(ha="center", va="center", fontsize=SIZE, color=color, weight=weight)
+
+
+def _write_key(axes: Axes, table: pd.DataFrame, numbers: Mapping[str, int], lines: int) -> None:
+    """Write a column per kind: its marker and name, and below it the numbers and names of its methods."""
+    axes.set_axis_off()
+    axes.set(xlim=(0, len(KINDS)), ylim=(lines - 0.5, -0.5))
+    kinds = [kind for kind in KINDS if (table[KIND] == kind).any()]
+    for column, kind in enumerate(kinds):
+        color, marker = LOOKS[kind]
+        axes.plot([column + 0.05], [0], marker=marker, color=color, markersize=MARKER + 1, clip_on=False)
+        axes.text(column + 0.1, 0, kind, va="center", weight="bold", color=color)
+        for line, name in enumerate(dict.fromkeys(table.loc[table[KIND] == kind, METHOD]), start=1):
+            axes.text(column + 0.13, line, f"{numbers[name]}", va="center", ha="right", fontsize=SIZE, color=color)
+            axes.text(column + 0.16, line, name, va="center", fontsize=SIZE)
