@@ -24,10 +24,11 @@ def test_the_example_of_the_readme_runs_and_its_metrics_reach_the_table(command,
     monkeypatch.syspath_prepend(outputs.parent)
     (words,) = [line for line in block("sh", "my_metrics.Top2").splitlines() if "my_metrics.Top2" in line]
     overrides = words.split("#")[0].partition("-m fedprune ")[2].split()
-    result = command(*TINY, *overrides, "seed=0,1", "eval_every=1", "-m")
+    result = command(*TINY, *overrides, "seed=0,1", "eval_every=1", "federated.tuned=2", "partition.test=0.3", "-m")
     assert result.rc == 0, result.text
     (table,) = outputs.rglob("table.md")
     assert "test f1 (↑)" in table.read_text() and "client p10 (↑)" in table.read_text() and "accuracy" not in table.read_text()
+    assert "client f1 after one local training (↑)" in table.read_text()
     for folder in (path.parent for path in outputs.rglob("run.json")):
         assert json.loads((folder / "run.json").read_text())["metric"] == {"name": "f1", "larger_is_better": True}
         metrics = json.loads((folder / "summary.json").read_text())["metrics"]
@@ -40,6 +41,9 @@ def test_the_example_of_the_readme_runs_and_its_metrics_reach_the_table(command,
             "client/top2_mean",
             "client/f1_mean",
             "client/f1_min",
+            "client/top2_tuned_mean",
+            "client/f1_tuned_mean",
+            "client/f1_tuned_min",
         }
         assert names <= set(metrics) and 0 < metrics["test/f1"] < metrics["test/top2"] < 1
     assert re.search(r"f1 0\.\d+  density", result.out)
