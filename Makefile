@@ -5,10 +5,11 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto
 ARGS   ?= +experiment=lth_fedavg -m
+METHOD ?= lotteryfl
 BENCHMARKS := rounds overhead hooks sparse sweep scale shrink codecs personal evidence batched start_up memory
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast lint taxonomy verdicts taxonomy_grid benchmark claims benchmark_tuning peers bench performance notebooks clean
+.PHONY: help install run test test-fast lint taxonomy verdicts taxonomy_grid home homes benchmark claims benchmark_tuning peers bench performance notebooks clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +47,13 @@ taxonomy_grid: $(STAMP)  ## run the grid over the taxonomy, 3 seeds (15 minutes 
 	sed '/^<!-- tables/q' docs/taxonomy_grid.md > docs/taxonomy_grid.new
 	cat outputs/taxonomy_grid/taxonomy.md >> docs/taxonomy_grid.new
 	mv docs/taxonomy_grid.new docs/taxonomy_grid.md
+
+home: $(STAMP)  ## one published claim under its paper's regime (METHOD=lotteryfl; 2 to 15 minutes on 2 cores); writes docs/home/METHOD.md
+	$(BIN)/python -m fedprune +experiment=home/$(METHOD) hydra/launcher=joblib -m
+	$(BIN)/python -m fedprune.analysis.home $(METHOD) --into docs/home
+
+homes: $(STAMP)  ## all of them, one after the other; what is done is not run again
+	for path in conf/experiment/home/*.yaml; do $(MAKE) home METHOD=$$(basename $$path .yaml) || exit; done
 
 benchmark: $(STAMP)  ## the published federated methods compared, 3 seeds (75 minutes on 2 cores); fills docs/benchmark.md
 	$(BIN)/python -m fedprune +experiment=benchmark hydra/launcher=joblib -m

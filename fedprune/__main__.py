@@ -13,12 +13,12 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from fedprune import run_id
 from fedprune.command_line import arguments, several_experiments, writable, writes
 from fedprune.config import CONF, schema
-from fedprune.errors import FedpruneError
+from fedprune.errors import ConfigError, FedpruneError
 from fedprune.run import sweep
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,10 @@ def job(config: DictConfig) -> None:
     folder, names = Path(hydra_config.runtime.output_dir), hydra_config.runtime.choices
     alone = hydra_config.mode is RunMode.RUN
     sweep.enroll(folder)
+    about_sweep = _taken(config, "home")
     try:
+        if about_sweep is not None and alone:
+            raise ConfigError(["this experiment is a sweep over several runs, which its section home compares: add -m"])
         chosen = {group: names[group] for group in run_id.GROUPS}
         run.run(config, folder, chosen, hydra_config.overrides.task, os.environ.get(sweep.SWEEP, config.name))
     except FedpruneError as error:
@@ -50,6 +53,12 @@ def job(config: DictConfig) -> None:
         if alone:
             raise
         log.error("%s\nunexpected %s: %s (see error.log there)", folder.name, type(error).__name__, error)
+
+
+def _taken(config: DictConfig, key: str) -> object:
+    """Return the value of a key that is about the sweep, and remove it: no run is described by it."""
+    with open_dict(config):
+        return config.pop(key)
 
 
 def _write_traceback(folder: Path) -> None:

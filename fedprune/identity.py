@@ -19,7 +19,7 @@ from fedprune.errors import ConfigError
 if TYPE_CHECKING:  # importing it takes torch's second
     from fedprune.types import Json
 
-VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_every", "profile", "hydra")
+VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_every", "profile", "home", "hydra")
 """Keys that do not change a result."""
 
 AT_ONCE = 32

@@ -70,9 +70,9 @@ def _frame(rows: list[Json]) -> pd.DataFrame:
 
 def _identities(runs: Runs) -> list[Json]:
     """Return the identifying columns of each run, the same for all: every axis, and each key that any run was swept over."""
-    described = {folder: _read(folder / "run.json") for folder in _folders(runs)}
+    described = {folder: read_json(folder / "run.json") for folder in _folders(runs)}
     axes = dict.fromkeys(axis for description in described.values() for axis in description["axes"])
-    swept = dict.fromkeys(key for description in described.values() for key in _overrides(description))
+    swept = dict.fromkeys(key for description in described.values() for key in overrides_of(description))
     keys = [key for key in swept if key not in {*axes, "name", "density", "seed"}]
     return [_identity(folder, description, axes, keys) for folder, description in described.items()]
 
@@ -96,7 +96,7 @@ def _identity(folder: Path, description: Description, axes: Iterable[str], keys:
     }
 
 
-def _overrides(description: Description) -> dict[str, str]:
+def overrides_of(description: Description) -> dict[str, str]:
     """Return overrides by key: ['+a.b=1', '~c'] -> {'a.b': '1', 'c': 'removed'}; without the experiment if the run has its
     name."""
     pairs = [override.partition("=") for override in description["overrides"]]
@@ -111,7 +111,7 @@ def _configured(description: Description, key: str) -> int | float | str:
         value = value.get(word) if isinstance(value, dict) else None
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         return value
-    return _number(_overrides(description).get(key, UNSET if value is None else json.dumps(value)))
+    return _number(overrides_of(description).get(key, UNSET if value is None else json.dumps(value)))
 
 
 def _column(key: str) -> str:
@@ -133,7 +133,7 @@ def _status(folder: Path, description: Description) -> tuple[str, str]:
     if (folder / "summary.json").exists():
         return "done", ""
     if (folder / "failed.json").exists():
-        failed = _read(folder / "failed.json")
+        failed = read_json(folder / "failed.json")
         return failed["status"], failed["reason"]
     of_all = f" of {description['plan']['rounds']}" if "plan" in description else ""
     return "unfinished", f"{len(read_metrics(folder))}{of_all} rounds done"
@@ -148,11 +148,11 @@ def _outcome(folder: Path) -> dict[str, float]:
     sums = {total: sum(of_rounds) if of_rounds else math.nan for total, of_rounds in values.items()}
     seconds = {"time/total_s": sum(row.get("time/round_s", 0) for row in rounds)}
     summary = folder / "summary.json"
-    last = _read(summary)["metrics"] if summary.exists() else rounds[-1]
+    last = read_json(summary)["metrics"] if summary.exists() else rounds[-1]
     return {**seconds, **{name: value for name, value in last.items() if "/" in name}, **sums}
 
 
-def _read(path: Path) -> Description:
+def read_json(path: Path) -> Description:
     try:
         return cast(Description, json.loads(path.read_text()))
     except json.JSONDecodeError as error:

@@ -100,6 +100,7 @@ class Config:
     profile: bool = False
     dry_run: bool = False
     force: bool = False
+    home: Option = None  # checked by fedprune.config.home, which explains more than a type can
 
 
 def register() -> None:

@@ -9,12 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedprune.config.home import experiments, read_home
+from fedprune.errors import ConfigError
 from fedprune.identity import resolved
 from fedprune.run.display import console
-from fedprune.run_id import digest_of
+from fedprune.run_id import METHOD, digest_of
 
 SWEEP = "FEDPRUNE_SWEEP"  # an environment variable, because a launcher may run the jobs in other processes
 
@@ -38,6 +40,7 @@ class Report(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         given = [config.hydra.overrides.task, config.hydra.sweeper.get("params")]
+        _check_home(config)
         with suppress(OmegaConfBaseException):  # what refers to a key that only the cells have
             given.append(resolved(config))
         os.environ[SWEEP] = f"{config.name}-{digest_of(given)}"  # the same command again is the same sweep
@@ -53,6 +56,16 @@ class Report(Callback):
         reported = _reported(runs, folder)
         if not reported or any(map(has_failed, runs)):
             sys.exit(1)
+
+
+def _check_home(config: DictConfig) -> None:
+    """End the process, before the first run, if the section `home` of the sweep is wrong."""
+    if config.home is None:
+        return
+    try:
+        read_home(OmegaConf.to_container(config.home, resolve=True), experiments(config.hydra.sweeper.params or {}, METHOD))
+    except ConfigError as error:
+        sys.exit(f"{error}")
 
 
 def _reported(runs: list[Path], into: Path) -> bool:

@@ -16,15 +16,19 @@ from fedprune.config import schema
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 OF_NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which names what was there once
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 CODE = re.compile(r"^```\w*\n(.*?)^```$|`([^`\n]+)`", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"(?<![\w./-])(?:fedprune|conf|tests|docs|benchmarks|notebooks)/[\w./-]*\w")
 MODULE = re.compile(r"python -m ([\w.]+)")
 TARGET = re.compile(r"\bmake ([a-z_-]+)")
-SETTING = re.compile(r"(?<![\w./])\+?((?:\w+/)*\w+)=(\[[\w,]*\]|[\w,]+)")
+SETTING = re.compile(r"(?<![\w./])\+?((?:\w+/)*\w+)=(\[[\w,]*\]|[\w,/]+)")
 KEY = re.compile(r"(?<![\w./{\[])([a-z_]+(?:\.\w+)+)(?![\w./(])")
+
+
+def shown(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def links(page: Path) -> list[str]:
@@ -67,7 +71,7 @@ def keys() -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=shown)
 def test_every_link_leads_somewhere(page):
     assert [link for link in links(page) if not (page.parent / link).exists()] == []
 
@@ -76,13 +80,13 @@ def test_links_are_found():
     assert {"docs/taxonomy.svg", "fedprune/local/module.py"} <= set(links(ROOT / "README.md"))
 
 
-@pytest.mark.parametrize("page", OF_NOW, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", OF_NOW, ids=shown)
 def test_every_file_that_a_page_names_is_there(page):
     named = {name for text in code(page) for name in FILE.findall(text)}
     assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
-@pytest.mark.parametrize("page", OF_NOW, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", OF_NOW, ids=shown)
 def test_every_command_that_a_page_names_is_there(page):
     makefile = (ROOT / "Makefile").read_text()
     texts = list(code(page))
@@ -92,18 +96,19 @@ def test_every_command_that_a_page_names_is_there(page):
     assert {name for name in targets if not re.search(rf"^{name}:", makefile, re.MULTILINE)} == set()
 
 
-@pytest.mark.parametrize("page", OF_NOW, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", OF_NOW, ids=shown)
 def test_every_option_that_a_page_names_is_there(page):
     # Options of the page's own are those whose yaml it shows, such as mine/criterion/magnitude_squared.yaml.
     own = set(re.findall(r"mine/\w+/(\w+)\.yaml", page.read_text()))
     settings = [(group, value) for text in code(page) for group, values in SETTING.findall(text) for value in _each(values)]
+    settings = [("/".join([group, *value.split("/")[:-1]]), value.rpartition("/")[2]) for group, value in settings]
     chosen = {
         (group, value) for group, value in settings if group in groups() and value not in {*own, "False"}
     }  # Lightning has a logger=False
     assert {(group, value) for group, value in chosen if value not in groups()[group]} == set()
 
 
-@pytest.mark.parametrize("page", OF_NOW, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", OF_NOW, ids=shown)
 def test_every_key_that_a_page_names_is_there(page):
     named = {name for text in code(page) for name in KEY.findall(text)}
     below_groups = {name for name in named if name.partition(".")[0] in {*groups(), "ticket"} and "_partial_" not in name}

@@ -98,7 +98,7 @@ FLOORS = (
     ("experiment",),
     ("run",),
     ("__main__", "analysis"),
-    ("sensitivity",),
+    ("analysis/home", "sensitivity"),
 )
 """The rooms (folders, and modules in no folder), from the lowest floor up. On one floor nobody imports another room."""
 

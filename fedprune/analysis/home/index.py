@@ -1,0 +1,58 @@
+"""The table of all pages, from the evidence that is kept beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedprune.analysis.home.evidence import Evidence, loaded
+from fedprune.analysis.home.judgement import judge
+from fedprune.analysis.home.page import STUDENT
+from fedprune.analysis.home.units import difference, points
+from fedprune.analysis.markdown import markdown_lines
+from fedprune.analysis.verdict import HELD, NOT_TESTABLE, REVERSED, SIMPLER, UNDECIDED
+
+WORDS = {
+    HELD: "the interval of the difference to the baseline is above 0 (or the margin that the claim allows), and no simpler "
+    "control does as well",
+    SIMPLER: "it is above 0, a control's is, too, and the method is not shown to beat the control",
+    REVERSED: "it is below 0 (or below the margin)",
+    UNDECIDED: "it covers 0 (or the margin)",
+    NOT_TESTABLE: "fewer than two seeds have both numbers",
+}
+
+INTRODUCTION = (
+    "Each page has the smallest run that keeps the regime of a method's paper, with the paper's own baseline and simpler "
+    "controls. The verdicts are computed from the paired differences of seeds:"
+)
+
+HOW_TO = (
+    "`make home METHOD=lotteryfl` runs one of them, `make homes` all. A yaml of your own in the form of "
+    "[conf/experiment/home](../../conf/experiment/home) gives a page by `python -m fedprune.analysis.home FILE.yaml`. This "
+    "page is written with the others."
+)
+
+
+def evidence_in(folder: Path) -> list[Evidence]:
+    """Return the evidence of all pages in a folder, by name."""
+    return [loaded(path) for path in sorted(folder.glob("*.json"))]
+
+
+def index(pages: Sequence[Evidence]) -> str:
+    """Return the page that lists all others, as Markdown."""
+    heads = ["method", "verdict", "baseline", "difference", "95 % interval", "seeds", "data"]
+    rules = ["---", "---", "---", "---:", "---:", "---:", "---"]
+    table = markdown_lines(heads, rules, [_row(evidence) for evidence in pages])
+    meanings = "".join(f"- *{words}*: {meaning}.\n" for words, meaning in WORDS.items())
+    return f"# Every method at home\n\n{INTRODUCTION}\n\n{meanings}\n{table}\n{STUDENT} {HOW_TO}\n"
+
+
+def _row(evidence: Evidence) -> list[str]:
+    judged = judge(evidence).verdict
+    metric = evidence.home.method.metric
+    mean, interval = difference(judged.gain, metric)
+    control = f": {judged.control}" if judged.control else ""
+    data = evidence.ours["data"].partition(",")[0]
+    title = f"[{evidence.title.removesuffix(' at home')}]({evidence.key}.md)"
+    unit = f" {points(metric)}" if mean else ""
+    return [title, judged.words + control, evidence.home.baseline.run, f"{mean}{unit}", interval, str(judged.gain.n), data]
