@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedprune.errors import ConfigError
+
+if TYPE_CHECKING:  # importing it takes torch's second
+    from fedprune.types import Json
 
 PROTOCOL = ("data", "network", "clients", "participations", "local work", "rate", "density", "metric")
 """The rows of a paper's protocol that `home.theirs` may say."""
@@ -58,7 +60,7 @@ def read_home(section: object, swept: Sequence[str]) -> Home:
     problems = list(_problems(section, swept))
     if problems:
         raise ConfigError(problems)
-    values: dict[str, Any] = {"controls": {}, "margin": 0.0, **_mapping(section)}
+    values: Json = {"controls": {}, "margin": 0.0, **_mapping(section)}
     controls = {str(words): Compared(**each) for words, each in (values["controls"] or {}).items()}
     theirs = {str(row): str(text) for row, text in values["theirs"].items()}
     method, baseline = Compared(**values["method"]), Compared(**values["baseline"])
@@ -100,10 +102,9 @@ def _keys(place: str, node: object, known: Iterator[str] | Sequence[str], requir
         return
     for key in node:
         if key not in known:
-            near = get_close_matches(str(key), known, 1)
-            yield f"{place}.{key}: there is no such key; " + (f"type {near[0]}" if near else f"known: {', '.join(known)}")
+            yield f"{place}.{key}: there is no such key: choose one of {', '.join(known)}"
     yield from (f"{place}.{key} is missing" for key in known if key in required and node.get(key) is None)
 
 
-def _mapping(node: object) -> Mapping[str, Any]:
+def _mapping(node: object) -> Mapping[str, object]:
     return node if isinstance(node, Mapping) else {}

@@ -42,14 +42,14 @@ def test_a_run_is_named_in_full_or_without_its_folder():
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("clam", "x", "home.clam: there is no such key; type claim"),
+        ("clam", "x", "home.clam: there is no such key: choose one of claim, method,"),
         ("claim", None, "home.claim is missing"),
-        ("method", {"rum": "a", "metric": "b"}, "home.method.rum: there is no such key; type run"),
+        ("method", {"rum": "a", "metric": "b"}, "home.method.rum: there is no such key: choose one of run, metric"),
         ("method", "lotteryfl", "home.method=lotteryfl has keys of its own: run, metric"),
         ("baseline", {"run": "fedavg", "metric": "b"}, "home.baseline.run=fedavg is not one run of the sweep: choose one of"),
         ("controls", {"x": {"run": "standalone"}}, "home.controls.x.metric is missing"),
         ("controls", ["standalone"], "home.controls"),
-        ("theirs", {"date": "MNIST"}, "home.theirs.date: there is no such key; type data"),
+        ("theirs", {"date": "MNIST"}, "home.theirs.date: there is no such key: choose one of data, network,"),
         ("margin", "wide", "home.margin=wide is in the metric's unit: 0 or more"),
         ("margin", 2, "home.margin=2 of an accuracy is a fraction: 0.02 is 2 points"),
     ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fedprune.data.federate import label_histogram, load_partition
 from fedprune.types import Json
@@ -64,5 +63,5 @@ def _held(folder: Path) -> str:
     clients, labels = load_partition(path)
     if labels.is_floating_point() or labels.dim() > 1:
         return ""
-    histogram: Any = label_histogram(clients, labels, int(labels.max()) + 1)
+    histogram = label_histogram(clients, labels, int(labels.max()) + 1)
     return f" with {(histogram > 0).sum(1).mean():.3g} classes and {histogram.sum(1).mean():.0f} examples in the mean"

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
@@ -69,10 +68,10 @@ def load_sweep(named: str) -> Sweep:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except YAMLError as error:
         raise ConfigError([f"{path} is no yaml file: {' '.join(str(error).split())}"]) from error
-    return _sweep(path, content if isinstance(content, dict) else {})
+    return _sweep(path, {str(key): value for key, value in content.items()} if isinstance(content, dict) else {})
 
 
-def _sweep(path: Path, content: Mapping[Any, object]) -> Sweep:
+def _sweep(path: Path, content: Mapping[str, object]) -> Sweep:
     node: object = content
     for word in ("hydra", "sweeper", "params"):
         node = node.get(word) if isinstance(node, Mapping) else None
