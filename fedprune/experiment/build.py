@@ -31,6 +31,7 @@ from fedprune.federated.masks.capacity import of_all
 from fedprune.federated.masks.whose import Federation, Whose
 from fedprune.federated.untrained import untrained_names
 from fedprune.local.regularisers.base import add_companions
+from fedprune.pruning.evidence.batchnorm import statistics_names
 from fedprune.randomness import torch_stream
 from fedprune.tensors import tensors_of
 from fedprune.types import Json, Subnet
@@ -131,6 +132,7 @@ def _wire(chosen: Chosen, ground: Ground) -> Wire:
     net, private, what, mask_names = ground.net, ground.private, ground.what, chosen.options.whose.mask_names
     travels = {name: tensor for name, tensor in tensors_of(net).items() if name not in private}
     wire = replace(chosen.options.client.wire(chosen.options.wire, travels, what.names), mask_names=mask_names)
+    wire = replace(wire, statistics=statistics_names(net))
     return wire.splitting(untrained_names(net, chosen.config.federated.batchnorm, {*private, *what.names, *mask_names}))
 
 

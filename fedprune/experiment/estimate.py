@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from omegaconf import DictConfig
@@ -17,6 +18,7 @@ from fedprune.federated.sampling import cohort
 from fedprune.federated.server import scaffold
 from fedprune.federated.where import asked
 from fedprune.pruning.evidence import FROM_CLIENTS, needs
+from fedprune.pruning.evidence.batchnorm import LOSS, STATISTICS
 from fedprune.pruning.evidence.gates import is_companion
 from fedprune.pruning.mask import apply, ones, shrink
 from fedprune.tensors import tensors_of
@@ -105,7 +107,8 @@ def _newcomers(experiment: Experiment, config: DictConfig) -> int:
 def _measuring(experiment: Experiment, config: DictConfig, training: tuple[int, ...]) -> tuple[int, ...]:
     """Return the clients that measure evidence for the server's events."""
     formulas = experiment.axes.criterion.formulas().values()
-    if experiment.options.whose.at is not None or not any(name in FROM_CLIENTS for f in formulas for name in needs(f)):
+    measured = experiment.axes.criterion.selects or any(name in FROM_CLIENTS for f in formulas for name in needs(f))
+    if experiment.options.whose.at is not None or not measured:
         return ()
     measuring = asked(experiment.options.where, training, *_population(experiment))
     return () if measuring == (SERVER,) else measuring
@@ -195,6 +198,8 @@ def _evidence_bytes(experiment: Experiment, config: DictConfig, subnets: list[Su
     times = 1 + (gate.opens.asks if gate and "mask_shift" in needs(gate.opens) else 0)
     for event, subnet, after in zip(experiment.plan.events, subnets, subnets[1:], strict=False):
         total += times * len(clients) * _evidence_message_bytes(experiment, subnet, criterion.drop, "alive")
+        if criterion.selects and not event.swap:
+            total += len(clients) * criterion.candidates * _candidate_bytes(experiment, after)
         if criterion.compensate is not None:
             total += len(clients) * _evidence_message_bytes(experiment, subnet, criterion.compensate, "alive", after.mask)
         if event.swap and criterion.grow:
@@ -214,3 +219,18 @@ def _evidence_message_bytes(
     values = {name: alive.float() for name, alive in about(known, which).items()}
     answer = wire.encode_update(Update(0, None, 0, dict.fromkeys(wanted, values), which), known)
     return length(wire.encode_job(job, wire.subnet_block(subnet))) + length(answer)
+
+
+def _candidate_bytes(experiment: Experiment, candidate: Subnet) -> int:
+    """Return the bytes up and down of what one client does with one candidate mask (federated/where.py: comparing)."""
+    wire, asked = experiment.wire, Job(0, 0, 0, 0, candidate)
+    loss = Update(0, None, 0, {LOSS: {"loss": torch.tensor(0.0)}})
+    answers, jobs = [loss], [(replace(asked, measure=(LOSS,)), candidate)]
+    if experiment.axes.criterion.adapt:
+        statistics = {name: candidate.params[name].float() for name in wire.statistics}
+        nothing = {name: torch.zeros_like(alive) for name, alive in candidate.mask.items()}
+        others = Subnet(apply(candidate.params, nothing), nothing)
+        answers.append(Update(0, None, 0, {STATISTICS: statistics}))
+        jobs = [(replace(asked, measure=(STATISTICS,)), candidate), (replace(asked, measure=(LOSS,), common=nothing), others)]
+    down = sum(length(wire.encode_job(job, wire.subnet_block(subnet))) for job, subnet in jobs)
+    return down + sum(length(wire.encode_update(answer, candidate.mask)) for answer in answers)

@@ -74,7 +74,9 @@ def learn_training(chosen: Chosen, ground: Ground, problems: Problems) -> Traini
 def check_batches(chosen: Chosen, ground: Ground, training: Training, problems: Problems) -> None:
     """Check the sizes of all batches. Stops at problems."""
     where, recipe = chosen.options.where, training.recipe
-    measures = bool(ground.plan.events) and bool(checks.evidence_of(chosen.options.criterion) & set(FROM_DATA))
+    criterion = chosen.options.criterion
+    on_data = bool(checks.evidence_of(criterion) & set(FROM_DATA)) or (criterion.selects and criterion.adapt)
+    measures = bool(ground.plan.events) and on_data
     of_clients = sizes(ground.clients.train)
     partition = chosen.options.partition
     problems.add(checks.sizes_of_batches(training.module, recipe, ground.dataset, of_clients, partition, where, measures))

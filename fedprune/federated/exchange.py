@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
 
+import torch
+
 from fedprune.errors import RunError
 from fedprune.execution import Executor, certain
 from fedprune.execution.pool import Lost
@@ -25,7 +27,7 @@ from fedprune.federated.client.upload import Upload, everything
 from fedprune.federated.metrics.tally import Tally
 from fedprune.federated.update_check import problem_of
 from fedprune.local.outcomes import Outcomes
-from fedprune.pruning.mask import apply
+from fedprune.pruning.mask import apply, pack
 from fedprune.types import SERVER, ClientState, Job, Mask, Params, State, Subnet, Update
 from fedprune.wire.frame import Message, length
 from fedprune.wire.message import Wire, answered_under
@@ -120,10 +122,15 @@ class Exchange:
         about: str,
         tally: Tally,
         surviving: Mask | None = None,
+        known: bool = False,
     ) -> Iterator[Update]:
         """Yield what these clients measured at `subnet`, in their order. surviving: the part of the mask that a removal would
-        leave, if the evidence is about one."""
+        leave, if the evidence is about one. known: whether the clients have the mask and its tensors already, as the state says
+        that they keep; then only the other tensors are sent."""
         asked = Job(SERVER, state.round, state.clock, self.seed, subnet, evidence, about, surviving)
+        if known:
+            nothing = {name: torch.zeros_like(alive) for name, alive in subnet.mask.items()}
+            asked = replace(asked, common=nothing, kept_mask=pack(subnet.mask))
         answers = self._run([replace(asked, client=client) for client in clients], state, tally)
         return (update for _, update in answers)
 

@@ -12,7 +12,8 @@ from fedprune.federated.exchange import Exchange
 from fedprune.federated.masks import PruneContext, Whose, prune_server
 from fedprune.federated.masks.gates import ask_gate, next_gated_event
 from fedprune.federated.metrics.tally import Tally
-from fedprune.federated.where import Where, asked, measuring
+from fedprune.federated.where import Where, asked, comparing, measuring
+from fedprune.pruning.candidates import Compare
 from fedprune.pruning.event import Measure
 from fedprune.pruning.evidence.network import Network
 from fedprune.types import PruneEvent, State
@@ -54,7 +55,7 @@ class ServerPruning:
 
     def prune(self, state: State, event: PruneEvent, tally: Tally) -> State:
         """Return the state after one event, on evidence measured at this very state."""
-        return prune_server(state, event, self.context(state), self._measure(state, tally))
+        return prune_server(state, event, self.context(state), self._measure(state, tally), self._compare(state, tally))
 
     def ask_gate(self, state: State, tally: Tally) -> tuple[State, dict[str, float]]:
         """Ask the gate whether the next event may happen. Return the state that knows, and the metrics of that."""
@@ -69,5 +70,11 @@ class ServerPruning:
             return replace(state, opened=False, candidate={}), {}
 
     def _measure(self, state: State, tally: Tally) -> Measure:
-        clients = asked(self.where, self.cohort(state), self.clients, self.exchange.seed, self.unseen)
-        return measuring(self.exchange, self.network, state, clients, tally)
+        return measuring(self.exchange, self.network, state, self._asked(state), tally)
+
+    def _compare(self, state: State, tally: Tally) -> Compare:
+        return comparing(self.exchange, state, self._asked(state), tally)
+
+    def _asked(self, state: State) -> tuple[int, ...]:
+        """Return the clients that measure."""
+        return asked(self.where, self.cohort(state), self.clients, self.exchange.seed, self.unseen)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from fedprune.errors import ConfigError, RunError, Unheard
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.metrics.tally import Tally
 from fedprune.federated.sampling import sampled
+from fedprune.pruning.candidates import Compare, Compared
 from fedprune.pruning.event import Measure
 from fedprune.pruning.evidence import FROM_CLIENTS, at_hand, mean
+from fedprune.pruning.evidence.batchnorm import LOSS, STATISTICS
 from fedprune.pruning.evidence.network import Network
 from fedprune.randomness import numpy_stream, torch_stream
 from fedprune.types import SERVER, Mask, Params, State, Subnet, Update
@@ -81,14 +83,79 @@ def measuring(exchange: Exchange, network: Network, state: State, clients: tuple
     return measure
 
 
+def comparing(exchange: Exchange, state: State, clients: tuple[int, ...], tally: Tally) -> Compare:
+    """Return how candidate masks are compared at this state, by clients that measure: in two exchanges, as in FedTiny.
+
+    In the first one every client gets all candidates and sends back BatchNorm's statistics under each; it keeps the candidates
+    until the second. There it is sent the means of the statistics, weighted by examples, and sends back the loss of each
+    candidate, on its validation examples (its training examples if it has none). Means and variances are averaged alike: the
+    differences between the clients' means do not widen the variances, as they do not where FedAvg merges BatchNorm. The losses
+    are averaged by examples, over the clients that answered about all candidates. Without adaptation there is the second
+    exchange alone, with the candidates. Raises as `measuring` does.
+    """
+
+    def compare(candidates: Sequence[Subnet], adapt: bool, /) -> list[Compared]:
+        answering, after, adapted = clients, [state] * len(candidates), list(candidates)
+        if adapt:
+            first = [_arrived(exchange.measure(state, c, answering, (STATISTICS,), "alive", tally), tally) for c in candidates]
+            answering = _in_all(first)
+            adapted = [_with_statistics(*pair) for pair in zip(candidates, first, strict=True)]
+            after = [_holding(exchange, state, candidate, answering) for candidate in candidates]
+        second = [
+            _arrived(exchange.measure(holding, candidate, answering, (LOSS,), "alive", tally, known=adapt), tally)
+            for candidate, holding in zip(adapted, after, strict=True)
+        ]
+        losses = _mean_losses(second, _in_all(second))
+        return [Compared(loss, candidate.params) for loss, candidate in zip(losses, adapted, strict=True)]
+
+    return compare
+
+
+def _holding(exchange: Exchange, state: State, candidate: Subnet, clients: Iterable[int]) -> State:
+    """Return the state in which these clients keep the candidate that they were sent."""
+    weights = {name: candidate.params[name] for name in candidate.mask}
+    return replace(state, kept={client: replace(exchange.kept_by(state, client), weights=weights) for client in clients})
+
+
+def _with_statistics(candidate: Subnet, updates: Sequence[Update]) -> Subnet:
+    """Return the candidate with the mean of the clients' statistics, weighted by examples, in the types of the network."""
+    means = mean((update.evidence[STATISTICS], update.examples) for update in updates)
+    typed = {name: value.to(candidate.params[name].dtype) for name, value in means.items()}
+    return Subnet(candidate.params | typed, candidate.mask)
+
+
+def _in_all(answers: Sequence[Sequence[Update]]) -> tuple[int, ...]:
+    """Return the clients that answered about every candidate, in their order. Raises RunError if there is none."""
+    others = [{update.client for update in updates} for updates in answers[1:]]
+    clients = tuple(update.client for update in answers[0] if all(update.client in there for there in others))
+    if not clients:
+        raise RunError("no client delivered the evidence about all candidate masks that the prune event needs")
+    return clients
+
+
+def _mean_losses(answers: Sequence[Sequence[Update]], clients: tuple[int, ...]) -> list[float]:
+    """Return the loss of each candidate, the mean over these clients weighted by examples."""
+    of_clients = [[update for update in updates if update.client in clients] for updates in answers]
+    examples = sum(update.examples for update in of_clients[0])
+    return [
+        sum(update.examples * float(update.evidence[LOSS]["loss"]) for update in updates) / examples for updates in of_clients
+    ]
+
+
 def _averaged(names: tuple[str, ...], updates: Iterable[Update], tally: Tally) -> dict[str, Params]:
+    arrived = _arrived(updates, tally)
+    return {name: mean((update.evidence[name], update.examples) for update in arrived) for name in names}
+
+
+def _arrived(updates: Iterable[Update], tally: Tally) -> list[Update]:
+    """Return the updates. Raises Unheard if nobody has answered, and RunError if no answer is of use."""
     before = tally.unanswered
     arrived = list(updates)
     if not arrived and tally.unanswered > before:
         raise Unheard("no client that was asked for the evidence of the prune event has answered")
     if not arrived:
         raise RunError("no client delivered the evidence that the prune event needs")
-    return {name: mean((update.evidence[name], update.examples) for update in arrived) for name in names}
+    return arrived
 
 
 @dataclass(frozen=True)

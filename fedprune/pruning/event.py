@@ -1,17 +1,20 @@
 """One prune event as a straight line.
 
-Measure, drop, shrink. With compensation: measure, move the survivors. With an exchange of units: measure, grow, regrow.
+Measure, drop, shrink. With compensation: measure, move the survivors. With an exchange of units: measure, grow, regrow. With
+candidates (candidates.py): measure, make several masks, compare them on data.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 
 from fedprune.precision import wide
+from fedprune.pruning.candidates import Compare, candidate_masks, lowest_loss
 from fedprune.pruning.criterion import Criterion, Formula
 from fedprune.pruning.criterion.prunefl import adjusted, layer_times, unquestioned
 from fedprune.pruning.criterion.regrowth_init import started
@@ -47,9 +50,22 @@ class Axes:
     regrown: str = "zero"
 
 
-def prune(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure, last: Params | None = None) -> Subnet:
-    """Return `subnet` at the event's density. Grown weights start from their values in `last`, or from zero."""
+def prune(
+    subnet: Subnet,
+    event: PruneEvent,
+    axes: Axes,
+    measure: Measure,
+    last: Params | None = None,
+    compare: Compare | None = None,
+) -> Subnet:
+    """Return `subnet` at the event's density. Grown weights start from their values in `last`, or from zero.
+
+    compare: how a criterion that selects compares its candidates.
+    """
     grow = axes.criterion.grow
+    if axes.criterion.selects and not event.swap:
+        assert compare is not None, "build refuses candidates on clients"
+        return _selected(subnet, event, axes, measure, compare)
     if axes.criterion.adjusts and event.swap:
         mask = _adjusted(subnet, event, axes.what, axes.criterion, measure)
         started_params = started(subnet, _grown(mask, subnet), last or {})
@@ -78,8 +94,19 @@ def _adjusted(subnet: Subnet, event: PruneEvent, what: What, criterion: Criterio
     return adjusted(stays, gains, layer_times(criterion.times, what.names, what.ends), criterion.base, most)
 
 
+def _selected(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure, compare: Compare) -> Subnet:
+    """Return the candidate of the lowest loss."""
+    criterion, wanted = axes.criterion, {*needs(axes.criterion.drop), "generator"}
+    evidence = measure(tuple(wanted), subnet, "alive")
+    scores = criterion.drop(**{name: evidence[name] for name in needs(criterion.drop)})
+    stream = cast(Callable[[str], torch.Generator], evidence["generator"])
+    with explained(evidence):
+        masks = candidate_masks(subnet.mask, scores, event.density, axes.what, criterion, stream)
+    return lowest_loss([Subnet(apply(subnet.params, mask), mask) for mask in masks], compare, criterion.adapt)
+
+
 def dropped(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure) -> Mask:
-    """Return the mask that the event leaves before it grows anything."""
+    """Return the mask that the event leaves before it grows anything, and without candidates."""
     evidence = measure(needs(axes.criterion.drop), subnet, "alive")
     scores = axes.criterion.drop(**evidence)
     if event.block is not None:  # the others are full as they are, so that nothing grows there either

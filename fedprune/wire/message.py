@@ -4,8 +4,9 @@ A message is a frame (frame.py) around a header (who, when, what for) and blocks
 `common` entries brings their values alone, under a mask of these. One to a newcomer has a block more, of what is never trained.
 A control beside the subnet (SCAFFOLD's) is one more block, under the mask that both ends know; the header says which of the
 layout's tensors are in it, by their places. A job about a removal has one block more: a bit for each living entry, whether
-it survives. `kept` and `kept_mask`, which stay with the client, are in no message. What is trained is what was decoded, and the
-bytes that are reported are the lengths of these messages.
+it survives. Evidence that candidate masks are compared by has tensors of its own. `kept` and `kept_mask`, which stay with the
+client, are in no message. What is trained is what was decoded, and the bytes that are reported are the lengths of these
+messages.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import astuple, dataclass, replace
 
 import torch
 
+from fedprune.pruning.evidence.batchnorm import LOSS, OF_CANDIDATES
 from fedprune.pruning.mask import all_alive, pack, unpack
 from fedprune.pruning.what.top_k import how_many
 from fedprune.types import Job, Json, Mask, Params, PruneEvent, Subnet, Update
@@ -38,7 +40,7 @@ class Wire:
 
     mask_names: the tensors that a client's own mask covers, if they are others than those of the layout. answers: how the
     tensors of an update become bytes, if not as those of a job. untrained: the layout of what goes down once to each client,
-    and never up.
+    and never up. statistics: the names of BatchNorm's running statistics.
     """
 
     codec: Codec
@@ -46,6 +48,7 @@ class Wire:
     mask_names: tuple[str, ...] = ()
     answers: Codec | None = None
     untrained: Layout = NOTHING
+    statistics: tuple[str, ...] = ()
 
     def subnet_block(self, subnet: Subnet, known: Mask | None = None) -> bytes:
         """Encode a subnet: once, for many clients. Names outside the layout are private, and are left out."""
@@ -118,7 +121,9 @@ class Wire:
         blocks = [] if update.subnet is None else [self._answer().subnet_block(update.subnet, known)]
         blocks += self._control_blocks(update.control, known, header)
         cover = about(known, update.about)
-        blocks += [self.codec(values, _support(values, cover, update.about), cover) for values in update.evidence.values()]
+        for name, values in update.evidence.items():
+            covered, support = ({}, {}) if name in OF_CANDIDATES else (cover, _support(values, cover, update.about))
+            blocks.append(self.codec(values, support, covered))
         return framed(header, blocks)
 
     def _answer(self) -> Wire:
@@ -133,12 +138,18 @@ class Wire:
             subnet = self.read_subnet(blocks.pop(0), known) if trained else None
             control = self._read_control(header, blocks, known)
             cover = about(known, header["about"])
-            layout = Layout(
-                {name: alive.shape for name, alive in cover.items()}, dict.fromkeys(cover, torch.float32), tuple(cover)
-            )
             header["logged"] = {name: (how, float(value)) for name, (how, value) in header.get("logged", {}).items()}
-            evidence = {name: decode(block, layout, cover)[0] for name, block in zip(names, blocks, strict=True)}
+            evidence = {name: self._read_evidence(name, block, cover) for name, block in zip(names, blocks, strict=True)}
             return Update(subnet=subnet, evidence=evidence, control=control, **header)
+
+    def _read_evidence(self, name: str, block: Piece, cover: Mask) -> Params:
+        """Return a piece of evidence, in float32. cover: the entries that it is about, unless it is about a candidate mask."""
+        if name in OF_CANDIDATES:
+            cover = {}
+            shapes = {"loss": torch.Size([])} if name == LOSS else {name: self.layout.shapes[name] for name in self.statistics}
+        else:
+            shapes = {name: alive.shape for name, alive in cover.items()}
+        return decode(block, Layout(shapes, dict.fromkeys(shapes, torch.float32), tuple(cover)), cover)[0]
 
     def _control_blocks(self, control: Params, known: Mask, header: dict[str, object]) -> list[bytes]:
         """Return the block of a control, if there is any; which tensors are in it is noted in the header."""

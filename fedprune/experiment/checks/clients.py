@@ -132,7 +132,7 @@ def answers(
     measured = (
         whose.global_mask
         and bool(plan.events)
-        and bool(evidence_of(criterion) & set(FROM_CLIENTS))
+        and (criterion.selects or bool(evidence_of(criterion) & set(FROM_CLIENTS)))
         and measures(0) != (SERVER,)
     )
     if not measured or heard(fates, measures, plan.rounds):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from fedprune.experiment.checks.axes import blocks, composition, min_per_layer, obstacles, of_single_weights, scope
+from fedprune.experiment.checks.candidates import of_candidates
 from fedprune.experiment.checks.clients import (
     answers,
     feedback,
@@ -37,6 +38,7 @@ def among_axes(composed: Composition, network: Network, error_feedback: bool) ->
         *regrown(axes.regrown, plan, options.whose, names),
         *on_clients(plan, options.whose, axes, options.where, options.rewind, names),
         *obstacles(plan, options.criterion, network, what.names, names),
+        *of_candidates(composed),
         *_of_all_plans(composed),
     ]
 

@@ -16,10 +16,12 @@ from fedprune.federated.client.context import Context
 from fedprune.federated.client.prune_event import OnClient
 from fedprune.local.memory_format import as_laid_out
 from fedprune.local.module import Batch
+from fedprune.local.outcomes import measured as outcomes_of
 from fedprune.local.state import squared_gradients
-from fedprune.local.train import set_mode
+from fedprune.local.train import load, set_mode
 from fedprune.pruning.event import Measure
 from fedprune.pruning.evidence import FROM_DATA, FROM_TRAINING, OF_LIVING, OF_REMOVAL, at_hand
+from fedprune.pruning.evidence.batchnorm import LOSS, OF_CANDIDATES, batchnorm_statistics
 from fedprune.pruning.evidence.finite import unmeasured
 from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.mask import apply
@@ -44,12 +46,41 @@ class ClientEvidence:
     def as_update(self, job: Job) -> Update:
         """Return the update with the evidence that the job asks for, at the subnet that was sent. Nothing is trained."""
         private = job.kept.batchnorm | job.kept.weights
-        evidence = self.of(replace(job, subnet=Subnet(job.subnet.params | private, job.subnet.mask)))
-        entries = job.about
+        job = replace(job, subnet=Subnet(job.subnet.params | private, job.subnet.mask))
+        if {*OF_CANDIDATES} & {*job.measure}:
+            return self._of_candidate(job)
+        evidence, entries = self.of(job), job.about
         if entries == "dead" and self.top is not None:
             entries = "top"
             evidence = {name: largest(values, job.subnet.mask, self.top) for name, values in evidence.items()}
         return Update(job.client, None, self._number(job.client), evidence, entries)
+
+    def _of_candidate(self, job: Job) -> Update:
+        """Return the update with what a candidate mask is compared by: BatchNorm's statistics under it, or its loss."""
+        context, (name,) = self.context, job.measure
+        params = context.in_use(job.subnet.params, tuple(job.subnet.mask))
+        with (
+            context.as_trained(job.subnet.mask),
+            seeded(torch_seed(job.seed, f"evidence {name}", job.round, job.client), context.module.device),
+        ):
+            if name == LOSS:
+                loss, number = self._loss(job, params)
+                return Update(job.client, None, number, {LOSS: {"loss": torch.tensor(loss)}})
+            batches = self._batches(self._drawn(job))
+            measured = batchnorm_statistics(context.module, as_laid_out(params, context.module.net), batches)
+        return Update(job.client, None, self._number(job.client), {name: {n: v.float().cpu() for n, v in measured.items()}})
+
+    def _loss(self, job: Job, params: Params) -> tuple[float, int]:
+        """Return (the mean loss in evaluation mode, the number of examples): of the client's validation part, or of its
+        training examples if it has none."""
+        context = self.context
+        validation = self._drawn(job) if job.client == SERVER else context.clients.val[job.client]
+        indices = validation if len(validation) else self._drawn(job)
+        load(context.module, params)
+        context.module.eval()
+        outcomes = outcomes_of(context.module, context.transferred(context.batches.of(indices, context.batches.evaluated)))
+        losses = outcomes.values["loss"]
+        return float(losses.mean(dtype="float64")), len(losses)
 
     def of(self, job: Job) -> dict[str, Params]:
         """Return the evidence that the job asks for; zero at the entries that it is not about."""

@@ -8,16 +8,22 @@ from fedprune.federated.masks.whose import PruneContext
 from fedprune.federated.server import scaffold
 from fedprune.federated.server.optimizer import state_under
 from fedprune.local.state import squared_gradients
+from fedprune.pruning.candidates import Compare
 from fedprune.pruning.criterion.regrowth_init import last_values, of_the_dead
 from fedprune.pruning.event import Measure, prune
 from fedprune.pruning.mask import apply
 from fedprune.types import ClientState, Params, PruneEvent, ServerState, State, Subnet
 
 
-def prune_server(state: State, event: PruneEvent, context: PruneContext, measure: Measure) -> State:
-    """Return the state after one event of the server: it prunes the merged network, and all clients train what is left."""
+def prune_server(
+    state: State, event: PruneEvent, context: PruneContext, measure: Measure, compare: Compare | None = None
+) -> State:
+    """Return the state after one event of the server: it prunes the merged network, and all clients train what is left.
+
+    compare: how a criterion that selects compares its candidates.
+    """
     last = last_values(state.server, state.stale) if context.axes.regrown == "server" else {}
-    pruned = prune(state.server, event, context.axes, measure, last)
+    pruned = prune(state.server, event, context.axes, measure, last, compare)
     return after_event(state, pruned, state.events + 1, context, last)
 
 

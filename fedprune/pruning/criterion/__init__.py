@@ -29,7 +29,7 @@ class Criterion:
     """The formula by which living units are dropped and, for methods that exchange units, the one by which dead ones grow.
 
     compensate: how survivors move to make up for dropped units, see Compensated (None: they stay). adjusts: whether the
-    criterion also decides how many units live, by `times` and `base`, see Adjusted.
+    criterion also decides how many units live, by `times` and `base`, see Adjusted. candidates, noise, adapt: see Selected.
     """
 
     drop: Formula
@@ -37,7 +37,15 @@ class Criterion:
     compensate: Callable[..., Params] | None = field(default=None, init=False, repr=False, compare=False)
     times: Mapping[str, float] = field(default_factory=dict, init=False, repr=False, compare=False)
     base: float = field(default=0.0, init=False, repr=False, compare=False)
+    candidates: int = field(default=1, init=False, repr=False, compare=False)
+    noise: float = field(default=0.0, init=False, repr=False, compare=False)
+    adapt: bool = field(default=False, init=False, repr=False, compare=False)
     adjusts: ClassVar[bool] = False
+
+    @property
+    def selects(self) -> bool:
+        """True if an event takes the best of several candidate masks."""
+        return self.candidates > 1
 
     def formulas(self) -> dict[str, Formula]:
         """Return all formulas, by role."""
@@ -67,6 +75,31 @@ class Adjusted(Criterion):
     def __post_init__(self) -> None:
         if self.base < 0:
             raise ConfigError([f"criterion.base={self.base} is a time: 0 or more"])
+
+
+@dataclass(frozen=True)
+class Selected(Criterion):
+    """A criterion that makes several masks at an event without an exchange, and takes the one of the lowest loss on data.
+
+    Huang et al. 2023 (FedTiny); see pruning/candidates.py. candidates: the number of masks, the one without noise among them;
+    1 selects nothing. noise: a candidate multiplies the number of units of each layer by a factor between 1 - noise and
+    1 + noise. adapt: whether the statistics of BatchNorm are measured anew under each candidate before its loss is.
+    """
+
+    candidates: int = 10
+    noise: float = 0.5
+    adapt: bool = True
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise ConfigError([f"criterion.candidates={self.candidates} must be at least 1; 1 selects nothing"])
+        if not 0 < self.noise <= 1:
+            raise ConfigError(
+                [
+                    f"criterion.noise={self.noise} is a fraction of a layer's units: more than 0, at most 1; "
+                    "for a mask without noise set criterion.candidates=1"
+                ]
+            )
 
 
 def magnitude(params: Params) -> Scores:

@@ -212,6 +212,10 @@ class What:
         layers = [_alive_units(mask[name], self.unit) for name in self.names]
         return sum(alive for alive, _ in layers), sum(units for _, units in layers)
 
+    def alive_by_layer(self, mask: Mask) -> dict[str, int]:
+        """Return the number of living units of each layer."""
+        return {name: _alive_units(mask[name], self.unit)[0] for name in self.names}
+
 
 def _listed(names: tuple[str, ...]) -> str:
     """Return the layers of these weights as text."""

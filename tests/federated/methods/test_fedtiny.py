@@ -102,7 +102,9 @@ def test_nine_rounds_with_three_blocks_in_turn_are_those_of_numpy(compose):
         "how_often.swap=0.4",
         "how_often.decay=constant",
     )
-    experiment = published(compose, "fedtiny", *overrides, "how_often.blocks=2", "where.top=0.5", "federated.cohort=2")
+    experiment = published(
+        compose, "fedtiny", "criterion=rigl", *overrides, "how_often.blocks=2", "where.top=0.5", "federated.cohort=2"
+    )
     assert [(e.round, e.block) for e in experiment.plan.events] == [(0, None), (2, (0, 2)), (4, (1, 2)), (6, (0, 2))]
     states, data = played(experiment, 8), data_of(experiment)
     total, low = erk(SIZES, 18), erk(SIZES, 11)
@@ -134,5 +136,5 @@ def test_nine_rounds_with_three_blocks_in_turn_are_those_of_numpy(compose):
 )
 def test_what_cannot_be_is_refused(overrides, problem, compose):
     with pytest.raises(ConfigError) as error:
-        published(compose, "fedtiny", *overrides)
+        published(compose, "fedtiny", "criterion=rigl", *overrides)
     assert problem in str(error.value)
