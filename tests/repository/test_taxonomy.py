@@ -68,7 +68,7 @@ def test_families_by_what_a_criterion_asks_for_and_what_lives_together(facts):
     assert {"magnitude", "lamp"} <= set(criteria["weights"])
     assert {"snip", "snip_of_clients", "gradient"} <= set(criteria["gradients"])
     assert {"obd_sweep", "woodfisher"} <= set(criteria["curvature"])
-    assert criteria["to exchange"] == ["prunefl", "rigl", "set", "set_redistributing"]
+    assert criteria["to exchange"] == ["fedtiny", "prunefl", "rigl", "set", "set_redistributing"]
     assert "other" not in criteria, "evidence that is in no family: add it to EVIDENCE"
     assert what["n of m"] == ["weights_2of4", "weights_4of8"]
     assert "filters_global" in what["structured"] and "weights_erk" in what["unstructured"]
