@@ -13,7 +13,8 @@ class Recipe:
     """The recipe of a client's training in one round.
 
     epochs: passes over the client's training examples; or steps: the number of batches, over several passes if needed.
-    lr_decay: multiplies the learning rate once per round. clip_norm: the gradient's greatest L2 norm (null: no clipping).
+    lr_decay: multiplies the learning rate once per round, and is set back by a rewind. clip_norm: the gradient's greatest L2
+    norm (null: no clipping).
     proximal_mu: FedProx's pull to the weights that were sent, mu/2 |w - w_sent|^2. Li et al. 2020.
     retrain_lr: multiplies the learning rate once anything is pruned. fixed: layers, by kind (conv, linear) or name, that are
     not trained once anything is pruned. Han et al. 2015.
