@@ -60,7 +60,7 @@ def identity(config: DictConfig) -> Json:
     kept["local"] = {key: value for key, value in kept["local"].items() if value != NOTHING}  # so do these
     if kept["federated"]["round"]["_target_"] != NEIGHBOURS:
         kept["federated"] = {key: value for key, value in kept["federated"].items() if ADDED.get(key, NOTHING) != value}
-    kept["data"] = _data(kept["data"])
+    kept["data"], kept["whose"] = _data(kept["data"]), _whose(kept["whose"])
     return kept | arithmetic(plain["executor"], plain["device"])
 
 
@@ -80,6 +80,13 @@ def _data(option: object) -> object:
     root = stand_in(option["root"])
     others = {key: value for key, value in option.items() if key != "root"}
     return others if root is None else others | {"root": root}
+
+
+def _whose(option: object) -> object:
+    """Return the keys of `whose`, without `common` where no client keeps values of its own: it decides nothing there."""
+    if not isinstance(option, Mapping) or option.get("uncommon") != "server":
+        return option
+    return {key: value for key, value in option.items() if key != "common"}
 
 
 def arithmetic(executor: Json, device: str) -> dict[str, object]:

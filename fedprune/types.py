@@ -134,11 +134,13 @@ class ServerState:
     """The server's memory from round to round, beside its network: all that its optimizer and SCAFFOLD remember.
 
     momentum: the server optimizer's buffers, by kind. control: SCAFFOLD's c, the mean of all clients' controls, by parameter
-    (empty where nothing is controlled, or nobody has trained yet).
+    (empty where nothing is controlled, or nobody has trained yet). common: by client, the entries that the cohort of its last
+    round had in common, packed to bits (whose.common=cohort, private_values.py).
     """
 
     momentum: Mapping[str, Params] = field(default_factory=dict)
     control: Params = field(default_factory=dict)
+    common: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,8 @@ class Job:
     about: the entries that the evidence is about: the living (to drop some), the dead (to grow some) or all. surviving: for
     evidence about a removal, the part of the mask that the removal would leave; the evidence is then about these entries.
     event: the prune event that the client carries out in this round (None: none); events: the number that it did before.
-    common: the entries that all clients have alive, whose values travel; of the others the client keeps its own (None: the
-    values of all its living entries travel). control: SCAFFOLD's c, by parameter; zero where the mask is dead. newcomer:
+    common: the entries whose values travel, because others have them alive, too; of the others the client keeps its own (None:
+    the values of all its living entries travel). control: SCAFFOLD's c, by parameter; zero where the mask is dead. newcomer:
     whether the tensors that nobody trains (federated/untrained.py) come with the job.
 
     Never on the wire: kept, the client's state from its last round; kept_mask, the mask that it has before it is sent anything,

@@ -205,6 +205,7 @@ def differences(equal) -> Callable[..., list[str]]:
                 "momentum": list(a.server_state.momentum) == list(b.server_state.momentum)
                 and all(equal(value, b.server_state.momentum[key]) for key, value in a.server_state.momentum.items()),
                 "control": equal(a.server_state.control, b.server_state.control),
+                "common": a.server_state.common == b.server_state.common,
             },
             **{name: getattr(a, name) == getattr(b, name) for name in (*NUMBERS, "personal", "reached")},
         }

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import open_dict
 
 from fedprune.data import cache, sources
 from fedprune.data.datasets import Dataset
@@ -82,6 +83,16 @@ def test_what_rounds_in_another_way_is_another_run_and_what_gives_the_same_bits_
     assert len({identity(), *(identity(f"executor={name}") for name in ("auto", "processes", "ray"))}) == 1
     assert identity("executor=processes", "executor.workers=3") == identity()
     assert len({identity(), identity("executor=batched"), identity("executor=batched", "executor.at_once=2")}) == 3
+
+
+def test_who_shares_an_entry_counts_only_where_clients_keep_values_of_their_own(identity, assemble):
+    """So runs of personal masks that were finished before there was such a key are found."""
+    config = assemble(*TINY, "whose=personal")[0]
+    with open_dict(config):
+        del config.whose.common
+    assert folder_hash(config) == identity("whose=personal")
+    own = ("whose=personal", "whose.uncommon=own")
+    assert identity(*own, "whose.common=all") != identity(*own)
 
 
 def test_a_gpu_is_another_run_and_there_auto_is_cuda(identity, monkeypatch):

@@ -33,7 +33,8 @@ class Evaluation:
 
     test: the size of the global test set. clients: those that are evaluated on their own parts; val, local: the number of
     examples in each one's validation and test part. client_mask: a client's own mask at a state, packed to bits (empty: it has
-    that of the server). common_entries: the entries whose values are the server's (None: all are). task: what is measured.
+    that of the server). common_entries: (state) -> (client) -> the entries whose values are the server's (None: all are).
+    task: what is measured.
     unseen: clients that are in no cohort, evaluated with what they would be sent if they came for the first time; newly: the
     number of examples in each one's test part.
     """
@@ -44,7 +45,7 @@ class Evaluation:
     val: Sequence[int]
     local: Sequence[int]
     client_mask: Callable[[State, int], bytes]
-    common_entries: Callable[[State], Mask | None]
+    common_entries: Callable[[State], Callable[[int], Mask] | None]
     task: TaskMetrics
     unseen: Sequence[int] = ()
     newly: Sequence[int] = ()
@@ -90,11 +91,12 @@ class Evaluation:
             pieces = _cut(part, ends[alike[0]], ends[alike[-1] + 1])
             yield from (("evaluate", (block, private, client_mask, piece)) for piece in pieces)
 
-    def _private(self, state: State, client: int, common: Mask | None) -> Params:
-        """Return the tensors of a client's network that are not the server's. common: the entries whose values are."""
+    def _private(self, state: State, client: int, common: Callable[[int], Mask] | None) -> Params:
+        """Return the tensors of a client's network that are not the server's. common: (client) -> the entries whose
+        values are."""
         kept = self.exchange.kept_by(state, client)
         if common is not None:
-            return kept.batchnorm | joined(state.server.params, kept.weights, common)
+            return kept.batchnorm | joined(state.server.params, kept.weights, common(client))
         return kept.batchnorm | kept.weights
 
     def _alike(self, state: State, clients: Sequence[int], values: bool) -> Iterator[list[int]]:

@@ -36,7 +36,7 @@ from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.mask import apply, ones
 from fedprune.pruning.rewind import Draws, Rewind
 from fedprune.randomness import torch_stream
-from fedprune.types import Job, Mask, Params, Plan, ServerState, State, Subnet
+from fedprune.types import Job, Mask, Params, Plan, State, Subnet
 
 log = logging.getLogger(__name__)
 
@@ -177,11 +177,11 @@ class FederatedLoop:
         common = self.whose.common_entries(state)
         return [self._job(state, client, common) for client in clients]
 
-    def _job(self, state: State, client: int, common: Mask | None = None) -> Job:
+    def _job(self, state: State, client: int, common: Callable[[int], Mask] | None = None) -> Job:
         mask, (event, events) = self._own(state, client), self.whose.on_client(self.plan, state, client)
         subnet = state.server if mask is None else Subnet(apply(state.server.params, mask), mask)
         has_trained = common is not None and private_values.weights_of(state, client)
-        travels = private_values.common_in(subnet.mask, common) if has_trained and common else None
+        travels = private_values.common_in(subnet.mask, common(client)) if has_trained and common else None
         kept_mask = self.whose.kept_mask(state, client)
         return Job(
             client, state.round, state.clock, self.seed, subnet, event=event, events=events, common=travels, kept_mask=kept_mask
@@ -205,11 +205,12 @@ class FederatedLoop:
         if not fold.summaries:
             log.warning("round %d: there is no update to merge; the network stays as it is", state.round)
             return replace(later, opened=False)
-        momentum, control = state.server_state.momentum, state.server_state.control
+        remembered = state.server_state
+        momentum, control = remembered.momentum, remembered.control
         params, momentum = self.server_step(state.server.params, fold.accumulator.result(), momentum, self.trainable)
         if fold.control_changes:
             control = scaffold.stepped(control, fold.control_changes, self.sampled)
-        after = replace(later, server_state=ServerState(momentum, control))
+        after = replace(later, server_state=replace(remembered, momentum=momentum, control=control))
         return self.whose.merged(after, params, fold.summaries, self._context(state))
 
     def _context(self, state: State) -> PruneContext:

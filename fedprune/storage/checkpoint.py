@@ -16,7 +16,7 @@ from torch import Tensor
 from fedprune.errors import RunError
 from fedprune.storage import safetensors_writer
 from fedprune.storage.before_groups import one_bag
-from fedprune.storage.groups import grouped, ungrouped
+from fedprune.storage.groups import as_bytes, as_tensor, grouped, ungrouped
 from fedprune.storage.safetensors_writer import Buffer, Rows
 from fedprune.storage.spilled import Stored
 from fedprune.types import ClientState, Mask, Params, Personal, ServerState, State, Subnet
@@ -40,6 +40,7 @@ def save_state(state: State, path: Path) -> None:
         **{f"anchors/{clock}": params for clock, params in state.anchors.items()},
         **{f"momentum/{kind}": params for kind, params in state.server_state.momentum.items()},
         "control": state.server_state.control,
+        "common": {str(client): as_tensor(bits) for client, bits in state.server_state.common.items()},
         **{f"kept/{client}/{name}": group for client, kept in state.kept.items() for name, group in grouped(kept).items()},
         "personal": _personal(state),
     }
@@ -74,7 +75,8 @@ def _server_state(groups: Mapping[str, Params], format: int) -> ServerState:
     momentum, control = _below(groups, "momentum/"), groups.get("control", {})
     if format == 1:
         control = momentum.pop("c", {})
-    return ServerState(momentum, control)
+    common = {int(client): as_bytes(bits) for client, bits in groups.get("common", {}).items()}
+    return ServerState(momentum, control, common)
 
 
 def _personal(state: State) -> Params:

@@ -75,6 +75,8 @@ CASES: dict[tuple[str, str], dict[str, str]] = {
     (f"{BITS} federated.client.gradient=x", "choose one of"): {},
     ("whose=personal whose.at=x", "choose"): {},
     ("whose=personal whose.uncommon=x", "choose server or own"): {},
+    ("whose=personal whose.uncommon=own whose.common=x", "choose cohort or all"): {},
+    ("whose=personal whose.common=all", "set whose.uncommon=own"): {},
     ("whose=nested whose.by=x", "choose width or magnitude"): {},
     ("whose=nested whose.by=magnitude whose.labels=own", "choose whose.by=width"): {},
     ("local.steps=3 local.epochs=1", "give one and set the other to null"): {"one": "local.epochs=null"},

@@ -55,7 +55,9 @@ def state(seed: int = 0) -> State:
         clock=3,
         events=2,
         anchors={0: init, 5: params(seed + 2)},
-        server_state=ServerState({"m": params(seed + 3), "v": params(seed + 4)}, control=params(seed + 5)),
+        server_state=ServerState(
+            {"m": params(seed + 3), "v": params(seed + 4)}, control=params(seed + 5), common={0: b"\x01\x00", 12: b"\xff\x07"}
+        ),
         kept={0: kept(seed), 12: ClientState(batchnorm={"bn.weight": torch.zeros(3)})},
         up_bytes=2**40 + 1,
         down_bytes=3,
@@ -88,7 +90,7 @@ def test_in_a_checkpoint_of_before_the_control_is_among_the_server_optimizers_bu
     numbers = dict.fromkeys(NUMBERS, 0)
     write(groups, {"state": json.dumps(numbers)}, path)
     found = load_state(path).server_state
-    assert (list(found.momentum), list(found.control)) == (["v"], list(c))
+    assert (list(found.momentum), list(found.control), found.common) == (["v"], list(c), {})
     write(groups, {"state": json.dumps({"format": 2, **numbers})}, path)
     assert (list(load_state(path).server_state.momentum), load_state(path).server_state.control) == (["v", "c"], {})
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fedprune.errors import ConfigError, Incompatible
@@ -20,13 +21,15 @@ class PersonalMask(Whose):
     survives the rounds in which the client is not drawn. A client that was not there when an event was due carries it out in
     its next round. If several are due, only the last is carried out; behind a gate, one in each round.
 
-    uncommon: the values of entries that not all clients have alive, the `server`'s or each client's `own`. memory_mb: masks
-    that take more than so many megabytes are kept in a file of the run's folder. plans: those of each client, where they differ
-    (empty: all clients follow the run's).
+    uncommon: the values of entries that are not common, the `server`'s or each client's `own`. common: who must have an entry
+    alive for it to be common (private_values.py), every client of the `cohort` or `all` clients. memory_mb: masks that take
+    more than so many megabytes are kept in a file of the run's folder. plans: those of each client, where they differ (empty:
+    all clients follow the run's).
     """
 
     at: str = "start"
     uncommon: str = "server"
+    common: str = "cohort"
     memory_mb: float = 256
     plans: tuple[Plan, ...] = ()
     global_mask = False
@@ -35,6 +38,12 @@ class PersonalMask(Whose):
         check_moment(self.at)
         if self.uncommon not in ("server", "own"):
             raise ConfigError([f"whose.uncommon={self.uncommon}: choose server or own (whose values what not all hold has)"])
+        if self.common not in ("cohort", "all"):
+            raise ConfigError([f"whose.common={self.common}: choose cohort or all (the clients that must have an entry alive)"])
+        if self.common != "cohort" and self.uncommon == "server":
+            raise ConfigError(
+                [f"whose.common={self.common} is about clients that keep values of their own: set whose.uncommon=own"]
+            )
         if not self.memory_mb >= 0:
             raise ConfigError([f"whose.memory_mb={self.memory_mb} is what all masks may take in memory: 0 or more megabytes"])
 
@@ -53,8 +62,10 @@ class PersonalMask(Whose):
     def client_mask(self, state: State, client: int) -> bytes:
         return bytes(state.personal[client].mask) if client in state.personal else b""
 
-    def common_entries(self, state: State) -> Mask | None:
-        return private_values.common_entries(state) if self.uncommon == "own" else None
+    def common_entries(self, state: State) -> Callable[[int], Mask] | None:
+        if self.uncommon == "server":
+            return None
+        return private_values.by_all(state) if self.common == "all" else functools.partial(private_values.by_cohort, state)
 
     def kept_mask(self, state: State, client: int) -> bytes:
         return self.client_mask(state, client)
@@ -80,6 +91,9 @@ class PersonalMask(Whose):
             if summary.pruned:
                 personal[summary.job.client] = Personal(pack(summary.mask), summary.job.events + 1, summary.job.round)
         names = tuple(state.server.mask)
+        if self.uncommon == "own" and self.common == "cohort":
+            masks = {summary.job.client: summary.mask for summary in summaries}
+            state = replace(state, server_state=private_values.remembered(state.server_state, masks))
         return replace(state, server=Subnet(params, ones(params, names)), personal=personal)
 
 

@@ -76,7 +76,7 @@ class Whose(ABC):
     at: the moment of their round at which clients carry out events, see prune_event.py (None: they carry out none).
     back_after_exchange: whether a rewind may follow an exchange of units.
     masks_always: whether clients train under masks that no event has made.
-    uncommon: the values that a client goes on with where not all clients have an entry alive: the `server`'s or its `own`.
+    uncommon: the values that a client goes on with where an entry is not common: the `server`'s or its `own`.
     labels: whether a client has `all` outputs, or those of its `own` labels.
     plans: of each client, where they differ (empty: all follow the run's).
     memory_mb: clients' masks that take more than so many megabytes are kept in a file.
@@ -118,8 +118,9 @@ class Whose(ABC):
         """Return the mask that the client has before it is sent anything, packed to bits; empty if it has none."""
         return b""
 
-    def common_entries(self, state: State) -> Mask | None:
-        """Return the entries whose values travel to clients that have trained (private_values.py); None if all do."""
+    def common_entries(self, state: State) -> Callable[[int], Mask] | None:
+        """Return the function from a client that has trained to the entries whose values it is sent (private_values.py); None
+        if all are."""
         return None
 
     @abstractmethod

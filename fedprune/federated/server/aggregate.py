@@ -57,7 +57,7 @@ def mean_with_zeros(server: Params) -> Accumulator:
 
 
 def intersection(server: Params) -> Accumulator:
-    """Take the weighted mean of the entries that every client has; every other entry keeps the server's value.
+    """Take the weighted mean of the entries that every client of the round has; every other entry keeps the server's value.
 
     Li et al. 2021 (Hermes): the server's part of it.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -120,7 +120,7 @@ def masked(momentum: Momentum, mask: Mask, fresh: Fresh = MappingProxyType({})) 
 def state_under(mask: Mask, state: ServerState, fresh: Fresh) -> ServerState:
     """Return what the server keeps, without what it knew of dead entries."""
     control = {name: _under(mask[name], c, 0.0) if name in mask else c for name, c in state.control.items()}
-    return ServerState(masked(state.momentum, mask, fresh), control)
+    return replace(state, momentum=masked(state.momentum, mask, fresh), control=control)
 
 
 def _under(alive: Tensor, momentum: Tensor, fresh: float) -> Tensor:
