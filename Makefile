@@ -6,6 +6,7 @@ STAMP  := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n auto
 ARGS   ?= +experiment=lth_fedavg -m
 METHOD ?= lotteryfl
+TUNING := $(BIN)/python -m fedprune name=benchmark_tuning rounds=30 eval_every=30 density=0.1 federated.tuned=0 hydra/launcher=joblib
 BENCHMARKS := rounds overhead hooks sparse sweep scale shrink codecs personal evidence batched start_up memory
 
 .DEFAULT_GOAL := help
@@ -65,11 +66,12 @@ benchmark: $(STAMP)  ## the published federated methods compared, 3 seeds (75 mi
 claims: $(STAMP)  ## judge the claims of docs/benchmark_claims.yaml again, from the values by seed in docs/benchmark_runs.csv
 	$(BIN)/python -m fedprune.analysis.claims docs/benchmark.md
 
-benchmark_tuning: $(STAMP)  ## four learning rates for each of them, on validation data (30 minutes); fills docs/benchmark_tuning.md
+benchmark_tuning: $(STAMP)  ## learning rates for each of them, on validation data (35 minutes); fills docs/benchmark_tuning.md
 	for sweep in benchmark benchmark_without_density; do \
-	  $(BIN)/python -m fedprune +experiment=$$sweep name=benchmark_tuning local.optimizer.lr=0.01,0.03,0.1,0.3 rounds=30 \
-	    eval_every=30 density=0.1 seed=0 federated.tuned=0 hydra/launcher=joblib -m || exit; \
+	  $(TUNING) +experiment=$$sweep local.optimizer.lr=0.01,0.03,0.1,0.3 seed=0 -m || exit; \
 	done
+	$(TUNING) +experiment=benchmark_without_density +experiment@_global_=benchmark/scaffold,benchmark/fedavg_plain \
+	  local.optimizer.lr=0.03,0.05,0.07,0.1,0.3 seed=0,1 -m
 	$(BIN)/python -m fedprune.analysis outputs/benchmark_tuning
 	sed '/^<!-- tables/q' docs/benchmark_tuning.md > docs/benchmark_tuning.new
 	cat outputs/benchmark_tuning/tuning.md >> docs/benchmark_tuning.new

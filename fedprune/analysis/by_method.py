@@ -90,7 +90,8 @@ def by_method(runs: pd.DataFrame, rounds: pd.DataFrame, target: float) -> pd.Dat
     target: a value of the mean client's metric (of accuracy, a fraction). REACHED are means over seeds, NaN unless every seed
     reaches the target. `runs`, `rounds`: from `analysis.load_runs`, `load_rounds`.
     """
-    done, metric = at_every_density(tuned(named(runs[runs["status"] == "done"]))), metric_of(runs)
+    best, metric = tuned(named(runs)), metric_of(runs)
+    done = at_every_density(best[best["status"] == "done"])
     measured = judged(metric, done) | COSTS
     reached = done[["run"]].merge(_reached(rounds, target, metric), on="run", how="left").set_index(done.index)
     rows = [_row(which, cell, reached.loc[cell.index], measured) for which, cell in done.groupby(BY, sort=False)]

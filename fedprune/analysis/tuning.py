@@ -7,6 +7,7 @@ A setting is the values of those keys, besides density and seed, of which a meth
 from __future__ import annotations
 
 import pandas as pd
+from pandas.api.typing import SeriesGroupBy
 
 from fedprune.analysis.cells import varying
 from fedprune.analysis.markdown import markdown_lines
@@ -24,12 +25,30 @@ def tried(runs: pd.DataFrame) -> pd.DataFrame:
     """Return a row per density and method, a column per setting: the task's metric on validation data (accuracy in %), mean
     over the seeds that are done.
 
-    Methods are in the order of the runs; a setting that no run of a method finished is NaN.
+    Methods are in the order of the runs, settings in that of their numbers. A setting is NaN if no run of the method finished
+    it, or if one failed: training that diverges for one seed is no setting to take.
     """
-    metric, labels = metric_of(runs), _labels(runs, settings(runs))
+    metric = metric_of(runs)
     values = runs[metric.column("val")].where(runs["status"] == "done").astype(float) * metric.factor
-    table = values.groupby([runs["density"], runs[METHOD], labels], sort=False).mean().unstack(sort=False)
-    return table[list(dict.fromkeys(labels))]
+    return _by_setting(values, runs).mean().unstack(sort=False)[_ordered(runs)].mask(_failed(runs))
+
+
+def _failed(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return, in the form of `tried`, whether a run of the method failed at this setting."""
+    failed = _by_setting(runs["status"] == "failed", runs).any().unstack(sort=False, fill_value=False)
+    return failed[_ordered(runs)]
+
+
+def _by_setting(values: pd.Series, runs: pd.DataFrame) -> SeriesGroupBy:
+    """Return a value of each run, grouped by density, method and setting."""
+    return values.groupby([runs["density"], runs[METHOD], _labels(runs, settings(runs))], sort=False)
+
+
+def _ordered(runs: pd.DataFrame) -> list[str]:
+    """Return the settings by their numbers; in the order of the runs, if one is no number."""
+    by = settings(runs)
+    numbers = len(runs[by].select_dtypes("number").columns) == len(by)
+    return list(dict.fromkeys(_labels(runs.sort_values(by, kind="stable") if numbers else runs, by)))
 
 
 def tuned(runs: pd.DataFrame) -> pd.DataFrame:
@@ -48,17 +67,18 @@ def tuning_markdown(runs: pd.DataFrame) -> str:
     metric = metric_of(runs)
     judged = metric.head("validation").capitalize()
     sections = [f"{judged}, mean over seeds, by {', '.join(settings(runs))}. **Bold**: the best, which is taken.\n"]
+    failed = _failed(runs)
     for density, methods in tried(runs).groupby(level="density", sort=False):
-        sections += [f"## Density {density:.10g}\n", _section(methods, metric)]
+        sections += [f"## Density {density:.10g}\n", _section(methods, failed, metric)]
     return "\n".join(sections)
 
 
-def _section(methods: pd.DataFrame, metric: Metric) -> str:
+def _section(methods: pd.DataFrame, failed: pd.DataFrame, metric: Metric) -> str:
     best = metric.best(methods.dropna(how="all"))
     rows = []
     for key, values in methods.iterrows():
-        texts = [_text(metric, value, best.get(key) == setting) for setting, value in values.items()]
-        rows.append([str(key[1]), *texts])
+        texts = {setting: _text(metric, value, best.get(key) == setting) for setting, value in values.items()}
+        rows.append([str(key[1]), *("failed" if failed.at[key, setting] else text for setting, text in texts.items())])
     head = ["method", *methods.columns]
     return markdown_lines(head, ["---"] + ["---:"] * (len(head) - 1), rows)
 

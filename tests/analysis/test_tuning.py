@@ -51,6 +51,24 @@ def test_a_run_that_did_not_finish_is_no_evidence_for_its_setting():
     assert set(tuned(runs)[LR]) == {0.01}
 
 
+def test_a_setting_that_failed_for_one_seed_is_not_taken():
+    """Seed 0 alone has 0.9 at the rate of 0.1, which would be the best of `one`; the page shows that it failed."""
+    runs = sweep()
+    runs.loc[(runs[METHOD] == "trials/one") & (runs[LR] == 0.1), "val/accuracy"] = [0.9, float("nan")]
+    runs.loc[(runs[METHOD] == "trials/one") & (runs[LR] == 0.1) & (runs["seed"] == 1), "status"] = "failed"
+    assert set(tuned(named(runs))[LR]) == {0.01}
+    assert "| one | **61.0** | failed |" in tuning_markdown(named(runs))
+    table = by_method(runs, pd.DataFrame({"run": [], "round": []}), target=0.9)
+    assert dict(zip(table[METHOD], table["client accuracy (%)"], strict=True)) == {"two": 70.0, "one": 50.0}
+
+
+def test_settings_stand_by_their_numbers_and_one_that_was_not_tried_is_empty():
+    runs = named(sweep())
+    runs = pd.concat([runs, runs[(runs[METHOD] == "two") & (runs[LR] == 0.1)].assign(**{LR: 0.05, "val/accuracy": 0.85})])
+    assert "| method | 0.01 | 0.05 | 0.1 |" in tuning_markdown(runs)
+    assert "| one | 61.0 |  | **65.0** |" in tuning_markdown(runs) and "| two | 80.0 | **85.0** | 80.0 |" in tuning_markdown(runs)
+
+
 def test_a_comparison_shows_each_method_at_its_best_setting_under_its_own_name():
     rounds = pd.DataFrame({"run": [], "round": []})
     table = by_method(sweep(), rounds, target=0.9)
