@@ -13,10 +13,11 @@ from fedprune.errors import ConfigError, Incompatible
 from fedprune.experiment.estimate import estimate
 from fedprune.federated.decentralised import message
 from fedprune.pruning.mask import density, pack
+from fedprune.randomness import torch_stream
 from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import ClientState, Mask, Personal, State
 from fedprune.wire.frame import length
-from helpers.federation import arrays, federation, inputs
+from helpers.federation import arrays, federation, inputs, published
 from helpers.in_numpy import accuracy, gradient, largest, train
 
 NEIGHBOURS = (
@@ -274,6 +275,35 @@ def test_growing_at_random_is_an_option(tiny, play):
     state, metrics = play(tiny(*TINY, "criterion=set"))[-1]
     assert metrics["density/weights"] == pytest.approx(0.3, abs=1e-12)
     assert len({own.mask for own in state.personal.values()}) == 5
+
+
+def test_the_experiment_grows_at_random_as_its_authors_script_does(compose):
+    """`+experiment=dispfl criterion=set`, of three clients on a network 6 - 5 - 3, to half of its weights.
+
+    From each layer's n living the smallest ceil(swap n) are dropped, and as many of all that are dead then grow: those with the
+    largest random numbers, which follow from the seed, the client and its event, and so from the round.
+    """
+    words = ("criterion=set", "density=0.5", "federated.round.topology.number=2", "rounds=4")
+    experiment = published(compose, "dispfl", *words)
+    loop = experiment.loop(experiment.executor())
+    state, drawn = loop.round(loop.start())[0], set()  # the first exchange is in the second round
+    for _ in range(3):
+        state, _ = loop.round(state)
+        for client, own in state.personal.items():
+            was, goes_on = trained_mask(loop, state, client), loop._mask(state, own.mask)
+            swap, event = experiment.plan.events[own.events - 1].swap, own.events - 1
+            for name in LAYERS:
+                alive, size = was[name].flatten().numpy(), np.abs(state.kept[client].weights[name].flatten().numpy())
+                gone = math.ceil(swap * alive.sum() - 1e-9)
+                stays = np.isin(np.arange(alive.size), np.argsort(np.where(alive, size, np.inf))[gone : alive.sum()])
+                stream = torch_stream(0, f"criterion dead {name}", event, client)
+                numbers = torch.rand(was[name].shape, generator=stream).flatten().numpy()
+                grown = np.argsort(np.where(stays, np.inf, -numbers))[:gone]
+                right = stays | np.isin(np.arange(alive.size), grown)
+                assert (goes_on[name].flatten().numpy() == right).all()
+                assert gone
+                drawn.add(numbers.tobytes())
+    assert len(drawn) == 3 * 3 * 2  # nobody draws what another has drawn, or itself before
 
 
 @pytest.mark.parametrize(
