@@ -65,8 +65,9 @@ def test_a_setting_that_failed_for_one_seed_is_not_taken():
 def test_settings_stand_by_their_numbers_and_one_that_was_not_tried_is_empty():
     runs = named(sweep())
     runs = pd.concat([runs, runs[(runs[METHOD] == "two") & (runs[LR] == 0.1)].assign(**{LR: 0.05, "val/accuracy": 0.85})])
-    assert "| method | 0.01 | 0.05 | 0.1 |" in tuning_markdown(runs)
-    assert "| one | 61.0 |  | **65.0** |" in tuning_markdown(runs) and "| two | 80.0 | **85.0** | 80.0 |" in tuning_markdown(runs)
+    page = tuning_markdown(runs)
+    assert "| method | 0.01 | 0.05 | 0.1 |" in page
+    assert "| one | 61.0 |  | **65.0** |" in page and "| two | 80.0 | **85.0** | 80.0 |" in page
 
 
 def test_a_comparison_shows_each_method_at_its_best_setting_under_its_own_name():
