@@ -70,7 +70,7 @@ def test_of_a_cohort_each_client_goes_on_with_what_its_last_cohort_had_in_common
     # The server has (10, 20) and (30, 40). Client 0 has trained (3, 3), and its last cohort had row 0 in common. Client 1 has
     # (1, 1) and (5, 6), client 2 (7, 8), and neither shared anything with its last cohort.
     drawn = [(1, 2), (0, 1), (1, 2)]
-    monkeypatch.setattr("fedprune.federated.loop.cohort", lambda seed, clock, clients, number: drawn[clock - 1])
+    monkeypatch.setattr("fedprune.federated.loop.cohort", lambda seed, clock, *_: drawn[clock - 1])
     experiment = federation(*ROWS, "federated.weighting=uniform", "rounds=4", model=LINEAR, features=2, classes=2, cohort=2)
     loop = experiment.loop(experiment.executor())
     start = loop.start()
