@@ -19,7 +19,7 @@ from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.mask import shrink
 from fedprune.pruning.what import What
 from fedprune.pruning.what.scope import Shapes, layerwise
-from fedprune.pruning.what.top_k import how_many, keep_best
+from fedprune.pruning.what.top_k import how_many, keep_best, nearest
 from fedprune.types import Mask, Params, Scores, Subnet
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,19 @@ def _factor(generator: torch.Generator, noise: float) -> float:
 def _of_counts(units: Scores, density: float, shapes: Shapes, counts: Mapping[str, int]) -> Mask:
     """Keep so many units of each layer: a scope."""
     return layerwise(units, counts)
+
+
+def keeping_counts(what: What, mask: Mask, density: float) -> What:
+    """Return the axis under which an exchange at this density leaves each layer with as many units as it has in `mask`.
+
+    Without it the scope would bring the densities of a selected mask's layers back to its own.
+    """
+    return replace(what, scope=functools.partial(_in_proportion, counts=what.alive_by_layer(mask), whole=density))
+
+
+def _in_proportion(units: Scores, density: float, shapes: Shapes, counts: Mapping[str, int], whole: float) -> Mask:
+    """Keep of each layer its count, times density / whole, to the nearest: a scope."""
+    return layerwise(units, {name: nearest(number * density / whole) for name, number in counts.items()})
 
 
 def apportioned(counts: Mapping[str, int], most: Mapping[str, int], factors: Mapping[str, float]) -> dict[str, int]:

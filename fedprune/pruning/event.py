@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import torch
 
 from fedprune.precision import wide
-from fedprune.pruning.candidates import Compare, candidate_masks, lowest_loss
+from fedprune.pruning.candidates import Compare, candidate_masks, keeping_counts, lowest_loss
 from fedprune.pruning.criterion import Criterion, Formula
 from fedprune.pruning.criterion.prunefl import adjusted, layer_times, unquestioned
 from fedprune.pruning.criterion.regrowth_init import started
@@ -66,6 +66,8 @@ def prune(
     if axes.criterion.selects and not event.swap:
         assert compare is not None, "build refuses candidates on clients"
         return _selected(subnet, event, axes, measure, compare)
+    if axes.criterion.selects and axes.what.pool.layerwise:
+        axes = replace(axes, what=keeping_counts(axes.what, subnet.mask, event.density))
     if axes.criterion.adjusts and event.swap:
         mask = _adjusted(subnet, event, axes.what, axes.criterion, measure)
         started_params = started(subnet, _grown(mask, subnet), last or {})

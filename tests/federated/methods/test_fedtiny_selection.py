@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -177,6 +178,26 @@ def test_a_run_takes_the_best_of_all_candidates_and_counts_every_byte():
     chosen = candidates[best].mask
     assert all(torch.equal(alive, chosen[name]) for name, alive in after.server.mask.items())
     assert len({round(one.loss, 6) for one in compared}) > 1
+
+
+def test_exchanges_keep_the_number_of_units_of_each_layer_that_was_selected():
+    """Erdos-Renyi would have other numbers; half of the living of a layer are exchanged in its turn."""
+    overrides = ("how_often=progressive", "how_often.every=1", "how_often.swap=0.5", "how_often.decay=constant")
+    experiment = selecting(*overrides, "how_often.blocks=2", "when=during_training", "when.start=0", "when.stop=1", "rounds=3")
+    loop = experiment.loop(experiment.executor())
+    states = [loop.start()]
+    for _ in range(3):
+        states.append(loop.round(states[-1])[0])
+    layers = [{name: int(alive.sum()) for name, alive in state.server.mask.items()} for state in states[1:]]
+    assert layers[0] == layers[1] == layers[2]
+    initial = magnitude({name: states[0].server.params[name] for name in layers[0]})
+    plain = experiment.axes.what.select(initial, 0.4)
+    assert layers[0] != {name: int(alive.sum()) for name, alive in plain.items()}
+    changed = [
+        {name for name in layers[0] if not torch.equal(before.server.mask[name], after.server.mask[name])}
+        for before, after in itertools.pairwise(states[1:])
+    ]
+    assert changed == [{"fc2.weight"}, {"fc1.weight"}]
 
 
 def test_the_network_goes_on_with_the_statistics_of_its_mask():
