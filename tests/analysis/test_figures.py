@@ -111,6 +111,16 @@ def test_bytes_figure_joins_the_ends_of_levels_in_megabytes():
     assert axes.get_xscale() == "log"
 
 
+def test_what_sends_nothing_is_not_in_the_bytes_figure():
+    silent = rounds(TICKET, name="standalone").assign(**{"wire/total_bytes": 0})
+    both = pd.concat([rounds(TICKET, name="fedavg"), silent])
+    (axes,) = figures.accuracy_bytes(both, ["name"]).axes
+    assert points(axes)[1] == [(4, 90), (8, 80), (12, 60)]
+    assert len(points(axes)) == 2
+    with pytest.raises(FedpruneError, match="nothing to draw"):
+        figures.accuracy_bytes(silent, [])
+
+
 def test_rounds_figure_marks_prune_events():
     (axes,) = figures.accuracy_rounds(rounds(TICKET), []).axes
     assert points(axes) == [[(2, 90), (3, 70), (4, 80), (6, 60)]]  # x: rounds trained

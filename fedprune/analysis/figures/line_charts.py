@@ -46,9 +46,11 @@ def accuracy_density(levels: pd.DataFrame, by: list[str]) -> Figure:
 def accuracy_bytes(rounds: pd.DataFrame, by: list[str]) -> Figure:
     """Draw test accuracy (%) against the megabytes (10^6 bytes, up and down, log) sent so far: a line per cell.
 
-    Markers are at the ends of levels. Raises FedpruneError if there is nothing to draw.
+    Markers are at the ends of levels. Runs that send nothing have no place on the axis. Raises FedpruneError if there is
+    nothing to draw.
     """
-    rows = complete(evaluated(rounds, "wire/total_bytes", by), "round")
+    sent = rounds[rounds["wire/total_bytes"] > 0] if "wire/total_bytes" in rounds else rounds
+    rows = complete(evaluated(sent, "wire/total_bytes", by), "round")
     rows = rows.assign(x=rows["wire/total_bytes"] / 1e6)
     climbs = bool((rows.groupby("cell")["prune/events"].nunique() > 1).any())
     faint = "; faint: the rounds between the ends of levels" if climbs else ""
