@@ -43,6 +43,12 @@ class Home:
     theirs: Mapping[str, str]
 
 
+def roles(home: Home) -> dict[str, Compared]:
+    """Return the method, the baseline and the controls, by the words of the page's table."""
+    controls = {f"control: {words}": each for words, each in home.controls.items()}
+    return {f"method: {home.method.run}": home.method, f"baseline: {home.baseline.run}": home.baseline, **controls}
+
+
 def experiments(params: Mapping[str, object], method: str) -> tuple[str, ...]:
     """Return the experiments that a sweep adds, from `hydra.sweeper.params`. method: the key of its list of them."""
     listed = str(params.get(f"+{method}", params.get(method, "")))

@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from fedprune.analysis.home.evidence import collect, loaded, saved
+from fedprune.analysis.home.evidence import collect, saved
 from fedprune.analysis.home.index import evidence_in, index
 from fedprune.analysis.home.page import page
 from fedprune.analysis.home.sweep import load_sweep
@@ -25,13 +25,18 @@ def write(named: str, runs: Path | None, into: Path | None) -> list[Path]:
     evidence = collect(sweep, folder)
     into.mkdir(parents=True, exist_ok=True)
     (into / f"{sweep.key}.json").write_text(saved(evidence))
-    return [into / f"{sweep.key}.json", *write_pages(into)]
+    return write_pages(into)
 
 
 def write_pages(folder: Path) -> list[Path]:
-    """Write all pages in a folder, and the index, anew from their evidence; return the files."""
-    texts = {path.with_suffix(".md"): page(loaded(path)) for path in sorted(folder.glob("*.json"))}
-    texts[folder / "README.md"] = index(evidence_in(folder))
+    """Write all pages in a folder, and the index, anew from their evidence; return the files.
+
+    Of a home in conf/experiment/home the claim, the controls and the margin are those that its yaml says now.
+    """
+    found = evidence_in(folder)
+    texts = {folder / "README.md": index(found)}
+    for evidence in found:
+        texts |= {folder / f"{evidence.key}.json": saved(evidence), folder / f"{evidence.key}.md": page(evidence)}
     for path, text in texts.items():
         path.write_text(text)
     return list(texts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -41,7 +41,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a page says. metric: what runs are judged by. ours: the rows of our protocol. runs: by experiment."""
+    """All that a page says.
+
+    metric: what runs are judged by. ours: the rows of our protocol. runs: by experiment. params: those of the sweep that was
+    run, without what changes no result.
+    """
 
     key: str
     title: str
@@ -51,6 +55,7 @@ class Evidence:
     metric: Metric
     ours: Mapping[str, str]
     runs: Mapping[str, Measured]
+    params: Mapping[str, str]
 
     def of(self, compared: Compared) -> Measured:
         """Return the run that one side of a comparison names."""
@@ -72,7 +77,18 @@ def collect(sweep: Sweep, folder: Path) -> Evidence:
         *(sweep.key, sweep.title, sweep.about, sweep.command, home, metric),
         ours=ours(read_json(shown / "run.json"), shown),
         runs=runs,
+        params=sweep.results_depend_on,
     )
+
+
+def retold(evidence: Evidence, sweep: Sweep) -> Evidence:
+    """Return the same numbers under the claim, the controls and the margin that the yaml says now. Raises FedpruneError if its
+    sweep is not the one that was run."""
+    if evidence.params != sweep.results_depend_on:
+        raise FedpruneError(
+            f"the sweep of {sweep.key} has changed since its page was written: run `{sweep.command}`, and this again"
+        )
+    return replace(evidence, title=sweep.title, about=sweep.about, command=sweep.command, home=sweep.home)
 
 
 def _shown(frame: pd.DataFrame, method: str | None) -> Path:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedprune.analysis.home.evidence import Evidence, loaded
+from fedprune.analysis.home.evidence import Evidence, loaded, retold
 from fedprune.analysis.home.judgement import judge
 from fedprune.analysis.home.page import STUDENT
+from fedprune.analysis.home.sweep import HOMES, load_sweep
 from fedprune.analysis.home.units import difference, points
 from fedprune.analysis.markdown import markdown_lines
 from fedprune.analysis.verdict import HELD, NOT_TESTABLE, REVERSED, SIMPLER, UNDECIDED
@@ -34,8 +35,13 @@ HOW_TO = (
 
 
 def evidence_in(folder: Path) -> list[Evidence]:
-    """Return the evidence of all pages in a folder, by name."""
-    return [loaded(path) for path in sorted(folder.glob("*.json"))]
+    """Return the evidence of all pages in a folder, by name; of ours under the claims that the yamls say now."""
+    return [_as_said_now(loaded(path)) for path in sorted(folder.glob("*.json"))]
+
+
+def _as_said_now(evidence: Evidence) -> Evidence:
+    ours = (HOMES / f"{evidence.key}.yaml").exists()
+    return retold(evidence, load_sweep(evidence.key)) if ours else evidence
 
 
 def index(pages: Sequence[Evidence]) -> str:

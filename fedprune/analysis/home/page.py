@@ -11,7 +11,7 @@ from fedprune.analysis.home.judgement import Judgement, judge
 from fedprune.analysis.home.units import difference, number, points, spread, unit
 from fedprune.analysis.markdown import markdown_lines
 from fedprune.analysis.verdict import NOT_TESTABLE, Verdict
-from fedprune.config.home import PROTOCOL, Compared
+from fedprune.config.home import PROTOCOL, Compared, roles
 
 STUDENT = (
     "Each difference is paired: both runs of a seed have the same split, initial weights and cohorts. The interval is "
@@ -104,18 +104,10 @@ def _columns(evidence: Evidence) -> dict[str, str]:
     return {**heads, **dict(zip(BYTES, ("up", "down"), strict=True)), ALIVE: "alive"}
 
 
-def roles(evidence: Evidence) -> Iterator[tuple[str, Compared]]:
-    """Yield what each row of the tables is called, and its run and metric."""
-    home = evidence.home
-    yield f"method: {home.method.run}", home.method
-    yield f"baseline: {home.baseline.run}", home.baseline
-    yield from ((f"control: {words}", each) for words, each in home.controls.items())
-
-
 def _numbers(evidence: Evidence) -> str:
     columns = _columns(evidence)
     heads = [head + (f" ({unit(metric)})" if unit(metric) else "") for metric, head in columns.items()]
-    rows = [[role, *_cells(evidence.of(each), each.metric, list(columns))] for role, each in roles(evidence)]
+    rows = [[role, *_cells(evidence.of(each), each.metric, list(columns))] for role, each in roles(evidence.home).items()]
     table = markdown_lines(["", *heads], ["---"] + ["---:"] * len(heads), rows)
     return f"## Numbers\n\n{table}\n{COLUMNS.format(task=evidence.metric.name)}\n"
 
@@ -142,7 +134,7 @@ def _differences(evidence: Evidence, judged: Judgement) -> str:
 
 
 def _seeds(evidence: Evidence) -> str:
-    series = {role: (evidence.of(each).series(each.metric), each.metric) for role, each in roles(evidence)}
+    series = {role: (evidence.of(each).series(each.metric), each.metric) for role, each in roles(evidence.home).items()}
     seeds = sorted(set().union(*(values.index for values, _ in series.values())))
     heads = [f"{role} (`{metric}`)" for role, (_, metric) in series.items()]
     rows = [[str(seed), *(_value(values, metric, seed) for values, metric in series.values())] for seed in seeds]

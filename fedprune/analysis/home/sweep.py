@@ -46,6 +46,11 @@ class Sweep:
         words = ["python -m fedprune", *([f"--config-dir {self.folder}"] if self.folder else [])]
         return " ".join([*words, f"+experiment=home/{self.key}", "hydra/launcher=joblib -m"])
 
+    @property
+    def results_depend_on(self) -> dict[str, str]:
+        """Return the parameters of the sweep without those that change no result."""
+        return {key: text for key, text in self.params.items() if key not in VOLATILE}
+
     def has(self, overrides: Mapping[str, str]) -> bool:
         """Return whether a run with these overrides is of this sweep, as its yaml is now."""
         swept = {key.lstrip("+"): text for key, text in self.params.items()}

@@ -1,0 +1,134 @@
+"""Pages of published claims, from numbers that can be followed by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fedprune.analysis.home.__main__ import write_pages
+from fedprune.analysis.home.evidence import Evidence, Measured, loaded, saved
+from fedprune.analysis.home.index import index
+from fedprune.analysis.home.judgement import judge
+from fedprune.analysis.home.page import page
+from fedprune.analysis.home.units import larger_is_better, spread
+from fedprune.analysis.metric import Metric
+from fedprune.analysis.verdict import HELD, NOT_TESTABLE, REVERSED, SIMPLER, UNDECIDED
+from fedprune.config.home import Compared, Home
+
+SENT, TUNED = "client/accuracy_mean", "client/accuracy_tuned_mean"
+BASELINE = (0.60, 0.70, 0.80, 0.90, 0.50)
+
+
+def above(*points: float) -> tuple[float, ...]:
+    """Values of the five seeds that are so many points above the baseline's."""
+    return tuple(round(base + gain / 100, 4) for base, gain in zip(BASELINE, points, strict=False))
+
+
+def measured(tuned: tuple[float, ...], sent: tuple[float, ...] = (), lacking: str = "", **more: tuple[float, ...]) -> Measured:
+    values = {TUNED: tuned, SENT: sent, **more}
+    return Measured({name: dict(enumerate(found)) for name, found in values.items() if found}, lacking)
+
+
+def evidence(
+    method: Measured, baseline: Measured | None = None, control: Measured | None = None, margin: float = 0.0
+) -> Evidence:
+    home = Home(
+        claim="Tickets are more accurate (A 2021).",
+        method=Compared("lotteryfl", TUNED),
+        baseline=Compared("fedavg", SENT),
+        controls={
+            "FedAvg and one local training": Compared("fedavg", TUNED),
+            "local training alone": Compared("standalone", TUNED),
+        },
+        margin=margin,
+        theirs={"data": "MNIST", "local work": "60 epochs"},
+    )
+    weak = measured(above(0, 0, 0, 0, 0))
+    fedavg = baseline or measured(above(-1, -1, -1, -1, -1), BASELINE)
+    runs = {"lotteryfl": method, "fedavg": fedavg, "standalone": control or weak}
+    ours = {"data": "digits, 1x8x8", "local work": "10 epochs, batches of 10"}
+    return Evidence(
+        "mine", "LotteryFL at home", "It is small.", "python -m fedprune -m", home, Metric(), ours, runs, {"rounds": "60"}
+    )
+
+
+METHOD = measured(above(1, 2, 3, 4, 5), alive=(0.2, 0.2, 0.2, 0.25, 0.15))
+
+
+@pytest.mark.parametrize(
+    ("found", "words", "line"),
+    [
+        # Differences 1 2 3 4 5: mean 3, s = 1.58114, t(0.975, 4) = 2.776445: 3 +- 2.776445 * 1.58114 / sqrt(5) = 3 +- 1.96324.
+        (evidence(METHOD), HELD, "by +3.00 points (+1.04 to +4.96, 5 seeds)."),
+        # The control is 2 1 4 3 6 above the baseline (mean 3.2, s = 1.92354: +-2.38838), and the method -1 1 -1 1 -1 above it.
+        (evidence(METHOD, control=measured(above(2, 1, 4, 3, 6))), SIMPLER, "(local training alone). `lotteryfl` by"),
+        (evidence(measured(above(-1, -2, -3, -4, -5))), REVERSED, "by -3.00 points (-4.96 to -1.04, 5 seeds)."),
+        # 1 1 1 1 -2: mean 0.4, s = 1.34164: 0.4 +- 1.66587.
+        (evidence(measured(above(1, 1, 1, 1, -2))), UNDECIDED, "by +0.40 points (-1.27 to +2.07, 5 seeds)."),
+        (
+            evidence(Measured({}, "0 of 5 runs are done; failed: a fault")),
+            NOT_TESTABLE,
+            "of lotteryfl 0 of 5 runs are done; failed",
+        ),
+        (evidence(measured((), above(1, 2))), NOT_TESTABLE, f": runs of lotteryfl have no {TUNED}."),
+        (evidence(measured(above(1))), NOT_TESTABLE, "lotteryfl was run with 1 seed, and an interval needs 2"),
+    ],
+)
+def test_each_verdict_with_its_interval_is_in_the_first_lines(found, words, line):
+    assert judge(found).verdict.words == words
+    title, _, first = page(found).splitlines()[:3]
+    assert title == "# LotteryFL at home"
+    assert first.startswith(f"**Verdict: {words}**")
+    assert line in first
+
+
+def test_to_come_close_is_said_with_its_margin():
+    # -0.5 -0.4 -0.6 -0.5 -0.5: mean -0.5, s = 0.0707107: +-0.0877989. Above -1 point.
+    far = measured(above(-3, -3, -3, -3, -3))
+    tuned_far = measured(above(-3, -3, -3, -3, -3), BASELINE)
+    close = evidence(measured(above(-0.5, -0.4, -0.6, -0.5, -0.5)), tuned_far, far, margin=0.01)
+    assert judge(close).verdict.words == HELD
+    assert "by -0.50 points (-0.59 to -0.41, 5 seeds); the claim lets it be 1.0 points below." in page(close)
+
+
+def test_protocols_stand_side_by_side_and_what_is_compared_is_bold():
+    text = page(evidence(METHOD))
+    assert "| local work | 60 epochs | 10 epochs, batches of 10 |" in text
+    assert "| density |  | 20.0 ± 3.5 % alive at the end |" in text  # 20 20 20 25 15: variance 50 / 4
+    # Of the method 61 72 83 94 55: mean 73, variance (144 + 1 + 100 + 441 + 324) / 4 = 252.5.
+    assert "| method: lotteryfl |  | **73.0 ± 15.9** |" in text
+    assert "| baseline: fedavg | **70.0 ± 15.8** | 69.0 ± 15.8 |" in text
+    assert "| control: FedAvg and one local training | 70.0 ± 15.8 | **69.0 ± 15.8** |" in text
+    assert "| control: local training alone | +3.00 | +1.04 to +4.96 | +0.00 (+0.00 to +0.00) |" in text
+    assert "| 4 | 55.00 | 50.00 | 49.00 | 50.00 |" in text
+
+
+def test_a_control_without_its_metric_is_said_and_decides_nothing():
+    found = evidence(METHOD, control=measured((), BASELINE))
+    assert judge(found).verdict.words == HELD
+    assert f"| control: local training alone |  |  |  | runs of standalone have no {TUNED} |" in page(found)
+
+
+def test_pages_and_index_are_written_again_from_what_is_kept(tmp_path):
+    first, second = evidence(METHOD), replace(evidence(measured(above(1, 1, 1, 1, -2))), key="other", title="Other at home")
+    for each in (first, second):
+        (tmp_path / f"{each.key}.json").write_text(saved(each))
+    assert loaded(tmp_path / "other.json") == second
+    assert {path.name for path in write_pages(tmp_path)} == {"mine.md", "mine.json", "other.md", "other.json", "README.md"}
+    assert (tmp_path / "mine.md").read_text() == page(first)
+    text = (tmp_path / "README.md").read_text()
+    assert text == index([first, second])
+    assert "| [LotteryFL](mine.md) | held | fedavg | +3.00 points | +1.04 to +4.96 | 5 | digits |" in text
+    assert "| [Other](other.md) | undecided | fedavg | +0.40 points | -1.27 to +2.07 | 5 | digits |" in text
+
+
+def test_of_costs_and_errors_less_is_better():
+    assert larger_is_better(SENT, Metric())
+    assert not any(larger_is_better(name, Metric()) for name in ("total/up_bytes", "flops/train", "test/loss", "alive"))
+    assert not larger_is_better("client/mae_mean", Metric("mae", larger_is_better=False))
+
+
+def test_a_spread_has_as_many_digits_as_its_mean():
+    bytes_up = Measured({"total/up_bytes": {0: 3_040_000.0, 1: 3_040_002.0}}).series("total/up_bytes")
+    assert spread(bytes_up, "total/up_bytes") == "3.04 ± 0.00"
