@@ -60,6 +60,7 @@ def identity(config: DictConfig) -> Json:
     kept["local"] = {key: value for key, value in kept["local"].items() if value != NOTHING}  # so do these
     if kept["federated"]["round"]["_target_"] != NEIGHBOURS:
         kept["federated"] = {key: value for key, value in kept["federated"].items() if ADDED.get(key, NOTHING) != value}
+    kept["how_often"] = {key: value for key, value in kept["how_often"].items() if (key, value) != ("alone", 0)}  # and these
     kept["data"], kept["whose"] = _data(kept["data"]), _whose(kept["whose"])
     return kept | arithmetic(plain["executor"], plain["device"])
 

@@ -36,16 +36,28 @@ SERVER = -1
 
 
 @dataclass(frozen=True)
+class InitialPruning:
+    """One client trains and prunes the network alone: for at most `rounds` rounds, exchanging the fraction `swap` of the living
+    every `every` of them."""
+
+    rounds: int
+    every: int
+    swap: float
+
+
+@dataclass(frozen=True)
 class PruneEvent:
     """After `round` rounds: bring the mask to `density` (of all units), exchanging the fraction `swap` of the living.
 
     block: (i, n), if only the i-th of n blocks of layers takes part, counted from the output; None: all layers do.
+    initial: what one client does alone before the event; None: nothing.
     """
 
     round: int
     density: float
     swap: float = 0.0
     block: tuple[int, int] | None = None
+    initial: InitialPruning | None = None
 
 
 class Condition(ABC):

@@ -79,6 +79,14 @@ def test_what_refers_to_a_key_that_is_left_out_counts_with_its_value(left_out, c
     assert three != four
 
 
+def test_a_run_in_which_nobody_prunes_alone_is_the_one_of_before_there_was_the_key(identity, assemble):
+    config, _ = assemble(*TINY, "how_often=dynamic", "criterion=rigl")
+    with open_dict(config):
+        del config.how_often["alone"]
+    assert folder_hash(config) == identity("how_often=dynamic", "criterion=rigl")
+    assert folder_hash(config) != identity("how_often=dynamic", "criterion=rigl", "how_often.alone=20")
+
+
 def test_what_rounds_in_another_way_is_another_run_and_what_gives_the_same_bits_is_not(identity):
     assert len({identity(), *(identity(f"executor={name}") for name in ("auto", "processes", "ray"))}) == 1
     assert identity("executor=processes", "executor.workers=3") == identity()

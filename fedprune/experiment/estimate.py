@@ -43,6 +43,8 @@ def estimate(experiment: Experiment, config: DictConfig) -> list[tuple[str, str]
             up += rounds * share * answering * received
             trained = rounds * share * answering * _examples(experiment, config)
             flops += trained * training_flops(experiment.flops, part.mask)
+    sent, received, alone = _initial_pruning(experiment, config, subnets)
+    down, up, flops = down + sent, up + received, flops + alone
     once = _newcomers(experiment, config) * _untrained_bytes(experiment)
     down += once
     prunable = sum(net.get_parameter(name).numel() for name in experiment.axes.what.names)
@@ -63,6 +65,16 @@ def estimate(experiment: Experiment, config: DictConfig) -> list[tuple[str, str]
         *(missing if answering < 1 else []),
         *gate,
     ]
+
+
+def _initial_pruning(experiment: Experiment, config: DictConfig, subnets: list[Subnet]) -> tuple[int, int, float]:
+    """Return (bytes down, bytes up, operations) of one client that prunes before all others: at most, as if it stayed dense."""
+    initial = experiment.plan.events[0].initial if experiment.plan.events else None
+    if initial is None:
+        return 0, 0, 0.0
+    down, up = (_message_bytes(experiment, subnet, None)[way] for way, subnet in enumerate(subnets[:2]))
+    examples = initial.rounds * _examples(experiment, config) / config.federated.cohort
+    return down, up, examples * training_flops(experiment.flops, subnets[0].mask)
 
 
 def _operations(total: float, per_example: Mapping[str, float]) -> str:

@@ -118,7 +118,7 @@ class FederatedLoop:
         after = tally.counted(after)
         metrics = {"round": state.round, "prune/events": state.events, **self.report.densities(jobs), **extra}
         metrics |= tally.metrics() | {"wire/total_bytes": after.up_bytes + after.down_bytes}
-        metrics |= {"flops/train": self.report.training_flops(fold.summaries)} if self.flops else {}
+        metrics |= {"flops/train": self.report.training_flops([*tally.alone, *fold.summaries])} if self.flops else {}
         if self._evaluates(after):
             with phase("evaluate", whole=True):
                 metrics |= self.evaluation(after) | self._client_density(after)

@@ -16,11 +16,11 @@ import torch
 from fedprune.precision import wide
 from fedprune.pruning.candidates import Compare, candidate_masks, keeping_counts, lowest_loss
 from fedprune.pruning.criterion import Criterion, Formula
-from fedprune.pruning.criterion.prunefl import adjusted, layer_times, unquestioned
+from fedprune.pruning.criterion.prunefl import adjusted, dense_time, layer_times, unquestioned
 from fedprune.pruning.criterion.regrowth_init import started
 from fedprune.pruning.evidence import needs
 from fedprune.pruning.evidence.finite import explained
-from fedprune.pruning.mask import apply, regrow, shrink, size
+from fedprune.pruning.mask import apply, count, regrow, shrink, size
 from fedprune.pruning.what import What
 from fedprune.pruning.what.top_k import nearest
 from fedprune.types import Mask, Params, PruneEvent, Scores, Subnet
@@ -72,6 +72,8 @@ def prune(
         mask = _adjusted(subnet, event, axes.what, axes.criterion, measure)
         started_params = started(subnet, _grown(mask, subnet), last or {})
         return Subnet(apply(started_params, mask), mask)
+    if axes.criterion.adjusts and count(subnet.mask) <= nearest(event.density * size(subnet.mask)):
+        return subnet  # each layer lives as the criterion, or the ticket, has decided
     mask = dropped(subnet, event, axes, measure)
     smaller = Subnet(apply(_compensated(subnet, mask, axes.criterion, measure), mask), mask)
     if not event.swap:
@@ -93,7 +95,8 @@ def _adjusted(subnet: Subnet, event: PruneEvent, what: What, criterion: Criterio
     stays = unquestioned(subnet.mask, _score(criterion.drop, measure, subnet, "alive"), event.swap)
     gains = _score(criterion.grow, measure, subnet, "all")
     most = nearest(event.density * size(subnet.mask))
-    return adjusted(stays, gains, layer_times(criterion.times, what.names, what.ends), criterion.base, most)
+    times = layer_times(criterion.times, what.names, what.ends)
+    return adjusted(stays, gains, times, criterion.base * dense_time(times, subnet.mask), most)
 
 
 def _selected(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure, compare: Compare) -> Subnet:

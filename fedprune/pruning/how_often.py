@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.pruning.when import Window
-from fedprune.types import Plan, PruneEvent
+from fedprune.types import InitialPruning, Plan, PruneEvent
 
 SHAPES: dict[str, Callable[[float, float], float]] = {
     "cubic": lambda t, density: density + (1 - density) * (1 - t) ** 3,
@@ -140,16 +140,25 @@ class Dynamic(HowOften):
 
     The fraction is `swap`, decayed over the window: cosine: swap (1 + cos(pi t)) / 2 with t = round / end of the window
     (Evci et al. 2020; FedDST), linear: swap (1 - t) (FLASH), or constant.
+
+    alone: before the first round one client trains and prunes alone, for at most so many rounds; every `every` of them it
+    exchanges the fraction `swap` (0: nobody does). Jiang et al. 2022 (PruneFL), initial pruning.
     """
 
     every: int = 10
     swap: float = 0.3
     decay: str = "cosine"
+    alone: int = 0
 
     def __post_init__(self) -> None:
         _check(self.every >= 1, f"how_often.every={self.every} must be at least 1 round")
         _check(0 < self.swap < 1, f"how_often.swap={self.swap} is a fraction of the living: between 0 and 1")
         _check(self.decay in DECAYS, f"how_often.decay={self.decay}: choose one of {', '.join(DECAYS)}")
+        _check(
+            self.alone == 0 or self.alone >= self.every,
+            f"how_often.alone={self.alone} rounds come to no event, as one client alone prunes every {self.every} "
+            f"(how_often.every): set how_often.alone={self.every} or more, or how_often.alone=0",
+        )
 
     def __call__(self, window: Window, density: float) -> Plan:
         if window.gate is not None:
@@ -160,7 +169,8 @@ class Dynamic(HowOften):
         rounds = [r for r in window.every(self.every) if r > 0]
         swaps = [self.swap * DECAYS[self.decay](r / window.stop) for r in rounds]
         exchanges = tuple(PruneEvent(r, density, s) for r, s in zip(rounds, swaps, strict=True))
-        return window.plan((PruneEvent(0, density), *exchanges))
+        initial = InitialPruning(self.alone, self.every, self.swap) if self.alone else None
+        return window.plan((PruneEvent(0, density, initial=initial), *exchanges))
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,11 @@ def plan_text(plan: Plan, rewind: str, emerges: str = "", own: bool = False, unt
     wait = "" if plan.gate is None else f"once {plan.gate.opens}, "
     wait += "each client in its own time, " * own + "at the earliest " * (own or plan.gate is not None)
     for event in plan.events:
+        first = f", after at most {event.initial.rounds} rounds of one client alone" if event.initial else ""
         swap = f", exchanging {event.swap:.3g} of the living" if event.swap else ""
         if event.block is not None:
             swap += f", in block {event.block[0] + 1} of {event.block[1]} from the output"
-        lines.append(f"  {wait}after round {event.round:>5}: density {emerges or f'{event.density:.4g}'}{swap}{back}")
+        lines.append(f"  {wait}after round {event.round:>5}: density {emerges or f'{event.density:.4g}'}{swap}{first}{back}")
     if untouched and plan.events:
         layers = ", ".join(name.removesuffix(".weight") for name in untouched)
         lines.append(f"  frozen (requires_grad=False), and so not pruned (what.frozen=true prunes them, too): {layers}")

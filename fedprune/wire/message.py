@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -75,7 +75,7 @@ class Wire:
         if job.measure:
             header |= {"measure": job.measure, "about": job.about}
         if job.event is not None:
-            header |= {"event": astuple(job.event), "events": job.events}
+            header |= {"event": _fields(job.event), "events": job.events}
         if job.common is not None:
             header |= {COMMON: True}
         if untrained:
@@ -173,6 +173,11 @@ class Wire:
             raise ValueError(f"a message with more beside its network than a control: {', '.join(map(str, note))}")
         layout = self.layout.only([order[place] for place in note[C]])
         return decode(blocks.pop(0), layout, {name: known[name] for name in layout.masked})[0]
+
+
+def _fields(event: PruneEvent) -> tuple[object, ...]:
+    """Return what a client is told of an event: an initial pruning is never a client's own."""
+    return event.round, event.density, event.swap, event.block
 
 
 def _event(round: int, density: float, swap: float, block: list[int] | None) -> PruneEvent:

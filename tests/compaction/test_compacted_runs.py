@@ -98,7 +98,7 @@ UNCHANGED = {
     "a penalty": (*FILTERS, *ONCE, "local/penalty=group_lasso"),
     "error feedback": ("+experiment=feddip", *DIGITS),
     "sampled masks": ("+experiment=fedpm", *DIGITS),
-    "evidence summed up": ("+experiment=prunefl", *DIGITS),
+    "evidence summed up": ("+experiment=prunefl", *DIGITS, "how_often.alone=0"),
     "held layers": (*FILTERS, *ONCE, "local.fixed=[fc1]"),
 }
 

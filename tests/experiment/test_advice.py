@@ -58,6 +58,8 @@ CASES: dict[tuple[str, str], dict[str, str]] = {
     ("how_often=gradual how_often.begin=0.2", "is below density"): {"higher": "how_often.begin=0.9"},
     ("how_often=gradual how_often.begin=0.9 rounds=2 when.stop=0.5", "takes two events"): MORE,
     ("how_often=dynamic criterion=rigl how_often.decay=x", "choose one of"): {},
+    ("how_often=dynamic criterion=rigl how_often.alone=1", "come to no event"): {},
+    ("criterion=prunefl how_often=dynamic criterion.base=20000", "is a fraction of the time"): {},
     ("how_often=one_shot when=after_training when.budget=x", "choose each or all"): {},
     ("what=filters_global model=resnet20 what.unit.reduce=x", "choose one of"): {},
     ("what=filters_global model=resnet20 what.unit.of=x", "choose one of"): {},
@@ -193,7 +195,9 @@ CASES: dict[tuple[str, str], dict[str, str]] = {
     ("criterion=prunefl how_often=dynamic where=server where.proxy=100", "trains nothing"): {},
     ("criterion=prunefl how_often=dynamic what=filters_global model=resnet20", "has larger units"): {},
     ("criterion=prunefl how_often=progressive what=weights_erk how_often.blocks=2", "has blocks"): {},
+    ("criterion=rigl how_often=dynamic how_often.alone=10 federated/upload=top_weights", "sends its whole network"): {},
     # --- whose
+    ("whose=personal criterion=rigl how_often=dynamic how_often.alone=10", "prunes for all, and whose"): {},
     ("when=once_moving how_often=stepwise", "is for clients with masks of their own"): {},
     ("whose=personal criterion=prunefl how_often=dynamic", "clients add up gradients"): {},
     ("whose=personal criterion=snip where=server where.proxy=100 how_often=one_shot", "measures elsewhere"): {},

@@ -8,8 +8,10 @@ from fedprune.experiment.checks.axes import evidence_of
 from fedprune.experiment.checks.problems import Names
 from fedprune.federated.availability import Fates, heard
 from fedprune.federated.client.upload import Upload
+from fedprune.federated.composition import Composition
 from fedprune.federated.masks.whose import Whose
 from fedprune.federated.sampling import cohort
+from fedprune.federated.server_pruning.initial_pruning import chosen_client
 from fedprune.federated.where import Where, asked
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.event import Axes
@@ -151,3 +153,25 @@ def kept_back(own: tuple[str, ...], rewind: Rewind, plan: Plan, names: Names) ->
         f"rewind={names['rewind']}: federated.batchnorm=local leaves BatchNorm with the clients, and nobody has it as of round "
         f"{rewind.anchor}: choose rewind=init or federated.batchnorm=average"
     ]
+
+
+def alone(composed: Composition, unseen: tuple[int, ...]) -> list[str]:
+    """Return what stands against one client pruning for all others before the first round. unseen: those never asked."""
+    options, names, config = composed.options, composed.names, composed.config
+    first = composed.plan.events[0].initial if composed.plan.events else None
+    if first is None:
+        return []
+    client = chosen_client(config.seed, config.federated.clients, unseen)
+    given = f"how_often.alone={first.rounds}: one client prunes for all"
+    rules = {
+        f"{given}, and whose={names['whose']} gives clients masks of their own: choose whose=shared or how_often.alone=0": (
+            not options.whose.global_mask or options.whose.masks_always
+        ),
+        f"{given}, and sends its whole network: choose federated/upload=all or how_often.alone=0": not options.upload.whole,
+        f"{given}, and trains weights: choose federated/client=trained_weights or how_often.alone=0": (
+            options.client.sends != "weights"
+        ),
+        f"{given}, and under federated.availability client {client} never answers: choose federated/availability=always or "
+        "how_often.alone=0": not heard(options.fates, lambda clock: (client,), composed.plan.rounds),
+    }
+    return [problem for problem, broken in rules.items() if broken]

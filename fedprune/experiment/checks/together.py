@@ -7,6 +7,7 @@ import logging
 from fedprune.experiment.checks.axes import blocks, composition, min_per_layer, obstacles, of_single_weights, scope
 from fedprune.experiment.checks.candidates import of_candidates
 from fedprune.experiment.checks.clients import (
+    alone,
     answers,
     feedback,
     kept_back,
@@ -52,6 +53,7 @@ def among_clients(composed: Composition, own: tuple[str, ...], examples: int, un
         *answers(options.fates, config, plan, options.criterion, options.where, options.whose, names, unseen),
         *kept_back(own, options.rewind, plan, names),
         *of_one_mask(config.federated, options.whose, options.upload, plan, names),
+        *alone(composed, unseen),
     ]
 
 

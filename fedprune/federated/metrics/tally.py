@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fedprune.local.lightning.self_log import OverCohort
 from fedprune.phase_clock import Clock
 from fedprune.types import Job, State, Update
+
+if TYPE_CHECKING:
+    from fedprune.federated.masks import UpdateSummary
 
 T = TypeVar("T")
 
@@ -45,6 +48,7 @@ class Tally:
     late: int = 0
     unanswered: int = 0  # questions for evidence that got no answer
     logged: dict[str, OverCohort] = field(default_factory=dict)  # by the name that a module logged it under
+    alone: list[UpdateSummary] = field(default_factory=list)  # of the rounds of a client that prunes before all others
     reached: set[int] = field(default_factory=set)  # clients that have got, in this round, the tensors that nobody trains
     clock: Clock | NoClock = field(default_factory=NoClock)
 

@@ -65,16 +65,22 @@ class Adjusted(Criterion):
     """A criterion that also decides how many units live, see prunefl.py.
 
     An exchange questions the fraction `swap` of each layer's living, those with the lowest `drop`; `grow` is the gain of each
-    entry, living or dead. times: the time of one weight in a round, by layer. base: the time of a round without weights.
+    entry, living or dead. times: the time of one weight in a round, by layer. base: the time of a round without weights, as a
+    fraction of that of all weights of the dense network.
     """
 
     times: Mapping[str, float] = field(default_factory=dict)
-    base: float = 0.0
+    base: float = 0.14
     adjusts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.base < 0:
-            raise ConfigError([f"criterion.base={self.base} is a time: 0 or more"])
+        if not 0 <= self.base <= 10:
+            raise ConfigError(
+                [
+                    f"criterion.base={self.base} is a fraction of the time of all weights of the dense network: from 0 to 10: "
+                    "choose criterion.base=0.14 or criterion.base=0.71, as in the paper's code"
+                ]
+            )
 
 
 @dataclass(frozen=True)

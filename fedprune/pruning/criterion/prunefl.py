@@ -27,9 +27,10 @@ def unquestioned(mask: Mask, scores: Scores, swap: float) -> Mask:
 def adjusted(stays: Mask, gains: Scores, times: Mapping[str, float], base: float, most: int) -> Mask:
     """Return `stays`, and of all other entries those that raise the gain of the whole network per unit of time.
 
-    gains: g^2 of each entry. times: of one entry, by layer. Gamma = sum of the gains of living entries / (base + sum of their
-    times). In the order of gain / time, an entry comes in as long as gain / time > Gamma, which this raises; and no more than
-    `most` live in all. Ties go to the lower index of the alphabetically first name. In float64. Algorithm 2 of the paper.
+    gains: g^2 of each entry. times: of one entry, by layer. base: the time of a round without weights (the paper's C0), in the
+    unit of `times`. Gamma = sum of the gains of living entries / (base + sum of their times). In the order of gain / time, an
+    entry comes in as long as gain / time > Gamma, which this raises; and no more than `most` live in all. Ties go
+    to the lower index of the alphabetically first name. In float64. Algorithm 2 of the paper.
     """
     names = sorted(stays)
     others = {name: ~stays[name].flatten() for name in names}
@@ -54,6 +55,11 @@ def _worthwhile(gain: Tensor, time: Tensor, brought: float, spent: float) -> int
     gammas = (brought + gain.cumsum(0) - gain) / (spent + time.cumsum(0) - time)
     refused = torch.nonzero(~(gain / time > gammas.nan_to_num(0.0)))  # 0 / 0: nothing lives yet
     return int(refused[0]) if len(refused) else len(gain)
+
+
+def dense_time(times: Mapping[str, float], mask: Mask) -> float:
+    """Return the time of all entries, dead or alive. times: of one entry, by layer."""
+    return sum(times[name] * alive.numel() for name, alive in mask.items())
 
 
 def layer_times(times: Mapping[str, float], names: tuple[str, ...], ends: Ends | None = None) -> dict[str, float]:

@@ -110,7 +110,7 @@ APART = {
     "error feedback": (("+experiment=feddip", *DIGITS), "local.error_feedback"),
     "sampled masks": (("+experiment=fedpm", *DIGITS), "SamplingRound trains in a way of its own"),
     "masks that evolve": (("+experiment=dispfl", *DIGITS), "EvolvingRound trains in a way of its own"),
-    "evidence summed up": (("+experiment=prunefl", *DIGITS), "the gradients of the round"),
+    "evidence summed up": (("+experiment=prunefl", *DIGITS, "how_often.alone=0"), "the gradients of the round"),
 }
 
 

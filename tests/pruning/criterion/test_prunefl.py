@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.pruning.criterion.prunefl import adjusted, layer_times, unquestioned
+from fedprune.pruning.criterion import Adjusted, magnitude, squared_gradient
+from fedprune.pruning.criterion.prunefl import adjusted, dense_time, layer_times, unquestioned
+from fedprune.pruning.event import Axes, prune
+from fedprune.pruning.mask import apply
+from fedprune.pruning.what import What
+from fedprune.pruning.what.scope import globally
+from fedprune.pruning.what.unit import weights
+from fedprune.types import PruneEvent, Subnet
 
 T, F = True, False
 
@@ -47,6 +56,52 @@ def test_without_gains_nothing_comes_and_where_nothing_lives_the_best_do():
     assert adjusted(stays, {"a": torch.zeros(3)}, {"a": 1.0}, 0.0, 3)["a"].tolist() == [T, F, F]
     dead = {"a": torch.tensor([F, F, F])}
     assert adjusted(dead, {"a": torch.tensor([1.0, 3.0, 2.0])}, {"a": 1.0}, 0.0, 3)["a"].tolist() == [F, T, F]
+
+
+def at_base(base: float) -> list[float]:
+    """The gains that live after an exchange that questions none of the two living, out of six weights of time 1."""
+    gains = torch.tensor([4.0, 4.0, 1.0, 3.0, 0.5, 2.0])
+    axes = Axes(What(weights, globally, names=("a",)), Adjusted(magnitude, squared_gradient, base=base))
+    mask = {"a": torch.tensor([T, T, F, F, F, F])}
+
+    def measure(names, subnet, about, surviving=None):
+        return {"params": subnet.params} if names == ("params",) else {"sq_grads_accumulated": {"a": gains}}
+
+    left = prune(Subnet(apply({"a": torch.ones(6)}, mask), mask), PruneEvent(5, 1.0, swap=0.01), axes, measure)
+    return gains[left.mask["a"]].tolist()
+
+
+def test_the_constant_time_is_a_fraction_of_the_dense_networks_own():
+    """What stays brings 8 in a time of 2, and the dense network's time is 6.
+
+    base 0: Gamma = 8/2 = 4, and 3 is less. base 0.5, C0 = 3: 8/5 = 1.6; 3 comes, 11/6 = 1.83; 2 comes, 13/7 = 1.86; 1 is less.
+    base 2, C0 = 12: 8/14 = 0.57; with 3 11/15 = 0.73, with 2 13/16 = 0.81, with 1 14/17 = 0.82; 0.5 is less.
+    """
+    assert at_base(0.0) == [4.0, 4.0]
+    assert at_base(0.5) == [4.0, 4.0, 3.0, 2.0]
+    assert at_base(2.0) == [4.0, 4.0, 1.0, 3.0, 2.0]
+
+
+def test_the_dense_networks_time_is_by_layer():
+    """Four weights of time 1 and two of time 2.5."""
+    mask = {"a": torch.tensor([[T, F], [F, F]]), "b": torch.tensor([T, F])}
+    assert dense_time({"a": 1.0, "b": 2.5}, mask) == 9.0
+
+
+@pytest.mark.parametrize("base", [0.0, 0.14, 0.71, 2.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_other_subset_gains_more_per_time(seed, base):
+    """All 2^7 ways to add some of seven entries to two that stay, one after the other."""
+    rng = np.random.default_rng(seed)
+    times = {"a": 1.0, "b": float(rng.uniform(0.3, 3))}
+    gains = {"a": rng.exponential(size=5) ** 2, "b": rng.exponential(size=4)}
+    stays = {"a": torch.tensor([T, F, F, F, F]), "b": torch.tensor([F, F, F, T])}
+    constant = base * (5 * times["a"] + 4 * times["b"])
+    gain, time = np.concatenate([gains["a"], gains["b"]]), np.repeat([times["a"], times["b"]], [5, 4])
+    chosen = [(T, *some[:4], *some[4:], T) for some in itertools.product((F, T), repeat=7)]
+    worth = [gain[np.array(some)].sum() / (constant + time[np.array(some)].sum()) for some in chosen]
+    found = adjusted(stays, {name: torch.from_numpy(each) for name, each in gains.items()}, times, constant, most=9)
+    assert [*found["a"].tolist(), *found["b"].tolist()] == list(chosen[int(np.argmax(worth))])
 
 
 def one_by_one(stays, gains, times, base, most):

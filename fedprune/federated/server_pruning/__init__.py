@@ -12,6 +12,7 @@ from fedprune.federated.exchange import Exchange
 from fedprune.federated.masks import PruneContext, Whose, prune_server
 from fedprune.federated.masks.gates import ask_gate, next_gated_event
 from fedprune.federated.metrics.tally import Tally
+from fedprune.federated.server_pruning.initial_pruning import InitialPruner, chosen_client
 from fedprune.federated.where import Where, asked, comparing, measuring
 from fedprune.pruning.candidates import Compare
 from fedprune.pruning.event import Measure
@@ -55,6 +56,9 @@ class ServerPruning:
 
     def prune(self, state: State, event: PruneEvent, tally: Tally) -> State:
         """Return the state after one event, on evidence measured at this very state."""
+        if event.initial is not None:
+            client = chosen_client(self.exchange.seed, self.clients, self.unseen)
+            state = InitialPruner(client, self.exchange, self.network)(state, event, self.context(state), tally)
         return prune_server(state, event, self.context(state), self._measure(state, tally), self._compare(state, tally))
 
     def ask_gate(self, state: State, tally: Tally) -> tuple[State, dict[str, float]]:
