@@ -47,8 +47,9 @@ EASED = {
     "hermes": GATED,
     **dict.fromkeys(("subfedavg_un", "subfedavg_hy"), (*GATED, "local.steps=null", "local.epochs=2", "when.shift=0.0")),
     "feddip": ("density=0.4",),
+    "prunefl": ("how_often.every=1", "how_often.alone=2"),  # 100 rounds alone on so few examples go far below the density
 }
-"""Of experiments whose events wait for what the reduced form does not come to: what to set instead."""
+"""Of experiments whose events wait for what the reduced form does not come to, or go beyond it: what to set instead."""
 
 
 def grid(path: Path) -> dict[str, list[str]]:
