@@ -58,8 +58,9 @@ TWEAKS = {
     ("when", "once_moving"): {"accuracy": 0.0, "shift": 0.0},
     ("when", "once_settled"): {"shift": 1.0},
     ("rewind", "early"): {"round": 1},
+    ("criterion", "fedtiny"): {"candidates": 2, "adapt": False},
 }
-"""So that a run of a few rounds sees several events, and gates let all of them through."""
+"""So that a run of a few rounds sees several events, gates let all of them through, and no BatchNorm is needed."""
 
 GATES = ("once_accurate", "once_moving", "once_settled")
 EXCHANGES = ("dynamic", "progressive")
@@ -317,6 +318,7 @@ def test_whether_a_cell_is_built_follows_from_the_rules_that_the_messages_state(
             exchanges and is_["how_often"] == "progressive" and is_["what"] not in blockwise,  # layers that do not compete
             exchanges and is_["criterion"] == "prunefl" and (is_["what"] not in single or is_["how_often"] == "progressive"),
             drops and is_["criterion"] == "prunefl" and is_["where"] == "server",  # which trains nothing
+            drops and is_["criterion"] == "fedtiny" and (is_["where"] == "server" or is_["what"] in own_density),  # candidates
             drops and is_["whose"] == "voted_densities" and (is_["what"] not in single or is_["what"] in own_density),
             drops and is_["whose"] in PROPOSE and is_["criterion"] in on_data and is_["where"] != "cohort",
             drops and is_["whose"] in PROPOSE and is_["criterion"] == "prunefl",  # what clients add up is for the server

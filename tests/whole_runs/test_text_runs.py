@@ -24,7 +24,7 @@ MODELS = {
 REFUSED = {
     **{"activation": "criterion=taylor", "apoz": "criterion=taylor", "bn_scale": "normalisation", "synflow": "criterion=snip"},
     **dict.fromkeys(("obd_sweep", "obd_gauss_newton", "taylor_second"), "criterion=fisher_true"),
-    **{"hard_concrete": "local/penalty=l0", "signal_to_noise": "local/dropout=variational"},
+    **{"hard_concrete": "local/penalty=l0", "signal_to_noise": "local/dropout=variational", "fedtiny": "criterion.adapt=false"},
 }
 """Criteria that text does not go with, and what the refusal speaks of."""
 
