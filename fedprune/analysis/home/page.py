@@ -43,7 +43,7 @@ def verdict_line(evidence: Evidence, verdict: Verdict) -> str:
     mean, interval = difference(verdict.gain, home.method.metric)
     control = f" ({verdict.control})" if verdict.control else ""
     return (
-        f"**Verdict: {verdict.words}**{control}. {_side(home.method)} is better than {_side(home.baseline)} by {mean} "
+        f"**Verdict: {verdict.words}**{control}. {_side(home.method)} against {_side(home.baseline)}: {mean} "
         f"{points(home.method.metric)} ({interval}, {verdict.gain.n} seeds){_margin(evidence)}."
     )
 
@@ -61,7 +61,8 @@ def _margin(evidence: Evidence) -> str:
 
 def _claim(evidence: Evidence) -> str:
     made = f"`python -m fedprune.analysis.home {evidence.key}` makes this page from the runs of"
-    paragraphs = [f"**Claim.** {evidence.home.claim}", evidence.about, f"{made}\n\n```sh\n{evidence.command}\n```\n"]
+    about = evidence.about[:1].upper() + evidence.about[1:]
+    paragraphs = [f"**Claim.** {evidence.home.claim}", about, f"{made}\n\n```sh\n{evidence.command}\n```\n"]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 
 
@@ -127,7 +128,7 @@ def _differences(evidence: Evidence, judged: Judgement) -> str:
         reason = judged.untested.get(words, "")
         rows.append([f"control: {words}", *difference(judged.over[words], metric), over_baseline, reason])
     noted = any(row[-1] for row in rows)
-    head = ["compared with", f"{home.method.run} is better by ({points(metric)})", "95 % interval", "it over the baseline"]
+    head = ["compared with", f"gain of {home.method.run} ({points(metric)})", "95 % interval", "it over the baseline"]
     head += ["not testable here, because"] * noted
     shown = rows if noted else [row[:-1] for row in rows]
     return f"## Paired differences\n\n{markdown_lines(head, ['---'] + ['---:'] * 3 + ['---'] * noted, shown)}\n{STUDENT}\n"

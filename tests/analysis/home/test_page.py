@@ -60,12 +60,12 @@ METHOD = measured(above(1, 2, 3, 4, 5), alive=(0.2, 0.2, 0.2, 0.25, 0.15))
     ("found", "words", "line"),
     [
         # Differences 1 2 3 4 5: mean 3, s = 1.58114, t(0.975, 4) = 2.776445: 3 +- 2.776445 * 1.58114 / sqrt(5) = 3 +- 1.96324.
-        (evidence(METHOD), HELD, "by +3.00 points (+1.04 to +4.96, 5 seeds)."),
+        (evidence(METHOD), HELD, ": +3.00 points (+1.04 to +4.96, 5 seeds)."),
         # The control is 2 1 4 3 6 above the baseline (mean 3.2, s = 1.92354: +-2.38838), and the method -1 1 -1 1 -1 above it.
         (evidence(METHOD, control=measured(above(2, 1, 4, 3, 6))), SIMPLER, "(local training alone). `lotteryfl` by"),
-        (evidence(measured(above(-1, -2, -3, -4, -5))), REVERSED, "by -3.00 points (-4.96 to -1.04, 5 seeds)."),
+        (evidence(measured(above(-1, -2, -3, -4, -5))), REVERSED, ": -3.00 points (-4.96 to -1.04, 5 seeds)."),
         # 1 1 1 1 -2: mean 0.4, s = 1.34164: 0.4 +- 1.66587.
-        (evidence(measured(above(1, 1, 1, 1, -2))), UNDECIDED, "by +0.40 points (-1.27 to +2.07, 5 seeds)."),
+        (evidence(measured(above(1, 1, 1, 1, -2))), UNDECIDED, ": +0.40 points (-1.27 to +2.07, 5 seeds)."),
         (
             evidence(Measured({}, "0 of 5 runs are done; failed: a fault")),
             NOT_TESTABLE,
@@ -89,7 +89,7 @@ def test_to_come_close_is_said_with_its_margin():
     tuned_far = measured(above(-3, -3, -3, -3, -3), BASELINE)
     close = evidence(measured(above(-0.5, -0.4, -0.6, -0.5, -0.5)), tuned_far, far, margin=0.01)
     assert judge(close).verdict.words == HELD
-    assert "by -0.50 points (-0.59 to -0.41, 5 seeds); the claim lets it be 1.0 points below." in page(close)
+    assert ": -0.50 points (-0.59 to -0.41, 5 seeds); the claim lets it be 1.0 points below." in page(close)
 
 
 def test_protocols_stand_side_by_side_and_what_is_compared_is_bold():
