@@ -119,8 +119,10 @@ def test_pages_and_index_are_written_again_from_what_is_kept(tmp_path):
     assert (tmp_path / "mine.md").read_text() == page(first)
     text = (tmp_path / "README.md").read_text()
     assert text == index([first, second])
-    assert "| [LotteryFL](mine.md) | held | fedavg | +3.00 points | +1.04 to +4.96 | 5 | digits |" in text
-    assert "| [Other](other.md) | undecided | fedavg | +0.40 points | -1.27 to +2.07 | 5 | digits |" in text
+    assert "| [LotteryFL](mine.md) | held | fedavg | +3.00 points | +1.04 to +4.96 | 0 | 5 | digits |" in text
+    near = index([evidence(measured(above(1, 1, 1, 1, -2)), margin=0.02)])
+    assert "| -1.27 to +2.07 | -2.0 | 5 |" in near
+    assert "| [Other](other.md) | undecided | fedavg | +0.40 points | -1.27 to +2.07 | 0 | 5 | digits |" in text
 
 
 def test_of_costs_and_errors_less_is_better():
