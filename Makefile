@@ -10,7 +10,7 @@ TUNING := $(BIN)/python -m fedprune name=benchmark_tuning rounds=30 eval_every=3
 BENCHMARKS := rounds overhead hooks sparse sweep scale shrink codecs personal evidence batched start_up memory
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast lint taxonomy verdicts taxonomy_grid home homes benchmark claims benchmark_tuning peers bench performance notebooks clean
+.PHONY: help install run test test-fast lint docs taxonomy verdicts taxonomy_grid home homes benchmark claims benchmark_tuning peers bench performance notebooks clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,11 +36,14 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-taxonomy: $(STAMP)  ## draw docs/taxonomy.svg, the figure at the top of the README, from conf/
+taxonomy: $(STAMP)  ## draw docs/taxonomy.svg, the figure of docs/concepts/axes.md, from conf/
 	$(BIN)/python docs/drawing/taxonomy.py
 
-verdicts: $(STAMP)  ## compute the intervals and verdicts in the tables of claims of README.md and docs/, from the numbers beside them
+verdicts: $(STAMP)  ## compute the intervals and verdicts in the tables of claims of docs/, from the numbers beside them
 	$(BIN)/python docs/verdicts.py
+
+docs: $(STAMP)  ## build all pages as a site in site/, with a reference of every option
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 taxonomy_grid: $(STAMP)  ## run the grid over the taxonomy, 3 seeds (15 minutes on 2 cores), and fill docs/taxonomy_grid.md with it
 	$(BIN)/python -m fedprune +experiment=taxonomy_grid seed=0,1,2 hydra/launcher=joblib -m

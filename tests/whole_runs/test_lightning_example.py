@@ -1,4 +1,4 @@
-"""The README's module of one's own runs as it is printed, and what it logs is where everything else is."""
+"""The module of one's own in docs/howto/own_method.md runs as it is printed, and what it logs is where everything else is."""
 
 import re
 from pathlib import Path
@@ -9,11 +9,11 @@ from fedprune.run.loggers import read_metrics
 from helpers.composed import TINY
 from helpers.wandb_files import offline_runs
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "own_method.md"
 
 
 def test_the_readmes_module_logs_and_warms_up(command, outputs, folder, monkeypatch):
-    code = re.search(r"```python\n(# my_task.py\n.*?)```\n```sh\n.*?(local\.module\S+)\n```", README.read_text(), re.DOTALL)
+    code = re.search(r"```python\n(# my_task.py\n.*?)```\n```sh\n.*?(local\.module\S+)\n```", PAGE.read_text(), re.DOTALL)
     (outputs.parent / "my_task.py").write_text(code[1])
     monkeypatch.syspath_prepend(outputs.parent)
     result = command(*TINY, "logger=wandb", "executor=processes", "executor.workers=2", code[2])

@@ -1,4 +1,4 @@
-"""A task of one's own, as the README has it: its metrics have their names from metrics.jsonl to the table."""
+"""A task of one's own, as docs/howto/own_method.md has it: its metrics have their names from metrics.jsonl to the table."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 
 from helpers.composed import TINY
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "own_method.md"
 
 
 def block(language: str, containing: str) -> str:
-    """The one code block of the README that has this in it."""
-    (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL) if containing in text]
+    """The one code block of the page that has this in it."""
+    (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL) if containing in text]
     return found
 
 
-def test_the_example_of_the_readme_runs_and_its_metrics_reach_the_table(command, outputs, monkeypatch):
+def test_the_example_of_the_page_runs_and_its_metrics_reach_the_table(command, outputs, monkeypatch):
     (outputs.parent / "my_metrics.py").write_text(block("python", "class Top2"))
     monkeypatch.syspath_prepend(outputs.parent)
     (words,) = [line for line in block("sh", "my_metrics.Top2").splitlines() if "my_metrics.Top2" in line]
