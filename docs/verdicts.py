@@ -25,7 +25,12 @@ SEEDS = 3
 """The seeds of tables that give means and standard deviations."""
 
 DOCS = Path(__file__).parent
-PAGES = [DOCS / "tickets_in_fedavg.md", DOCS / "founding_papers_federated.md", DOCS / "reproductions.md", DOCS / "taxonomy_grid.md"]
+PAGES = [
+    DOCS / "tickets_in_fedavg.md",
+    DOCS / "founding_papers_federated.md",
+    DOCS / "reproductions.md",
+    DOCS / "taxonomy_grid.md",
+]
 
 NUMBER = r"[\d,]+(?:\.\d+)?"
 CELLS = re.compile(rf"({NUMBER}) ± ({NUMBER}) against ({NUMBER}) ± ({NUMBER})")

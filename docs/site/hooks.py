@@ -22,7 +22,10 @@ FENCE = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of all options and all experiments."""
     root = Path(config.config_file_path).parent
-    pages = {"reference/options.md": options(root / "conf"), "reference/experiments.md": experiments(root / "conf" / "experiment")}
+    pages = {
+        "reference/options.md": options(root / "conf"),
+        "reference/experiments.md": experiments(root / "conf" / "experiment"),
+    }
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
     return files
@@ -52,7 +55,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def outside(text: str, path: str, repository: str | None) -> str:
-    """Return a link into the repository; without an address of it, the file's name behind the text unless the text is the name."""
+    """Return a link into the repository; without an address of it, the file's name behind the text, once."""
     if repository:
         return f"[{text}]({repository.rstrip('/')}/blob/main/{path})"
     return f"`{path}`" if text.strip("`") in path else f"{text} (`{path}`)"

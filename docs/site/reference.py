@@ -38,8 +38,8 @@ def experiments(folder: Path) -> str:
     paths = sorted(folder.glob("*.yaml"))
     parts = [
         "# Every experiment",
-        "`python -m fedprune +experiment=NAME` runs one; with `-m` the grid that it declares, if it declares one. The text is the header "
-        "of the yaml: the paper, and where ours deviates.",
+        "`python -m fedprune +experiment=NAME` runs one; with `-m` the grid that it declares, if it declares one. The text is "
+        "the header of the yaml: the paper, and where ours deviates.",
     ]
     parts += [f"## {path.stem}\n\n{_about(path.read_text())}" for path in paths]
     return "\n\n".join(parts) + "\n"
