@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedprune import __version__
-from fedprune.data.sources import Source, in_place_of, obtain
-from fedprune.identity import root_counts_as
+from fedprune.data.sources import Source, obtain, unverified
+from fedprune.identity.files import home
+from fedprune.identity.reads import reads
 from fedprune.run_id import digest_of
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def cached(source: Source, kind: type[Kind]) -> Callable[[Loader[P, Kind]], Load
     def around(load: Loader[P, Kind]) -> Loader[P, Kind]:
         code = code_of(load)
 
-        @root_counts_as(functools.partial(in_place_of, source))
+        @reads(root=functools.partial(unverified, source))
         @functools.wraps(load)
         def loader(root: str, *args: P.args, **kwargs: P.kwargs) -> Kind:
             marks = [mark(path) for file in obtain(source, root) for path in _all(file)]
@@ -63,11 +64,6 @@ def read_once(name: str, known: Sequence[object], kind: type[Kind], load: Callab
     with suppress(OSError, SafetensorError):
         _write(loaded, path)
     return loaded
-
-
-def home() -> Path:
-    """Return the folder of the cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedprune"
 
 
 def code_of(load: Callable[..., object]) -> list[object]:

@@ -14,7 +14,7 @@ from fedprune.data.divide import stratified
 from fedprune.data.formats import damaged, read_cifar, read_idx, read_json_digits
 from fedprune.data.sources import CIFAR10, CIFAR100, FASHION_MNIST, MNIST, MNIST_10K, Source, obtain, to_type
 from fedprune.errors import DataError
-from fedprune.identity import root_counts_as
+from fedprune.identity.reads import reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Dataset:
         return x.to(torch.float32, copy=True).sub_(mean).div_(std)
 
 
-@root_counts_as(lambda root: None)
+@reads(root=lambda: ())
 def digits(root: str = "") -> Dataset:
     """Return the 1,797 handwritten digits of 8x8 pixels (0..16) that come with scikit-learn (Alpaydin & Kaynak 1998).
 
@@ -73,7 +73,7 @@ def digits(root: str = "") -> Dataset:
     return Dataset("digits", *_fifth_held_out(x, y), classes=10, mean=(4.877912,), std=(6.013614,))
 
 
-@root_counts_as(lambda root: None)
+@reads(root=lambda: ())
 def diabetes(root: str = "") -> Dataset:
     """Return 442 patients, 10x1x1: ten measurements, and the progression of diabetes a year later (Efron et al. 2004).
 

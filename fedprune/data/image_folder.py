@@ -24,6 +24,7 @@ from torch import Tensor
 from fedprune.data.cache import code_of, mark, read_once
 from fedprune.data.datasets import Dataset, fifth_held_out
 from fedprune.errors import DataError
+from fedprune.identity.reads import reads
 
 DEEP = ("I", "I;16", "I;16B", "I;16L", "F")
 """Pillow's modes of more than 8 bits a pixel, whose values would be cut off without a warning if they were made bytes."""
@@ -42,6 +43,13 @@ class Layout:
     classes: tuple[str, ...]
 
 
+def _of_classes(root: str, name: str = "image_folder") -> list[Path]:
+    """Return the folders of images that are read of `root`."""
+    folder = _folder(root, name)
+    return [folder / "train", folder / "test"] if _is_split(folder) else [folder]
+
+
+@reads("users", root=_of_classes)
 def image_folder(
     root: str, name: str = "image_folder", size: Sequence[int] | None = None, grey: bool | None = None, users: str | None = None
 ) -> Dataset:
@@ -52,8 +60,7 @@ def image_folder(
     with the columns `file` (relative to that folder) and `user`, the owner of each training image, for partition=natural. mean
     and std are those of the training pool, per channel. Raises DataError for what cannot be read, with what to type.
     """
-    folder = Path(root).expanduser()
-    folder = folder / name if (folder / name).is_dir() else folder
+    folder = _folder(root, name)
     layout = _layout(folder, name)
     images = [*layout.train, *layout.test]
     marks = [mark(path) for path, _ in images] + ([mark(_csv(users))] if users else [])
@@ -77,13 +84,22 @@ def _read(folder: Path, layout: Layout, name: str, size: Sequence[int] | None, g
     return Dataset(name, *parts, classes=len(layout.classes), mean=mean, std=std, groups=groups)
 
 
+def _folder(root: str, name: str) -> Path:
+    folder = Path(root).expanduser()
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def _is_split(folder: Path) -> bool:
+    return (folder / "train").is_dir() and (folder / "test").is_dir()
+
+
 def _layout(folder: Path, name: str) -> Layout:
     """Find the images of every class. Raises DataError if there are none, or a class has none to train on."""
     if not folder.is_dir():
         raise DataError(
             f"data={name}: there is no folder {folder.absolute()}; type data.root=FOLDER, which has a folder per class"
         )
-    split = (folder / "train").is_dir() and (folder / "test").is_dir()
+    split = _is_split(folder)
     train, test = ("train", "test") if split else ("", "")
     classes = _classes(folder / train)
     if len(classes) < 2:

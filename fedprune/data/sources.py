@@ -7,12 +7,11 @@ manager distributes is fetched by the user, with one command. Files that the use
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedprune.errors import DataError
+from fedprune.identity.files import file_digest
 
 CONNECT_AND_READ_TIMEOUT_S = (4.0, 10.0)
 
@@ -124,8 +123,8 @@ def obtain(source: Source, root: str) -> list[Path]:
     return [path or next(downloaded) for path in paths]
 
 
-def in_place_of(source: Source, root: str) -> str | None:
-    """Return what counts for `root` in a run's identity: the root, or None if the set's files are the official ones.
+def unverified(source: Source, root: str) -> list[Path]:
+    """Return the set's files that count by their content in a run's identity; none if they are the official ones.
 
     They are official if each has the md5 of the official copy, or will be downloaded (and checked), or if they are where the
     system's packages put them. Files that the user unpacked or packed again may hold anything.
@@ -133,23 +132,16 @@ def in_place_of(source: Source, root: str) -> str | None:
     places = _places(source, root)
     placed = list(filter(None, (_find(file, places) for file in source.files)))
     if len(placed) < len(source.files) and _installed(source) is not None:
-        return None
+        return []
     official = all(any(_is_official(file, path) for file in source.files) for path in placed)
-    return None if official else root
+    return [] if official else placed
 
 
 def _is_official(file: File, path: Path) -> bool:
     try:
-        return path.name == file.name and path.is_file() and _md5(path, path.stat().st_mtime_ns) == file.md5
+        return path.name == file.name and path.is_file() and file_digest(path, "md5") == file.md5
     except OSError:  # it cannot be read: the loader reports it
         return False
-
-
-@functools.lru_cache(maxsize=32)
-def _md5(path: Path, changed: int) -> str:
-    """Return the md5 of a file. changed: its modification time, so that a changed file is read again."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def to_type(source: Source, root: Path) -> str:

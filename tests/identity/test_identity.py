@@ -14,7 +14,7 @@ from omegaconf import open_dict
 
 from fedprune.data import cache, sources
 from fedprune.data.datasets import Dataset
-from fedprune.data.sources import FASHION_MNIST, in_place_of
+from fedprune.data.sources import FASHION_MNIST, unverified
 from fedprune.federated.client.batched import Batched
 from fedprune.run_id import folder_hash
 
@@ -168,25 +168,26 @@ def test_official_archives_are_the_same_data_wherever_they_lie(archives, tmp_pat
 
 
 @pytest.mark.parametrize("how", ["packed again", "unpacked"])
-def test_files_that_may_hold_anything_are_the_data_of_their_root(how, archives, tmp_path, identity):
+def test_files_that_may_hold_anything_are_what_they_hold(how, archives, tmp_path, identity):
     here, there = archives(tmp_path / "here"), archives(tmp_path / "there")
-    assert in_place_of(FASHION_MNIST, str(there)) is None
+    assert unverified(FASHION_MNIST, str(there)) == []
     changed = there / FASHION_MNIST.files[1].name
     if how == "unpacked":
         (there / FASHION_MNIST.files[1].unpacked).write_bytes(b"labels")
     else:
         changed.write_bytes(gzip.compress(b"other labels"))
-    assert in_place_of(FASHION_MNIST, str(there)) == str(there)
+    assert unverified(FASHION_MNIST, str(there)) != []
     assert identity("data=fashion_mnist", f"data.root={there}") != identity("data=fashion_mnist", f"data.root={here}")
 
 
 def test_what_the_system_has_installed_does_not_depend_on_the_root(archives, tmp_path, monkeypatch):
     monkeypatch.setitem(vars(FASHION_MNIST), "system", str(archives(tmp_path / "system")))
-    assert in_place_of(FASHION_MNIST, str(tmp_path / "empty")) is None
+    assert unverified(FASHION_MNIST, str(tmp_path / "empty")) == []
     (tmp_path / "mine").mkdir()
     for file in FASHION_MNIST.files:
         (tmp_path / "mine" / file.unpacked).write_bytes(b"mine")
-    assert in_place_of(FASHION_MNIST, str(tmp_path / "mine")) == str(tmp_path / "mine")
+    mine = [tmp_path / "mine" / file.unpacked for file in FASHION_MNIST.files]
+    assert unverified(FASHION_MNIST, str(tmp_path / "mine")) == mine
 
 
 def test_embedded_data_do_not_depend_on_the_root(identity):

@@ -1,20 +1,24 @@
 """The identity of a run: all of its configuration that its result depends on. Two runs of one identity are one run.
 
 Every key is in it, at its value after interpolation, so that ${oc.env:X} counts with the value of X. Left out are the keys of
-VOLATILE, which change no result. `executor` and `device` do change how sums are rounded: see `arithmetic`.
+VOLATILE, which change no result. `executor` and `device` do change how sums are rounded: see `arithmetic`. Beside the
+configuration, the user's code counts (code.py), and files count by what is in them and not by where they are (reads.py, FILES).
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedprune.capabilities import declared
 from fedprune.errors import ConfigError
+from fedprune.identity.code import packages, sources, targets
+from fedprune.identity.files import content
+from fedprune.identity.reads import by_content, declared_by
 
 if TYPE_CHECKING:  # importing it takes torch's second
     from fedprune.types import Json
@@ -35,34 +39,82 @@ it from before these keys are others."""
 NOTHING = {"_target_": "fedprune.local.regularisers.base.none"}
 """The node of a penalty or dropout that is off."""
 
-Loader = TypeVar("Loader", bound=Callable[..., object])
+
+def _of_ticket(path: str) -> Path:
+    folder_or_file = Path(path).expanduser()
+    return folder_or_file / "ticket.safetensors" if folder_or_file.is_dir() else folder_or_file
 
 
-def root_counts_as(stand_in: Callable[[str], str | None]) -> Callable[[Loader], Loader]:
-    """Declare on a loader `(root, ...) -> data set` what takes the place of its root in the identity of a run.
+FILES: dict[str, Callable[[str], Path]] = {"ticket.path": _of_ticket}
+"""Keys, besides those of options with a `_target_`, whose value is the path of a file that counts by its content: the same file
+in another place is the same run. Each stands with (value) -> the file. A key that is null is left out, with its group: such a run
+keeps the identity that it had before there was the key. Another key is another line here."""
 
-    stand_in: root -> that text; None if the loader gives the same data wherever root is. Without a declaration it is the root.
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a run depends on besides the text of its configuration: names, each with a digest or the version of a package.
+
+    code: files of the user's code. packages: installed ones whose options the run uses. files: the dotted keys of paths.
     """
 
-    def declare(loader: Loader) -> Loader:
-        loader.__dict__["depends_on"] = stand_in
-        return loader
-
-    return declare
+    code: Mapping[str, str]
+    packages: Mapping[str, str]
+    files: Mapping[str, str]
 
 
 def identity(config: DictConfig) -> Json:
-    """Return every key that may change the result, as plain values. Raises omegaconf's errors for a bad interpolation."""
+    """Return all that may change the result, as plain values. Raises omegaconf's errors for a bad interpolation."""
+    return with_inputs(written(config))[0]
+
+
+def with_inputs(plain: Json) -> tuple[Json, Inputs]:
+    """Return the identity of a run from its configuration (see `written`), and what is in it besides that."""
+    names = sorted(set(targets(plain)))
+    code, versions = sources(names), packages(names)
+    counted, digests = by_content(plain)
+    assert isinstance(counted, dict)
+    for key, file_of in FILES.items():
+        digests |= _counted_file(counted, key, file_of)
+    besides = {"code": code, "packages": versions}
+    return counted | {part: values for part, values in besides.items() if values}, Inputs(code, versions, digests)
+
+
+def _counted_file(counted: Json, key: str, file_of: Callable[[str], Path]) -> dict[str, str]:
+    """Put the content of the file that a key names in the place of its path; return its digest by the key, {} without one."""
+    *above, name = key.split(".")
+    node = counted
+    for part in above:
+        node = node.get(part, {})
+    if node.get(name) is None:
+        return {}
+    try:
+        digest = content([file_of(node[name])])
+    except (OSError, RuntimeError):  # missing or unreadable, or in the home folder of nobody; the run reports it
+        return {}
+    node[name] = {"content": digest}
+    return {key: digest}
+
+
+def written(config: DictConfig) -> Json:
+    """Return every key that may change the result, as it is written. Raises omegaconf's errors for a bad interpolation."""
     plain = resolved(config)
     kept = {key: value for key, value in plain.items() if key not in VOLATILE}
-    if kept["ticket"]["path"] is None:
-        del kept["ticket"]  # a run without a ticket keeps the identity that it had before there were tickets
+    for key in FILES:
+        _leave_out_null(kept, key)
     kept["local"] = {key: value for key, value in kept["local"].items() if value != NOTHING}  # so do these
     if kept["federated"]["round"]["_target_"] != NEIGHBOURS:
         kept["federated"] = {key: value for key, value in kept["federated"].items() if ADDED.get(key, NOTHING) != value}
     kept["how_often"] = {key: value for key, value in kept["how_often"].items() if (key, value) != ("alone", 0)}  # and these
-    kept["data"], kept["whose"] = _data(kept["data"]), _whose(kept["whose"])
+    kept["whose"] = _whose(kept["whose"])
     return kept | arithmetic(plain["executor"], plain["device"])
+
+
+def _leave_out_null(kept: Json, key: str) -> None:
+    """Leave out a key of FILES that is null, with its group: such a run keeps the identity of before there was the key."""
+    top, _, name = key.partition(".")
+    if top in kept and (kept[top][name] if name else kept[top]) is None:
+        del kept[top]
 
 
 def resolved(config: DictConfig) -> Json:
@@ -71,16 +123,6 @@ def resolved(config: DictConfig) -> Json:
     plain = OmegaConf.to_container(OmegaConf.masked_copy(config, ours), resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
-
-
-def _data(option: object) -> object:
-    """Return a data set's keys, with its root replaced by what it counts as, or left out where that is None."""
-    if not isinstance(option, Mapping) or "root" not in option:
-        return option
-    stand_in = _declared(option.get("_target_"), "depends_on", lambda root: root)
-    root = stand_in(option["root"])
-    others = {key: value for key, value in option.items() if key != "root"}
-    return others if root is None else others | {"root": root}
 
 
 def _whose(option: object) -> object:
@@ -98,7 +140,7 @@ def arithmetic(executor: Json, device: str) -> dict[str, object]:
     kinds of device on which it trains several clients as one model.
     """
     kind = _kind(device)
-    batched = kind in _declared(executor.get("_target_"), "batches_on", ())
+    batched = kind in declared_by(executor.get("_target_"), "batches_on", ())
     at_once = executor.get("at_once", AT_ONCE) if batched else 1
     if (kind, at_once) == ("cpu", 1):
         return {}
@@ -111,12 +153,3 @@ def _kind(device: str) -> str:
     with suppress(ConfigError):  # build reports it
         device = chosen(device)
     return device.partition(":")[0]
-
-
-def _declared(target: object, attribute: str, otherwise: object) -> Any:
-    """Return an attribute of the object that `_target_` names; `otherwise` if it has none, or if there is no such object."""
-    module, _, name = str(target).rpartition(".")
-    try:
-        return declared(vars(importlib.import_module(module))[name], attribute, otherwise)
-    except Exception:  # a user's module may raise anything; build reports it
-        return otherwise
