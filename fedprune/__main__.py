@@ -19,7 +19,7 @@ from fedprune import run_id
 from fedprune.command_line import arguments, several_experiments, writable, writes
 from fedprune.config import CONF, schema
 from fedprune.errors import ConfigError, FedpruneError
-from fedprune.run import sweep
+from fedprune.running import sweep
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(config: DictConfig) -> None:
     """Do one job, alone or of a sweep. In a sweep a job that fails leaves its reason, and the others go on."""
-    from fedprune.run import run  # importing torch and Lightning takes seconds: --help and typos need not wait
+    from fedprune.running import run  # importing torch and Lightning takes seconds: --help and typos need not wait
 
     hydra_config = HydraConfig.get()
     folder, names = Path(hydra_config.runtime.output_dir), hydra_config.runtime.choices

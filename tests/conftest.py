@@ -31,7 +31,7 @@ from fedprune.data.sources import FASHION_MNIST
 from fedprune.execution import Executor
 from fedprune.experiment.build import build
 from fedprune.experiment.experiment import Experiment
-from fedprune.run import sweep
+from fedprune.running import sweep
 from fedprune.storage.checkpoint import NUMBERS
 from fedprune.storage.groups import grouped
 from fedprune.types import ClientState, Params, State
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: among(item.nodeid, FIRST))
 
 
-ONE_BY_ONE = ("whole_runs", "execution/test_ray_connect.py", "experiment/test_advice.py", "run/test_resume.py")
+ONE_BY_ONE = ("whole_runs", "execution/test_ray_connect.py", "experiment/test_advice.py", "running/test_resume.py")
 """Folders and modules whose tests share nothing that takes long to make: any core takes the next one. Others stay whole."""
 
 FIRST = (*ONE_BY_ONE, "execution/test_ray.py", "experiment/test_product.py", "repository", "config")

@@ -16,7 +16,7 @@ import pandas as pd
 
 from fedprune.analysis.metric import LARGER, METRIC
 from fedprune.errors import FedpruneError
-from fedprune.run.loggers import read_metrics
+from fedprune.running.loggers import read_metrics
 from fedprune.types import Json
 
 Runs = Path | str | Sequence[Path]

@@ -36,7 +36,7 @@ from fedprune.federated.availability import (
 )
 from fedprune.federated.sampling import cohort
 from fedprune.federated.where import OneClient, Where
-from fedprune.run.display import left_out_text
+from fedprune.running.display import left_out_text
 from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import Job, State, Subnet, Update
 from fedprune.wire.frame import length

@@ -11,7 +11,7 @@ from fedprune.errors import ConfigError, Incompatible
 from fedprune.experiment.estimate import estimate
 from fedprune.federated.sampling import cohort
 from fedprune.federated.untrained import untrained_names
-from fedprune.run.display import plan_text
+from fedprune.running.display import plan_text
 from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import Job, Subnet
 from fedprune.wire.codec import dense

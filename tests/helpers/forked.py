@@ -16,7 +16,7 @@ from pathlib import Path
 from subprocess import TimeoutExpired
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["fedprune.__main__", "fedprune.run.run", "helpers.forked"])
+SERVER.set_forkserver_preload(["fedprune.__main__", "fedprune.running.run", "helpers.forked"])
 
 
 class Forked:

@@ -96,7 +96,7 @@ FLOORS = (
     ("federated",),
     ("experiment/checks",),
     ("experiment",),
-    ("run",),
+    ("running",),
     ("__main__", "analysis"),
     ("analysis/home", "sensitivity"),
 )
@@ -133,8 +133,8 @@ def test_nobody_imports_from_the_floor_or_from_above():
 
 
 def test_an_import_from_above_is_found():
-    assert upward({"fedprune.wire.frame": {"fedprune.run.run"}, "fedprune.run.run": {"fedprune.wire.frame"}}) == [
-        "fedprune.wire.frame -> fedprune.run.run"
+    assert upward({"fedprune.wire.frame": {"fedprune.running.run"}, "fedprune.running.run": {"fedprune.wire.frame"}}) == [
+        "fedprune.wire.frame -> fedprune.running.run"
     ]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.experiment.build import build
-from fedprune.run import loggers
+from fedprune.running import loggers
 from fedprune.storage.checkpoint import load_state, save_state
 
 TINY = (

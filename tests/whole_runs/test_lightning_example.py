@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.run.loggers import read_metrics
+from fedprune.running.loggers import read_metrics
 from helpers.composed import TINY
 from helpers.wandb_files import offline_runs
 

@@ -16,7 +16,7 @@ from fedprune.federated.masks.gates import next_gated_event, unmet, unmet_by_cli
 from fedprune.pruning.gate import Accurate, Settled, shift
 from fedprune.pruning.how_often import SHAPES
 from fedprune.pruning.mask import apply, count
-from fedprune.run.display import brief
+from fedprune.running.display import brief
 from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import Gate, Personal, Plan, PruneEvent, State, Subnet
 

@@ -7,7 +7,7 @@ import pytest
 from fedprune.errors import ConfigError, Incompatible
 from fedprune.experiment.experiment import Experiment
 from fedprune.pruning.mask import count, size
-from fedprune.run.display import brief, plan_text
+from fedprune.running.display import brief, plan_text
 from fedprune.storage.checkpoint import save_ticket
 
 pytestmark = pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedprune.run.display import about_text, idle_text
+from fedprune.running.display import about_text, idle_text
 from fedprune.types import Plan, PruneEvent
 
 

@@ -9,7 +9,7 @@ from omegaconf import open_dict
 
 from fedprune import analysis
 from fedprune.analysis import profile
-from fedprune.run import sweep
+from fedprune.running import sweep
 
 TINY = (
     *("rounds=2", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=2"),
@@ -47,7 +47,7 @@ def test_ctrl_c_in_the_last_second_leaves_a_run_that_is_not_done_yet(command, fo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedprune.run.run.conclude", interrupted)
+        patch.setattr("fedprune.running.run.conclude", interrupted)
         assert command(*TINY).rc == 130
     assert state_of(folder()) == ("unfinished", "2 of 2 rounds done")
     assert command(*TINY).rc == 0
@@ -56,14 +56,14 @@ def test_ctrl_c_in_the_last_second_leaves_a_run_that_is_not_done_yet(command, fo
 
 def test_a_run_that_is_done_stays_done_whatever_is_asked_of_its_folder(command, folder, monkeypatch):
     assert command(*TINY).rc == 0
-    monkeypatch.setattr("fedprune.run.run.build", broken)
+    monkeypatch.setattr("fedprune.running.run.build", broken)
     assert command(*TINY, "dry_run=true").rc == 1
     assert state_of(folder()) == ("done", "")
 
 
 def test_a_forced_run_that_fails_has_nothing_left_of_the_one_before(command, folder, monkeypatch):
     assert command(*TINY, "logger=csv", "profile=true").rc == 0
-    monkeypatch.setattr("fedprune.run.run.build", broken)
+    monkeypatch.setattr("fedprune.running.run.build", broken)
     assert command(*TINY, "force=true").rc == 1
     assert state_of(folder()) == ("failed", "ImportError: matplotlib is broken")
     assert {path.name for path in folder().rglob("*") if path.is_file()} == {

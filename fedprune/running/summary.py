@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.masks.gates import unmet, unmet_by_clients
-from fedprune.run import display, loggers
-from fedprune.run.display import console
+from fedprune.running import display, loggers
+from fedprune.running.display import console
 from fedprune.types import State
 
 log = logging.getLogger(__name__)

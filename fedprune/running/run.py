@@ -28,10 +28,10 @@ from fedprune.experiment.experiment import Experiment
 from fedprune.federated.masks import Whose
 from fedprune.pruning.evidence.gates import is_companion, plain
 from fedprune.pruning.mask import density
-from fedprune.run import display, loggers
-from fedprune.run.display import console
-from fedprune.run.summary import conclude
 from fedprune.run_id import folder_hash
+from fedprune.running import display, loggers
+from fedprune.running.display import console
+from fedprune.running.summary import conclude
 from fedprune.storage.checkpoint import load_state, save_state, save_ticket, write_text
 from fedprune.storage.spilled import beyond
 from fedprune.tensors import tensors_of

@@ -15,8 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fedprune.config.home import experiments, read_home
 from fedprune.errors import ConfigError
 from fedprune.identity import resolved
-from fedprune.run.display import console
 from fedprune.run_id import METHOD, digest_of
+from fedprune.running.display import console
 
 SWEEP = "FEDPRUNE_SWEEP"  # an environment variable, because a launcher may run the jobs in other processes
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedprune.run import loggers
-from fedprune.run.run import run
+from fedprune.running import loggers
+from fedprune.running.run import run
 from fedprune.storage.checkpoint import load_state, read
 from fedprune.types import State
 from helpers.forked import Forked

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fedprune.run import loggers
-from fedprune.run.loggers import append, keep_until, read_metrics
+from fedprune.running import loggers
+from fedprune.running.loggers import append, keep_until, read_metrics
 from helpers.wandb_files import fields, offline_runs, records
 
 TINY = (
