@@ -113,7 +113,7 @@ def _give_sizes(net: nn.Module, shape: tuple[int, ...]) -> None:
         raise ConfigError([f"model: {layers} get no size from one pass over zeros ({reason}): give them their sizes"])
 
 
-def _check_arguments(bind: Callable[..., object], target: object, *args: object, **kwargs: object) -> None:
+def _check_arguments(bind: Callable[..., object], target: object, /, *args: object, **kwargs: object) -> None:
     try:
         bind(*args, **kwargs)
     except TypeError as error:

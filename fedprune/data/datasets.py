@@ -26,6 +26,7 @@ class Dataset:
     numbers [N] or [N, K] for a regression. classes: the number of the network's outputs (classes, labels that an example may
     have at once, or targets of a regression). mean, std: per channel (or one for all; or none), over the training pool, in the
     units of x (0..255; digits 0..16). groups: int64 [N], the natural client of each training example, for partition=natural.
+    users: the names of these clients, for messages; () if they have none.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Dataset:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     groups: Tensor | None = None
+    users: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

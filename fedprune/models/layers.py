@@ -46,15 +46,15 @@ def offering(net: nn.Module, norms: tuple[str, ...]) -> nn.Module:
 
 
 def require_size(model: str, shape: tuple[int, ...], smallest: int, instead: tuple[str, ...]) -> None:
-    """Raise ConfigError if `shape` is (T,), of sequences, or if images of `shape` (C, H, W) are below smallest x smallest.
+    """Raise ConfigError if `shape` is (T,), of rows, or if images of `shape` (C, H, W) are below smallest x smallest.
 
     instead: models that take such images, for the message.
     """
     if len(shape) == 1:
         raise ConfigError(
             [
-                f"model={model} takes images, and the data set's examples are sequences of {shape[0]} characters: "
-                "type model=char_lstm or model=char_transformer, or choose data of images"
+                f"model={model} takes images, and the data set's examples are rows of {shape[0]} numbers or characters: "
+                "type model=char_lstm or model=char_transformer (of numbers model=mlp), or choose data of images"
             ]
         )
     channels, height, width = shape

@@ -16,6 +16,7 @@ from fedprune.models.char_lstm import char_lstm
 from fedprune.models.char_transformer import char_transformer
 from fedprune.models.cnn import cnn_fedavg, cnn_small, cnn_small_narrow
 from fedprune.models.lenet import lenet1, lenet5, lenet5_caffe, lenet_300_100
+from fedprune.models.mlp import mlp
 from fedprune.models.resnet import resnet20
 from fedprune.models.vgg import vgg11, vgg_small
 
@@ -46,7 +47,7 @@ def parameters(network: nn.Module) -> int:
 
 
 def test_there_is_a_yaml_for_every_model():
-    factories = (*FACTORIES, char_lstm, char_transformer)  # the last two read text: see test_text_models.py
+    factories = (*FACTORIES, mlp, char_lstm, char_transformer)  # the last two read text: see test_text_models.py
     assert {file.stem for file in CONF.glob("*.yaml")} == {factory.__name__ for factory in factories}
 
 
@@ -280,3 +281,15 @@ def test_a_fraction_that_no_network_fits_is_refused_with_the_least_that_does():
     assert parameters(cnn_small_narrow(*MNIST, fraction=0.0041)) == 89
     with pytest.raises(ConfigError, match="model.fraction=0 "):
         cnn_small_narrow(*MNIST, fraction=0)
+
+
+def test_mlp_has_the_parameters_that_its_layers_say():
+    net = mlp((30,), 2)
+    # 30*64 + 64 = 1,984; 64*32 + 32 = 2,080; 32*2 + 2 = 66
+    assert sum(p.numel() for p in net.parameters()) == 1_984 + 2_080 + 66
+    assert net(torch.zeros(5, 30)).shape == (5, 2)
+    assert [name for name, _ in mlp((2, 3), 4, hidden=[]).named_parameters()] == ["fc1.weight", "fc1.bias"]
+    assert mlp((2, 3), 4, hidden=[])(torch.zeros(5, 2, 3)).shape == (5, 4)
+    for wrong in (64, [0], "64"):
+        with pytest.raises(ConfigError, match=r"type model.hidden=\[64,32\]"):
+            mlp((30,), 2, hidden=wrong)

@@ -157,7 +157,9 @@ def test_images_are_refused_with_what_to_type(factory):
 
 @pytest.mark.parametrize("factory", IMAGES)
 def test_networks_for_images_refuse_text_with_what_to_type(factory):
-    with pytest.raises(ConfigError, match=rf"model={factory.__name__} takes images.*80 characters: type model=char_lstm or"):
+    with pytest.raises(
+        ConfigError, match=rf"model={factory.__name__} takes images.*80 numbers or characters: type model=char_lstm or"
+    ):
         factory(*TEXT)
 
 

@@ -102,7 +102,12 @@ FLOORS = (
 )
 """The rooms (folders, and modules in no folder), from the lowest floor up. On one floor nobody imports another room."""
 
-MERGED = {"analysis/claims": "analysis", "analysis/figures": "analysis", "federated/server_pruning": "federated"}
+MERGED = {
+    "analysis/claims": "analysis",
+    "analysis/figures": "analysis",
+    "data/own": "data",
+    "federated/server_pruning": "federated",
+}
 """Folders that are one room with another."""
 
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -119,12 +119,22 @@ def _tried(module: LocalModule, what: str, call: Callable[[], T], dataset: Datas
         return call()
     except Exception as error:
         said = " ".join(str(error).split()) or type(error).__name__
+        taken = f"x {dataset.x.dtype} {_shape(dataset.x)}, y {dataset.y.dtype} {_shape(dataset.y)}"
         raise ConfigError(
             [
                 f"local={names['local']}: {type(module).__name__}.{what} (model={names['model']}) cannot take examples of "
-                f"data={dataset.name}, x {dataset.x.dtype} {_shape(dataset.x)}, y {dataset.y.dtype} {_shape(dataset.y)}: {said}"
+                f"data={dataset.name}, {taken}: {said}; {_other_model(dataset)}"
             ]
         ) from error
+
+
+def _other_model(dataset: Dataset) -> str:
+    """Return what to choose where a network does not take the examples."""
+    if dataset.normalise(dataset.x[:1]).dtype == torch.int64:
+        return "the inputs are numbers of characters or words: choose model=char_lstm or model=char_transformer"
+    if len(dataset.shape) == 1:
+        return f"the inputs are rows of {dataset.shape[0]} numbers: choose model=mlp"
+    return f"the inputs are of shape [B, {', '.join(map(str, dataset.shape))}]: choose model=mlp, which takes any"
 
 
 def _outcome(module: LocalModule, outcome: Mapping[str, object], examples: int) -> list[str]:
