@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedprune.identity import VOLATILE, identity
+from fedprune.identity import VOLATILE, Inputs, with_inputs, written
 
 AXES = ("what", "criterion", "when", "how_often", "where", "whose", "rewind")
 
@@ -31,9 +32,26 @@ def register() -> None:
     OmegaConf.register_new_resolver("fedprune.folder", folder_name, replace=True)
 
 
+@dataclass(frozen=True)
+class RunId:
+    """A run in eight hexadecimal digits. of_config: those of its configuration alone, which stay when the code or the data that
+    it names change. inputs: that code and data."""
+
+    digest: str
+    of_config: str
+    inputs: Inputs
+
+
+def run_id(config: DictConfig) -> RunId:
+    """Return which run a configuration is. Raises omegaconf's errors for a bad interpolation."""
+    plain = written(config)
+    identity, inputs = with_inputs(plain)
+    return RunId(digest_of(identity), digest_of(plain), inputs)
+
+
 def folder_hash(config: DictConfig) -> str:
     """Return eight hexadecimal digits of a run's identity."""
-    return digest_of(identity(config))
+    return run_id(config).digest
 
 
 def digest_of(value: object) -> str:

@@ -47,8 +47,8 @@ def _of_ticket(path: str) -> Path:
 
 FILES: dict[str, Callable[[str], Path]] = {"ticket.path": _of_ticket}
 """Keys, besides those of options with a `_target_`, whose value is the path of a file that counts by its content: the same file
-in another place is the same run. Each stands with (value) -> the file. A key that is null is left out, with its group: such a run
-keeps the identity that it had before there was the key. Another key is another line here."""
+in another place is the same run. Each stands with (value) -> the file. A key that is null is left out, with its group: such a
+run keeps the identity that it had before there was the key. Another key is another line here."""
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ def sources(names: Iterable[str]) -> dict[str, str]:
     """Return the digest of each file of the user's code that these dotted names lead to."""
     found: dict[str, Source] = {}
     waiting, known = [name for name in names if not is_ours(name)], set()
+    if waiting:
+        importlib.invalidate_caches()  # a file may have been written since Python last listed its folder
     while waiting:
         name = waiting.pop()
         for spec in _specs(name):

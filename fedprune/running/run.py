@@ -28,16 +28,15 @@ from fedprune.experiment.experiment import Experiment
 from fedprune.federated.masks import Whose
 from fedprune.pruning.evidence.gates import is_companion, plain
 from fedprune.pruning.mask import density
-from fedprune.run_id import folder_hash
+from fedprune.run_id import RunId, run_id
 from fedprune.running import display, loggers
 from fedprune.running.display import console
+from fedprune.running.earlier import STATE, SUMMARY, changed_since, described, refuse_another
 from fedprune.running.summary import conclude
 from fedprune.storage.checkpoint import load_state, save_state, save_ticket, write_text
 from fedprune.storage.spilled import beyond
 from fedprune.tensors import tensors_of
 from fedprune.types import Json, State
-
-SUMMARY, STATE = "summary.json", "state/state.safetensors"
 
 OF_FAILURE = ("failed.json", "error.log")
 """Files that a failed run leaves, and that go when it is resumed."""
@@ -54,12 +53,15 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequ
 
     names: the chosen option of each group. sweep: what the run is grouped by. Raises FedpruneError.
     """
+    which = run_id(config)
     if not (config.force or config.dry_run):
-        _refuse_another(folder, config)
+        refuse_another(folder, which)
         if (folder / SUMMARY).exists():
             console.print(f"already done: {folder} (force=true does it again)")
             return
-    about = _about(config, folder, names, overrides, sweep)
+    if remark := changed_since(folder, which):
+        console.print(remark)
+    about = _about(config, which, folder, names, overrides, sweep)
     if not config.dry_run:
         _begin(folder, config, about)
     experiment = build(config, names)
@@ -80,23 +82,6 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequ
 def _rewind(experiment: Experiment, names: Mapping[str, str]) -> str:
     """Return the name of the rewind that follows each event; "" if none does."""
     return names["rewind"] if experiment.options.rewind.goes_back else ""
-
-
-def _refuse_another(folder: Path, config: DictConfig) -> None:
-    """Raise RunError if the folder holds results of another run, as one that is named by hand may."""
-    begun = any((folder / name).exists() for name in (SUMMARY, STATE))
-    if begun and _before(folder).get("id") not in (None, folder_hash(config)):
-        raise RunError(
-            f"{folder} holds another run, that of config.yaml there: type another hydra.run.dir, or none, or force=true to "
-            "put this one in its place"
-        )
-
-
-def _before(folder: Path) -> Json:
-    """Return run.json of the run that was begun here; nothing if there is none, or it is damaged."""
-    with suppress(OSError, ValueError):
-        return dict(json.loads((folder / "run.json").read_text()))
-    return {}
 
 
 def fail(folder: Path, error: Exception, reason: str) -> None:
@@ -132,6 +117,8 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: logg
     path = folder / STATE
     before = _resume(path, experiment) if path.exists() else None
     done, rounds = before.round if before else 0, experiment.plan.rounds
+    if before:
+        console.print(f"going on from round {done} of {rounds}: {folder}")
     loggers.keep_until(folder, done)
     with (
         employed(experiment.executor()) as executor,
@@ -197,12 +184,16 @@ def _provenance(about: loggers.About) -> dict[str, str]:
     return {"name": about["name"], "seed": str(about["seed"]), "id": about["id"], "fedprune": __version__} | texts
 
 
-def _about(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> loggers.About:
+def _about(
+    config: DictConfig, which: RunId, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str
+) -> loggers.About:
     """Describe a run by its configuration. attempt: how often it was begun anew with force=true."""
-    before = _before(folder)
+    before = described(folder)
     return {
         "name": config.name,
-        "id": folder_hash(config),
+        "id": which.digest,
+        "id_of_config": which.of_config,
+        "inputs": asdict(which.inputs),
         "attempt": before.get("attempt", 0) + bool(before and config.force),
         "sweep": sweep,
         "axes": names,

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -166,6 +167,7 @@ def test_a_sweep_that_was_interrupted_keeps_what_is_done_and_goes_on_with_the_re
     again = command(*sweep)
     assert again.rc == 0
     assert again.out.count("already done") == 1
+    assert re.findall(f"going on from round 1 of 3: {outputs}/fedprune/.*seed=1-", again.out)
     assert len(list(outputs.glob("*/*/summary.json"))) == 3
     assert all(len(rows(path.parent)) == 3 for path in outputs.glob("*/*/summary.json"))
 
