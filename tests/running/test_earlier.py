@@ -13,8 +13,8 @@ import pytest
 from fedprune.errors import RunError
 from fedprune.identity import Inputs
 from fedprune.identity.changes import changes
-from fedprune.running.earlier import changed_since, refuse_another
 from fedprune.run_id import RunId
+from fedprune.running.earlier import changed_since, refuse_another
 
 TINY = (
     *("rounds=1", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=2"),
