@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ from torch import Tensor
 
 from fedprune.data.datasets import Dataset
 from fedprune.data.divide import ascending, stratified
+from fedprune.data.own.users import too_few
 from fedprune.data.partition import Division
 from fedprune.errors import ConfigError, DataError
 from fedprune.randomness import numpy_stream
 from fedprune.types import SERVER
+
+log = logging.getLogger(__name__)
 
 TRAIN, VAL, TEST, PROXY, UNUSED = range(5)
 """The codes of `split` in partition.safetensors."""
@@ -91,7 +95,13 @@ def federate(
     labels = _goes_by(dataset, how)
     server = stratified(_strata(dataset), proxy, numpy_stream(seed, "proxy"))
     pool = np.delete(np.arange(len(labels)), server)
-    train, val, test = how.divide(labels, pool, clients, seed)
+    poor = too_few(labels[pool], dataset.users, how) if how.by == "groups" else None
+    try:
+        train, val, test = how.divide(labels, pool, clients, seed)
+    except DataError as error:
+        raise DataError(f"{error}; {poor}" if poor else str(error)) from error
+    if poor:
+        log.warning("data=%s: %s", dataset.name, poor)
     return Clients(train, val, test, ascending(server), _evaluated(clients, evaluated, seed), how.disjoint, unseen)
 
 
@@ -127,7 +137,12 @@ def _goes_by(dataset: Dataset, how: Division) -> np.ndarray:
     if how.by == "groups":
         if dataset.groups is None:
             others = "partition=iid" if obstacle else "partition=dirichlet"
-            raise ConfigError([f"data={dataset.name} has no natural clients: choose {others}, or data=shakespeare"])
+            raise ConfigError(
+                [
+                    f"data={dataset.name} has no natural clients (data=table and data=image_folder have them by data.users): "
+                    f"choose {others}, or data=shakespeare"
+                ]
+            )
         return dataset.groups.numpy()
     if how.by == "labels" and obstacle is not None:
         natural = "partition=natural, " * (dataset.groups is not None)

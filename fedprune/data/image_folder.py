@@ -11,25 +11,25 @@ once.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from fedprune.data.cache import code_of, mark, read_once
 from fedprune.data.datasets import Dataset, fifth_held_out
+from fedprune.data.pixels import Unreadable, moments, pixels
 from fedprune.errors import DataError
 from fedprune.identity.reads import reads
 
-DEEP = ("I", "I;16", "I;16B", "I;16L", "F")
-"""Pillow's modes of more than 8 bits a pixel, whose values would be cut off without a warning if they were made bytes."""
+log = logging.getLogger(__name__)
 
-GREY = ("1", "L")
+UNREADABLE = ("stop", "leave_out")
+"""The ways to go on where images cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -51,28 +51,47 @@ def _of_classes(root: str, name: str = "image_folder") -> list[Path]:
 
 @reads("users", root=_of_classes)
 def image_folder(
-    root: str, name: str = "image_folder", size: Sequence[int] | None = None, grey: bool | None = None, users: str | None = None
+    root: str,
+    name: str = "image_folder",
+    size: Sequence[int] | None = None,
+    grey: bool | None = None,
+    users: str | None = None,
+    unreadable: str = "stop",
 ) -> Dataset:
     """Return the images below `root` as bytes [N, C, H, W]. A label is the index of a class among the sorted names.
 
     name: the data set's, for messages. size: (height, width) to which every image is scaled and cut around its middle; None:
     all images have one size. grey: one channel (True) or three (False); None: one if no image has colours. users: a CSV file
-    with the columns `file` (relative to that folder) and `user`, the owner of each training image, for partition=natural. mean
-    and std are those of the training pool, per channel. Raises DataError for what cannot be read, with what to type.
+    with the columns `file` (relative to that folder) and `user`, the owner of each training image, for partition=natural.
+    unreadable: `stop` at images that cannot be read, or `leave_out`, with a warning that names them when they are read first.
+    mean and std are those of the training pool, per channel. Raises DataError for what cannot be read, with what to type.
     """
+    if unreadable not in UNREADABLE:
+        raise DataError(f"data.unreadable={unreadable}: type data.unreadable=stop or data.unreadable=leave_out")
     folder = _folder(root, name)
     layout = _layout(folder, name)
     images = [*layout.train, *layout.test]
     marks = [mark(path) for path, _ in images] + ([mark(_csv(users))] if users else [])
-    options = [name, list(size) if size else None, grey, users]
-    known = [code_of(image_folder), marks, options]
-    return read_once(name, known, Dataset, lambda: _read(folder, layout, name, size, grey, users))
+    options = [name, list(size) if size else None, grey, users, unreadable]
+    known = [code_of(image_folder), code_of(pixels), marks, options]
+    return read_once(name, known, Dataset, lambda: _read(folder, layout, name, size, grey, users, unreadable))
 
 
-def _read(folder: Path, layout: Layout, name: str, size: Sequence[int] | None, grey: bool | None, users: str | None) -> Dataset:
-    paths, labels = zip(*layout.train, *layout.test, strict=True)
-    x, y = _pixels(paths, size, grey), torch.tensor(labels)
-    groups = _users(folder, [path for path, _ in layout.train], _csv(users)) if users else None
+def _read(
+    folder: Path,
+    layout: Layout,
+    name: str,
+    size: Sequence[int] | None,
+    grey: bool | None,
+    users: str | None,
+    unreadable: str,
+) -> Dataset:
+    paths = [path for path, _ in (*layout.train, *layout.test)]
+    x, unread = pixels(paths, size, grey)
+    if unread:
+        layout = _without(layout, unread, unreadable)
+    y = torch.tensor([label for _, label in (*layout.train, *layout.test)])
+    groups, names = _users(folder, [path for path, _ in layout.train], _csv(users)) if users else (None, ())
     if layout.test:
         number = len(layout.train)
         parts = (x[:number], y[:number], x[number:], y[number:])
@@ -80,8 +99,23 @@ def _read(folder: Path, layout: Layout, name: str, size: Sequence[int] | None, g
         held_out = fifth_held_out(y)
         parts = (x[~held_out], y[~held_out], x[held_out], y[held_out])
         groups = groups[~held_out] if groups is not None else None
-    mean, std = _moments(parts[0])
-    return Dataset(name, *parts, classes=len(layout.classes), mean=mean, std=std, groups=groups)
+    mean, std = moments(parts[0])
+    return Dataset(name, *parts, classes=len(layout.classes), mean=mean, std=std, groups=groups, users=names)
+
+
+def _without(layout: Layout, unread: dict[Path, str], unreadable: str) -> Layout:
+    """Return the layout without the images that cannot be read. unread: why, by image. Raises Unreadable where it is to stop,
+    or where a class has no other image to train on."""
+    (first, reason), more = next(iter(unread.items())), [str(path) for path in unread][1:]
+    others = f" and {len(more)} more cannot either ({', '.join(more[:4])}{', ...' if len(more) > 4 else ''})" if more else ""
+    said = f"{first} cannot be read as an image ({reason}){others}"
+    if unreadable == "stop":
+        raise Unreadable(f"{said}: replace or delete it, or type data.unreadable=leave_out")
+    train, test = (tuple(pair for pair in part if pair[0] not in unread) for part in (layout.train, layout.test))
+    if {label for _, label in train} != {*range(len(layout.classes))} or (layout.test and not test):
+        raise Unreadable(f"{said}, and data.unreadable=leave_out leaves a class without images: replace it")
+    log.warning("left out: %s", said)
+    return Layout(train, test, layout.classes)
 
 
 def _folder(root: str, name: str) -> Path:
@@ -132,65 +166,6 @@ def _images(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
     ]
 
 
-def _pixels(paths: Sequence[Path], size: Sequence[int] | None, grey: bool | None) -> Tensor:
-    """Decode the images into one tensor, uint8 [N, C, H, W]."""
-    if grey is None:
-        grey = all(_mode(path) in GREY for path in paths)
-    coloured = not grey
-    first = _decoded(paths[0], coloured, size)
-    pixels = np.empty((len(paths), *first.shape), np.uint8)
-    for number, path in enumerate(paths):
-        image = _decoded(path, coloured, size)
-        if image.shape != first.shape:
-            (height, width), (other_height, other_width) = first.shape[:2], image.shape[:2]
-            raise DataError(
-                f"{path} is {other_height} x {other_width} pixels (height x width), {paths[0]} is {height} x {width}: type "
-                f"data.size=[{height},{width}], which scales every image and cuts it around its middle"
-            )
-        pixels[number] = image
-    channels_last = torch.from_numpy(pixels)
-    return channels_last.permute(0, 3, 1, 2).contiguous() if coloured else channels_last[:, None]
-
-
-def _mode(path: Path) -> str:
-    """Return Pillow's mode of an image, from its header."""
-    with _opened(path) as image:
-        return str(image.mode)
-
-
-def _decoded(path: Path, coloured: bool, size: Sequence[int] | None) -> np.ndarray:
-    """Return an image turned upright by its EXIF data, uint8 [H, W, 3] or [H, W]."""
-    with _opened(path) as image:
-        if image.mode in DEEP:
-            raise DataError(f"{path} has more than 8 bits a pixel (mode {image.mode}): save it with 8, scaled as you want it")
-        turned = ImageOps.exif_transpose(image).convert("RGB" if coloured else "L")
-    scaled = ImageOps.fit(turned, (int(size[1]), int(size[0])), Image.Resampling.BILINEAR) if size else turned
-    return np.asarray(scaled)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image. A fault of it is raised as a DataError that names the file."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: from Pillow's reader of PNG
-        reason = (str(error) or type(error).__name__).partition("\n")[0]
-        raise DataError(f"{path} cannot be read as an image ({reason}): replace or delete it") from error
-
-
-def _moments(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and the standard deviation of every channel of x [N, C, H, W]; 1 for a channel that is constant.
-
-    They are computed from the counts of the 256 values, so that the sums are exact.
-    """
-    counts = torch.stack([torch.bincount(channel.flatten().int(), minlength=256) for channel in x.unbind(1)]).double()
-    values, number = torch.arange(256, dtype=torch.float64), counts.sum(1)
-    mean = counts @ values / number
-    std = (counts @ values.square() / number - mean.square()).clamp(min=0).sqrt()
-    return tuple(mean.tolist()), tuple(torch.where(std > 0, std, torch.ones_like(std)).tolist())
-
-
 def _csv(users: str) -> Path:
     path = Path(users).expanduser()
     if not path.is_file():
@@ -198,8 +173,11 @@ def _csv(users: str) -> Path:
     return path
 
 
-def _users(folder: Path, paths: Sequence[Path], table: Path) -> Tensor:
-    """Return the user of each image as a number, int64 [N]. Raises DataError if the table does not name one for each."""
+def _users(folder: Path, paths: Sequence[Path], table: Path) -> tuple[Tensor, tuple[str, ...]]:
+    """Return the user of each image as a number, int64 [N], and the users' names.
+
+    Raises DataError if the table does not name one for each.
+    """
     with open(table, newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"file", "user"} <= set(rows[0]):
@@ -211,4 +189,4 @@ def _users(folder: Path, paths: Sequence[Path], table: Path) -> Tensor:
     if missing:
         raise DataError(f"data.users={table} has no row for {len(missing)} images, such as file={missing[0]}")
     numbers = {user: number for number, user in enumerate(sorted({user_of[name] for name in names}))}
-    return torch.tensor([numbers[user_of[name]] for name in names])
+    return torch.tensor([numbers[user_of[name]] for name in names]), tuple(numbers)

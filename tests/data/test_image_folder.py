@@ -130,7 +130,7 @@ def test_files_are_decoded_once(root, monkeypatch):
     split(root)
     first = image_folder(str(root))
     assert len(list(cache.home().iterdir())) == 1
-    monkeypatch.setattr("fedprune.data.image_folder._pixels", None)
+    monkeypatch.setattr("fedprune.data.image_folder._read", None)
     assert torch.equal(image_folder(str(root)).x, first.x)
 
 
@@ -165,6 +165,26 @@ def test_a_cut_off_image_is_named(root):
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(DataError, match=r"c.jpg cannot be read as an image .*: replace or delete it"):
         image_folder(str(root))
+
+
+def test_images_that_cannot_be_read_are_left_out_by_choice(root, tmp_path, caplog):
+    split(root)
+    paint(root / "train" / "rose" / "good.png", (1, 2, 3))
+    (root / "train" / "rose" / "b.png").write_bytes(b"no image")
+    (root / "train" / "rose" / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a.png cannot .* and 1 more cannot either \(.*b.png\): .* data.unreadable=leave_out"):
+        image_folder(str(root))
+    table = tmp_path / "users.csv"
+    table.write_text("file,user\ntrain/tulip/1.png,ann\ntrain/rose/good.png,zoe\ntrain/rose/deep/a.bmp,ann\n")
+    data = image_folder(str(root), unreadable="leave_out", users=str(table))
+    assert data.y.tolist() == [0, 0, 1] and data.x[:, 0, 0, 0].tolist() == [30, 1, 40]
+    assert data.users == ("ann", "zoe") and data.groups.tolist() == [0, 1, 0]
+    assert "left out: " in caplog.text and "a.png" in caplog.text and "b.png" in caplog.text
+    (root / "train" / "tulip" / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="leaves a class without images"):
+        image_folder(str(root), unreadable="leave_out")
+    with pytest.raises(DataError, match="type data.unreadable=stop"):
+        image_folder(str(root), unreadable="skip")
 
 
 def test_no_folder_and_no_classes_are_said(root):

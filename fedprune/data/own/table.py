@@ -18,6 +18,7 @@ from fedprune.data.datasets import Dataset
 from fedprune.data.divide import stratified
 from fedprune.data.own import columns
 from fedprune.errors import DataError
+from fedprune.identity.reads import reads
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Labels(NamedTuple):
     said: str
 
 
+@reads("path", "test_path")
 def table(
     path: str | None = None,
     target: str | None = None,
