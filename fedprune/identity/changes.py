@@ -1,4 +1,4 @@
-"""What has changed between two runs of one configuration, in words: code, installed packages, data and other files."""
+"""The changes between two runs of one configuration, in words: of code, installed packages, data and other files."""
 
 from __future__ import annotations
 
