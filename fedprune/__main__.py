@@ -19,7 +19,7 @@ from fedprune import run_id
 from fedprune.command_line import arguments, several_experiments, writable, writes
 from fedprune.config import CONF, schema
 from fedprune.errors import ConfigError, FedpruneError
-from fedprune.running import sweep
+from fedprune.running import dry, sweep
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,8 @@ def job(config: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     folder, names = Path(hydra_config.runtime.output_dir), hydra_config.runtime.choices
     alone = hydra_config.mode is RunMode.RUN
-    sweep.enroll(folder)
+    if not config.dry_run:
+        sweep.enroll(folder)
     about_sweep = _taken(config, "home")
     try:
         if about_sweep is not None and alone:
@@ -85,6 +86,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\ninterrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+    finally:
+        dry.clean()
 
 
 if __name__ == "__main__":

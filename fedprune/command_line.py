@@ -13,8 +13,8 @@ WITH_VALUE = {
 }
 """Flags that the next word belongs to."""
 
-READ_ONLY = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
-"""Flags of commands that print an answer and write nothing."""
+READ_ONLY = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "dry_run=true", "dry_run=True"}
+"""Words of commands that print an answer and write nothing."""
 
 
 def arguments(typed: Sequence[str]) -> list[str]:

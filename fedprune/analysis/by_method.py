@@ -15,8 +15,8 @@ import pandas as pd
 
 from fedprune.analysis.markdown import markdown_lines, three_digits
 from fedprune.analysis.metric import ACCURACY, Metric, metric_of
+from fedprune.analysis.read import METHOD
 from fedprune.analysis.tuning import tuned
-from fedprune.run_id import METHOD
 
 BY = ["density", METHOD]
 

@@ -81,10 +81,10 @@ def panel_column(rows: pd.DataFrame, by: list[str]) -> list[str]:
 
 
 def _word(column: str, value: object) -> str:
-    """Return an option by its name, and a number, a switch or a default as key=value, with the last part of the key."""
+    """Return an option by its name, and a number, a switch or a default as key=value."""
     number = isinstance(value, (int, float))
     text = f"{value:.10g}" if number else str(value)
-    return f"{column.split('.')[-1]}={text}" if number or text in {"true", "false", "default", "none", "null"} else text
+    return f"{column}={text}" if number or text in {"true", "false", "default", "none", "null"} else text
 
 
 def _sortable(column: pd.Series) -> pd.Series:

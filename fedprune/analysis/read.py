@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -16,11 +16,16 @@ import pandas as pd
 
 from fedprune.analysis.metric import LARGER, METRIC
 from fedprune.errors import FedpruneError
+from fedprune.identity import VOLATILE
+from fedprune.run_id import short_keys, ticket_name
 from fedprune.running.loggers import read_metrics
 from fedprune.types import Json
 
 Runs = Path | str | Sequence[Path]
 """A folder with run folders at or below it, or the run folders themselves."""
+
+METHOD = "method"
+"""The column of the experiment that another one added to itself, as conf/experiment/benchmark.yaml does."""
 
 UNSET = "default"
 """The value in the column of a key that a run was not given."""
@@ -74,7 +79,14 @@ def _identities(runs: Runs) -> list[Json]:
     axes = dict.fromkeys(axis for description in described.values() for axis in description["axes"])
     swept = dict.fromkeys(key for description in described.values() for key in overrides_of(description))
     keys = [key for key in swept if key not in {*axes, "name", "density", "seed"}]
-    return [_identity(folder, description, axes, keys) for folder, description in described.items()]
+    return [_identity(folder, description, axes, _columns(keys)) for folder, description in described.items()]
+
+
+def _columns(keys: Iterable[str]) -> dict[str, str]:
+    """Return the column of each key: its last words, as in a run folder's name; the whole key where it changes no result."""
+    circumstances = [key for key in keys if key == "data.root" or key.partition(".")[0] in VOLATILE]
+    others = short_keys(key for key in keys if key not in circumstances)
+    return {key: others.get(key, key.replace("/", ".")) for key in keys}  # with a slash it would look like a metric
 
 
 def _folders(runs: Runs) -> list[Path]:
@@ -83,15 +95,15 @@ def _folders(runs: Runs) -> list[Path]:
     return [run for run in map(Path, runs) if (run / "run.json").exists()]
 
 
-def _identity(folder: Path, description: Description, axes: Iterable[str], keys: Iterable[str]) -> Json:
+def _identity(folder: Path, description: Description, axes: Iterable[str], columns: Mapping[str, str]) -> Json:
     status, reason = _status(folder, description)
     # Runs of before the metric was recorded are judged by accuracy; a run without a plan never came to a metric.
     recorded = description.get("metric") or ({"name": "accuracy", "larger_is_better": True} if "plan" in description else {})
     return {
         **{"run": str(folder), "status": status, "reason": reason, "name": description["name"]},
-        **{_column(axis): description["axes"].get(axis, UNSET) for axis in axes},
+        **{axis.replace("/", "."): description["axes"].get(axis, UNSET) for axis in axes},
         **{"density": description.get("density"), METRIC: recorded.get("name"), LARGER: recorded.get("larger_is_better")},
-        **{_column(key): _configured(description, key) for key in keys},
+        **{column: _configured(description, key) for key, column in columns.items()},
         **{"seed": description["seed"]},
     }
 
@@ -109,14 +121,11 @@ def _configured(description: Description, key: str) -> int | float | str:
     value: object = description.get("config", {})
     for word in key.split("."):
         value = value.get(word) if isinstance(value, dict) else None
+    if key == "ticket.path" and isinstance(value, str):
+        return ticket_name(Path(value))
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         return value
     return _number(overrides_of(description).get(key, UNSET if value is None else json.dumps(value)))
-
-
-def _column(key: str) -> str:
-    # The slash of a nested config group would make the column look like a metric.
-    return key.replace("/", ".")
 
 
 def _number(text: str) -> int | float | str:

@@ -12,7 +12,7 @@ from pandas.api.typing import SeriesGroupBy
 from fedprune.analysis.cells import varying
 from fedprune.analysis.markdown import markdown_lines
 from fedprune.analysis.metric import Metric, metric_of
-from fedprune.run_id import METHOD
+from fedprune.analysis.read import METHOD
 
 
 def settings(runs: pd.DataFrame) -> list[str]:

@@ -16,6 +16,7 @@ from fedprune.config.home import experiments, read_home
 from fedprune.errors import ConfigError
 from fedprune.identity import resolved
 from fedprune.run_id import METHOD, digest_of
+from fedprune.running import dry
 from fedprune.running.display import console
 
 SWEEP = "FEDPRUNE_SWEEP"  # an environment variable, because a launcher may run the jobs in other processes
@@ -36,7 +37,12 @@ def _members(outputs: Path, sweep: str) -> Path:
 
 
 class Report(Callback):
-    """Gives a sweep its name, and at its end prints one table over its jobs and writes table and figures."""
+    """Gives a sweep its name, and at its end prints one table over its jobs and writes table and figures. A dry run, alone or of
+    a sweep, writes nothing."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
+        if config.dry_run:
+            dry.divert(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         given = [config.hydra.overrides.task, config.hydra.sweeper.get("params")]
@@ -44,7 +50,10 @@ class Report(Callback):
         with suppress(OmegaConfBaseException):  # what refers to a key that only the cells have
             given.append(resolved(config))
         os.environ[SWEEP] = f"{config.name}-{digest_of(given)}"  # the same command again is the same sweep
-        _members(Path(config.hydra.sweep.dir).parent, os.environ[SWEEP]).unlink(missing_ok=True)
+        if config.dry_run:
+            dry.divert(config)
+        else:
+            _members(Path(config.hydra.sweep.dir).parent, os.environ[SWEEP]).unlink(missing_ok=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
         folder, sweep = Path(config.hydra.sweep.dir), os.environ.pop(SWEEP)

@@ -24,7 +24,7 @@ from fedprune.analysis.by_method import (
     pareto_front,
     target_of,
 )
-from fedprune.run_id import METHOD
+from fedprune.analysis.read import METHOD
 
 # method: (client accuracies over the seeds, MB up, MB down); at density 0.05 everybody is 0.1 less accurate for half the bytes.
 METHODS = {

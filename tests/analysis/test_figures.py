@@ -129,7 +129,7 @@ def test_rounds_figure_marks_prune_events():
 
 
 def test_legend_says_varying_values_only_and_names_numbers():
-    frame = grid(criterion=["magnitude", "random"], rewind=["init"], **{"federated.clients": [10, 100]})
+    frame = grid(criterion=["magnitude", "random"], rewind=["init"], **{"clients": [10, 100]})
     figure = figures.accuracy_rounds(frame, analysis.varying(frame))
     assert legend(figure) == [f"{criterion} · clients={n}" for criterion in ("magnitude", "random") for n in (10, 100)]
 
@@ -158,7 +158,7 @@ def test_24_lines_are_spread_over_panels_of_at_most_8(kind: str):
     [
         {"criterion": list("abcd"), "rewind": list("xy")},
         {"criterion": list("abcdef"), "rewind": list("xy"), "whose": list("uv"), "where": list("pq")},
-        {"federated.clients": list(range(24))},
+        {"clients": list(range(24))},
         {"criterion": list("abcdefghijkl"), "what": list("mnopqr")},
     ],
 )

@@ -16,7 +16,7 @@ from fedprune.analysis.by_level import levels_markdown
 from fedprune.analysis.by_method import by_method, methods_markdown, pareto_front, target_of
 from fedprune.analysis.metric import Metric, metric_of
 from fedprune.analysis.tuning import tried, tuned, tuning_markdown
-from fedprune.run_id import METHOD
+from fedprune.analysis.read import METHOD
 
 JUDGED = {"metric": "mae", "larger_is_better": False}
 MAE = Metric("mae", larger_is_better=False)

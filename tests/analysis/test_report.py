@@ -70,7 +70,7 @@ def test_load_runs_has_a_row_per_run_with_axes_swept_keys_last_metrics_and_sums(
     assert list(runs["status"]) == ["done", "failed", "unfinished"]
     assert list(runs["reason"]) == ["", "it failed", "3 of 4 rounds done"]
     assert list(runs["rewind"]) == ["early", "init", "init"]
-    assert list(runs["federated.clients"]) == [100, "default", "default"]
+    assert list(runs["clients"]) == [100, "default", "default"]
     assert runs.loc["a", "logger.x"] == "removed"
     assert runs.loc["a", "test/accuracy"] == 0.6
     assert list(runs["total/up_bytes"]) == [12e6, 4e6, 6e6]
@@ -83,7 +83,7 @@ def test_a_swept_key_that_a_run_was_not_given_has_the_value_of_its_configuration
     write_run(tmp_path / "b", TICKET, seed=1, config={"federated": {"clients": 20}})
     write_run(tmp_path / "c", TICKET, seed=1, overrides=["federated.clients=50"], config={"federated": {"clients": 50}})
     runs = analysis.load_runs(tmp_path)
-    assert list(runs["federated.clients"]) == [20, 20, 50]
+    assert list(runs["clients"]) == [20, 20, 50]
     assert list(analysis.table(runs)["seeds"]) == [2, 1]
 
 
@@ -119,7 +119,7 @@ def test_varying_names_what_tells_cells_apart_and_never_the_seed(tmp_path: Path)
     write_run(tmp_path / "a", TICKET, seed=0, executor="serial", overrides=["federated.clients=20"])
     write_run(tmp_path / "b", TICKET, seed=1, executor="processes", criterion="random", density=0.2)
     runs, rounds = analysis.load_runs(tmp_path), analysis.load_rounds(tmp_path)
-    assert analysis.varying(runs) == analysis.varying(rounds) == ["criterion", "density", "federated.clients"]
+    assert analysis.varying(runs) == analysis.varying(rounds) == ["criterion", "density", "clients"]
     assert analysis.varying(runs[:1]) == []
 
 

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from fedprune.analysis.by_method import by_method, named
+from fedprune.analysis.read import METHOD
 from fedprune.analysis.tuning import settings, tried, tuned, tuning_markdown
-from fedprune.run_id import METHOD
 
-LR = "local.optimizer.lr"
+LR = "lr"
 # method, learning rate, (validation accuracy of seeds 0 and 1), what it was in the end
 TRIED = [
     ("trials/one", 0.01, (0.60, 0.62), 0.5),
@@ -78,5 +78,5 @@ def test_a_comparison_shows_each_method_at_its_best_setting_under_its_own_name()
 
 def test_the_page_marks_what_is_taken():
     page = tuning_markdown(named(sweep()))
-    assert "by local.optimizer.lr" in page and "## Density 0.1" in page
+    assert "by lr" in page and "## Density 0.1" in page
     assert "| one | 61.0 | **65.0** |" in page and "| two | **80.0** | 80.0 |" in page

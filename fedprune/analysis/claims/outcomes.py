@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from fedprune.analysis.by_method import WITHOUT, named
+from fedprune.analysis.read import METHOD
 from fedprune.analysis.tuning import tuned
-from fedprune.run_id import METHOD
 
 WORDS = {
     "client/accuracy_mean": "",
@@ -29,11 +29,7 @@ def outcomes(runs: pd.DataFrame) -> pd.DataFrame:
     runs: from `analysis.load_runs`. Of a method that was tried with several settings only the best on validation data is there.
     """
     best = tuned(named(runs))
-    values = (
-        best[best["status"] == "done"]
-        .reindex(columns=["density", METHOD, "seed", *METRICS, *COSTS])
-        .rename(columns={METHOD: "method"})
-    )
+    values = best[best["status"] == "done"].reindex(columns=["density", METHOD, "seed", *METRICS, *COSTS])
     return values.sort_values(["density", "method", "seed"], ascending=[False, True, True]).reset_index(drop=True)
 
 

@@ -15,8 +15,8 @@ from fedprune.analysis.by_method import KIND, KINDS, pareto_front
 from fedprune.analysis.figures.placement import Box, gap_between, nearest, place
 from fedprune.analysis.figures.style import STYLE, plain_ticks
 from fedprune.analysis.metric import ACCURACY, Metric
+from fedprune.analysis.read import METHOD
 from fedprune.errors import FedpruneError
-from fedprune.run_id import METHOD
 
 # The colours of Okabe and Ito, which colour-blind readers can tell apart; in grey the markers do.
 LOOKS = dict(

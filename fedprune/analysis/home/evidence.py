@@ -12,6 +12,7 @@ import pandas as pd
 from fedprune.analysis.home.protocol import ours
 from fedprune.analysis.home.sweep import Sweep
 from fedprune.analysis.metric import Metric, metric_of
+from fedprune.analysis.read import METHOD as COLUMN
 from fedprune.analysis.read import find_runs, load_runs, overrides_of, read_json
 from fedprune.config.home import Compared, Home, read_home, sought
 from fedprune.errors import FedpruneError
@@ -71,7 +72,7 @@ def collect(sweep: Sweep, folder: Path) -> Evidence:
         raise FedpruneError(f"no run in {folder} is of {sweep.key} as its yaml is now: run `{sweep.command}`")
     frame = load_runs(chosen)
     metric, home = metric_of(frame), sweep.home
-    runs = {each: _measured(frame[frame[METHOD] == each], names(metric, home)) for each in sweep.experiments}
+    runs = {each: _measured(frame[frame[COLUMN] == each], names(metric, home)) for each in sweep.experiments}
     shown = _shown(frame, sought(home.method.run, sweep.experiments))
     return Evidence(
         *(sweep.key, sweep.title, sweep.about, sweep.command, home, metric),
@@ -93,7 +94,7 @@ def retold(evidence: Evidence, sweep: Sweep) -> Evidence:
 
 def _shown(frame: pd.DataFrame, method: str | None) -> Path:
     """Return the run whose protocol is shown: of the method if there is one, and one that is done."""
-    order = frame.assign(other=frame[METHOD] != method, undone=frame["status"] != "done")
+    order = frame.assign(other=frame[COLUMN] != method, undone=frame["status"] != "done")
     return Path(order.sort_values(["other", "undone", "seed"]).iloc[0]["run"])
 
 

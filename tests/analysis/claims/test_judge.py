@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from fedprune.analysis.claims import METRICS, Claim, Measured, by_seed, judge, outcomes
+from fedprune.analysis.read import METHOD
 from fedprune.analysis.verdict import HELD, NOT_TESTABLE, REVERSED, SIMPLER, UNDECIDED
-from fedprune.run_id import METHOD
 
 CLIENT, TUNED, TEST = METRICS
 

@@ -12,8 +12,8 @@ from matplotlib.text import Text
 
 from fedprune.analysis.by_method import DENSE, FIXED, KIND, PERSONAL
 from fedprune.analysis.figures.pareto import LOOKS, accuracy_bytes_methods
+from fedprune.analysis.read import METHOD
 from fedprune.errors import FedpruneError
-from fedprune.run_id import METHOD
 
 # method: (kind, accuracy, MB up, MB down)
 METHODS = {
