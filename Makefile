@@ -10,7 +10,7 @@ TUNING := $(BIN)/python -m fedprune name=benchmark_tuning rounds=30 eval_every=3
 BENCHMARKS := rounds overhead hooks sparse sweep scale shrink codecs personal evidence batched start_up memory
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast lint docs taxonomy verdicts taxonomy_grid home homes benchmark claims benchmark_tuning peers bench performance notebooks clean
+.PHONY: help install run test test-fast lint docs taxonomy verdicts taxonomy_grid home homes benchmark claims benchmark_tuning peers bench performance notebooks federation clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,5 +96,13 @@ performance: $(STAMP) peers  ## the same, put into docs/performance.md (10 to 15
 notebooks: $(STAMP)  ## execute the notebooks on the newest sweep of outputs/lth_fedavg
 	$(BIN)/python -m jupyter nbconvert --to html --execute notebooks/*.ipynb --output-dir outputs/notebooks
 
+.venv-federation/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-federation
+	.venv-federation/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[flower]' pytest
+	@touch $@
+
+federation: .venv-federation/.installed  ## a real federation: a SuperLink and three SuperNodes, whose tickets are those of executor=serial (5 minutes)
+	FEDPRUNE_FEDERATION=1 OMP_NUM_THREADS=1 WANDB_MODE=offline .venv-federation/bin/python -m pytest tests/deployment
+
 clean:  ## remove the environment and caches; results in outputs/ stay
-	rm -rf $(VENV) .venv-flower .venv-pfl .pytest_cache .ruff_cache .mypy_cache dist
+	rm -rf $(VENV) .venv-flower .venv-pfl .venv-federation .pytest_cache .ruff_cache .mypy_cache dist

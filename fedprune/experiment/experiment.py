@@ -74,9 +74,9 @@ class Experiment:
     task: TaskMetrics = field(default_factory=TaskMetrics)
     untrained: Params = field(default_factory=dict)
 
-    def executor(self) -> Executor:
-        """Start the workers."""
-        worker = functools.partial(
+    def worker(self) -> functools.partial[Client]:
+        """Return what makes a worker's client."""
+        return functools.partial(
             client_round,
             config=_container(self.config),
             dataset=self.dataset,
@@ -93,6 +93,10 @@ class Experiment:
             task=self.task,
             untrained=self.untrained,
         )
+
+    def executor(self) -> Executor:
+        """Start the workers."""
+        worker = self.worker()
         choice = complete(make({**self.config.executor, "_partial_": True}), Choice)
         if self.device == "cpu" or not choice.one_cpu_each:
             executor: Executor = make(self.config.executor, worker)

@@ -224,13 +224,19 @@ class Exchange:
         """Return the update if it can be read and passes its checks; otherwise report it, or end the run."""
         try:
             update = self.wire.decode_update(answer, answered_under(job))
-            problem = problem_of(update, job, self.feedback, self.learnt)
+            problem = problem_of(update, job, self.feedback, self.learnt) or self._overweight(update)
         except ValueError as error:
             problem = f"its update cannot be read: {error}"
         if problem is None:
             return update
         _leave_out(job, problem, stop=self.broken == "stop")
         return None
+
+    def _overweight(self, update: Update) -> str | None:
+        """Return a problem if an update is to weigh more than its client's examples, which are known, else None."""
+        if update.client == SERVER or 0 <= update.examples <= self.examples[update.client]:
+            return None
+        return f"it is of {update.examples} examples, and the client has {self.examples[update.client]}"
 
 
 def _leave_out(job: Job, problem: str, stop: bool = False) -> None:

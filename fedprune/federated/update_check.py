@@ -14,6 +14,8 @@ def problem_of(update: Update, job: Job, feedback: bool, learnt: tuple[str, ...]
 
     feedback, learnt: see Exchange. Buffers that nobody learns may be infinite, as causal masks are.
     """
+    if update.client != job.client:
+        return f"it says that it is of client {update.client}"
     loss = update.metrics.get("loss", 0.0)
     tensors = [*update.control.values()]
     if update.subnet is not None:

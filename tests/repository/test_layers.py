@@ -98,7 +98,7 @@ FLOORS = (
     ("experiment",),
     ("running",),
     ("__main__", "analysis"),
-    ("analysis/home", "sensitivity"),
+    ("analysis/home", "deployment", "sensitivity"),
 )
 """The rooms (folders, and modules in no folder), from the lowest floor up. On one floor nobody imports another room."""
 

@@ -67,6 +67,7 @@ def test_the_wheel_has_every_yaml_and_every_module_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     yamls = {f"fedprune/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
+    yamls |= {str(path.relative_to(ROOT)) for path in (ROOT / "fedprune").rglob("*.yaml")}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "fedprune").rglob("*.py")}
     assert "fedprune/data/datasets.py" in modules  # a line `data/` in .gitignore would drop it
     assert names - {"fedprune/py.typed"} == yamls | modules
