@@ -33,7 +33,7 @@ METHODS = {
 
 def started(folder: Path, *words: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", *words]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "WANDB_MODE": "offline"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "WANDB_MODE": "offline", "PWD": str(folder)}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, as this may be, has it ignored
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -50,12 +50,13 @@ def results(folder: Path) -> dict[str, torch.Tensor]:
     return dict(sorted(tensors.items()))
 
 
-def of_federation() -> set[str]:
-    """Command lines of Flower's processes on this machine."""
+def of_federation(folder: Path) -> set[str]:
+    """Command lines of the processes of the federation that was started in this folder, and of those that they started."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            if b"FLWR_HOME=/tmp/fedprune_flower_" in path.read_bytes():
+            inside = f"PWD={folder}\0".encode() in path.read_bytes()
+            if inside and b"FLWR_HOME=" in path.read_bytes() and (path.parent / "cmdline").read_bytes():
                 found.add(f"{path.parent.name} {(path.parent / 'cmdline').read_bytes()!r}")
         except OSError:
             continue
@@ -73,14 +74,14 @@ def test_tickets_are_those_of_serial_bit_for_bit(method, tmp_path):
     assert list(serial) == list(flower)
     assert [name for name in serial if not torch.equal(serial[name], flower[name])] == []
     assert any(name.startswith("personal") for name in serial) == (method == "lotteryfl")
-    assert of_federation() == set()
+    assert of_federation(tmp_path / "flower") == set()
 
 
 def test_after_ctrl_c_no_process_is_left(tmp_path):
     run = started(tmp_path, "fedprune.deployment", "here", "parties", *BASE, "rounds=50")
     try:
         for _ in range(900):
-            if of_federation() and any(
+            if of_federation(tmp_path) and any(
                 b"Push replies" in log.read_bytes() for log in tmp_path.glob("parties/log/superlink.log")
             ):
                 break
@@ -90,4 +91,4 @@ def test_after_ctrl_c_no_process_is_left(tmp_path):
     finally:
         run.kill()
     assert "interrupted; all processes of the federation have ended" in output
-    assert of_federation() == set()
+    assert of_federation(tmp_path) == set()
