@@ -37,7 +37,7 @@ QUOTES = "\"'"
 LONGEST, LONGEST_VALUE = 80, 24
 """The most characters of a folder's name, hash included, and of one value in it."""
 
-COLUMNS = ("run", "status", "reason", "name", "metric", "larger_is_better", "round", "seeds", "method", "ticket")
+COLUMNS = ("run", "status", "reason", "name", "metric", "larger_is_better", "round", "seeds", "method", "ticket", "version")
 """Words that no key is shortened to, besides GROUPS, `density` and `seed`: tables have columns of these names."""
 
 SHORT = {METHOD: "method", "ticket.path": "ticket"}

@@ -17,7 +17,7 @@ import pandas as pd
 from fedprune.analysis.metric import LARGER, METRIC
 from fedprune.errors import FedpruneError
 from fedprune.identity import VOLATILE
-from fedprune.run_id import short_keys, ticket_name
+from fedprune.run_id import digest_of, short_keys, ticket_name
 from fedprune.running.loggers import read_metrics
 from fedprune.types import Json
 
@@ -26,6 +26,9 @@ Runs = Path | str | Sequence[Path]
 
 METHOD = "method"
 """The column of the experiment that another one added to itself, as conf/experiment/benchmark.yaml does."""
+
+VERSION = "version"
+"""The column that tells runs of one configuration apart whose code or data has changed in between, where there are such."""
 
 UNSET = "default"
 """The value in the column of a key that a run was not given."""
@@ -79,7 +82,12 @@ def _identities(runs: Runs) -> list[Json]:
     axes = dict.fromkeys(axis for description in described.values() for axis in description["axes"])
     swept = dict.fromkeys(key for description in described.values() for key in overrides_of(description))
     keys = [key for key in swept if key not in {*axes, "name", "density", "seed"}]
-    return [_identity(folder, description, axes, _columns(keys)) for folder, description in described.items()]
+    rows = [_identity(folder, description, axes, _columns(keys)) for folder, description in described.items()]
+    versions = [digest_of(description["inputs"]) if "inputs" in description else "" for description in described.values()]
+    pairs = {(each.get("id_of_config"), version) for each, version in zip(described.values(), versions, strict=True) if version}
+    if len(pairs) == len({of_config for of_config, _ in pairs}):
+        return rows
+    return [row | {VERSION: version} for row, version in zip(rows, versions, strict=True)]
 
 
 def _columns(keys: Iterable[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A dry run leaves nothing behind: what Hydra and its launchers write goes to a temporary folder, which is removed at the end."""
+"""A dry run leaves nothing behind: what Hydra and its launchers write goes to a temporary folder, which is then removed."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ def _members(outputs: Path, sweep: str) -> Path:
 
 
 class Report(Callback):
-    """Gives a sweep its name, and at its end prints one table over its jobs and writes table and figures. A dry run, alone or of
-    a sweep, writes nothing."""
+    """Gives a sweep its name, and at its end prints one table over its jobs and writes table and figures. A dry run writes
+    nothing, alone or in a sweep."""
 
     def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
         if config.dry_run:

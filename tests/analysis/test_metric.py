@@ -15,8 +15,8 @@ from fedprune.analysis.by_axes import axes_markdown, by_axes
 from fedprune.analysis.by_level import levels_markdown
 from fedprune.analysis.by_method import by_method, methods_markdown, pareto_front, target_of
 from fedprune.analysis.metric import Metric, metric_of
-from fedprune.analysis.tuning import tried, tuned, tuning_markdown
 from fedprune.analysis.read import METHOD
+from fedprune.analysis.tuning import tried, tuned, tuning_markdown
 
 JUDGED = {"metric": "mae", "larger_is_better": False}
 MAE = Metric("mae", larger_is_better=False)

@@ -87,6 +87,17 @@ def test_a_swept_key_that_a_run_was_not_given_has_the_value_of_its_configuration
     assert list(analysis.table(runs)["seeds"]) == [2, 1]
 
 
+def test_runs_of_before_and_after_a_change_of_code_are_not_one_cell(tmp_path: Path):
+    """Two seeds, and seed 0 again with other code: as one cell they would be three seeds."""
+    for name, seed, code in (("a", 0, "1"), ("b", 1, "1"), ("c", 0, "2")):
+        about = write_run(tmp_path / name, TICKET, seed=seed) / "run.json"
+        described = json.loads(about.read_text()) | {"id_of_config": str(seed), "inputs": {"code": {"my.py": code}}}
+        about.write_text(json.dumps(described))
+    assert list(analysis.table(analysis.load_runs(tmp_path))["seeds"]) == [2, 1]
+    assert analysis.varying(analysis.load_runs(tmp_path)) == ["version"]
+    assert "version" not in analysis.load_runs([tmp_path / "a", tmp_path / "b"])
+
+
 def test_load_rounds_is_tidy_and_ignores_a_torn_last_line(tmp_path: Path):
     run = write_run(tmp_path / "a", TICKET, done=False, seed=3)
     with open(run / "metrics.jsonl", "a") as file:
