@@ -59,7 +59,7 @@ home: $(STAMP)  ## one published claim under its paper's regime (METHOD=lotteryf
 homes: $(STAMP)  ## all of them, one after the other; what is done is not run again
 	for path in conf/experiment/home/*.yaml; do $(MAKE) home METHOD=$$(basename $$path .yaml) || exit; done
 
-benchmark: $(STAMP)  ## the published federated methods compared, 3 seeds (75 minutes on 2 cores); fills docs/benchmark.md
+benchmark: $(STAMP)  ## the published federated methods compared, 3 seeds (80 minutes on 2 cores); fills docs/benchmark.md
 	$(BIN)/python -m fedprune +experiment=benchmark hydra/launcher=joblib -m
 	$(BIN)/python -m fedprune +experiment=benchmark_without_density hydra/launcher=joblib -m
 	$(BIN)/python -m fedprune.analysis outputs/benchmark
