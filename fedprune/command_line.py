@@ -13,19 +13,22 @@ WITH_VALUE = {
 }
 """Flags that the next word belongs to."""
 
+PATHS = ("ticket", "init_from")
+"""Keys with a `path`, for which the path alone may be typed."""
+
 READ_ONLY = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "dry_run=true", "dry_run=True"}
 """Words of commands that print an answer and write nothing."""
 
 
 def arguments(typed: Sequence[str]) -> list[str]:
-    """Return the words with flags first and ticket paths in quotes.
+    """Return the words with flags first, and paths of tickets and trained weights in quotes.
 
     Hydra's parser refuses overrides after a flag, and users append `-m`.
     """
     flags, overrides, rest = [], [], iter(typed)
     for word in rest:
         if not word.startswith("-") or word.startswith("-="):
-            overrides.append(_with_quoted_ticket(word))
+            overrides.append(_with_quoted_path(word))
             continue
         flags.append(word)
         value = next(rest, None) if word in WITH_VALUE else None
@@ -51,13 +54,14 @@ def several_experiments(words: Sequence[str]) -> str | None:
     return next((word for word in words if word.startswith("+experiment=") and "," in word), None)
 
 
-def _with_quoted_ticket(word: str) -> str:
-    """Return `ticket=FILE`, or `ticket=FILE,FILE` of a sweep, as `ticket.path` in quotes: run folders have = and , in their
-    names. Another word stays as it is.
+def _with_quoted_path(word: str) -> str:
+    """Return `ticket=FILE` or `init_from=FILE`, or `ticket=FILE,FILE` of a sweep, as `ticket.path` in quotes: run folders have
+    = and , in their names. Another word stays as it is.
     """
-    key, _, value = word.partition("=")
-    if key not in ("ticket", "ticket.path") or value.startswith("{"):
+    typed, _, value = word.partition("=")
+    key = typed.removesuffix(".path")
+    if key not in PATHS or value.startswith("{"):
         return word
     files = [value] if Path(value).exists() else value.split(",")
     every = all(Path(file).exists() for file in files)
-    return f"ticket.path={','.join(map(json.dumps, files)) if every else value}"
+    return f"{key}.path={','.join(map(json.dumps, files)) if every else value}"

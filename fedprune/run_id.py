@@ -40,7 +40,7 @@ LONGEST, LONGEST_VALUE = 80, 24
 COLUMNS = ("run", "status", "reason", "name", "metric", "larger_is_better", "round", "seeds", "method", "ticket", "version")
 """Words that no key is shortened to, besides GROUPS, `density` and `seed`: tables have columns of these names."""
 
-SHORT = {METHOD: "method", "ticket.path": "ticket"}
+SHORT = {METHOD: "method", "ticket.path": "ticket", "init_from.path": "init_from"}
 """Keys whose last word says too little."""
 
 

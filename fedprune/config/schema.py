@@ -71,6 +71,15 @@ class Ticket:
 
 
 @dataclass
+class InitFrom:
+    """The keys of the trained weights that a run starts from; see fedprune.ticket.init_from.InitFrom."""
+
+    path: str | None = None
+    head: str = "keep"
+    mask: str = "ignore"
+
+
+@dataclass
 class Config:
     """The whole configuration: the taxonomy's groups, and the scalars."""
 
@@ -95,6 +104,7 @@ class Config:
     eval_every: int = 5
     seed: int = 0
     ticket: Ticket = field(default_factory=Ticket)
+    init_from: InitFrom = field(default_factory=InitFrom)
     device: str = "auto"
     checkpoint_every: float = 10.0
     profile: bool = False

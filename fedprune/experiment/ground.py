@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 from omegaconf import DictConfig
 from torch import nn
@@ -32,21 +34,24 @@ from fedprune.pruning.what.layer_order import LayerOrder
 from fedprune.pruning.what.layer_trace import traced
 from fedprune.pruning.what.layers import prunable
 from fedprune.pruning.when import Window
-from fedprune.ticket import StartFrom
+from fedprune.ticket import InitFrom, StartFrom
 from fedprune.types import Plan
 
 log = logging.getLogger(__name__)
 
+Start = TypeVar("Start", StartFrom, InitFrom)
+
 
 @dataclass(frozen=True)
 class Chosen:
-    """The objects that the configuration alone gives. names: of the chosen options, by group."""
+    """The objects that the configuration alone gives. names: of the chosen options, by group. ticket: what the run starts from,
+    a ticket or trained weights."""
 
     config: DictConfig
     names: Names
     options: Options
     recipe: Recipe
-    ticket: StartFrom
+    ticket: StartFrom | InitFrom
     device: str
 
 
@@ -80,7 +85,7 @@ def choose(config: DictConfig, names: Names, problems: Problems) -> Chosen:
     options = make_options(config, problems)
     if options is not None:
         problems.attempt(check_aggregate, options.aggregate)
-    recipe, ticket = problems.attempt(_recipe, config, options), problems.attempt(_ticket, config)
+    recipe, ticket = problems.attempt(_recipe, config, options), problems.attempt(_start, config)
     device = problems.attempt(chosen, config.device)
     executor = problems.attempt(make, {**config.executor, "_partial_": True})
     problems.add(checks.executor(complete(executor, ExecutorChoice), device or config.device))
@@ -137,12 +142,22 @@ def _recipe(config: DictConfig, options: Options | None) -> Recipe:
     )
 
 
-def _ticket(config: DictConfig) -> StartFrom:
+def _start(config: DictConfig) -> StartFrom | InitFrom:
+    """Return what the run starts from. Raises ConfigError if both a ticket and weights are given."""
+    ticket, weights = _made(StartFrom, config.ticket, "ticket"), _made(InitFrom, config.init_from, "init_from")
+    if ticket.path is not None and weights.path is not None:
+        raise ConfigError(
+            [f"ticket.path={ticket.path} and init_from.path={weights.path}: a run starts from one: set one of them to null"]
+        )
+    return ticket if weights.path is None else weights
+
+
+def _made(start: type[Start], keys: DictConfig, group: str) -> Start:
     try:
-        return StartFrom(**config.ticket)
+        return start(**keys)
     except TypeError as error:
-        known = ", ".join(f"ticket.{field.name}" for field in fields(StartFrom))
-        raise ConfigError([f"ticket: {str(error).partition(') ')[2]}; its keys are {known}"]) from error
+        known = ", ".join(f"{group}.{field}" for field in inspect.signature(start).parameters)
+        raise ConfigError([f"{group}: {str(error).partition(') ')[2]}; its keys are {known}"]) from error
 
 
 def _network(config: DictConfig, dataset: Dataset) -> nn.Module:

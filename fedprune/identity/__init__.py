@@ -45,7 +45,7 @@ def _of_ticket(path: str) -> Path:
     return folder_or_file / "ticket.safetensors" if folder_or_file.is_dir() else folder_or_file
 
 
-FILES: dict[str, Callable[[str], Path]] = {"ticket.path": _of_ticket}
+FILES: dict[str, Callable[[str], Path]] = {"ticket.path": _of_ticket, "init_from.path": lambda path: Path(path).expanduser()}
 """Keys, besides those of options with a `_target_`, whose value is the path of a file that counts by its content: the same file
 in another place is the same run. Each stands with (value) -> the file. A key that is null is left out, with its group: such a
 run keeps the identity that it had before there was the key. Another key is another line here."""

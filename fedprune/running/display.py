@@ -69,7 +69,7 @@ def about_text(about: Json) -> str:
     axes, name = about["axes"], about["name"]
     recipe = " · ".join(axes[axis] for axis in ("what", "criterion", "when", "how_often", "where", "whose"))
     model, data, partition = (_made_by(about, group) for group in ("model", "data", "partition"))
-    start = [_start_text(about["config"]["ticket"], about["begin"]["density"])] if about.get("begin") else []
+    start = [_start_text(about["config"], about["begin"]["density"])] if about.get("begin") else []
     return "\n".join(
         [
             f"{name}: {recipe} · rewind {axes['rewind']}",
@@ -90,8 +90,11 @@ def _made_by(about: Json, group: str) -> str:
     return option if own or of_ours or not target else f"{target} (option {option})"
 
 
-def _start_text(ticket: Json, density: float) -> str:
-    """Name the ticket that a run starts from, and the changes to it."""
+def _start_text(config: Json, density: float) -> str:
+    """Name the ticket or the weights that a run starts from, and the changes to them."""
+    ticket, weights = config["ticket"], config["init_from"]
+    if weights["path"] is not None:
+        return f"from the weights in {weights['path']}{', head fresh' * (weights['head'] == 'fresh')}, density {density:.4g}"
     changes = {"permute": ("none", "masks shuffled {}"), "head": ("keep", "head {}")}
     changed = [text.format(ticket[key].replace("_", " ")) for key, (usual, text) in changes.items() if ticket[key] != usual]
     return ", ".join([f"from ticket {ticket['path']}", *changed, f"density {density:.4g}"])

@@ -3,7 +3,8 @@
 python -m fedprune.ticket show outputs/lth_fedavg/JOB/ticket.safetensors
 """
 
+from fedprune.ticket.init_from import InitFrom
 from fedprune.ticket.read import Ticket, load_ticket
 from fedprune.ticket.start_from import StartFrom
 
-__all__ = ["StartFrom", "Ticket", "load_ticket"]
+__all__ = ["InitFrom", "StartFrom", "Ticket", "load_ticket"]

@@ -12,6 +12,7 @@ import torch
 from fedprune.errors import DataError, RunError
 from fedprune.pruning import mask as masks
 from fedprune.storage import checkpoint
+from fedprune.ticket.weights import holds_weights
 from fedprune.types import Json, Mask, Params
 
 GROUPS = {"params", "mask"}
@@ -44,6 +45,8 @@ def load_ticket(path: Path | str) -> Ticket:
     path = path / "ticket.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise DataError(f"there is no ticket {path}: give the ticket.safetensors of a finished run, or the run's folder")
+    if holds_weights(path):
+        raise DataError(f"{path} is a state_dict and not a ticket of fedprune: type init_from={path}")
     try:
         groups, provenance = checkpoint.read(path)
     except (RunError, TypeError) as error:

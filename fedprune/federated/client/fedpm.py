@@ -134,6 +134,9 @@ class SampledMasks(Work):
             f"ticket.path={config.ticket.path}: {CHOSEN} begins from constants: set ticket.path=null": (
                 config.ticket.path is None
             ),
+            f"init_from.path={config.init_from.path}: {CHOSEN} begins from constants: set init_from.path=null": (
+                config.init_from.path is None
+            ),
             f"model={names['model']} has BatchNorm, which {CHOSEN} does not train: "
             f"choose {'model.norm=group' if offers(net, 'group') else 'model=lenet_300_100'}, or another model without it": (
                 not any(is_batchnorm(layer) for layer in net.modules())
