@@ -13,7 +13,8 @@ SHOWN = 5
 
 
 def too_few(groups: np.ndarray, users: tuple[str, ...], how: Division) -> str | None:
-    """Return who has too few examples to be a client, and what to type to have them; None if nobody has, or users have no names.
+    """Return who has too few examples to be a client, and what to type to have them; None if nobody has, or if users have no
+    names.
 
     groups: the number of the user of each example that clients may have, as an index into `users`.
     """
