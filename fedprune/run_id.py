@@ -2,8 +2,8 @@
 
     lotteryfl-snip-density=0.1-seed=3-clients=20-1a2b3c4d
 
-The words that tell most come first: methods and options, the density, the seed, then other keys by their last words. What makes
-the name longer than LONGEST is left out; the hash tells such runs apart. Tables and legends call keys by the same words.
+The words that tell most come first: methods and options, tickets, the density, the seed, then other keys by their last words.
+What makes the name longer than LONGEST is left out; the hash tells such runs apart. Tables and legends have the same words.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _pair(override: str) -> tuple[str, str]:
 
 def _rank(pair: tuple[str, str]) -> int:
     key = pair[0]
-    ranks = [key == METHOD, key in GROUPS, key == "density", key == "seed", True]
+    ranks = [key == METHOD, key in GROUPS, key in FILES, key == "density", key == "seed", True]
     return ranks.index(True)
 
 

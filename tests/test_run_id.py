@@ -22,7 +22,7 @@ from fedprune.run_id import LONGEST, METHOD, folder_name, in_short, short_keys
         (["executor=ray", "executor.workers=3", "name=x", "+experiment=y", "data.root=/z", "force=true", "device=cpu"], ""),
         (["data.path=/home/me/people.csv", "~local.penalty"], "path=people.csv-penalty=removed"),
         (['ticket.path="outputs/lth/snip-0.1-1a2b3c4d"', "ticket.head=fresh"], "ticket=1a2b3c4d-head=fresh"),
-        (["ticket.path=outputs/lth/snip-99887766/ticket.safetensors"], "ticket=99887766"),
+        (["seed=1", "ticket.path=outputs/lth/snip-99887766/ticket.safetensors"], "ticket=99887766-seed=1"),
         (["what.layers=[linear,conv]"], "layers=_linear,conv_"),
         (["model.rounds=7"], "rounds=7"),
         (["model.data=7"], "model.data=7"),  # not as the group
