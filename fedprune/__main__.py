@@ -7,70 +7,41 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from fedprune.command.help import ALONE, help_text, version_text
+from fedprune.command.words import arguments, own_folders, several_experiments, writable, writes
+from fedprune.errors import FedpruneError
 
-from fedprune import run_id
-from fedprune.command_line import arguments, several_experiments, writable, writes
-from fedprune.config import CONF, schema
-from fedprune.errors import ConfigError, FedpruneError
-from fedprune.running import dry, sweep
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""The environment variable by which a user asks Hydra for whole tracebacks, with 1."""
 
 log = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def job(config: DictConfig) -> None:
-    """Do one job, alone or of a sweep. In a sweep a job that fails leaves its reason, and the others go on."""
-    from fedprune.running import run  # importing torch and Lightning takes seconds: --help and typos need not wait
-
-    hydra_config = HydraConfig.get()
-    folder, names = Path(hydra_config.runtime.output_dir), hydra_config.runtime.choices
-    alone = hydra_config.mode is RunMode.RUN
-    if not config.dry_run:
-        sweep.enroll(folder)
-    about_sweep = _taken(config, "home")
-    try:
-        if about_sweep is not None and alone:
-            raise ConfigError(["this experiment is a sweep over several runs, which its section home compares: add -m"])
-        chosen = {group: names[group] for group in run_id.GROUPS}
-        run.run(config, folder, chosen, hydra_config.overrides.task, os.environ.get(sweep.SWEEP, config.name))
-    except FedpruneError as error:
-        if not config.dry_run:
-            run.fail(folder, error, str(error))
-        log.error("%s", error if alone else f"{folder.name}: {error}")
-        if alone:
-            sys.exit(1)
-    except Exception as error:
-        if config.dry_run:
-            raise  # a dry run writes nothing, so it leaves no reason in a folder either
-        _write_traceback(folder)
-        run.fail(folder, error, f"{type(error).__name__}: {error}")
-        if alone:
-            raise
-        log.error("%s\nunexpected %s: %s (see error.log there)", folder.name, type(error).__name__, error)
-
-
-def _taken(config: DictConfig, key: str) -> object:
-    """Return the value of a key that is about the sweep, and remove it: no run is described by it."""
-    with open_dict(config):
-        return config.pop(key)
-
-
-def _write_traceback(folder: Path) -> None:
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.log").write_text(traceback.format_exc())
+def answer(words: list[str]) -> str | None:
+    """Return the answer to a command that asks for no run, or None."""
+    if not words:
+        return ALONE
+    if {"--help", "-h"} & set(words):
+        return help_text(own_folders(words))
+    if "--version" in words:
+        return version_text()
+    return None
 
 
 def main() -> None:
     """Run the command. Ctrl-C keeps what is done, and a state from which the same command resumes."""
-    sys.argv[1:] = arguments(sys.argv[1:])
+    words = arguments(sys.argv[1:])
+    told = answer(words)
+    if told is not None:
+        print(told, end="" if told.endswith("\n") else "\n")
+        return
+    sys.argv[1:] = words
     several = several_experiments(sys.argv)
     if several is not None:
         print(f"{several}: each runs as one job; a grid that an experiment declares is expanded only when it is launched alone")
@@ -78,16 +49,51 @@ def main() -> None:
     if writes(sys.argv) and not writable(outputs):
         print(f"results go to {outputs.absolute()}, which is not a folder to write to: start elsewhere", file=sys.stderr)
         sys.exit(1)
-    schema.register()
-    run_id.register()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's "stop" ends a run as Ctrl-C does
     try:
-        job()
+        _launch()
     except KeyboardInterrupt:
         print("\ninterrupted; what is done is kept, and the same command goes on from there", file=sys.stderr)
         sys.exit(130)
     finally:
+        from fedprune.running import dry
+
         dry.clean()
+
+
+def _launch() -> None:
+    """Let Hydra compose, and do the job or the sweep. An error that the user can mend is one message, and status 1."""
+    import hydra
+    from hydra.errors import HydraException
+
+    from fedprune import run_id
+    from fedprune.command.advice import explained
+    from fedprune.config import CONF, schema
+
+    schema.register()
+    run_id.register()
+    before = os.environ.get(FULL_ERROR, "0")
+    os.environ[FULL_ERROR] = "1"  # so that Hydra hands its errors on, and they can be explained
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_job)()
+    except HydraException as error:
+        print(explained(error) if before == "0" else traceback.format_exc(), file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+    finally:
+        os.environ[FULL_ERROR] = before
+
+
+def _job(config: DictConfig) -> float | None:
+    from fedprune.api.launch import job  # importing torch and Lightning takes seconds: typos need not wait
+
+    try:
+        return job(config)
+    except FedpruneError as error:  # here, because Hydra would print the overrides, too
+        log.error("%s", error)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

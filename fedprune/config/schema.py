@@ -110,6 +110,7 @@ class Config:
     profile: bool = False
     dry_run: bool = False
     force: bool = False
+    objective: str | None = None
     home: Option = None  # checked by fedprune.config.home, which explains more than a type can
 
 

@@ -36,6 +36,21 @@ def _members(outputs: Path, sweep: str) -> Path:
     return outputs / ".sweeps" / sweep
 
 
+def members(folder: Path, sweep: str) -> list[Path]:
+    """Return the folders of a sweep's runs, in the order in which they began. folder: that of the sweep."""
+    listed = _members(folder.parent, sweep)
+    names = listed.read_text().splitlines() if listed.exists() else []
+    return [folder.parent / name for name in dict.fromkeys(names)]
+
+
+def name_of(config: DictConfig) -> str:
+    """Return the name of a sweep, from its configuration before its cells: the same command again has the same name."""
+    given = [config.hydra.overrides.task, config.hydra.sweeper.get("params")]
+    with suppress(OmegaConfBaseException):  # what refers to a key that only the cells have
+        given.append(resolved(config))
+    return f"{config.name}-{digest_of(given)}"
+
+
 class Report(Callback):
     """Gives a sweep its name, and at its end prints one table over its jobs and writes table and figures. A dry run writes
     nothing, alone or in a sweep."""
@@ -45,11 +60,8 @@ class Report(Callback):
             dry.divert(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
-        given = [config.hydra.overrides.task, config.hydra.sweeper.get("params")]
         _check_home(config)
-        with suppress(OmegaConfBaseException):  # what refers to a key that only the cells have
-            given.append(resolved(config))
-        os.environ[SWEEP] = f"{config.name}-{digest_of(given)}"  # the same command again is the same sweep
+        os.environ[SWEEP] = name_of(config)
         if config.dry_run:
             dry.divert(config)
         else:
@@ -59,9 +71,7 @@ class Report(Callback):
         folder, sweep = Path(config.hydra.sweep.dir), os.environ.pop(SWEEP)
         if config.dry_run:  # which leaves nothing to summarise
             return
-        members = _members(folder.parent, sweep)
-        names = members.read_text().splitlines() if members.exists() else []
-        runs = [folder.parent / name for name in dict.fromkeys(names)]
+        runs = members(folder, sweep)
         reported = _reported(runs, folder)
         if not reported or any(map(has_failed, runs)):
             sys.exit(1)

@@ -80,13 +80,14 @@ def test_a_circle_is_found():
 
 
 FLOORS = (
-    ("amount", "capabilities", "command_line", "errors", "phase_clock", "plain_layers", "precision", "randomness", "types"),
+    ("amount", "capabilities", "errors", "phase_clock", "plain_layers", "precision", "randomness", "types"),
     ("device", "identity", "local/lightning", "storage", "tensors"),
     ("pruning/what", "run_id"),
     ("pruning/evidence", "data"),
     ("pruning/criterion",),
     ("pruning",),
     ("pruning/connectivity", "config", "federated/server", "local/state", "models", "wire"),
+    ("command",),
     ("execution", "local/regularisers"),
     ("local",),
     ("compaction",),
@@ -97,8 +98,11 @@ FLOORS = (
     ("experiment/checks",),
     ("experiment",),
     ("running",),
-    ("__main__", "analysis"),
-    ("analysis/home", "deployment", "sensitivity"),
+    ("analysis",),
+    ("analysis/home", "sensitivity"),
+    ("api",),
+    ("__main__",),
+    ("deployment",),
 )
 """The rooms (folders, and modules in no folder), from the lowest floor up. On one floor nobody imports another room."""
 

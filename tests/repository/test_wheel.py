@@ -102,5 +102,5 @@ def test_there_is_a_command_named_fedprune(installed, tmp_path):
     shown = call(installed / "fedprune", "--help", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "which pruning recipe survives federated training?" in shown.stdout
-    assert "experiment: " in shown.stdout and "lth_fedavg" in shown.stdout
+    assert "+experiment=NAME" in shown.stdout and "lth_fedavg" in shown.stdout
     assert list(tmp_path.iterdir()) == []

@@ -49,13 +49,15 @@ def refusal(assemble):
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        ("densty=0.1", ["densty", "Key 'densty' not in 'Config'"]),
-        ("federated.cohrt=3", ["cohrt", "Key 'cohrt' not in 'Federated'"]),
+        ("densty=0.1", ["densty: there is no such key; the nearest are density"]),
+        ("federated.cohrt=3", ["federated.cohrt: there is no such key; the nearest are federated.cohort"]),
+        ("trainer.max_epochs=3", ["type rounds=100", "local.epochs=1"]),
+        ("callbacks=none", ["callbacks", "local.module._target_"]),
         ("local.optimizer.lrr=3", ["lrr"]),
         ("criterion.drop.beta=3", ["beta"]),
         ("criteron=snip", ["criteron"]),
-        ("criterion=snpi", ["criterion/snpi", "Available options in 'criterion'", "snip", "magnitude"]),
-        ("+experiment=lth_fed", ["experiment/lth_fed", "Available options in 'experiment'", "lth_fedavg"]),
+        ("criterion=snpi", ["criterion=snpi: there is no such option; the nearest are snip"]),
+        ("+experiment=lth_fed", ["experiment=lth_fed: there is no such option; the nearest are lth_fedavg"]),
         ("rounds=many", ["rounds", "many", "Integer"]),
         ("density=low", ["density", "low", "Float"]),
         ("dry_run=perhaps", ["dry_run", "perhaps", "bool"]),
@@ -64,6 +66,23 @@ def refusal(assemble):
 def test_a_typo_is_named_with_what_there_is(typed, words, command):
     assert_refused(command(*TINY, typed), *words)
     assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("+federated.cohrt=3", ["+federated.cohrt: there is no such key; the nearest are federated.cohort"]),
+        ("+lr=0.1", ["+lr: there is no such key here; type local.optimizer.lr=0.1"]),
+        ("+optimizer.lr=0.1", ["+optimizer.lr: there is no such key here; type local.optimizer.lr=0.1"]),
+    ],
+)
+def test_a_key_that_was_added_and_that_nothing_reads_is_refused(typed, words, command):
+    assert_refused(command(*TINY, typed), *words)
+    assert list(Path("outputs").rglob("*.json")) == []
+
+
+def test_a_key_that_was_added_and_that_another_value_refers_to_is_read(command):
+    assert command(*TINY, "+lr=0.1", "local.optimizer.lr=${lr}", "rounds=1").rc == 0
 
 
 @pytest.mark.parametrize(

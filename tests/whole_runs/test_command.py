@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fedprune.command_line import arguments
+from fedprune import __version__
+from fedprune.command.words import arguments
 from fedprune.config import CONF
 from fedprune.run_id import folder_hash
 
@@ -139,19 +140,41 @@ def test_several_experiments_at_once_run_as_one_job_each_and_say_so(command, min
 # --- help and dry run ------------------------------------------------------------------------------------------------------
 
 
-def test_help_explains_the_questions_and_lists_every_option_of_every_group(command):
+def test_help_explains_the_questions_and_every_option_of_every_group(command):
     result = command("--help")
     assert result.rc == 0
     for axis in AXES:
-        assert re.search(rf"^  {axis} ", result.out, re.MULTILINE), axis
-    listed = dict(
-        line.split(": ") for line in result.out.splitlines() if re.match(r"[a-z/_]+: [a-z0-9_]+(, [a-z0-9_]+)*$", line)
-    )
+        assert re.search(rf"^{axis}: ", result.out, re.MULTILINE), axis
     for folder in sorted({path.parent for path in CONF.rglob("*.yaml")} - {CONF}):
-        group = str(folder.relative_to(CONF))
-        if not group.startswith("hydra"):
-            assert listed[group].split(", ") == sorted(path.stem for path in folder.glob("*.yaml")), group
+        group = folder.relative_to(CONF).as_posix()
+        if not group.startswith(("hydra", "experiment")):
+            (listed,) = re.findall(rf"^{group}:.*\n((?:  .+\n)+)", result.out, re.MULTILINE)
+            assert re.findall(r"^  (\S+)(?:  +\S|$)", listed, re.MULTILINE) == sorted(
+                path.stem for path in folder.glob("*.yaml")
+            )
+    assert re.search(r"^  iterative +Prunes the same fraction of the survivors in each event\.$", result.out, re.MULTILINE)
+    assert max(map(len, result.out.splitlines())) <= 130
     assert "-m" in result.out and "dry_run=true" in result.out
+    assert not Path("outputs").exists()
+
+
+def test_help_has_the_options_of_a_users_own_folder(command):
+    folder = Path("mine/criterion")
+    folder.mkdir(parents=True)
+    (folder / "cubed.yaml").write_text("# |w|^3. Mine 2026.\n_target_: fedprune.pruning.criterion.Criterion\n")
+    assert re.search(r"^  cubed +\|w\|\^3\.$", command("--config-dir", "mine", "--help").out, re.MULTILINE)
+
+
+def test_the_version_names_what_results_depend_on(command):
+    import torch
+
+    result = command("--version")
+    assert result.rc == 0 and result.out.startswith(f"fedprune {__version__} (torch {torch.__version__}, hydra-core ")
+
+
+def test_the_command_alone_explains_itself_and_trains_nothing(command):
+    result = command()
+    assert result.rc == 0 and "fedprune rounds=100" in result.out and len(result.out.splitlines()) < 24
     assert not Path("outputs").exists()
 
 

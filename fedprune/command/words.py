@@ -16,7 +16,10 @@ WITH_VALUE = {
 PATHS = ("ticket", "init_from")
 """Keys with a `path`, for which the path alone may be typed."""
 
-READ_ONLY = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "dry_run=true", "dry_run=True"}
+READ_ONLY = {
+    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"),
+    *("dry_run=true", "dry_run=True"),
+}
 """Words of commands that print an answer and write nothing."""
 
 
@@ -47,6 +50,18 @@ def writable(folder: Path) -> bool:
     if folder.exists():
         return folder.is_dir() and os.access(folder, os.W_OK)
     return os.access(folder.absolute().parent, os.W_OK)
+
+
+def key_of(override: str) -> str:
+    """Return the key of an override, without + or ~ before it."""
+    return override.lstrip("+~").partition("=")[0].strip()
+
+
+def own_folders(words: Sequence[str]) -> list[Path]:
+    """Return the folders of a user's own options, as --config-dir names them."""
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    named = [value for flag, value in pairs if flag in ("--config-dir", "-cd")]
+    return [Path(text) for text in [*named, *(word.partition("=")[2] for word in words if word.startswith("--config-dir="))]]
 
 
 def several_experiments(words: Sequence[str]) -> str | None:

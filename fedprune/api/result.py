@@ -1,0 +1,119 @@
+"""A run that was done or begun, and a sweep of runs, as values to look into."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedprune.config import CONF
+from fedprune.errors import FedpruneError
+from fedprune.types import Json
+
+if TYPE_CHECKING:  # importing them takes seconds, and a result needs them only when it is asked
+    import pandas as pd
+    from torch import nn
+
+    from fedprune.ticket.read import Ticket
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run by its folder. What it is asked for is read from the files there.
+
+    about: run.json, which says what the run is.
+    """
+
+    folder: Path
+    about: Json
+
+    @property
+    def status(self) -> str:
+        """Return done, failed, skipped (the options make no sense together) or unfinished."""
+        if (self.folder / "summary.json").exists():
+            return "done"
+        return str(self._failure().get("status", "unfinished"))
+
+    @property
+    def reason(self) -> str:
+        """Return why the run has no result; "" if it has one."""
+        return "" if self.status == "done" else str(self._failure().get("reason", ""))
+
+    @property
+    def config(self) -> DictConfig:
+        """Return the configuration of the run."""
+        return OmegaConf.create(dict(self.about["config"]))
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """Return the chosen option of each group."""
+        return dict(self.about["axes"])
+
+    @property
+    def summary(self) -> Mapping[str, float]:
+        """Return the metrics at the end of the run, by name. Raises FedpruneError if it has not ended."""
+        if self.status != "done":
+            raise FedpruneError(f"{self.folder} has no summary: the run is {self.status}. {self.reason}".rstrip())
+        return dict(json.loads((self.folder / "summary.json").read_text())["metrics"])
+
+    @property
+    def rounds(self) -> pd.DataFrame:
+        """Return a row for each round that was done, with its metrics."""
+        from fedprune.analysis.read import load_rounds
+
+        frame = load_rounds([self.folder])
+        return frame[["round", *(name for name in frame.columns if "/" in name)]]
+
+    @property
+    def ticket(self) -> Ticket:
+        """Return the mask, and the weights to train it from. Raises FedpruneError if there is none."""
+        from fedprune.ticket.read import load_ticket
+
+        return load_ticket(self.folder)
+
+    def net(self, config_dir: Path | str | None = None) -> nn.Module:
+        """Return the trained network in evaluation mode, with dead weights at zero.
+
+        config_dir: the folder of your own options, if the network is of one. Raises FedpruneError if there is no such network.
+        """
+        from fedprune.ticket.export import load_network
+
+        own = [] if config_dir is None else [Path(config_dir)]
+        return load_network(self.folder, [*own, CONF]).net
+
+    def _failure(self) -> Json:
+        path = self.folder / "failed.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of a sweep, and its folder, which has table.csv, table.md and figures/."""
+
+    folder: Path
+    runs: tuple[Result, ...]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Return a row per run: its axes and swept keys, and its metrics at the end."""
+        from fedprune.analysis.read import load_runs
+
+        return load_runs([run.folder for run in self.runs])
+
+    @property
+    def failed(self) -> tuple[Result, ...]:
+        """Return the runs that ended by a fault."""
+        return tuple(run for run in self.runs if run.status == "failed")
+
+
+def load(folder: Path | str) -> Result:
+    """Return a run by its folder. Raises FedpruneError if it is not that of a run."""
+    path = Path(folder)
+    try:
+        return Result(path, dict(json.loads((path / "run.json").read_text())))
+    except (OSError, ValueError) as error:
+        raise FedpruneError(f"{path} is not the folder of a run: it has no run.json that can be read") from error
