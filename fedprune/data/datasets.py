@@ -26,7 +26,8 @@ class Dataset:
     numbers [N] or [N, K] for a regression. classes: the number of the network's outputs (classes, labels that an example may
     have at once, or targets of a regression). mean, std: per channel (or one for all; or none), over the training pool, in the
     units of x (0..255; digits 0..16). groups: int64 [N], the natural client of each training example, for partition=natural.
-    users: the names of these clients, for messages; () if they have none.
+    users: the names of these clients, for messages; () if they have none. class_names: the names of the classes, in the order
+    of the labels; () if they have none.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Dataset:
     std: tuple[float, ...] = ()
     groups: Tensor | None = None
     users: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -100,7 +100,8 @@ def _read(
         parts = (x[~held_out], y[~held_out], x[held_out], y[held_out])
         groups = groups[~held_out] if groups is not None else None
     mean, std = moments(parts[0])
-    return Dataset(name, *parts, classes=len(layout.classes), mean=mean, std=std, groups=groups, users=names)
+    classes = layout.classes
+    return Dataset(name, *parts, len(classes), mean=mean, std=std, groups=groups, users=names, class_names=classes)
 
 
 def _without(layout: Layout, unread: dict[Path, str], unreadable: str) -> Layout:

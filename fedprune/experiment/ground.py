@@ -154,7 +154,7 @@ def _start(config: DictConfig) -> StartFrom | InitFrom:
 
 def _made(start: type[Start], keys: DictConfig, group: str) -> Start:
     try:
-        return start(**keys)
+        return start(**{str(key): value for key, value in keys.items()})
     except TypeError as error:
         known = ", ".join(f"{group}.{field}" for field in inspect.signature(start).parameters)
         raise ConfigError([f"{group}: {str(error).partition(') ')[2]}; its keys are {known}"]) from error

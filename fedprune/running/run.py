@@ -180,7 +180,8 @@ def _provenance(about: loggers.About) -> dict[str, str]:
     """Return a ticket's origin, and what makes its network again. Nothing in it changes when a run is resumed."""
     model = {"option": about["axes"]["model"], "config": about["config"]["model"]}
     network = model | {"shape": about["shape"], "classes": about["classes"]}
-    texts = {key: json.dumps(value) for key, value in (("axes", about["axes"]), ("network", network))}
+    inputs = {key: about[key] for key in ("mean", "std", "class_names")}
+    texts = {key: json.dumps(value) for key, value in (("axes", about["axes"]), ("network", network), ("inputs", inputs))}
     return {"name": about["name"], "seed": str(about["seed"]), "id": about["id"], "fedprune": __version__} | texts
 
 
@@ -220,6 +221,9 @@ def _facts(experiment: Experiment, config: DictConfig) -> Json:
         "examples": sum(sizes(experiment.clients.train)),
         "shape": list(experiment.dataset.shape),
         "classes": experiment.dataset.classes,
+        "mean": list(experiment.dataset.mean),
+        "std": list(experiment.dataset.std),
+        "class_names": list(experiment.dataset.class_names),
         "metric": {"name": experiment.task.metric, "larger_is_better": experiment.task.larger_is_better},
         "begin": None if experiment.ticket is None else {"density": density(experiment.ticket.mask)},
     }

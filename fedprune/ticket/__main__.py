@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from rich.console import Console
@@ -10,12 +11,13 @@ from rich.console import Console
 from fedprune.config import CONF
 from fedprune.errors import FedpruneError
 from fedprune.ticket import show
-from fedprune.ticket.export import export, load_network
+from fedprune.ticket.export import Network, export, load_network
+from fedprune.ticket.measure import parameters, table
 from fedprune.ticket.read import load_ticket
 
 
 def main() -> None:
-    """Run `show FILE [--into DIR]` or `export FILE --to FILE [--compact] [--config-dir DIR]`."""
+    """Run `show FILE [--into DIR]` or `export FILE --to FILE [--compact] [--untimed] [--config-dir DIR]`."""
     parser = _parser()
     given = parser.parse_args()
     try:
@@ -39,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     exported.add_argument("--to", type=Path, required=True, help="model.onnx, model.safetensors or state_dict.pt")
     exported.add_argument("--compact", action="store_true", help="without its dead filters and neurons")
+    exported.add_argument("--untimed", action="store_true", help="do not time the network, dense and small, on one thread")
     exported.add_argument("--config-dir", type=Path, help="where model/*.yaml of your own are")
     exported.set_defaults(do=_export)
     return parser
@@ -52,16 +55,26 @@ def _show(given: argparse.Namespace) -> None:
 
 
 def _export(given: argparse.Namespace) -> None:
-    network = load_network(given.file, [folder for folder in (given.config_dir, CONF) if folder])
-    dense = sum(parameter.numel() for parameter in network.net.parameters())
-    network = network.smaller() if given.compact else network
+    dense = load_network(given.file, [folder for folder in (given.config_dir, CONF) if folder])
+    network = dense.smaller() if given.compact else dense
     export(network, given.to)
-    left = sum(parameter.numel() for parameter in network.net.parameters())
-    shape = "x".join(map(str, network.example.shape[1:]))
-    of_dense = f" of {dense:,}" if given.compact else ""
-    none_dead = ": no whole filter, channel or neuron is dead" if given.compact and left == dense else ""
+    before, left = parameters(dense.net), parameters(network.net)
+    of_dense = f" of {before:,}" if given.compact else ""
+    none_dead = ": no whole filter, channel or neuron is dead" if given.compact and left == before else ""
     print(f"{given.to}: {left:,} parameters{of_dense}{none_dead}")
-    print(f"inputs: {shape}, normalised as in training (mean and scale of the data set)")
+    print(f"inputs: {'x'.join(map(str, network.example.shape[1:]))}, {_normalised(network)}")
+    if not given.untimed:
+        print(table([dense.net, network.net] if given.compact else [network.net], network.example))
+
+
+def _normalised(network: Network) -> str:
+    """Return how inputs are made of the data."""
+    known = network.inputs
+    if "mean" not in known:
+        return "normalised as in training (mean and scale of the data set)"
+    moments = [f"{', '.join(f'{value:.6g}' for value in json.loads(known[key])[:3])}" for key in ("mean", "std")]
+    more = ", ..." if len(json.loads(known["mean"])) > 3 else ""
+    return f"normalised as in training: (x - mean) / std, mean {moments[0]}{more}, std {moments[1]}{more}"
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,24 +23,26 @@ from fedprune.pruning.evidence.network import blank
 from fedprune.storage.checkpoint import load_state
 from fedprune.tensors import load_tensors, other_names, tensors_of
 from fedprune.ticket.model import build_network, model_of
-from fedprune.ticket.read import load_ticket
+from fedprune.ticket.read import load_ticket, parsed
 from fedprune.types import Mask, Params
 
 
 @dataclass(frozen=True)
 class Network:
     """A network with its weights, its mask, a batch of one input of its shape, and the units that it kept if it was
-    compacted."""
+    compacted. inputs: the mean and standard deviation of the data's channels, and the names of the classes, as JSON by key;
+    without those that are not known."""
 
     net: nn.Module
     mask: Mask
     example: torch.Tensor
     survivors: Survivors | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     def smaller(self) -> Network:
         """Return the network without its dead units. Raises Incompatible if they cannot be removed."""
         small = compact(self.net, self.mask, self.example)
-        return Network(small.net, small.mask, self.example, small.survivors)
+        return Network(small.net, small.mask, self.example, small.survivors, self.inputs)
 
 
 def load_network(path: Path, folders: Sequence[Path]) -> Network:
@@ -57,7 +59,8 @@ def load_network(path: Path, folders: Sequence[Path]) -> Network:
     if problem:
         raise DataError(f"{ticket.path} is not of the network that model={model.option} is here: {problem}")
     load_tensors(net, params)
-    return Network(net.eval(), subnet.mask, blank(net, model.shape))
+    inputs = {key: json.dumps(value) for key, value in parsed(ticket.provenance, "inputs").items() if value}
+    return Network(net.eval(), subnet.mask, blank(net, model.shape), inputs=inputs)
 
 
 def _misfit(params: Params, net: Params) -> str | None:
@@ -74,9 +77,12 @@ def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
 
 
 def to_onnx(network: Network, path: Path) -> None:
-    """Write a network from normalised inputs to logits; the size of the batch is free. Raises ConfigError without onnx."""
+    """Write a network from normalised inputs to logits; the size of the batch is free. Raises ConfigError without onnx.
+
+    The metadata (metadata_props) has mean, std and class_names as JSON: inputs are (x - mean) / std for each channel.
+    """
     try:
-        import onnx  # noqa: F401  # torch's exporter needs it, and fails late without it
+        import onnx  # torch's exporter needs it, too, and fails late without it
     except ImportError as error:
         raise ConfigError(["ONNX is not installed: pip install 'fedprune[onnx]', or choose --to model.safetensors"]) from error
     with warnings.catch_warnings():
@@ -90,12 +96,17 @@ def to_onnx(network: Network, path: Path) -> None:
             output_names=["logits"],
             dynamic_axes={"inputs": {0: "batch"}, "logits": {0: "batch"}},
         )
+    if network.inputs:
+        model = onnx.load(str(path))
+        onnx.helper.set_model_props(model, dict(network.inputs))
+        onnx.save(model, str(path))
 
 
 def to_safetensors(network: Network, path: Path) -> None:
-    """Write the state_dict; of a compacted network with the channels that it kept as `kept` in the metadata."""
+    """Write the state_dict; in the metadata mean, std and class_names, and of a compacted network its channels as `kept`."""
     tensors = {name: tensor.contiguous().clone() for name, tensor in network.net.state_dict().items()}
-    path.write_bytes(save(tensors, {} if network.survivors is None else {"kept": json.dumps(network.survivors)}))
+    kept = {} if network.survivors is None else {"kept": json.dumps(network.survivors)}
+    path.write_bytes(save(tensors, {**network.inputs, **kept}))
 
 
 def to_state_dict(network: Network, path: Path) -> None:

@@ -47,7 +47,7 @@ def run_folder(command, folder) -> Path:
 @pytest.fixture
 def exported(ticket_command):
     """exported(*arguments) -> (exit status, out, err) of `python -m fedprune.ticket export`."""
-    return functools.partial(ticket_command, "export")
+    return functools.partial(ticket_command, "export", "--untimed")
 
 
 def outputs(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -73,6 +73,34 @@ def test_a_trained_network_gives_the_same_outputs_as_onnx(compacted, size, run_f
     assert "inputs: 1x8x8, normalised as in training" in out
     x = inputs(size, 1, 8, 8)
     torch.testing.assert_close(onnx_outputs(tmp_path / "new" / "model.onnx", x), outputs(trained.net, x), rtol=1e-4, atol=1e-5)
+
+
+def test_mean_std_and_class_names_travel_with_the_network(run_folder, exported, tmp_path):
+    """Of digits mean and deviation are known, and the classes have no names; a ticket from before has neither."""
+    onnx = pytest.importorskip("onnx")
+    rc, out, _ = exported(run_folder, "--to", tmp_path / "m.onnx", "--compact")
+    assert rc == 0 and "(x - mean) / std, mean 4.87791, std 6.01361" in out
+    props = {prop.key: json.loads(prop.value) for prop in onnx.load(str(tmp_path / "m.onnx")).metadata_props}
+    assert props == {"mean": [4.877912], "std": [6.013614]}
+    ticket = load_ticket(run_folder)
+    named = json.dumps({"mean": [1.0, 2.0], "std": [3.0, 4.0], "class_names": ["cat", "dög"]})
+    save_ticket(ticket.params, ticket.mask, {**ticket.provenance, "inputs": named}, tmp_path / "named.safetensors")
+    assert exported(tmp_path / "named.safetensors", "--to", tmp_path / "m.onnx")[0] == 0
+    props = {prop.key: json.loads(prop.value) for prop in onnx.load(str(tmp_path / "m.onnx")).metadata_props}
+    assert props == json.loads(named)
+    exported(tmp_path / "named.safetensors", "--to", tmp_path / "m.safetensors")
+    with safe_open(tmp_path / "m.safetensors", "pt") as opened:
+        assert json.loads(opened.metadata()["class_names"]) == ["cat", "dög"]
+    before = {key: value for key, value in ticket.provenance.items() if key != "inputs"}
+    save_ticket(ticket.params, ticket.mask, before, tmp_path / "before.safetensors")
+    rc, out, _ = exported(tmp_path / "before.safetensors", "--to", tmp_path / "m.onnx")
+    assert rc == 0 and "mean and scale of the data set" in out
+    assert not onnx.load(str(tmp_path / "m.onnx")).metadata_props
+
+
+def test_the_command_times_dense_against_small(run_folder, ticket_command, tmp_path):
+    rc, out, _ = ticket_command("export", run_folder, "--to", tmp_path / "m.pt", "--compact")
+    assert rc == 0 and "small / dense" in out and "batch of 64" in out
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])
