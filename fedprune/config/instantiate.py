@@ -78,11 +78,14 @@ def make_network(config: Node, shape: tuple[int, ...], classes: int) -> nn.Modul
     Raises ConfigError if it is called with other arguments, gives no network, or does not run on zeros where it has to.
     """
     try:
-        net = make(config, shape=shape, classes=classes)
+        net = _called(config, shape, classes)
     except ConfigError as error:
         if not isinstance(error.__cause__, TypeError):
             raise
-        called = "a model is called with shape=(C, H, W), of text (T,), with classes=N and the values of its yaml"
+        called = (
+            "a model is called with those of shape=(C, H, W), of text (T,), classes=N and num_classes=N that it takes, and the "
+            f"values of its yaml (none with model=lenet_300_100 model._target_={config.get('_target_')})"
+        )
         raise ConfigError([f"{error}: {called}; write a function of these that returns yours"]) from error
     if not isinstance(net, nn.Module):
         gives = f"{config['_target_']} gives {'a function' if callable(net) else f'{net!r:.60}'} and no torch.nn.Module"
@@ -90,6 +93,24 @@ def make_network(config: Node, shape: tuple[int, ...], classes: int) -> nn.Modul
     if _lazy(net):
         _give_sizes(net, shape)
     return net
+
+
+def _called(config: Node, shape: tuple[int, ...], classes: int) -> object:
+    """Return what a model's config makes, called with those of `shape`, `classes` and `num_classes` that it names.
+
+    A function that takes any keyword (**kwargs) and names none of them is called with `num_classes`, as those of torchvision
+    and timm are.
+    """
+    factory = _factory(config)
+    if config.get("_partial_"):
+        return factory
+    parameters = inspect.signature(factory).parameters
+    offered: dict[str, object] = {"shape": shape, "classes": classes, "num_classes": classes}
+    bound = factory.keywords if isinstance(factory, functools.partial) else {}
+    named = {name: value for name, value in offered.items() if name in parameters and name not in bound}
+    if not named and not {*offered} & {*bound} and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        named = {"num_classes": classes}
+    return _made(config, factory, (), named)
 
 
 def _lazy(net: nn.Module) -> list[str]:

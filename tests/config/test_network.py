@@ -1,0 +1,57 @@
+"""Constructors of networks are called with what they take."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from fedprune.config.instantiate import make_network
+from fedprune.errors import ConfigError
+
+
+class Plain(nn.Module):
+    """A network that takes nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+class Zoo(nn.Module):
+    """With the signature of torchvision's networks."""
+
+    def __init__(self, width, num_classes=1000):
+        super().__init__()
+        self.fc = nn.Linear(width, num_classes)
+
+
+def resnet(*, weights=None, progress=True, **kwargs):
+    """As torchvision.models.resnet18 is declared."""
+    return Zoo(4, **kwargs)
+
+
+def of_classes(classes):
+    return nn.Linear(4, classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "outputs"),
+    [
+        ("Plain", {}, 3),
+        ("Zoo", {"width": 4}, 5),
+        ("resnet", {}, 5),
+        ("resnet", {"num_classes": 7}, 7),  # what the yaml says stands
+        ("of_classes", {}, 5),
+    ],
+)
+def test_a_network_is_called_with_what_it_takes(name, keys, outputs):
+    net = make_network(OmegaConf.create({"_target_": f"{__name__}.{name}", **keys}), (4,), 5)
+    assert next(net.parameters()).shape == torch.Size([outputs, 4])
+
+
+def test_a_key_that_it_does_not_take_is_said_with_what_to_type():
+    with pytest.raises(ConfigError, match=r"norm.*model=lenet_300_100 model._target_=.*Plain"):
+        make_network(OmegaConf.create({"_target_": f"{__name__}.Plain", "norm": "none"}), (4,), 5)
