@@ -7,10 +7,10 @@ import pickle
 
 import pytest
 import torch
-from fedprune.command_line import arguments
 from safetensors.torch import save_file
 from torch.nn.utils import prune
 
+from fedprune.command.words import arguments
 from fedprune.errors import ConfigError, DataError, Incompatible
 from fedprune.models.lenet import lenet_300_100
 from fedprune.pruning.mask import count

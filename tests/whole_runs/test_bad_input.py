@@ -413,7 +413,7 @@ def test_in_a_sweep_the_other_cells_go_on_and_the_table_tells_what_failed_and_wh
     rows = table()
     assert [row["status"] for row in rows] == ["done", "done", "failed", "failed"]
     for row in rows[2:]:
-        assert "diverged" in row["reason"] and row["local.optimizer.lr"] == "1e+30"
+        assert "diverged" in row["reason"] and row["lr"] == "1e+30"
     assert "diverged" in result.out  # the printed table, too
     assert "failed" in result.out
     assert {path.name for path in Path("outputs/fedprune/figures").iterdir()} >= {"accuracy_rounds.png", "accuracy_rounds.svg"}

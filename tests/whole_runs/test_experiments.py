@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,6 +108,12 @@ def cells(monkeypatch) -> list[Sequence[str]]:
     return ran
 
 
+def column(key: str, row: dict[str, str]) -> str:
+    """The column of a key: as few of its last words as tell it from the others."""
+    words = re.split("[./]", key)
+    return next(name for name in (".".join(words[-number:]) for number in range(1, len(words) + 1)) if name in row)
+
+
 @pytest.mark.usefixtures("composed_once")
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_an_experiment_runs_and_each_two_answers_of_its_grid_meet(path, command, data, cells, monkeypatch):
@@ -120,9 +127,9 @@ def test_an_experiment_runs_and_each_two_answers_of_its_grid_meet(path, command,
     result = command(f"+experiment={path.stem}", *data(path), *reduced, *eased, *narrowed, "-m")
     assert result.rc == 0, result.text
     folder = Path("outputs", path.stem)
-    axes = {key.replace("/", "."): values for key, values in grid(path).items() if not swept_away(key)}
     with open(folder / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
+    axes = {column(key, rows[0]): values for key, values in grid(path).items() if not swept_away(key)}
     assert len(rows) == len(cells)
     assert {row["status"] for row in rows} <= {"done", "skipped"}
     done = [row for row in rows if row["status"] == "done"]
