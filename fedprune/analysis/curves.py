@@ -6,12 +6,25 @@ because a seed joins or leaves.
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 
 from fedprune.analysis.metric import metric_of
+from fedprune.analysis.read import METHOD
 from fedprune.errors import FedpruneError
 
-LINES_IN_A_PANEL, PANELS = 8, 6  # at most
+LINES_IN_A_PANEL, PANELS = 8, 6  # at most, where one column can divide them so
+
+MOST_LINES = 24
+"""No panel shows more lines than this: of more it shows the best."""
+
+WORDS, MOST_WORDS, LETTERS = 3, 5, 28
+"""A label has more words than WORDS only if lines could not be told apart by fewer; from more than MOST_WORDS those are left
+out that most lines share. A word of more than LETTERS is cut, if that leaves it different from the others of its column."""
+
+USUAL = "all as in most lines"
+"""The label of the line whose words are all left out."""
 
 
 def evaluated(frame: pd.DataFrame, x: str, by: list[str]) -> pd.DataFrame:
@@ -56,35 +69,92 @@ def curve(rows: pd.DataFrame, point: str) -> pd.DataFrame:
     return pd.DataFrame({**values, "events": points["prune/events"].mean()}).reset_index(drop=True)
 
 
+def best_lines(rows: pd.DataFrame, point: str) -> tuple[pd.DataFrame, int]:
+    """Return the rows of the MOST_LINES best lines of each panel, by the mean of their last point; and how many are left out.
+
+    rows: with the columns `panel` and `line`.
+    """
+    metric = metric_of(rows)
+    last = rows.sort_values(point).groupby(["panel", "line", "seed"])[metric.column("test")].last().groupby(["panel", "line"])
+    ranks = last.mean().groupby("panel").rank(method="first", ascending=not metric.larger_is_better)
+    kept = ranks[ranks <= MOST_LINES].index
+    return rows[pd.MultiIndex.from_frame(rows[["panel", "line"]]).isin(kept)], len(ranks) - len(kept)
+
+
 def labels(rows: pd.DataFrame, by: list[str]) -> pd.Series:
     """Return the label of each row, such as 'magnitude · init · clients=100'; empty where nothing varies."""
-    words = [[_word(column, value) for value in rows[column]] for column in by] or [[""] * len(rows)]
-    return pd.Series([" · ".join(label) for label in zip(*words, strict=True)], index=rows.index, dtype=str)
+    columns = [rows[column].map(_words(column, rows[column])) for column in by]
+    if not columns:
+        return pd.Series("", index=rows.index, dtype=str)
+    words = pd.concat(columns, axis=1, keys=by)
+    whole, short = _joined(words), _joined(_unusual(words))
+    telling = whole.groupby(short).nunique().max() == 1 if len(by) > MOST_WORDS else False
+    return short.replace("", USUAL) if telling else whole
+
+
+def _joined(words: pd.DataFrame) -> pd.Series:
+    rows = words.itertuples(index=False, name=None)
+    return pd.Series([" · ".join(filter(None, row)) for row in rows], index=words.index, dtype=str)
+
+
+def _unusual(words: pd.DataFrame) -> pd.DataFrame:
+    """Return the words without those that most lines have in a column."""
+    usual = words.drop_duplicates().mode().iloc[0] if len(words) else words
+    return words.mask(words == usual, "")
 
 
 def label_columns(rows: pd.DataFrame, by: list[str]) -> list[str]:
-    """Return the columns that suffice as a label: the name alone if no two cells share one, as published methods do not; else
-    `by`."""
-    return ["name"] if "name" in by and rows["name"].nunique() == rows["cell"].nunique() else by
+    """Return the columns of `by` that make up a label: the name alone if no two cells share one, as published methods do not.
+
+    Else columns that tell no cells apart are left out, the last ones first, until WORDS are left; beside the methods of a
+    sweep over them, all of these.
+    """
+    if "name" in by and rows["name"].nunique() == rows["cell"].nunique():
+        return ["name"]
+    cells = rows.drop_duplicates("cell")
+    columns = [column for column in by if cells[column].nunique(dropna=False) > 1]
+    enough = 1 if METHOD in columns else WORDS
+    for column in [column for column in reversed(columns) if column != METHOD]:
+        fewer = [other for other in columns if other != column]
+        if len(columns) > enough and not cells.duplicated(fewer).any():
+            columns = fewer
+    return columns
 
 
 def panel_column(rows: pd.DataFrame, by: list[str]) -> list[str]:
     """Return the column whose values get a panel each, as a list; [] if all lines fit into one panel.
 
-    Of the columns that make the panels small enough it is the one with fewest values; if none does, the one that comes nearest.
+    Of the columns that make the panels small enough it is the one with fewest values; if none does, the one that comes nearest,
+    if it takes a quarter of the lines away from the fullest panel.
     """
     few = [column for column in by if rows[column].nunique() <= PANELS]
     if len(by) < 2 or rows["cell"].nunique() <= LINES_IN_A_PANEL or not few:
         return []
     lines = {column: int(rows.groupby(column)["cell"].nunique().max()) for column in few}
-    return [min(few, key=lambda column: (max(lines[column], LINES_IN_A_PANEL), rows[column].nunique()))]
+    best = min(few, key=lambda column: (max(lines[column], LINES_IN_A_PANEL), rows[column].nunique()))
+    return [best] if lines[best] <= 0.75 * rows["cell"].nunique() else []
+
+
+def _words(column: str, values: pd.Series) -> dict[object, str]:
+    """Return a word for each value of a column."""
+    words = {value: _word(column, value) for value in values.unique()}
+    short = {value: _short(word) for value, word in words.items()}
+    taken = list(short.values())
+    return {value: short[value] if taken.count(short[value]) == 1 else word for value, word in words.items()}
 
 
 def _word(column: str, value: object) -> str:
     """Return an option by its name, and a number, a switch or a default as key=value."""
-    number = isinstance(value, (int, float))
-    text = f"{value:.10g}" if number else str(value)
+    text = f"{value:.10g}" if isinstance(value, (int, float)) else str(value)
+    number = re.fullmatch(r"-?[\d.]+(e-?\d+)?", text)
     return f"{column}={text}" if number or text in {"true", "false", "default", "none", "null"} else text
+
+
+def _short(word: str) -> str:
+    """Return a word of at most LETTERS: the last name of a path, of a dotted name, or of the `_target_` of a JSON object."""
+    target = re.search(r'"_target_": "[\w.]*?(\w+)"', word) or re.fullmatch(r"(?:\w+\.){2,}([A-Za-z]\w*)", word)
+    word = target[1] if target else word.rpartition("/")[2]
+    return word if len(word) <= LETTERS else word[: LETTERS - 1] + "…"
 
 
 def _sortable(column: pd.Series) -> pd.Series:

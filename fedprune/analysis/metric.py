@@ -116,11 +116,17 @@ ACCURACY = Metric()
 
 
 def metrics_of(frame: pd.DataFrame) -> list[Metric]:
-    """Return the metrics of a frame's runs, each once, in their order; accuracy if no run names one."""
+    """Return the metrics of a frame's runs, that of most runs first, else in their order; accuracy if no run names one.
+
+    Where runs are done, the others do not count.
+    """
     if METRIC not in frame:
         return [ACCURACY]
-    distinct = frame[[METRIC, LARGER]].dropna().drop_duplicates()
-    return [Metric(str(name), bool(larger)) for name, larger in distinct.itertuples(index=False)] or [ACCURACY]
+    runs = frame.drop_duplicates("run") if "run" in frame else frame
+    done = runs[runs["status"] == "done"] if "status" in runs else runs
+    counts = (done if len(done) else runs).groupby([METRIC, LARGER], sort=False).size()
+    ordered = counts.sort_values(ascending=False, kind="stable").index
+    return [Metric(str(name), bool(larger)) for name, larger in ordered] or [ACCURACY]
 
 
 def metric_of(frame: pd.DataFrame) -> Metric:

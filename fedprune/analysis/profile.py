@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fedprune.analysis.figures.looks import COLOURS
-from fedprune.analysis.figures.style import STYLE, save, whole_numbers
+from fedprune.analysis.figures.style import COLUMN, STYLE, save, whole_numbers
 from fedprune.phase_clock import PHASES, PREFIX
 
 BARS = 60
@@ -22,7 +22,7 @@ COLOUR_OF = dict(zip(PHASES, (*COLOURS, "0.8"), strict=True))
 
 
 def write(rows: Sequence[Mapping[str, float]], folder: Path) -> str | None:
-    """Write profile.csv and figures/profile.{png,svg} of a run's metrics into its folder; return the lines for the screen.
+    """Write profile.csv and figures/profile.{png,svg,pdf} of a run's metrics into its folder; return the lines for the screen.
 
     Returns None, and writes nothing, if no round was profiled.
     """
@@ -56,7 +56,7 @@ def seconds_rounds(table: pd.DataFrame) -> Figure:
     bars = table.groupby(table.reset_index().index // width).mean()
     share = table[[f"{name}_s" for name in PHASES]].sum() / table["round_s"].sum()
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.2, 3.4), layout="constrained")
+        figure = Figure(figsize=(COLUMN, 3.4), layout="constrained")
         axes = figure.add_subplot()
         bottom = pd.Series(0.0, bars.index)
         for name in PHASES:
@@ -64,7 +64,7 @@ def seconds_rounds(table: pd.DataFrame) -> Figure:
             label = f"{name} {100 * share[f'{name}_s']:.1f} %"
             axes.bar(bars["round"] + 1, height, 0.9 * width, bottom, color=COLOUR_OF[name], label=label)
             bottom += height
-        figure.legend(loc="outside right upper", reverse=True)
+        figure.legend(loc="outside lower center", ncols=2, reverse=True)
         axes.grid(visible=False, axis="x")
         whole_numbers(axes.xaxis)
         axes.set_xlabel("rounds")

@@ -2,7 +2,7 @@
 
 The folder: config.yaml, run.json (what it is), plan.txt, partition.safetensors, metrics.jsonl, state/, ticket.safetensors, and
 summary.json, written last: its presence means done. failed.json says why there is none. With profile=true also profile.csv and
-figures/profile.png and .svg.
+figures/profile.png, .svg and .pdf.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ OF_FAILURE = ("failed.json", "error.log")
 
 RESULTS = (
     *(SUMMARY, STATE, "metrics.jsonl", "metrics.csv", "ticket.safetensors", "plan.txt", "partition.safetensors"),
-    *("profile.csv", "figures/profile.png", "figures/profile.svg"),
+    *("profile.csv", *(f"figures/profile{suffix}" for suffix in (".png", ".svg", ".pdf"))),
 )
 """Files of results, which a run with `force` must not take for its own."""
 

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--criterion", default="magnitude,random", help="one or more, as in conf/criterion")
     parser.add_argument("--density", help="fractions of what lives to keep (default: 0.95, 0.9, ... 0.05)")
     parser.add_argument("--by-layer", action="store_true", help="each layer by itself, the others as they are")
-    parser.add_argument("--into", type=Path, default=Path("."), help="the folder for sensitivity.csv, .md, .png and .svg")
+    parser.add_argument("--into", type=Path, default=Path("."), help="the folder for sensitivity.csv, .md, .png, .svg and .pdf")
     parser.add_argument("--config-dir", type=Path, help="where criterion/*.yaml of your own are")
     return parser
 

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
+from matplotlib.text import Text
 
 from fedprune import analysis
 from fedprune.analysis import curves, figures
@@ -23,6 +24,7 @@ from fedprune.data import datasets
 from fedprune.data.federate import federate, save_partition
 from fedprune.data.partition import Dirichlet
 from fedprune.errors import FedpruneError
+from fedprune.analysis.read import METHOD
 
 Points = list[tuple[int, int, float, float | None]]
 TICKET: Points = [(0, 0, 1, None), (1, 0, 1, 0.9), (2, 1, 0.5, 0.7), (3, 1, 0.5, 0.8), (4, 2, 0.25, None), (5, 2, 0.25, 0.6)]
@@ -54,8 +56,13 @@ def points(axes: Axes) -> list[list[tuple[float, float]]]:
     return [[(float(x), round(float(y), 6)) for x, y in np.asarray(line.get_xydata())] for line in axes.get_lines()]
 
 
+BESIDES = {"prune events", "rounds between the ends of levels"}
+
+
 def legend(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
+    """The labels of the lines, without those of what else is drawn."""
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    return [text for text in texts if text not in BESIDES]
 
 
 def test_density_figure_goes_from_dense_to_sparse_through_the_means_over_seeds():
@@ -197,11 +204,80 @@ def test_a_legend_of_long_labels_stays_off_the_panels():
     assert all(axes.get_window_extent().height > 100 for axes in figure.axes)
 
 
-def test_faint_lines_are_explained_where_there_are_any():
-    (axes,) = figures.accuracy_bytes(rounds(TICKET), []).axes
-    assert "faint: the rounds between the ends of levels" in axes.get_xlabel()
-    (axes,) = figures.accuracy_bytes(rounds([*TICKET[:1], (1, 0, 1, 0.9)]), []).axes
-    assert "faint" not in axes.get_xlabel()
+def test_what_is_drawn_besides_the_lines_is_explained_where_it_is_drawn():
+    never = rounds([*TICKET[:1], (1, 0, 1, 0.9)])
+    for kind, text in (
+        (figures.accuracy_bytes, "rounds between the ends of levels"),
+        (figures.accuracy_rounds, "prune events"),
+    ):
+        assert [entry.get_text() for entry in kind(rounds(TICKET), []).legends[0].get_texts()] == [text]
+        assert not kind(never, []).legends
+
+
+def test_a_column_that_tells_no_line_apart_is_left_out_of_a_label_of_many_words():
+    cells = [("magnitude", "iterative", "init", 40, 0.93), ("magnitude", "iterative", "early", 40, 0.93)]
+    cells += [("snip", "never", "none", 680, 0.99)]
+    keys = ["criterion", "how_often", "rewind", "rounds", "local.lr_decay"]
+    frame = pd.concat([rounds(TICKET, **dict(zip(keys, cell, strict=True))) for cell in cells])
+    figure = figures.accuracy_rounds(frame, analysis.varying(frame))
+    assert legend(figure) == [f"magnitude · iterative · {rewind}" for rewind in ("early", "init")] + [
+        "snip · never · rewind=none"
+    ]
+
+
+def test_methods_are_labelled_by_their_files_and_what_tells_their_runs_apart():
+    cells = [(METHOD, "benchmark/feddst", "voted"), (METHOD, "benchmark/fedavg", "shared")]
+    frame = pd.concat([rounds(TICKET, whose=whose, density=d, **{key: name}) for key, name, whose in cells for d in (0.1, 0.2)])
+    assert sorted(legend(figures.accuracy_rounds(frame, analysis.varying(frame)))) == [
+        *(f"density={density} · {name}" for density in (0.1, 0.2) for name in ("fedavg", "feddst")),
+    ]
+
+
+def test_a_folder_of_all_kinds_of_runs_has_labels_of_what_is_unusual_in_each():
+    usual: dict[str, Any] = {f"a.key_{at}": "default" for at in range(12)} | {
+        "what": "weights",
+        "upload": '{"_target_": "a.b.whole"}',
+    }
+    unusual = [{}, *({f"a.key_{at}": at} for at in range(12)), {"what": "filters"}, {"upload": '{"_target_": "a.b.part"}'}]
+    frame = pd.concat([rounds(TICKET, **usual | one) for one in unusual])
+    figure = figures.accuracy_rounds(frame, analysis.varying(frame))
+    expected = ["all as in most lines", *(f"key_{at}={at}" for at in range(12)), "filters", "part"]
+    assert sorted(legend(figure)) == sorted(expected)
+    figure.draw_without_rendering()
+    assert figure.get_figwidth() == 7 and not figure.axes[0].get_window_extent().overlaps(figure.legends[0].get_window_extent())
+
+
+def test_of_too_many_lines_the_best_are_drawn_and_the_others_are_counted():
+    frame = pd.concat([rounds(shifted(TICKET, -clients / 100), **{"federated.clients": clients}) for clients in range(30)])
+    figure = figures.accuracy_rounds(frame, analysis.varying(frame))
+    assert legend(figure) == [f"clients={clients}" for clients in range(24)]
+    assert figure.legends[0].get_title().get_text() == "the best lines; 6 more are in the table"
+
+
+def test_a_single_panel_is_as_wide_as_a_column_and_letters_are_never_small():
+    figure = figures.accuracy_density(analysis.levels(grid(criterion=["magnitude", "random"])), ["criterion"])
+    assert figure.get_figwidth() == 3.3
+    figure.draw_without_rendering()
+    assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 7
+
+
+def test_the_bytes_figure_has_bars_at_the_ends_of_levels_of_every_line():
+    once: Points = [(0, 1, 0.1, 0.7), (1, 1, 0.1, 0.8)]
+    frame = pd.concat([rounds(shifted(once, seed / 50), seed) for seed in (0, 1)])
+    (axes,) = figures.accuracy_bytes(frame, []).axes
+    bars = [bar for bars in axes.collections if isinstance(bars, LineCollection) for bar in bars.get_segments()]
+    # Of 80 and 82 the sample standard deviation is sqrt(2), the mean 81.
+    assert [list(bar[:, 1]) for bar in bars] == [pytest.approx([81 - 2**0.5, 81 + 2**0.5])]
+
+
+def test_densities_of_lone_points_are_told_apart_by_marker_beside_lines_of_many_points():
+    last: Points = [(0, 1, 0.1, 0.8)]
+    cells = [*itertools.product(["a", "b", "c"], [0.1, 0.05])]
+    lone = [rounds(last, whose=whose, density=density) for whose, density in cells]
+    frame = pd.concat([*lone, rounds(TICKET, whose="a", density=0.25)])
+    (axes,) = figures.accuracy_rounds(frame, analysis.varying(frame)).axes
+    lines = [line for line in axes.get_lines() if line.get_marker() not in ("", "None")]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 7
 
 
 def test_nothing_to_draw_is_said():
@@ -212,12 +288,15 @@ def test_nothing_to_draw_is_said():
                 kind(frame, [])
 
 
-def test_saved_files_are_both_there_well_formed_and_the_same_every_time(tmp_path: Path):
+def test_saved_files_are_all_there_well_formed_and_the_same_every_time(tmp_path: Path):
     first = figures.save(density_figure(rounds(TICKET)), tmp_path / "a" / "accuracy.density")
     second = figures.save(density_figure(rounds(TICKET)), tmp_path / "b" / "accuracy.density.png")
-    assert [path.name for path in first] == ["accuracy.density.png", "accuracy.density.svg"] == [path.name for path in second]
+    assert [path.name for path in first] == [f"accuracy.density{suffix}" for suffix in (".png", ".svg", ".pdf")]
+    assert [path.name for path in first] == [path.name for path in second]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert xml.etree.ElementTree.parse(first[1]).getroot().tag.endswith("svg")
+    assert "test accuracy (%)</text>" in first[1].read_text()  # as text, not as outlines
+    assert b"/FontFile2" in first[2].read_bytes() and b"/Type3" not in first[2].read_bytes()  # TrueType
 
 
 def test_drawing_leaves_nothing_behind(tmp_path: Path):

@@ -88,7 +88,7 @@ def test_a_report_of_a_metric_that_is_better_smaller(sweep: Path):
 def test_figures_have_the_metric_on_their_axis_and_not_in_percent(sweep: Path):
     rounds = analysis.load_rounds(sweep)
     figure = figures.accuracy_rounds(rounds, ["criterion"])
-    assert figure.get_supylabel() == "test mae (less is better)"
+    assert figure.axes[0].get_ylabel() == "test mae (less is better)"
     heights = {round(float(y), 6) for line in figure.axes[0].get_lines() for y in line.get_ydata()}
     assert {0.3, 0.7} <= heights and max(heights) < 1
 

@@ -40,7 +40,7 @@ def test_the_table_has_a_row_per_profiled_round(tmp_path):
             "  other      12.5 %   500.00 ms",
         ]
     )
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["profile.png", "profile.svg"]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["profile.pdf", "profile.png", "profile.svg"]
 
 
 def test_without_a_profile_nothing_is_written(tmp_path):

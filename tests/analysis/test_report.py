@@ -181,13 +181,13 @@ def test_cells_without_a_result_are_at_the_bottom_with_their_reason(tmp_path: Pa
     assert list(table["test accuracy (%)"].isna()) == [False, True, True, True]
 
 
-def test_report_writes_the_table_and_both_files_of_each_figure(tmp_path: Path):
+def test_report_writes_the_table_and_all_files_of_each_figure(tmp_path: Path):
     for seed in (0, 1):
         write_run(tmp_path / f"runs/m{seed}", TICKET, seed=seed)
         write_run(tmp_path / f"runs/r{seed}", TICKET, seed=seed, criterion="random")
     write_run(tmp_path / "runs/s", failed="skipped", criterion="rig|l")
     table = analysis.report(tmp_path / "runs", tmp_path / "out")
-    figures = {f"accuracy_{x}{suffix}" for x in ("density", "bytes", "rounds") for suffix in (".png", ".svg")}
+    figures = {f"accuracy_{x}{suffix}" for x in ("density", "bytes", "rounds") for suffix in (".png", ".svg", ".pdf")}
     assert {path.name for path in (tmp_path / "out/figures").iterdir()} == figures
     for svg in (tmp_path / "out/figures").glob("*.svg"):
         assert xml.etree.ElementTree.parse(svg).getroot().tag.endswith("svg")
@@ -213,7 +213,7 @@ def test_report_of_a_single_run_is_named(tmp_path: Path, rows: list[dict[str, fl
     run = write_run(tmp_path / "a", rows)
     table = analysis.report([run], tmp_path / "out")
     assert list(table["name"]) == ["lth_fedavg"]
-    assert len(list((tmp_path / "out/figures").iterdir())) == 6
+    assert len(list((tmp_path / "out/figures").iterdir())) == 9
 
 
 def test_levels_are_written_where_runs_come_to_more_than_one_density_and_old_ones_removed(tmp_path: Path):

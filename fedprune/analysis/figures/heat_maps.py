@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 from fedprune.analysis.by_axes import grid
 from fedprune.analysis.curves import evaluated, label_columns, labels
-from fedprune.analysis.figures.style import STYLE, whole_numbers
+from fedprune.analysis.figures.style import COLUMN, STYLE, whole_numbers
 from fedprune.analysis.metric import ACCURACY, Metric
 from fedprune.data.federate import label_histogram as histogram_of
 from fedprune.data.federate import load_partition
@@ -54,7 +54,7 @@ def _taxonomy_panel(axes: Axes, cells: pd.DataFrame, metric: Metric, least: floa
     for y, x in np.argwhere(means.notna().to_numpy()):
         mean = means.iat[y, x]
         number = f"{mean:.0f}" if metric.percent else f"{mean:.2g}"
-        axes.text(x, y, number, ha="center", va="center", fontsize=6, color="black" if mean > (least + most) / 2 else "white")
+        axes.text(x, y, number, ha="center", va="center", fontsize=7, color="black" if mean > (least + most) / 2 else "white")
     for options, draw_line in ((means.index, axes.axhline), (means.columns, axes.axvline)):
         first = options.get_level_values(0)
         for border in np.flatnonzero(first[1:] != first[:-1]):
@@ -102,7 +102,7 @@ def label_histogram(run: Path | str) -> Figure:
     clients, labels = load_partition(path)
     counts = histogram_of(clients, labels, int(labels.max()) + 1)
     with matplotlib.rc_context(MAP_STYLE):
-        figure = Figure(figsize=(6.5, 3.2), layout="constrained")
+        figure = Figure(figsize=(COLUMN, 2.6), layout="constrained")
         totals, classes = figure.subplots(2, 1, sharex=True, height_ratios=[1, 3])
         totals.stairs(counts.sum(axis=1), np.arange(len(counts) + 1) - 0.5, fill=True, color="0.6")
         counted = "examples" if labels.dim() == 1 else "characters"
@@ -121,4 +121,4 @@ def _write_into(axes: Axes, values: pd.DataFrame) -> None:
         value = values.iat[row, column]
         # White on the darker half of a logarithmic scale.
         colour = "white" if value > (least * most) ** 0.5 and most > least else "black"
-        axes.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=6.5, color=colour)
+        axes.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=7, color=colour)

@@ -1,7 +1,8 @@
 """Line charts of the task's metric, such as accuracy, against density, bytes and rounds: a line per cell.
 
 Lines are means over seeds, with one sample standard deviation around them. `levels` and `rounds` are what `analysis.levels` and
-`analysis.load_rounds` return, `by` is `analysis.varying` of them.
+`analysis.load_rounds` return, `by` is `analysis.varying` of them. One panel is as wide as a column of a paper, several are as
+wide as its page.
 """
 
 from __future__ import annotations
@@ -15,16 +16,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fedprune.analysis.curves import at_densities, complete, curve, evaluated, label_columns, labels, panel_column
-from fedprune.analysis.figures.looks import Look, Looks, looks
-from fedprune.analysis.figures.style import STYLE, logarithmic, whole_numbers
+from fedprune.analysis.curves import (
+    LINES_IN_A_PANEL,
+    at_densities,
+    best_lines,
+    complete,
+    curve,
+    evaluated,
+    label_columns,
+    labels,
+    panel_column,
+)
+from fedprune.analysis.figures.legend import beneath
+from fedprune.analysis.figures.looks import Look, looks
+from fedprune.analysis.figures.style import COLUMN, PAGE, STYLE, logarithmic, whole_numbers
 from fedprune.analysis.metric import metric_of
 
 MANY_EVENTS = 12
 """Lines with more prune events than this are not marked at every event: the marks would hide the line."""
 
-LEGEND_LINE = 0.17
-"""The height of a line of a legend, in inches."""
+IN_A_ROW = 3
+"""Panels side by side, at most."""
+
+BETWEEN = Line2D([], [], color="0.4", alpha=0.4, linewidth=0.7, label="rounds between the ends of levels")
+EVENTS = Line2D([], [], color="0.85", linewidth=0.8, label="prune events")
+"""Entries of legends for what is drawn besides the lines."""
 
 DrawLine = Callable[[Axes, pd.DataFrame, Look], None]
 
@@ -36,7 +52,7 @@ def accuracy_density(levels: pd.DataFrame, by: list[str]) -> Figure:
     horizontal line. Raises FedpruneError if there is nothing to draw.
     """
     rows, by = at_densities(complete(evaluated(levels, "density/weights", by), "prune/events"), by)
-    figure = _chart(rows, by, "x", _with_bars, "weights remaining (%, less is better)")
+    figure = _chart(rows, by, "x", _with_bars, "weights remaining (%)")
     least, most = rows["x"].min(), rows["x"].max()
     for axes in figure.axes:
         logarithmic(axes, most * 1.15, min(least, most / 2) / 1.15)
@@ -53,8 +69,7 @@ def accuracy_bytes(rounds: pd.DataFrame, by: list[str]) -> Figure:
     rows = complete(evaluated(sent, "wire/total_bytes", by), "round")
     rows = rows.assign(x=rows["wire/total_bytes"] / 1e6)
     climbs = bool((rows.groupby("cell")["prune/events"].nunique() > 1).any())
-    faint = "; faint: the rounds between the ends of levels" if climbs else ""
-    figure = _chart(rows, by, "round", _with_climbs, f"sent up and down (MB, less is better{faint})")
+    figure = _chart(rows, by, "round", _with_climbs, "sent up and down (MB)", [BETWEEN] * climbs)
     least, most = rows["x"].min(), rows["x"].max()
     for axes in figure.axes:
         logarithmic(axes, min(least, most / 2) / 1.15, most * 1.15)
@@ -67,7 +82,8 @@ def accuracy_rounds(rounds: pd.DataFrame, by: list[str]) -> Figure:
     Markers are at the ends of levels. Raises FedpruneError if there is nothing to draw.
     """
     rows = complete(evaluated(rounds, "round", by), "round")
-    figure = _chart(rows.assign(x=rows["round"] + 1), by, "round", _with_marks, "rounds (grey: prune events)")
+    marked = bool((rows.groupby("cell")["prune/events"].nunique() > 1).any())
+    figure = _chart(rows.assign(x=rows["round"] + 1), by, "round", _with_marks, "rounds", [EVENTS] * marked)
     for axes in figure.axes:
         axes.grid(visible=False, axis="x")
         axes.set_xlim(left=0)
@@ -75,60 +91,51 @@ def accuracy_rounds(rounds: pd.DataFrame, by: list[str]) -> Figure:
     return figure
 
 
-def _chart(rows: pd.DataFrame, by: list[str], point: str, draw: DrawLine, xlabel: str) -> Figure:
+def _chart(
+    rows: pd.DataFrame, by: list[str], point: str, draw: DrawLine, xlabel: str, besides: list[Line2D] | None = None
+) -> Figure:
     """Draw all lines in one panel; where they are too many, a panel for each value of one column, with shared axes.
 
-    point: the column whose values are the points of a line.
+    point: the column whose values are the points of a line. besides: entries of the legend for what else is drawn.
     """
     by = label_columns(rows, by)
     split = panel_column(rows, by)
     within = [column for column in by if column not in split]
-    rows = rows.assign(panel=labels(rows, split), line=labels(rows, within))
-    points_only = bool((rows.groupby("cell")[point].nunique() == 1).all())
-    styles, panels = looks(rows, within, points_only), list(rows.groupby("panel", sort=False))
+    rows, left_out = best_lines(rows.assign(panel=labels(rows, split), line=labels(rows, within)), point)
+    lone_points = bool((rows.groupby("cell")[point].nunique() == 1).any())
+    styles, panels = looks(rows, within, lone_points), list(rows.groupby("panel", sort=False))
+    lines = [Line2D([], [], label=line, **style) for line, style in styles.items() if line]
     with matplotlib.rc_context(STYLE):
-        figure, grid = _beside(styles) if len(panels) == 1 else _below(styles, len(panels))
+        figure, grid = _panels(len(panels), crowded=len(lines) > LINES_IN_A_PANEL)
         for axes, (title, panel) in zip(grid, panels, strict=True):
-            axes.set_title(": ".join([*split, title]))
+            axes.set_title(title if "=" in title else ": ".join([*split, title]))
             for line, rows_of_line in panel.groupby("line", sort=False):
                 draw(axes, curve(rows_of_line, point), styles[line])
-        figure.supylabel(metric_of(rows).axis("test"))
-        for axes in grid:
-            axes.set_xlabel(xlabel if axes.xaxis.get_tick_params().get("labelbottom", True) else "")
+        _name_axes(grid, xlabel, metric_of(rows).axis("test"))
+        beneath(figure, [*lines, *(besides or [])], left_out)
     return figure
 
 
-def _beside(styles: Looks) -> tuple[Figure, list[Axes]]:
-    """Return one panel, whose width is always the same, with the legend to its right; a single line without label has none."""
-    unlabelled = list(styles) == [""]
-    size = (4.6 + (0 if unlabelled else _width(styles)), max(3.4, 0.3 + LEGEND_LINE * len(styles)))
-    figure = Figure(figsize=size, layout="constrained")
-    if not unlabelled:
-        figure.legend(handles=_handles(styles), loc="outside right upper")
-    return figure, [figure.add_subplot()]
-
-
-def _below(styles: Looks, panels: int) -> tuple[Figure, list[Axes]]:
-    """Return panels in one row or two, with the legend below them; the figure is as large as both need."""
-    rows, width = 1 if panels <= 3 else 2, max(7.5, _width(styles))
-    columns, ncols = ceil(panels / rows), max(1, min(4, int(width / _width(styles))))
-    figure = Figure(figsize=(width, 0.6 + 2.5 * rows + LEGEND_LINE * ceil(len(styles) / ncols)), layout="constrained")
-    figure.legend(handles=_handles(styles), loc="outside lower center", ncols=ncols)
-    grid = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten())
-    for axes in grid[panels:]:
+def _panels(number: int, crowded: bool) -> tuple[Figure, list[Axes]]:
+    """Return so many panels with shared axes, in rows of IN_A_ROW; a single one is as wide as a page if it is crowded."""
+    if number == 1:
+        figure = Figure(figsize=(PAGE, 3.4) if crowded else (COLUMN, 2.3), layout="constrained")
+        return figure, [figure.add_subplot()]
+    columns = number if number <= IN_A_ROW else 2 if number == 4 else IN_A_ROW
+    figure = Figure(figsize=(PAGE, 2.3 * ceil(number / columns)), layout="constrained")
+    grid = list(figure.subplots(ceil(number / columns), columns, sharex=True, sharey=True, squeeze=False).flatten())
+    for axes in grid[number:]:
         axes.remove()
-    for axes in grid[panels - columns : panels]:  # the lowest of each column
+    for axes in grid[number - columns : number]:  # the lowest of each column
         axes.tick_params(labelbottom=True)
-    return figure, grid[:panels]
+    return figure, grid[:number]
 
 
-def _width(styles: Looks) -> float:
-    """Return about how many inches an entry of the legend takes."""
-    return 0.65 + 0.06 * max(map(len, styles))
-
-
-def _handles(styles: Looks) -> list[Line2D]:
-    return [Line2D([], [], label=line, **style) for line, style in styles.items()]
+def _name_axes(grid: list[Axes], xlabel: str, ylabel: str) -> None:
+    """Write the labels of the axes outside of the grid of panels."""
+    for axes in grid:
+        axes.set_xlabel(xlabel if axes.xaxis.get_tick_params().get("labelbottom", True) else "")
+        axes.set_ylabel(ylabel if axes.get_subplotspec().is_first_col() else "")  # type: ignore[union-attr]  # of a grid
 
 
 def _with_bars(axes: Axes, line: pd.DataFrame, style: Look) -> None:
@@ -142,7 +149,9 @@ def _with_climbs(axes: Axes, line: pd.DataFrame, style: Look) -> None:
     # faint.
     ends = line[_ends_level(line)]
     if len(ends) == 1:
-        return _with_band(axes, line, style)
+        _with_band(axes, line, style)
+        axes.errorbar(ends["x"], ends["mean"], ends["sd"], fmt="none", ecolor=style["color"], elinewidth=0.7)
+        return
     axes.plot(line["x"], line["mean"], linewidth=0.5, alpha=0.4, color=style["color"])
     _with_bars(axes, ends, style)
 

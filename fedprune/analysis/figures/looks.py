@@ -21,18 +21,18 @@ Looks = dict[str, Look]
 """{label of a line: its look}."""
 
 
-def looks(rows: pd.DataFrame, by: list[str], points_only: bool = False) -> Looks:
+def looks(rows: pd.DataFrame, by: list[str], lone_points: bool = False) -> Looks:
     """Return colour, line style and marker for every value of the column `line`; each stands for one of the columns of `by`.
 
-    points_only: no line has more than one point, so that line styles cannot be seen, and markers are taken first.
+    lone_points: a line has but one point, so that its style cannot be seen; styles then stand for nothing.
     """
-    channels = _channels(rows, by, ("marker", "linestyle") if points_only else ("linestyle", "marker"))
+    channels = _channels(rows, by, ("marker",) if lone_points else ("linestyle", "marker"))
     ranks = {look: pd.factorize(labels(rows, columns))[0] for look, columns in channels.items()}
     chosen = {look: [LOOKS[look][rank % len(LOOKS[look])] for rank in ranks[look]] for look in LOOKS}
     return {line: {look: chosen[look][at] for look in LOOKS} for at, line in enumerate(rows["line"])}
 
 
-def _channels(rows: pd.DataFrame, by: list[str], others: tuple[str, str]) -> dict[str, list[str]]:
+def _channels(rows: pd.DataFrame, by: list[str], others: tuple[str, ...]) -> dict[str, list[str]]:
     """Assign the column of most values to colour, the next to `others`, in their order; further columns join the colour."""
     ranked = sorted(by, key=lambda column: -rows[column].nunique())
     channels: dict[str, list[str]] = {"color": ranked[:1], "linestyle": [], "marker": []}

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from fedprune.analysis.by_method import KIND, KINDS, pareto_front
 from fedprune.analysis.figures.placement import Box, gap_between, nearest, place
-from fedprune.analysis.figures.style import STYLE, plain_ticks
+from fedprune.analysis.figures.style import PAGE, STYLE, plain_ticks
 from fedprune.analysis.metric import ACCURACY, Metric
 from fedprune.analysis.read import METHOD
 from fedprune.errors import FedpruneError
@@ -23,13 +23,16 @@ LOOKS = dict(
     zip(KINDS, [("#000000", "o"), ("#0072B2", "s"), ("#D55E00", "^"), ("#009E73", "D"), ("#CC79A7", "v")], strict=True)
 )
 
-WIDTH, PANEL, KEY_LINE = 8.0, 4.2, 0.145
-"""Inches: the width of the figure, so that it can be read at 800 pixels; the height of a panel, and of a line of the key."""
+PANEL, KEY_LINE = 3.8, 0.145
+"""Inches: the height of a panel, and of a line of the key."""
 
 SIZE, LETTER, MARKER, BESIDE = 7.0, 4.3, 4.0, 3.5
 """Points: the size of letters, the width of one, the size of markers, and the gap from which on a line leads to the point."""
 
 POINTS = 72  # in an inch
+
+KEY_LETTERS = 112
+"""Letters of the key's size that stand side by side on the page's width."""
 
 LEAD = {"arrowstyle": "-", "linewidth": 0.4, "color": "0.5", "shrinkA": 0, "shrinkB": 2}
 """The line from a label that is not beside its point."""
@@ -48,7 +51,7 @@ def accuracy_bytes_methods(table: pd.DataFrame, metric: Metric = ACCURACY) -> Fi
     panels = [(density, _points(methods, metric)) for density, methods in table.groupby("density", sort=False)]
     numbers, lines = _numbers(table), int(table.groupby(KIND)[METHOD].nunique().max()) + 1
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, PANEL + 0.35 + KEY_LINE * lines), layout="constrained")
+        figure = Figure(figsize=(PAGE, PANEL + 0.35 + KEY_LINE * lines), layout="constrained")
         grid = figure.add_gridspec(2, len(panels), height_ratios=[PANEL, KEY_LINE * lines])
         row = [figure.add_subplot(grid[0, 0])]
         row += [figure.add_subplot(grid[0, at], sharey=row[0]) for at in range(1, len(panels))]
@@ -130,14 +133,17 @@ def _write(axes: Axes, row: Mapping[str, Any], text: str, judged: str, marker: B
 
 
 def _write_key(axes: Axes, table: pd.DataFrame, numbers: Mapping[str, int], lines: int) -> None:
-    """Write a column per kind: its marker and name, and below it the numbers and names of its methods."""
+    """Write a column per kind, as wide as its names: its marker and name, and below it the numbers and names of its methods."""
+    names = {kind: list(dict.fromkeys(table.loc[table[KIND] == kind, METHOD])) for kind in KINDS}
+    widths = {kind: max(map(len, [f"{kind}  ", *of_kind])) + 5 for kind, of_kind in names.items() if of_kind}
     axes.set_axis_off()
-    axes.set(xlim=(0, len(KINDS)), ylim=(lines - 0.5, -0.5))
-    kinds = [kind for kind in KINDS if (table[KIND] == kind).any()]
-    for column, kind in enumerate(kinds):
+    axes.set(xlim=(0, max(KEY_LETTERS, sum(widths.values()))), ylim=(lines - 0.5, -0.5))
+    left = 0
+    for kind, width in widths.items():
         color, marker = LOOKS[kind]
-        axes.plot([column + 0.05], [0], marker=marker, color=color, markersize=MARKER + 1, clip_on=False)
-        axes.text(column + 0.1, 0, kind, va="center", weight="bold", color=color)
-        for line, name in enumerate(dict.fromkeys(table.loc[table[KIND] == kind, METHOD]), start=1):
-            axes.text(column + 0.13, line, f"{numbers[name]}", va="center", ha="right", fontsize=SIZE, color=color)
-            axes.text(column + 0.16, line, name, va="center", fontsize=SIZE)
+        axes.plot([left + 1], [0], marker=marker, color=color, markersize=MARKER + 1, clip_on=False)
+        axes.text(left + 2.4, 0, kind, va="center", weight="bold", color=color)
+        for line, name in enumerate(names[kind], start=1):
+            axes.text(left + 3, line, f"{numbers[name]}", va="center", ha="right", fontsize=SIZE, color=color)
+            axes.text(left + 3.6, line, name, va="center", fontsize=SIZE)
+        left += width

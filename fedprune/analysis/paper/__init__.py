@@ -1,0 +1,1 @@
+"""Tables for a paper: the paired differences of every cell to a named one, and LaTeX with the rules of booktabs."""
