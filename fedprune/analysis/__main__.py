@@ -17,8 +17,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fedprune.analysis", description="One table and figures over all runs.")
     parser.add_argument("folder", type=Path, help="a sweep's folder, such as outputs/lth_fedavg")
     parser.add_argument("--into", type=Path, help="where the report goes (default: the folder itself)")
-    compare = "add to levels.md how much better each level is than this line of the figures, by equal seeds; may be repeated"
-    parser.add_argument("--against", action="append", default=[], metavar="LABEL", help=compare)
+    compare = "say in differences.md how much better all others are than this method or line of the figures, by equal seeds"
+    parser.add_argument("--against", action="append", default=[], metavar="LABEL", help=f"{compare}; may be repeated")
     given = parser.parse_args()
     into = given.into or given.folder
     try:
@@ -27,7 +27,7 @@ def main() -> None:
         parser.exit(1, f"{error}\n")
     console = Console(soft_wrap=True, highlight=False)
     console.print(show(results, console))
-    written = [path for pattern in ("*.csv", "*.md", "figures/*") for path in sorted(into.glob(pattern))]
+    written = [path for pattern in ("*.csv", "*.md", "*.tex", "figures/*") for path in sorted(into.glob(pattern))]
     for path in written:
         console.print(path)
 

@@ -19,10 +19,12 @@ from fedprune.analysis.cells import levels
 from fedprune.analysis.curves import at_densities, evaluated, label_columns, labels, panel_column
 from fedprune.analysis.markdown import markdown_lines
 from fedprune.analysis.metric import ACCURACY, Metric, metric_of
-from fedprune.analysis.verdict import Interval, gain_over
+from fedprune.analysis.verdict import Interval, gain_over, judged
 from fedprune.errors import FedpruneError
 
 LEVEL, DENSITY, SEEDS = "level", "weights remaining (%)", "seeds"
+
+LEVEL_0 = "level 0 of the same cell"
 
 STOP, AT_STOP = "early-stopping round", " at early stopping"
 
@@ -113,11 +115,10 @@ def gains(rounds: pd.DataFrame, by: list[str], against: str | None = None) -> pd
     None: each cell's own level 0. A reference has no row of its own, and a pair has none that shares fewer than two seeds.
     Raises FedpruneError where nothing was evaluated or no cell has that label.
     """
-    rows, by = at_densities(evaluated(levels(rounds), "density/weights", by), by)
-    rows = rows.assign(cell=labels(rows, label_columns(rows, by) or ["name"]))
+    rows = _labelled(rounds, by)
     if against is not None and against not in set(rows["cell"]):
-        labelled = "\n  ".join(rows["cell"].drop_duplicates())
-        raise FedpruneError(f"no cell is called '{against}'; choose one of these:\n  {labelled}")
+        listed = "\n  ".join(rows["cell"].drop_duplicates())
+        raise FedpruneError(f"no cell is called '{against}'; choose one of these:\n  {listed}")
     metric = metric_of(rounds)
     better = [
         {"cell": cell, DENSITY: x, "gain": gain_over(_by_seed(of, metric), _reference(rows, of, metric, against))}
@@ -126,6 +127,25 @@ def gains(rounds: pd.DataFrame, by: list[str], against: str | None = None) -> pd
     ]
     table = pd.DataFrame(better, columns=["cell", DENSITY, "gain"])
     return table[[gain.n > 1 for gain in table["gain"]]].reset_index(drop=True)
+
+
+def cells_of(rounds: pd.DataFrame, by: list[str]) -> set[str]:
+    """Return the labels that `gains` can compare with."""
+    return set(_labelled(rounds, by)["cell"])
+
+
+def _labelled(rounds: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return the ends of all levels, with the label of their cell as `cell`."""
+    rows, by = at_densities(evaluated(levels(rounds), "density/weights", by), by)
+    return rows.assign(cell=labels(rows, label_columns(rows, by) or ["name"]))
+
+
+def gains_table(table: pd.DataFrame, against: str | None) -> pd.DataFrame:
+    """Return `gains` as numbers for a file: cell, density, against, difference, low, high, seeds, verdict."""
+    numbers = [(gain.mean, gain.low, gain.high, gain.n, judged(gain)) for gain in table["gain"]]
+    columns = ["difference", "low", "high", "seeds", "verdict"]
+    which = table[["cell", DENSITY]].assign(against=against or LEVEL_0)
+    return which.join(pd.DataFrame(numbers, columns=columns, index=table.index))
 
 
 def _by_seed(rows: pd.DataFrame, metric: Metric) -> pd.Series:
@@ -152,7 +172,7 @@ def gains_markdown(table: pd.DataFrame, metric: Metric, against: str | None = No
     wide = texts.pivot(index=DENSITY, columns="cell", values="text")[texts["cell"].drop_duplicates()]
     wide = wide.fillna("").sort_index(ascending=False)
     lines = [[f"{density:g}", *wide.loc[density]] for density in wide.index]
-    title = f"## Gain in {metric.head('test')} over {against or 'level 0 of the same cell'}\n"
+    title = f"## Gain in {metric.head('test')} over {against or LEVEL_0}\n"
     return "\n".join([title, PAIRED, markdown_lines([DENSITY, *wide], ["---:"] * (1 + len(wide.columns)), lines)])
 
 

@@ -116,7 +116,7 @@ def summarise(runs: list[Path], into: Path) -> None:
     table = analysis.report(runs, into)
     console.print(analysis.show(table))
     written = [
-        *sorted(path.name for path in into.iterdir() if path.suffix in (".csv", ".md")),
+        *sorted(path.name for path in into.iterdir() if path.suffix in (".csv", ".md", ".tex")),
         "figures/*.png, *.svg and *.pdf",
     ]
     console.print(f"results: {into}  ({', '.join(written)}; one folder per job)")

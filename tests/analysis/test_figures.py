@@ -20,11 +20,11 @@ from matplotlib.text import Text
 from fedprune import analysis
 from fedprune.analysis import curves, figures
 from fedprune.analysis.figures.looks import looks
+from fedprune.analysis.read import METHOD
 from fedprune.data import datasets
 from fedprune.data.federate import federate, save_partition
 from fedprune.data.partition import Dirichlet
 from fedprune.errors import FedpruneError
-from fedprune.analysis.read import METHOD
 
 Points = list[tuple[int, int, float, float | None]]
 TICKET: Points = [(0, 0, 1, None), (1, 0, 1, 0.9), (2, 1, 0.5, 0.7), (3, 1, 0.5, 0.8), (4, 2, 0.25, None), (5, 2, 0.25, 0.6)]
@@ -234,11 +234,11 @@ def test_methods_are_labelled_by_their_files_and_what_tells_their_runs_apart():
 
 
 def test_a_folder_of_all_kinds_of_runs_has_labels_of_what_is_unusual_in_each():
-    usual: dict[str, Any] = {f"a.key_{at}": "default" for at in range(12)} | {
+    usual: dict[str, Any] = {f"key_{at}": "default" for at in range(12)} | {
         "what": "weights",
         "upload": '{"_target_": "a.b.whole"}',
     }
-    unusual = [{}, *({f"a.key_{at}": at} for at in range(12)), {"what": "filters"}, {"upload": '{"_target_": "a.b.part"}'}]
+    unusual = [{}, *({f"key_{at}": at} for at in range(12)), {"what": "filters"}, {"upload": '{"_target_": "a.b.part"}'}]
     frame = pd.concat([rounds(TICKET, **usual | one) for one in unusual])
     figure = figures.accuracy_rounds(frame, analysis.varying(frame))
     expected = ["all as in most lines", *(f"key_{at}={at}" for at in range(12)), "filters", "part"]
@@ -248,7 +248,7 @@ def test_a_folder_of_all_kinds_of_runs_has_labels_of_what_is_unusual_in_each():
 
 
 def test_of_too_many_lines_the_best_are_drawn_and_the_others_are_counted():
-    frame = pd.concat([rounds(shifted(TICKET, -clients / 100), **{"federated.clients": clients}) for clients in range(30)])
+    frame = pd.concat([rounds(shifted(TICKET, -clients / 100), clients=clients) for clients in range(30)])
     figure = figures.accuracy_rounds(frame, analysis.varying(frame))
     assert legend(figure) == [f"clients={clients}" for clients in range(24)]
     assert figure.legends[0].get_title().get_text() == "the best lines; 6 more are in the table"

@@ -6,7 +6,8 @@ vary less than the runs do. Of a sweep over methods with several settings, only 
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -24,9 +25,9 @@ COLUMNS = ("metric", "density", "cell", "against", "mean", "sd", "difference", "
 INTRODUCTION = (
     "Mean ± sample standard deviation over seeds; the mean difference to {}, positive where the row is better, by the n seeds "
     "that both have, and its 95 % interval (Student's, of the paired differences). *held*: the interval lies above 0, and the "
-    "row is better; *reversed*: it lies below 0, and the row is worse; *undecided*: it covers 0; *not testable here*: fewer than "
-    "two seeds have both. Each interval is taken by itself: of twenty that should cover 0, one does not. {} is taken at the same "
-    "density, or as it is if it was never pruned.\n"
+    "row is better; *reversed*: it lies below 0, and the row is worse; *undecided*: it covers 0; *not testable here*: fewer "
+    "than two seeds have both. Each interval is taken by itself: of twenty that should cover 0, one does not. {} is taken at "
+    "the same density, or as it is if it was never pruned.\n"
 )
 
 
@@ -97,15 +98,15 @@ def differences_markdown(table: pd.DataFrame, metric: Metric) -> str:
     return "\n".join(sections)
 
 
-def texts(row: dict[str, object], metric: Metric) -> list[str]:
+def texts(row: Mapping[Hashable, Any], metric: Metric) -> list[str]:
     """Return the texts of a row of `differences`: the cell, mean ± sd, the difference with its interval, the verdict."""
-    gain = Interval(*(float(str(row[name])) for name in ("difference", "low", "high")), n=int(str(row["seeds"])))
-    return [str(row["cell"]), metric.spread(float(str(row["mean"])), float(str(row["sd"]))), interval(gain, metric), str(row["verdict"])]
+    gain = Interval(row["difference"], row["low"], row["high"], row["seeds"])
+    return [row["cell"], metric.spread(row["mean"], row["sd"]), interval(gain, metric), row["verdict"]]
 
 
 def interval(gain: Interval, metric: Metric) -> str:
     """Return a paired difference as text, '+1.5 (+0.2 to +2.8, n = 3)'; '' if fewer than two seeds have both."""
     if gain.n < 2:
         return ""
-    mean, low, high = (f"{value:+.1f}" if metric.percent else f"{value:+.4g}" for value in asdict(gain).values())
+    mean, low, high = (f"{value:+.1f}" if metric.percent else f"{value:+.4g}" for value in (gain.mean, gain.low, gain.high))
     return f"{mean} ({low} to {high}, n = {gain.n})"

@@ -30,7 +30,8 @@ def latex(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, bol
     for row in bold:
         table.iloc[row, 0] = f"\\textbf{{{table.iloc[row, 0]}}}"
     columns = "l" * left + "r" * (len(head) - left)
-    return PREAMBLE + table.style.hide(axis="index").to_latex(hrules=True, column_format=columns)
+    text: str = table.style.hide(axis="index").to_latex(hrules=True, column_format=columns)
+    return PREAMBLE + text
 
 
 def escaped(text: str) -> str:
@@ -45,12 +46,13 @@ def table_latex(results: pd.DataFrame, metric: Metric) -> str:
     done = done.assign(cell=labels(done, by))
     done = done.assign(cell=labels(done, label_columns(done, by) or by))
     costs = [column for column in ("density (%)", "sent up (MB)", "sent down (MB)", "training (GFLOPs)") if column in done]
+    client = metric.head("client")
     rows = [
-        [row["cell"], metric.spread(row[metric.test], row[metric.test_sd]), metric.spread(row[metric.head("client")], float("nan"))]
+        [row["cell"], metric.spread(row[metric.test], row[metric.test_sd]), metric.spread(row[client], float("nan"))]
         + [_number(row[column]) for column in costs]
         for row in done.to_dict("records")
     ]
-    return latex(["cell", metric.test, metric.head("client"), *costs], rows)
+    return latex(["cell", metric.test, client, *costs], rows)
 
 
 def levels_latex(by_levels: pd.DataFrame, metric: Metric) -> str:
