@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -50,9 +49,9 @@ def figure(rows: pd.DataFrame) -> Figure:
 
 def _draw_loss(axes: Axes, rows: pd.DataFrame) -> None:
     for look, _, cell in _cells(rows):
-        _line(axes, cell, "increase", **look)
+        _line(axes, cell, "increase", look=look)
         if cell["predicted"].notna().any():
-            _line(axes, cell, "predicted", **look | {"marker": "", "linestyle": "--"})
+            _line(axes, cell, "predicted", look=look | {"marker": "", "linestyle": "--"})
     positive = rows.loc[rows["increase"] > 0, "increase"]
     axes.set_yscale("symlog", linthresh=max(float(positive.quantile(0.1)), 1e-4) if len(positive) else 1e-3)
     axes.set(xlabel="deleted (%)", ylabel="rise of the training loss", ylim=(0, None))
@@ -61,7 +60,7 @@ def _draw_loss(axes: Axes, rows: pd.DataFrame) -> None:
 def _draw_validation(axes: Axes, rows: pd.DataFrame, metric: Metric) -> None:
     for look, _, cell in _cells(rows):
         if metric.column("val") in cell:
-            _line(axes, cell, metric.column("val"), metric.factor, **look)
+            _line(axes, cell, metric.column("val"), metric.factor, look=look)
     axes.set(xlabel="deleted (%)", ylabel=metric.axis("validation"))
 
 
@@ -76,7 +75,7 @@ def _label(criterion: str, layer: str) -> str:
     return criterion if layer == ALL else f"{criterion}, {layer}"
 
 
-def _line(axes: Axes, cell: pd.DataFrame, column: str, factor: float = 1, **look: Any) -> None:
+def _line(axes: Axes, cell: pd.DataFrame, column: str, factor: float = 1, *, look: Look) -> None:
     grouped = (cell[column].astype(float) * factor).groupby(100 * (1 - cell["density"]))
     mean, spread = grouped.mean(), grouped.std(ddof=1).fillna(0)
     axes.plot(mean.index, mean, **look)

@@ -109,6 +109,7 @@ FLOORS = (
 MERGED = {
     "analysis/claims": "analysis",
     "analysis/figures": "analysis",
+    "analysis/paper": "analysis",
     "data/own": "data",
     "federated/server_pruning": "federated",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ UNDATED: dict[str, dict[str, str | None]] = {".svg": {"Date": None}, ".pdf": {"C
 
 def save(figure: Figure, path: Path | str) -> list[Path]:
     """Write the figure to `path` with .png, .svg and .pdf; return all three. The same figure gives the same bytes."""
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # else it tells of each table of a font that a PDF leaves out
     path = Path(path)
     name = path.stem if path.suffix in SUFFIXES else path.name
     path.parent.mkdir(parents=True, exist_ok=True)

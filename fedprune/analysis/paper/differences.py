@@ -1,13 +1,10 @@
-"""How much better each cell is than a named one at the end of the run, by equal seeds, with a verdict.
+"""The differences of every cell to a named one at the end of the run, by equal seeds, with a verdict.
 
 Two runs of one seed share the split of the data, the initial weights and the cohorts, so that the differences of equal seeds
 vary less than the runs do. Of a sweep over methods with several settings, only each method's best setting counts.
 """
 
 from __future__ import annotations
-
-from collections.abc import Hashable, Mapping
-from typing import Any
 
 import pandas as pd
 
@@ -92,16 +89,17 @@ def differences_markdown(table: pd.DataFrame, metric: Metric) -> str:
     sections = [INTRODUCTION.format(against, against)]
     for (judged_by, density, reference), rows in table.groupby(["metric", "density", "against"], sort=False, dropna=False):
         head = ["", str(judged_by), f"difference to {reference}", "verdict"]
-        lines = [texts(row, metric) for row in rows.to_dict("records")]
         sections += [f"## {str(judged_by).capitalize()} at density {density:.10g}, against {reference}\n"]
-        sections += [markdown_lines(head, ["---", "---:", "---:", "---"], lines)]
+        sections += [markdown_lines(head, ["---", "---:", "---:", "---"], texts(rows, metric))]
     return "\n".join(sections)
 
 
-def texts(row: Mapping[Hashable, Any], metric: Metric) -> list[str]:
-    """Return the texts of a row of `differences`: the cell, mean ± sd, the difference with its interval, the verdict."""
-    gain = Interval(row["difference"], row["low"], row["high"], row["seeds"])
-    return [row["cell"], metric.spread(row["mean"], row["sd"]), interval(gain, metric), row["verdict"]]
+def texts(table: pd.DataFrame, metric: Metric) -> list[list[str]]:
+    """Return the texts of the rows of `differences`: the cell, mean ± sd, the difference with its interval, the verdict."""
+    gains = [Interval(*row) for row in table[["difference", "low", "high", "seeds"]].itertuples(index=False)]
+    spreads = [metric.spread(*row) for row in table[["mean", "sd"]].itertuples(index=False)]
+    intervals = [interval(gain, metric) for gain in gains]
+    return [list(row) for row in zip(table["cell"], spreads, intervals, table["verdict"], strict=True)]
 
 
 def interval(gain: Interval, metric: Metric) -> str:

@@ -69,7 +69,7 @@ def levels_latex(by_levels: pd.DataFrame, metric: Metric) -> str:
 
 def methods_latex(methods: pd.DataFrame, metric: Metric) -> str:
     """Return `by_method`: a row per density and method, those on the Pareto front of their density in bold."""
-    shown = [column for column in judged(metric, methods) if f"{column} sd" in methods and methods[column].notna().any()]
+    shown = [column for column in judged(metric, methods) if f"{column} sd" in methods and not column.startswith("validation")]
     front = methods.groupby("density", sort=False, group_keys=False)[list(methods)].apply(lambda of: pareto_front(of, metric))
     rows = [
         [str(row[METHOD]), f"{row['density']:.10g}", *(metric.spread(row[column], row[f"{column} sd"]) for column in shown)]
@@ -82,11 +82,8 @@ def methods_latex(methods: pd.DataFrame, metric: Metric) -> str:
 
 def differences_latex(table: pd.DataFrame, metric: Metric) -> str:
     """Return `differences`: a row per metric, density and cell."""
-    rows = [
-        [name, str(row["metric"]), f"{row['density']:.10g}", *measured]
-        for row in table.to_dict("records")
-        for name, *measured in [texts(row, metric)]
-    ]
+    which = zip(table["metric"], table["density"], texts(table, metric), strict=True)
+    rows = [[cell, judged_by, f"{density:.10g}", *measured] for judged_by, density, (cell, *measured) in which]
     against = ", ".join(dict.fromkeys(table["against"]))
     return latex(["cell", "metric", "density", "mean", f"difference to {against}", "verdict"], rows, left=2)
 
