@@ -100,6 +100,7 @@ class Config:
     logger: Option = None
     name: str = "fedprune"
     density: float = 0.1
+    density_of: str = "units"
     rounds: int = 100
     eval_every: int = 5
     seed: int = 0

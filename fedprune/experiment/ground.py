@@ -27,6 +27,7 @@ from fedprune.federated.sampling import unseen_clients
 from fedprune.federated.server.accumulator import check as check_aggregate
 from fedprune.local.recipe import Recipe
 from fedprune.models.check import check_network
+from fedprune.pruning.cost import counted
 from fedprune.pruning.event import Axes
 from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.what import What
@@ -117,10 +118,16 @@ def lay_ground(chosen: Chosen, dataset: Dataset, problems: Problems) -> Ground:
         order=order,
         window=window,
         plan=problems.attempt(options.how_often, window, config.density),
-        what=problems.attempt(options.what.bind, net, order),
+        what=problems.attempt(_what, chosen, net, order, dataset),
         private=problems.attempt(private_names, net, federated.batchnorm),
         clients=problems.attempt(_clients, chosen, dataset),
     )
+
+
+def _what(chosen: Chosen, net: nn.Module, order: LayerOrder, dataset: Dataset) -> What:
+    """Return what is pruned of the network, with what its density is a share of."""
+    what = chosen.options.what.bind(net, order)
+    return counted(chosen.config.density_of, what, net, dataset.shape, chosen.names["what"])
 
 
 def _clients(chosen: Chosen, dataset: Dataset) -> Clients:

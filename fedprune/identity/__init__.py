@@ -107,6 +107,8 @@ def written(config: DictConfig) -> Json:
         kept["federated"] = {key: value for key, value in kept["federated"].items() if ADDED.get(key, NOTHING) != value}
     kept["how_often"] = {key: value for key, value in kept["how_often"].items() if (key, value) != ("alone", 0)}  # and these
     kept["whose"] = _whose(kept["whose"])
+    kept["what"] = {key: value for key, value in kept["what"].items() if (key, value) != ("round_to", 1)}  # and these two
+    kept = {key: value for key, value in kept.items() if (key, value) != ("density_of", "units")}
     return kept | arithmetic(plain["executor"], plain["device"])
 
 

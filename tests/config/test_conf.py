@@ -184,6 +184,7 @@ def test_every_parameter_that_a_user_may_set_is_in_its_yaml(path, assemble):
             "order",
             "ends",
             "untouched",
+            "cost",
             "began",
         }
         assert hidden - filled_in_by_the_run <= set(node) | {"known"}, node._target_

@@ -87,7 +87,7 @@ FLOORS = (
     ("pruning/criterion",),
     ("pruning",),
     ("pruning/connectivity", "config", "federated/server", "local/state", "models", "wire"),
-    ("command",),
+    ("command", "pruning/cost"),
     ("execution", "local/regularisers"),
     ("local",),
     ("compaction",),

@@ -112,7 +112,7 @@ def whole_units(mask: Mask, what: What, plan: Plan, names: Names) -> list[str]:
 
 def min_per_layer(what: What, plan: Plan, units: dict[str, int]) -> list[str]:
     """Return a problem if an event cannot leave `min_per_layer` units in each layer, else nothing. units: numbers by layer."""
-    if what.emerges:
+    if what.emerges or what.cost is not None:  # of a cost, pruning.cost says what can be reached
         return []
     needed = sum(min(what.min_per_layer, number) for number in units.values())
     lowest = min((event.density * (1 - event.swap) for event in plan.events), default=1.0)

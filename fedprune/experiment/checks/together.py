@@ -17,6 +17,7 @@ from fedprune.experiment.checks.clients import (
     regrown,
     validation,
 )
+from fedprune.experiment.checks.cost import of_cost
 from fedprune.federated.composition import Composition
 from fedprune.pruning.event import Axes
 from fedprune.pruning.evidence.network import Network
@@ -40,6 +41,7 @@ def among_axes(composed: Composition, network: Network, error_feedback: bool) ->
         *on_clients(plan, options.whose, axes, options.where, options.rewind, names),
         *obstacles(plan, options.criterion, network, what.names, names),
         *of_candidates(composed),
+        *of_cost(composed),
         *_of_all_plans(composed),
     ]
 

@@ -140,6 +140,11 @@ class Nested(Whose):
             raise Incompatible(f"whose.by=width cuts every layer, and what leaves out {', '.join(skipped)}: {choose}")
 
     @property
+    def counts_units(self) -> bool:
+        """True if clients have the largest weights, so many of them as they can carry."""
+        return self.by == "magnitude"
+
+    @property
     def mask_names(self) -> tuple[str, ...]:
         """The tensors that the mask of a client covers, where they are more than those that are prunable."""
         sliced = self.network is not None and self.by == "width" and not all(part.whole for part in self.parts)

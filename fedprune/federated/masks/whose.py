@@ -98,6 +98,11 @@ class Whose(ABC):
         return False
 
     @property
+    def counts_units(self) -> bool:
+        """True if it gives clients a number of units in proportion to the event's density."""
+        return False
+
+    @property
     def mask_names(self) -> tuple[str, ...]:
         """The names of the tensors that a client's mask covers, where they are more than those that are prunable."""
         return ()

@@ -39,6 +39,8 @@ def densities(subnet: Subnet, what: What, parameters: tuple[str, ...]) -> dict[s
         "density/units": alive / units,
     }
     by_layer = {f"density/layer/{name.removesuffix('.weight')}": masks.density({name: mask}) for name, mask in prunable.items()}
+    if what.cost is not None:
+        densities[f"density/{what.cost.of}"] = what.cost(prunable)
     return densities | _sampled(subnet.params, what.names) | by_layer
 
 

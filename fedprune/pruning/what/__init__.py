@@ -21,6 +21,7 @@ from fedprune.errors import ConfigError, Incompatible, NotANumber
 from fedprune.precision import wide
 from fedprune.pruning.what.layer_order import LayerOrder, by_definition
 from fedprune.pruning.what.layers import LAYERS, computed, others, prunable
+from fedprune.pruning.what.reach import Cost, check_round_to, reached, rounded
 from fedprune.pruning.what.scope import Ends, Pool, Scope, Shapes, by_layer
 from fedprune.pruning.what.tensor_cache import remembered
 from fedprune.pruning.what.top_k import keep_best
@@ -36,9 +37,11 @@ class What:
     layers: the kinds of layer that are prunable. skip: layers that are not, by name or by the words of `Ends`.
     min_per_layer: the number of units of every layer that outlive any event, against layer collapse.
     frozen: whether weights with requires_grad=False, which nobody trains, are prunable, too.
+    round_to: the number of units that are left of a layer is a multiple of this.
 
     `bind` fills in the others. names: the prunable tensors, in the order of definition, as in every mask. order: the order in
-    which the network runs its layers. untouched: the weights that would be prunable, but are frozen.
+    which the network runs its layers. untouched: the weights that would be prunable, but are frozen. cost: what a density is a
+    share of; None means the units.
     """
 
     unit: Unit
@@ -47,14 +50,17 @@ class What:
     skip: Sequence[str] = ()
     min_per_layer: int = 0
     frozen: bool = False
+    round_to: int = 1
     names: tuple[str, ...] = field(default=())
     order: LayerOrder | None = field(default=None, repr=False)
     untouched: tuple[str, ...] = field(default=(), repr=False)
+    cost: Cost | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for key in ("layers", "skip"):
             if isinstance(value := getattr(self, key), str):
                 raise ConfigError([f"what.{key}={value} is no list: type what.{key}=[{value}]"])
+        check_round_to(self.round_to, self.kind.whole_lines)
 
     def bind(self, net: nn.Module, order: LayerOrder | None = None) -> What:
         """Return this axis for one network. order: of the network's layers; None: they run as they are defined.
@@ -151,8 +157,17 @@ class What:
             if torch.isnan(scores[name]).any():
                 raise NotANumber(name)
         units = {name: self.unit(wide(scores[name])) for name in self.names}
-        survivors = self._survivors(units, density, {name: scores[name].shape for name in self.names})
-        return {name: spread(survivors[name], scores[name].shape) for name in self.names}
+        shapes = {name: scores[name].shape for name in self.names}
+        if self.cost is None:
+            return self._selected(units, density, shapes)
+        total, least = sum(u.numel() for u in units.values()), sum(min(u.numel(), self.min_per_layer) for u in units.values())
+        return reached(lambda part: self._selected(units, part, shapes), density, self.cost, total, least)
+
+    def _selected(self, units: Scores, density: float, shapes: Shapes) -> Mask:
+        """Return the entries of the units to keep, of which `density` is a share of units."""
+        survivors = self._survivors(units, density, shapes)
+        survivors = survivors if self.round_to == 1 else rounded(units, survivors, self.round_to)
+        return {name: spread(survivors[name], shapes[name]) for name in self.names}
 
     def _survivors(self, units: Scores, density: float, shapes: Shapes) -> Mask:
         """Return the units that the scope keeps, and the best `min_per_layer` living units of each layer."""

@@ -27,12 +27,13 @@ class Pool:
     """The attributes that a scope may declare.
 
     layerwise: units compete within their layer, at densities that the event's alone decides. own_density: the scope brings a
-    density of its own. emerges: what the plan says in the place of a density that only the event itself will show; "" if it is
-    the event's.
+    density of its own. by_formula: a formula gives each layer its density. emerges: what the plan says in the place of a
+    density that only the event itself will show; "" if it is the event's.
     """
 
     layerwise: bool = False
     own_density: bool = False
+    by_formula: bool = False
     emerges: str = ""
 
     def problems(self, plan: Plan, units: Mapping[str, int]) -> list[str]:
@@ -84,7 +85,7 @@ def layer_density(density: float, rate: float, step: float) -> float:
     return density ** (math.log(1 - rate * step) / math.log(1 - step)) if rate != 1.0 else density
 
 
-@declares(layerwise=True)
+@declares(layerwise=True, by_formula=True)
 def erk(units: Scores, density: float, shapes: Shapes) -> Mask:
     """Keep Erdos-Renyi-Kernel densities: proportional to (in + out + kernel sizes) / (in * out * kernel area), and at most 1.
 

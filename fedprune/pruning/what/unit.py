@@ -31,11 +31,13 @@ class UnitKind:
     layers do. A row of a recurrent layer is one gate of a unit, one of attention's is a coordinate of queries, keys or values,
     and a row of an embedding is an input.
     of_filters: by it a convolution loses all that produces one of its outputs.
+    whole_lines: each unit is a whole output or a whole input of its layer.
     """
 
     single: bool = False
     channelwise: bool = False
     of_filters: bool = False
+    whole_lines: bool = False
 
 
 REDUCE: dict[str, Callable[[Tensor, tuple[int, ...], bool], Tensor]] = {
@@ -52,7 +54,7 @@ def weights(scores: Tensor) -> Tensor:
     return scores
 
 
-@declares(channelwise=True, of_filters=True)
+@declares(channelwise=True, of_filters=True, whole_lines=True)
 def filters(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
     """Take all that produces one output channel: a row [o, :, ...]. Grid [O, 1, ...]."""
     return _reduced(scores, tuple(range(1, scores.dim())), reduce, of)
@@ -64,7 +66,7 @@ def filters_or_weights(scores: Tensor, reduce: str = "mean", of: str = "signed")
     return filters(scores, reduce, of) if scores.dim() > 2 else scores
 
 
-@declares(channelwise=True)
+@declares(channelwise=True, whole_lines=True)
 def neurons(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
     """Take all that produces one output of a linear layer: a row of [O, I]. Grid [O, 1]. A convolution's rows are `filters`."""
     if scores.dim() != 2:
@@ -72,7 +74,7 @@ def neurons(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
     return filters(scores, reduce, of)
 
 
-@declares(channelwise=True)
+@declares(channelwise=True, whole_lines=True)
 def channels(scores: Tensor, reduce: str = "mean", of: str = "signed") -> Tensor:
     """Take all that reads one input channel (of a linear layer: one input): [:, i, ...]. Grid [1, I, 1, ...].
 
