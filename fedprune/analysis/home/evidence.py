@@ -145,11 +145,17 @@ def saved(evidence: Evidence) -> str:
 
 
 def loaded(path: Path) -> Evidence:
-    """Return evidence as `saved` wrote it."""
+    """Return evidence as `saved` wrote it. Raises FedpruneError if the file has another form."""
     plain: Json = read_json(path)
-    runs = {name: _run(run) for name, run in plain["runs"].items()}
-    home = read_home(plain["home"], tuple(runs))
-    return Evidence(**{**plain, "home": home, "metric": Metric(**plain["metric"]), "runs": runs})
+    try:
+        runs = {name: _run(run) for name, run in plain["runs"].items()}
+        home = read_home(plain["home"], tuple(runs))
+        return Evidence(**{**plain, "home": home, "metric": Metric(**plain["metric"]), "runs": runs})
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise FedpruneError(
+            f"{path} is no evidence in the form of this version ({type(error).__name__}: {error}): remove it, or make it anew "
+            f"with `python -m fedprune.analysis.home {path.stem}`"
+        ) from error
 
 
 def _run(plain: Json) -> Measured:

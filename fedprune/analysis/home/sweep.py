@@ -14,7 +14,7 @@ from fedprune.config import CONF
 from fedprune.config.home import Home, experiments, read_home
 from fedprune.errors import ConfigError
 from fedprune.identity import VOLATILE
-from fedprune.run_id import METHOD
+from fedprune.run_id import METHOD, digest_of
 
 HOMES = CONF / "experiment" / "home"
 
@@ -47,9 +47,16 @@ class Sweep:
         return " ".join([*words, f"+experiment=home/{self.key}", "hydra/launcher=joblib -m"])
 
     @property
+    def conf(self) -> Path:
+        """Return the folder of the experiments that it names."""
+        return Path(self.folder or CONF) / "experiment"
+
+    @property
     def results_depend_on(self) -> dict[str, str]:
-        """Return the parameters of the sweep without those that change no result."""
-        return {key: text for key, text in self.params.items() if key not in VOLATILE}
+        """Return the parameters of the sweep without those that change no result, and what the yamls beside it say, in short."""
+        beside = {name: path for name in self.experiments if (path := self.conf / f"{name}.yaml").is_file() and "/" in name}
+        said = {name: digest_of(OmegaConf.to_container(OmegaConf.load(path))) for name, path in beside.items()}
+        return {key: text for key, text in self.params.items() if key not in VOLATILE} | said
 
     def has(self, overrides: Mapping[str, str]) -> bool:
         """Return whether a run with these overrides is of this sweep, as its yaml is now."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from fedprune.analysis.home.evidence import collect, retold
+from fedprune.analysis.home.evidence import collect, loaded, retold
 from fedprune.analysis.home.sweep import load_sweep
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.run_id import METHOD
@@ -119,6 +119,23 @@ def test_a_claim_may_be_said_anew_and_a_sweep_may_not(yaml, tmp_path):
     yaml.write_text(YAML.replace("60", "61"))
     with pytest.raises(FedpruneError, match="the sweep of mine has changed since its page was written: run `python"):
         retold(found, load_sweep(str(yaml)))
+
+
+def test_a_sweep_whose_experiments_beside_it_have_changed_is_another(yaml, tmp_path):
+    beside = yaml.parent / "runs" / "slow.yaml"
+    beside.parent.mkdir()
+    beside.write_text("# @package _global_\ndefaults: [/experiment/lotteryfl]\nrounds: 60\n")
+    before = load_sweep(str(yaml)).results_depend_on
+    beside.write_text("# @package _global_\n# A word about it.\ndefaults: [/experiment/lotteryfl]\nrounds: 60\n")
+    assert load_sweep(str(yaml)).results_depend_on == before
+    beside.write_text("# @package _global_\ndefaults: [/experiment/lotteryfl]\nrounds: 61\n")
+    assert load_sweep(str(yaml)).results_depend_on != before
+
+
+def test_evidence_in_another_form_is_named(tmp_path):
+    (tmp_path / "mine.json").write_text('{"runs": {}}')
+    with pytest.raises(FedpruneError, match=r"mine.json is no evidence in the form of this version \(KeyError: 'home'\)"):
+        loaded(tmp_path / "mine.json")
 
 
 def test_what_is_no_home_is_refused(yaml, tmp_path):
