@@ -53,7 +53,7 @@ class Sweep:
 
     @property
     def results_depend_on(self) -> dict[str, str]:
-        """Return the parameters of the sweep without those that change no result, and what the yamls beside it say, in short."""
+        """Return the parameters without those that change no result, and what the yamls beside it say, in short."""
         beside = {name: path for name in self.experiments if (path := self.conf / f"{name}.yaml").is_file() and "/" in name}
         said = {name: digest_of(OmegaConf.to_container(OmegaConf.load(path))) for name, path in beside.items()}
         return {key: text for key, text in self.params.items() if key not in VOLATILE} | said
