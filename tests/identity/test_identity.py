@@ -194,7 +194,7 @@ def test_embedded_data_do_not_depend_on_the_root(identity):
     assert identity("data.root=/a") == identity("data.root=/b") == identity()
 
 
-@pytest.mark.parametrize("name", ["mnist", "mnist_10k", "fashion_mnist", "cifar10", "cifar100", "shakespeare"])
+@pytest.mark.parametrize("name", ["mnist", "mnist_10k", "fashion_mnist", "cifar10", "cifar100", "shakespeare", "watch"])
 def test_a_root_with_nothing_in_it_is_as_good_as_another(name, identity, tmp_path):
     assert identity(f"data={name}", f"data.root={tmp_path}") == identity(f"data={name}", f"data.root={tmp_path}/other")
 

@@ -15,6 +15,7 @@ from fedprune.errors import ConfigError
 from fedprune.models.char_lstm import char_lstm
 from fedprune.models.char_transformer import char_transformer
 from fedprune.models.cnn import cnn_fedavg, cnn_small, cnn_small_narrow
+from fedprune.models.cnn_1d import cnn_1d
 from fedprune.models.lenet import lenet1, lenet5, lenet5_caffe, lenet_300_100
 from fedprune.models.mlp import mlp
 from fedprune.models.resnet import resnet20
@@ -47,7 +48,7 @@ def parameters(network: nn.Module) -> int:
 
 
 def test_there_is_a_yaml_for_every_model():
-    factories = (*FACTORIES, mlp, char_lstm, char_transformer)  # the last two read text: see test_text_models.py
+    factories = (*FACTORIES, cnn_1d, mlp, char_lstm, char_transformer)  # the last two read text: see test_text_models.py
     assert {file.stem for file in CONF.glob("*.yaml")} == {factory.__name__ for factory in factories}
 
 
@@ -55,6 +56,8 @@ def test_there_is_a_yaml_for_every_model():
     ("factory", "data", "own", "expected"),
     [
         (lenet_300_100, MNIST, {}, 266_610),
+        # 32 of 5 x 6 inputs, 64 of 5 x 32, 64 of 5 x 64, 7 of 64, and a bias of each
+        (cnn_1d, ((6, 1, 128), 7), {}, 32 * 31 + 64 * 161 + 64 * 321 + 7 * 65),
         (lenet1, MNIST, {}, 3_246),
         (lenet5, MNIST, {}, 44_426),
         (lenet5, CIFAR10, {}, 62_006),
@@ -293,3 +296,15 @@ def test_mlp_has_the_parameters_that_its_layers_say():
     for wrong in (64, [0], "64"):
         with pytest.raises(ConfigError, match=r"type model.hidden=\[64,32\]"):
             mlp((30,), 2, hidden=wrong)
+
+
+def test_a_series_is_read_along_time_in_any_length_and_other_data_are_refused():
+    assert build("cnn_1d", (6, 1, 9), 3)(torch.rand(2, 6, 1, 9)).shape == (2, 3)
+    for shape in ((6, 1, 3), (20,), (6, 128)):
+        with pytest.raises(ConfigError, match=f"model=cnn_1d takes series .*{'x'.join(map(str, shape))}: type model=mlp"):
+            cnn_1d(shape, 3)
+    torch.manual_seed(0)
+    network, x = cnn_1d((2, 1, 64), 3), torch.zeros(1, 2, 1, 64)
+    x[0, 0, 0, 28] = 1.0
+    later = x.roll(4, dims=3)  # by whole pools and away from the ends, the mean over time is the same
+    assert torch.allclose(network(x), network(later), atol=1e-6)

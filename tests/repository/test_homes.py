@@ -28,7 +28,7 @@ NO_METHODS = {
 }
 """Experiments that are no published method of federated learning; the last line is centralised."""
 
-VARIANTS = {"lth_equal_rounds": "lth_fedavg", "lth_fedavg_shakespeare": "lth_fedavg"}
+VARIANTS = dict.fromkeys(("lth_equal_rounds", "lth_fedavg_shakespeare", "lth_fedavg_watch"), "lth_fedavg")
 """Experiments that are another setting of a method, and the home of that method."""
 
 
