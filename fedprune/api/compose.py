@@ -14,9 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedprune import run_id
 from fedprune.command.advice import explained, unknown_keys
-from fedprune.command.words import arguments
+from fedprune.command.words import arguments, key_of
 from fedprune.config import CONF, schema
 from fedprune.config.compose import initialised
+from fedprune.config.replaced_model import drop_keys_of_the_replaced
 from fedprune.errors import ConfigError
 
 
@@ -68,6 +69,7 @@ def taken_apart(config: DictConfig, folder: Path) -> Composition:
     problems = list(unknown_keys(config, ours.overrides.task, ours.runtime.choices))
     if problems:
         raise ConfigError(problems)
+    drop_keys_of_the_replaced(config.model, {key_of(word) for word in ours.overrides.task})
     options = {group: ours.runtime.choices[group] for group in run_id.GROUPS}
     return Composition(config, options, tuple(ours.overrides.task), folder, objective, home)
 

@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fedprune.config.instantiate import make_network
+from fedprune.config.replaced_model import drop_keys_of_the_replaced
 from fedprune.errors import ConfigError
 
 
@@ -55,3 +56,30 @@ def test_a_network_is_called_with_what_it_takes(name, keys, outputs):
 def test_a_key_that_it_does_not_take_is_said_with_what_to_type():
     with pytest.raises(ConfigError, match=r"norm.*model=lenet_300_100 model._target_=.*Plain"):
         make_network(OmegaConf.create({"_target_": f"{__name__}.Plain", "norm": "none"}), (4,), 5)
+
+
+OF_RESNET = {"norm": "group", "width": 1}
+"""What the yaml of model=resnet20 says."""
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "left"),
+    [
+        ("Plain", (), {}),
+        ("Plain", ("model.norm",), {"norm": "group"}),  # what was typed stays, and is refused where the network is made
+        ("Zoo", (), {"width": 1}),
+        ("resnet", (), {}),  # takes any keyword, but not these
+        ("Nothing", (), OF_RESNET),  # is not found, which is told later
+    ],
+)
+def test_keys_of_a_model_whose_target_was_replaced_go_unless_they_were_typed_or_are_taken(name, typed, left):
+    model = OmegaConf.create({"_target_": f"{__name__}.{name}", **OF_RESNET})
+    OmegaConf.set_struct(model, True)
+    drop_keys_of_the_replaced(model, {"model._target_", *typed})
+    assert model == {"_target_": f"{__name__}.{name}", **left}
+
+
+def test_a_model_of_a_yaml_keeps_its_keys():
+    model = OmegaConf.create({"_target_": f"{__name__}.Plain", **OF_RESNET})
+    drop_keys_of_the_replaced(model, {"model.norm"})
+    assert {*model} == {"_target_", *OF_RESNET}
