@@ -1,4 +1,4 @@
-"""The number of units that a selection keeps: it is searched for by a share of operations, weights or parameters, or rounded."""
+"""The number of units that a selection keeps: searched for by a share of operations, weights or parameters, or rounded."""
 
 from __future__ import annotations
 
