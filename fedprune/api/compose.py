@@ -37,6 +37,9 @@ class Composition:
     objective: str | None = None
     home: object = None
 
+    def __repr__(self) -> str:
+        return f"<the composition of {self.folder}>"
+
 
 def compose(overrides: Sequence[str] = (), config_dir: Path | str | None = None) -> Composition:
     """Return the configuration of one run.
@@ -46,11 +49,24 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | str | None = None)
     """
     with configured(config_dir) as search:
         try:
-            config = hydra.compose("config", overrides=[*search, *arguments(overrides)], return_hydra_config=True)
+            config = hydra.compose("config", overrides=[*search, *checked(overrides)], return_hydra_config=True)
             folder = Path(config.hydra.run.dir)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError([advice(error)]) from error
     return taken_apart(config, folder)
+
+
+def checked(overrides: Sequence[str]) -> list[str]:
+    """Return the words for Hydra. Raises ConfigError if they are no list of words, or are flags of the command line."""
+    if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
+        raise ConfigError([f'overrides={overrides!r} is a list of words: type ["rounds=10", "criterion=snip"]'])
+    flags = {"-m": "use fedprune.sweep", "--multirun": "use fedprune.sweep", "--config-dir": "use config_dir=FOLDER"}
+    problems = [
+        f"{word} is a flag of the command: {flags.get(word, 'leave it out')}" for word in overrides if word.startswith("-")
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return arguments(overrides)
 
 
 def advice(error: Exception) -> str:

@@ -17,9 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from fedprune.api.compose import Composition, advice, compose, configured, taken_apart
+from fedprune.api.compose import Composition, advice, checked, compose, configured, taken_apart
 from fedprune.api.result import Result, Sweep, load
-from fedprune.command.words import arguments
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.running import run as one
 from fedprune.running import sweep as sweeps
@@ -49,7 +48,7 @@ def sweep(overrides: Sequence[str], config_dir: Path | str | None = None) -> Swe
     overrides: words with commas, such as "seed=0,1,2", or an experiment that declares a grid. A run that fails leaves its
     reason in its result, and the others go on. Raises ConfigError if the grid cannot be composed.
     """
-    words = arguments(overrides)
+    words = checked(overrides)
     with configured(config_dir) as search:
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None

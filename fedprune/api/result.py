@@ -31,6 +31,9 @@ class Result:
     folder: Path
     about: Json
 
+    def __repr__(self) -> str:
+        return f"<run {self.folder}: {self.status}>"
+
     @property
     def status(self) -> str:
         """Return done, failed, skipped (the options make no sense together) or unfinished."""
@@ -62,10 +65,12 @@ class Result:
 
     @property
     def rounds(self) -> pd.DataFrame:
-        """Return a row for each round that was done, with its metrics."""
+        """Return a row for each round that was done, with its metrics; what was not evaluated in a round is NaN there."""
         from fedprune.analysis.read import load_rounds
 
         frame = load_rounds([self.folder])
+        if "round" not in frame.columns:
+            return frame.iloc[:0]
         return frame[["round", *(name for name in frame.columns if "/" in name)]]
 
     @property
@@ -96,6 +101,9 @@ class Sweep:
 
     folder: Path
     runs: tuple[Result, ...]
+
+    def __repr__(self) -> str:
+        return f"<sweep {self.folder}: {len(self.runs)} runs, {len(self.failed)} of them failed>"
 
     @property
     def table(self) -> pd.DataFrame:

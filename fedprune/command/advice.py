@@ -16,6 +16,7 @@ from fedprune.config import CONF
 from fedprune.config.compose import initialised
 
 OURS: Mapping[str, str] = {
+    "experiment": "+experiment=NAME, with the +: an experiment is added to the defaults",
     "trainer.max_epochs": "rounds=100 for the rounds of the federation, and local.epochs=1 for a client's epochs in each",
     "trainer.max_steps": "local.epochs=null local.steps=100 for a client's steps in a round",
     "trainer.accelerator": "device=cuda, or device=auto for a GPU if there is one",
@@ -55,6 +56,9 @@ def explained(error: HydraException) -> str:
     missing = re.search(r"Could not override '([^']+)'", text)
     if missing:
         return no_key(missing.group(1), default_keys())
+    several = re.search(r"Ambiguous value for argument '([^']+)'", text)
+    if several:
+        return f"{several.group(1)}: several values are a grid: add -m (in Python use fedprune.sweep)"
     cause = str(error.__cause__ or "").partition("\n")[0]
     lines = [line.strip() for line in text.splitlines() if line and "hydra.cc" not in line]
     return ": ".join(filter(None, [*lines[:2], cause]))

@@ -82,6 +82,14 @@ def test_a_sweep_has_its_runs_in_order_its_table_and_its_failures(outputs):
         (lambda: fedprune.run(["rounds=many"]), "rounds=many.*Integer"),
         (lambda: fedprune.compose(["criterion=snpi"]), "criterion=snpi: there is no such option; the nearest are snip"),
         (lambda: fedprune.compose(["+lr=1"]), r"\+lr: there is no such key here; type local.optimizer.lr=0.1"),
+        (lambda: fedprune.run("rounds=2"), "is a list of words"),
+        (lambda: fedprune.run([*TINY, "-m"]), "-m is a flag of the command: use fedprune.sweep"),
+        (lambda: fedprune.run([*TINY, "--config-dir"]), "--config-dir is a flag of the command: use config_dir=FOLDER"),
+        (
+            lambda: fedprune.run([*TINY, "seed=0,1"]),
+            "several values are a grid: .* use fedprune.sweep",
+        ),
+        (lambda: fedprune.compose(["experiment=feddst"]), r"experiment: there is no such key here; type \+experiment=NAME"),
         (lambda: fedprune.compose([], config_dir="nowhere"), "config_dir=nowhere is not a folder"),
         (lambda: fedprune.run([*TINY, "dry_run=true"]), "dry_run=true has no result"),
         (lambda: fedprune.sweep([*TINY, "dry_run=true", "seed=0,1"]), "dry_run=true has no result"),
@@ -103,6 +111,7 @@ def test_a_run_that_fails_leaves_the_reason_and_raises_it(outputs):
     with pytest.raises(Incompatible):
         fedprune.run(composed)
     result = fedprune.load(composed.folder)
+    assert len(result.rounds) == 0 and repr(result) == f"<run {result.folder}: skipped>"
     assert result.status == "skipped" and "when=during_training" in result.reason
     with pytest.raises(FedpruneError, match="the run is skipped"):
         _ = result.summary
