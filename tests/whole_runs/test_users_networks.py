@@ -27,7 +27,7 @@ NAMED = f"{MODEL}Named"
         (["Uncalled"], r"extra \(LazyLinear\) get no size from one pass over zeros .they are not called.: give them"),
         (["no_parameters"], "has no parameters, so there is nothing to train"),
         (["Named", "+model._partial_=true"], "gives a function and no torch.nn.Module.*leave out model._partial_"),
-        (["other_arguments"], "missing a required argument: 'size'.*called with shape=.* write a function of these"),
+        (["other_arguments"], "missing a required argument: 'size'.*called with those of shape=.* write a function of these"),
         (["no_layer"], "no conv or linear or recurrent or attention layer to prune: choose another model"),
         (["embedded"], r"layer to prune: choose another model, or what=weights_global with what.layers=\[embedding\]"),
         (["Named", "+model.name=a,b"], "'a,b.weight' has ',' in its name: rename it with letters, digits and _"),
