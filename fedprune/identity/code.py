@@ -182,7 +182,21 @@ def _without_spec(name: str) -> Iterator[Source]:
             written = Path(file).read_bytes()
             yield Source(Path(file).name, _digest(written), tuple(_imports(written, "")), None)
         else:
-            yield Source(name, _digest(inspect.getsource(vars(loaded)[attribute]).encode()), (), None)
+            yield Source(name, _digest(_of_cell(vars(loaded)[attribute]).encode()), (), None)
+
+
+def _of_cell(value: object) -> str:
+    """Return the source of a function or class of a notebook. Of a class that is its methods', since the class has no file.
+
+    Raises OSError or TypeError if there is none.
+    """
+    if not inspect.isclass(value):
+        return inspect.getsource(value)  # type: ignore[arg-type]  # what is no code raises TypeError
+    methods = [method for _, method in sorted(vars(value).items()) if inspect.isfunction(method)]
+    settings = {
+        key: text for key, text in sorted(vars(value).items()) if isinstance(text, (str, int, float)) and key[:2] != "__"
+    }
+    return "\n".join([value.__qualname__, *map(str, value.__mro__), repr(settings), *map(inspect.getsource, methods)])
 
 
 def _digest(written: bytes) -> str:

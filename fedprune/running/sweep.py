@@ -56,10 +56,12 @@ class Report(Callback):
     nothing, alone or in a sweep."""
 
     def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
+        """Send what Hydra writes of a dry run to a temporary folder."""
         if config.dry_run:
             dry.divert(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
+        """Name the sweep, and forget the members of an earlier one of this name. Ends the process for a wrong `home`."""
         _check_home(config)
         os.environ[SWEEP] = name_of(config)
         if config.dry_run:
@@ -68,6 +70,7 @@ class Report(Callback):
             _members(Path(config.hydra.sweep.dir).parent, os.environ[SWEEP]).unlink(missing_ok=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
+        """Summarise the runs. Ends the process with status 1 if one has failed, or if the table cannot be made."""
         folder, sweep = Path(config.hydra.sweep.dir), os.environ.pop(SWEEP)
         if config.dry_run:  # which leaves nothing to summarise
             return

@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fedprune.errors import ConfigError, DataError, Incompatible
+from fedprune.errors import DataError, Incompatible
 from fedprune.pruning.evidence.gates import is_companion
 from fedprune.pruning.mask import apply, ones
 from fedprune.pruning.what import What
 from fedprune.tensors import other_names, tensors_of
+from fedprune.ticket.choices import check_choices
 from fedprune.ticket.start_from import head_names
 from fedprune.ticket.weights import Weights, read_weights
 from fedprune.types import Mask, Params, Subnet
@@ -46,20 +47,8 @@ class InitFrom:
     mask: str = "ignore"
 
     def __post_init__(self) -> None:
-        values = {"head": self.head, "mask": self.mask}
-        problems = [
-            f"init_from.{key}={value}: choose one of {', '.join(CHOICES[key])}"
-            for key, value in values.items()
-            if value not in CHOICES[key]
-        ]
-        if self.path is None and not problems:
-            problems = [
-                f"init_from.{key}={value} is about weights in a file, and there is none: type init_from=FILE"
-                for key, value in values.items()
-                if value != CHOICES[key][0]
-            ]
-        if problems:
-            raise ConfigError(problems)
+        absent = "is about weights in a file, and there is none: type init_from=FILE" if self.path is None else None
+        check_choices("init_from", {"head": self.head, "mask": self.mask}, CHOICES, absent)
 
     def __call__(
         self, net: nn.Module, what: What, seed: int, names: Mapping[str, str], model: Mapping[str, object] | None = None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fedprune.errors import ConfigError, Incompatible
+from fedprune.errors import Incompatible
 from fedprune.pruning.evidence.gates import is_companion
 from fedprune.pruning.mask import apply, ones
 from fedprune.pruning.what import What
@@ -23,6 +23,7 @@ from fedprune.pruning.what.layer_order import LayerOrder, by_definition
 from fedprune.pruning.what.layers import CHANNELLED, LAYERS, prunable
 from fedprune.randomness import torch_stream
 from fedprune.tensors import tensors_of
+from fedprune.ticket.choices import check_choices
 from fedprune.ticket.model import changed, model_of
 from fedprune.ticket.read import Ticket, load_ticket
 from fedprune.types import Mask, Params, Subnet
@@ -44,20 +45,8 @@ class StartFrom:
     head: str = "keep"
 
     def __post_init__(self) -> None:
-        values = {"permute": self.permute, "head": self.head}
-        problems = [
-            f"ticket.{key}={value}: choose one of {', '.join(CHOICES[key])}"
-            for key, value in values.items()
-            if value not in CHOICES[key]
-        ]
-        if self.path is None and not problems:
-            problems = [
-                f"ticket.{key}={value} changes a ticket, and there is none: set ticket.path=FILE"
-                for key, value in values.items()
-                if value != CHOICES[key][0]
-            ]
-        if problems:
-            raise ConfigError(problems)
+        absent = "changes a ticket, and there is none: set ticket.path=FILE" if self.path is None else None
+        check_choices("ticket", {"permute": self.permute, "head": self.head}, CHOICES, absent)
 
     def __call__(
         self, net: nn.Module, what: What, seed: int, names: Mapping[str, str], model: Mapping[str, object] | None = None

@@ -105,6 +105,12 @@ def test_code_of_a_script_and_of_a_notebook(modules, tmp_path, monkeypatch):
     notebook.f = targets  # of which inspect knows the source, as it does of a cell
     monkeypatch.setitem(sys.modules, "my_cells", notebook)
     assert list(sources(["my_cells.f"])) == ["my_cells.f"]
+    notebook.C = type("C", (), {"rate": 1, "step": targets})  # a class of a cell has no file, and its methods have
+    before = sources(["my_cells.C"])
+    notebook.C = type("C", (), {"rate": 1, "step": sources})
+    other_method = sources(["my_cells.C"])
+    notebook.C = type("C", (), {"rate": 2, "step": targets})
+    assert list(before) == ["my_cells.C"] and before != other_method != sources(["my_cells.C"]) != before
     assert sources(["my_cells.missing"]) == {}
 
 
