@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, TypeVar, cast
 
+from fedprune.errors import in_user_code
+
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -52,6 +54,21 @@ def missing(option: object, base: type) -> list[str]:
     return [name for name in required if declared(option, name, NOTHING) is NOTHING]
 
 
+def named(option: object) -> str:
+    """Return the name of an option's function or class with its module, as `my_criteria.by_place`."""
+    if isinstance(option, Completed):
+        return named(option.option)
+    if isinstance(option, functools.partial):
+        return named(option.func)
+    function = option if hasattr(option, "__qualname__") else type(option)
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def from_outside(option: object) -> bool:
+    """Return whether an option's function or class is not of this package, but of a user's."""
+    return not named(option).startswith("fedprune.")
+
+
 @dataclass(frozen=True)
 class Completed:
     """An option that does not inherit from the base class of its group, with the defaults of the base."""
@@ -60,7 +77,8 @@ class Completed:
     base: type
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        return self.option(*args, **kwargs)
+        with in_user_code(named(self.option)):
+            return self.option(*args, **kwargs)
 
     @property
     def __signature__(self) -> inspect.Signature:

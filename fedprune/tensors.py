@@ -135,3 +135,26 @@ def _direct(prefix: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in module._buffers.items():
         if buffer is not None and name not in module._non_persistent_buffers_set:
             yield start + name, buffer
+
+
+def unlike(given: object, like: Mapping[str, Tensor], exactly: bool = True) -> str | None:
+    """Return in what a value differs by names and shapes from a dict of tensors, or None: the rest of a sentence.
+
+    exactly: whether it may have no other names.
+    """
+    if not isinstance(given, Mapping):
+        return f"gives {_kind(given)} and no dict of tensors by name"
+    for name, tensor in like.items():
+        if name not in given:
+            return f"gives nothing for {name}, which is of shape {list(tensor.shape)}"
+        value = given[name]
+        if not isinstance(value, Tensor):
+            return f"gives {_kind(value)} for {name}, and no tensor of shape {list(tensor.shape)}"
+        if value.shape != tensor.shape:
+            return f"gives a tensor of shape {list(value.shape)} for {name}, which is of shape {list(tensor.shape)}"
+    others = [str(name) for name in given if name not in like] if exactly else []
+    return f"gives {', '.join(others[:3])}, which the network has not" if others else None
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a value of type {type(value).__name__}"

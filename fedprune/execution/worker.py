@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from fedprune.execution.failures import is_out_of_memory
+from fedprune.errors import is_out_of_memory
 
 Task = tuple[str, tuple[object, ...]]
 """A method of the object that the worker has made, and its arguments."""

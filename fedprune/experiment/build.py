@@ -107,9 +107,11 @@ def _bound(chosen: Chosen, ground: Ground) -> Whose:
 
 
 def _check_composition(chosen: Chosen, ground: Ground, training: Training, problems: Problems) -> None:
-    """Check the options against each other. Stops at problems."""
+    """Try the functions of a user's, and check the options against each other. Stops at problems."""
     options = chosen.options
     composition = Composition(ground.plan, ground.what, ground.net, options, chosen.names, chosen.config)
+    problems.add(checks.functions(composition, ground.network, ground.clients.unseen))
+    problems.stop_if_any()
     of_clients = (ground.private, sum(sizes(ground.clients.val)), ground.clients.unseen)
     problems.add_incompatible(checks.among_clients(composition, *of_clients))
     problems.add_incompatible(checks.among_axes(composition, ground.network, training.recipe.error_feedback))

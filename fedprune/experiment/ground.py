@@ -108,7 +108,7 @@ def lay_ground(chosen: Chosen, dataset: Dataset, problems: Problems) -> Ground:
     """Make the network, the plan and the clients. Stops where nothing can go on; other problems are added to."""
     config, options = chosen.config, chosen.options
     net = problems.attempt(_network, config, dataset)
-    window = problems.attempt(options.when, config.rounds)
+    window = problems.attempt(checks.window, options.when, config.rounds)
     problems.stop_if_any()
     order = _traced(net, dataset)
     federated = config.federated
@@ -117,7 +117,7 @@ def lay_ground(chosen: Chosen, dataset: Dataset, problems: Problems) -> Ground:
         net=net,
         order=order,
         window=window,
-        plan=problems.attempt(options.how_often, window, config.density),
+        plan=problems.attempt(checks.plan, options.how_often, window, config.density),
         what=problems.attempt(_what, chosen, net, order, dataset),
         private=problems.attempt(private_names, net, federated.batchnorm),
         clients=problems.attempt(_clients, chosen, dataset),

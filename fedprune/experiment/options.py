@@ -104,7 +104,7 @@ def make_option(config: DictConfig, group: Group) -> Any:
 def _wrong(made: object, node: Mapping[str, object], group: Group) -> list[str]:
     """Return why an object is no option of its group, with what to type instead."""
     target, lacks, calls = node["_target_"], missing(made, group.base), _parameters(group.base)
-    if node.get("_partial_") and (isinstance(made, type) or lacks or not calls):
+    if node.get("_partial_") and ((isinstance(made, type) and not _makes(made, calls)) or lacks or not calls):
         return [f"{target} is not called: type {group.key}._partial_=false"]
     if lacks:
         return [f"{target} has no {', '.join(lacks)}: {_see(group)}"]
@@ -117,6 +117,11 @@ def _wrong(made: object, node: Mapping[str, object], group: Group) -> list[str]:
         other = f"{target}{inspect.signature(made)} takes other arguments"
         return [f"{other}: {_called(group)}: write one that is ({_see(group)}){instead}"]
     return []
+
+
+def _makes(kind: type, calls: tuple[str, ...]) -> bool:
+    """Return whether a class is called in the place of its objects, which cannot be: as that of an accumulator is."""
+    return "__call__" not in dir(kind) and _takes(kind, calls)
 
 
 def _uncalled(made: object, key: str) -> list[str]:

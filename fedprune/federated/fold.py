@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from fedprune.federated.masks import UpdateSummary
 from fedprune.federated.server import scaffold
-from fedprune.federated.server.accumulator import Accumulator
+from fedprune.federated.server.accumulator import Accumulator, result
 from fedprune.types import ClientState, Job, Params, Subnet, Update
 
 
@@ -38,6 +38,10 @@ class Fold:
             self.kept[update.client] = update.kept
         if update.control:
             self.control_changes |= scaffold.summed(self.control_changes, update)
+
+    def result(self, server: Params) -> Params:
+        """Return the aggregate of the updates. Raises RunError if it is no network like the server's."""
+        return result(self.accumulator, server)
 
     def _whole(self, subnet: Subnet, update: Update) -> Subnet:
         """Return the subnet with the tensors that the client keeps: the server reports their mean, and never sends it."""

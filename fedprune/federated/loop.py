@@ -207,7 +207,7 @@ class FederatedLoop:
             return replace(later, opened=False)
         remembered = state.server_state
         momentum, control = remembered.momentum, remembered.control
-        params, momentum = self.server_step(state.server.params, fold.accumulator.result(), momentum, self.trainable)
+        params, momentum = self.server_step(state.server.params, fold.result(state.server.params), momentum, self.trainable)
         if fold.control_changes:
             control = scaffold.stepped(control, fold.control_changes, self.sampled)
         after = replace(later, server_state=replace(remembered, momentum=momentum, control=control))

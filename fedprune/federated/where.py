@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from fedprune.capabilities import named
 from fedprune.errors import ConfigError, RunError, Unheard
 from fedprune.federated.exchange import Exchange
 from fedprune.federated.metrics.tally import Tally
@@ -56,10 +57,19 @@ def asked(where: Where, cohort: tuple[int, ...], clients: int, seed: int, unseen
     """Return the clients that measure. Those that are in no cohort (`unseen`) are never asked: an option of `where` sees the
     others alone, numbered from 0."""
     if not unseen:
-        return where(cohort, clients, seed)
+        return _clients(where(cohort, clients, seed), clients, where)
     able = sampled(clients, unseen)
-    places = where(tuple(np.searchsorted(able, cohort).tolist()), len(able), seed)
+    places = _clients(where(tuple(np.searchsorted(able, cohort).tolist()), len(able), seed), len(able), where)
     return tuple(SERVER if place == SERVER else int(able[place]) for place in places)
+
+
+def _clients(answer: object, clients: int, where: Where) -> tuple[int, ...]:
+    """Return the clients that an option of `where`, which may be anybody's, has chosen. Raises RunError for what is none."""
+    chosen = list(answer) if isinstance(answer, Iterable) else []
+    if chosen and all(isinstance(one, (int, np.integer)) and SERVER <= one < clients for one in chosen):
+        return tuple(map(int, chosen))
+    told = f"where, {named(where)}: it gives {answer!r:.60}"
+    raise RunError(f"{told}: return a tuple of one or more numbers of clients, from 0 to {clients - 1}")
 
 
 def measuring(exchange: Exchange, network: Network, state: State, clients: tuple[int, ...], tally: Tally) -> Measure:

@@ -18,6 +18,7 @@ from fedprune.pruning.candidates import Compare, candidate_masks, keeping_counts
 from fedprune.pruning.criterion import Criterion, Formula
 from fedprune.pruning.criterion.prunefl import adjusted, dense_time, layer_times, unquestioned
 from fedprune.pruning.criterion.regrowth_init import started
+from fedprune.pruning.criterion.scores import compensated, scored
 from fedprune.pruning.evidence import needs
 from fedprune.pruning.evidence.finite import explained
 from fedprune.pruning.mask import apply, count, regrow, shrink, size
@@ -80,8 +81,9 @@ def prune(
         return smaller
     assert grow is not None, "build refuses an exchange without a grow formula"
     evidence = measure(needs(grow), smaller, "dead")
+    scores = scored(grow, evidence, mask)
     with explained(evidence):
-        mask = regrow(mask, grow(**evidence), event.density, axes.what)
+        mask = regrow(mask, scores, event.density, axes.what)
     return Subnet(started(smaller, _grown(mask, smaller), last or {}), mask)
 
 
@@ -103,7 +105,7 @@ def _selected(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure, c
     """Return the candidate of the lowest loss."""
     criterion, wanted = axes.criterion, {*needs(axes.criterion.drop), "generator"}
     evidence = measure(tuple(wanted), subnet, "alive")
-    scores = criterion.drop(**{name: evidence[name] for name in needs(criterion.drop)})
+    scores = scored(criterion.drop, {name: evidence[name] for name in needs(criterion.drop)}, subnet.mask)
     stream = cast(Callable[[str], torch.Generator], evidence["generator"])
     with explained(evidence):
         masks = candidate_masks(subnet.mask, scores, event.density, axes.what, criterion, stream)
@@ -113,7 +115,7 @@ def _selected(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure, c
 def dropped(subnet: Subnet, event: PruneEvent, axes: Axes, measure: Measure) -> Mask:
     """Return the mask that the event leaves before it grows anything, and without candidates."""
     evidence = measure(needs(axes.criterion.drop), subnet, "alive")
-    scores = axes.criterion.drop(**evidence)
+    scores = scored(axes.criterion.drop, evidence, subnet.mask)
     if event.block is not None:  # the others are full as they are, so that nothing grows there either
         taking_part = block(axes.what.in_order, *event.block)
         scores = {name: score if name in taking_part else torch.full_like(score, math.inf) for name, score in scores.items()}
@@ -135,10 +137,11 @@ def _compensated(subnet: Subnet, surviving: Mask, criterion: Criterion, measure:
     """Return the parameters after survivors have moved to make up for the others, if the criterion says how."""
     if criterion.compensate is None:
         return subnet.params
-    steps = criterion.compensate(**measure(needs(criterion.compensate), subnet, "alive", surviving))
+    evidence = measure(needs(criterion.compensate), subnet, "alive", surviving)
+    steps = compensated(criterion.compensate, evidence, subnet.params)
     before = {name: subnet.params[name] for name in steps}
     return subnet.params | {name: (wide(before[name]) + step).to(before[name].dtype) for name, step in steps.items()}
 
 
 def _score(formula: Formula, measure: Measure, subnet: Subnet, about: str) -> Scores:
-    return formula(**measure(needs(formula), subnet, about))
+    return scored(formula, measure(needs(formula), subnet, about), subnet.mask)

@@ -16,8 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedprune.errors import ConfigError
+from fedprune.capabilities import named
+from fedprune.errors import ConfigError, RunError
 from fedprune.precision import wide
+from fedprune.tensors import unlike
 from fedprune.types import Mask, Params, Plan
 
 Anchors = Mapping[int, Params]
@@ -73,6 +75,21 @@ class Rewind(ABC):
             f"rewind.round={self.round} comes after the first prune event, which is after {first} rounds: "
             f"choose rewind.round={first} or less, or rewind=init"
         ]
+
+
+def rewound(rewind: Rewind, mask: Mask, anchors: Anchors, draws: Draws, params: Params) -> Rewound:
+    """Return what an option, which may be anybody's, goes back to. Raises RunError if it gives no network like `params`."""
+    answer: object = rewind(mask, anchors, draws)
+    told = f"rewind, {named(rewind)}: it"
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise RunError(f"{told} gives {answer!r:.60}: return fedprune.pruning.rewind.Rewound(params, clock), or (None, None)")
+    weights, clock = answer
+    wrong = unlike(weights, params) if weights is not None else None
+    if wrong is not None:
+        raise RunError(f"{told} {wrong}: return all tensors of the network, as those in anchors, or None to keep them")
+    if clock is not None and (not isinstance(clock, int) or clock < 0):
+        raise RunError(f"{told} goes on from clock {clock!r:.40}: return a round from 0, or None")
+    return Rewound(weights, clock)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from fedprune.federated.metrics.tally import Tally
 from fedprune.federated.where import measuring
 from fedprune.local.outcomes import concatenated
 from fedprune.pruning.criterion import Criterion
+from fedprune.pruning.criterion.scores import scored
 from fedprune.pruning.evidence import OBSTACLES, needs
 from fedprune.pruning.evidence.network import Network
 from fedprune.pruning.mask import apply, count, shrink
@@ -109,7 +110,7 @@ def _scores(run: Trained, exchange: Exchange, name: str, criterion: Criterion) -
         raise Incompatible(*problems)
     all_clients = tuple(range(len(run.experiment.clients.train)))
     measure = measuring(exchange, run.network, run.state, all_clients, Tally())
-    return formula(**measure(asked, run.state.server, "alive"))
+    return scored(formula, measure(asked, run.state.server, "alive"), run.state.server.mask)
 
 
 def _competing(run: Trained, scores: Scores, by_layer: bool) -> list[tuple[str, Scores]]:

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedprune.errors import ConfigError, RunError
-from fedprune.execution.failures import explained
+from fedprune.errors import ConfigError, RunError, in_user_code
 from fedprune.local.module import LocalModule
 
 # Four clients share 1,437 digits: 360 or 359 each, of which 80 percent are trained on.
@@ -160,13 +159,13 @@ def test_an_exception_in_an_evaluation_names_the_part(tiny, play):
 def test_our_own_messages_and_want_of_memory_pass():
     full = RuntimeError("DefaultCPUAllocator: can't allocate memory")
     for error in (RunError("ours"), ConfigError(["ours"]), MemoryError(), full):
-        with pytest.raises(type(error)) as passed, explained("client 0 in round 0"):
+        with pytest.raises(type(error)) as passed, in_user_code("client 0 in round 0"):
             raise error
         assert passed.value is error
 
 
 def test_what_is_explained_travels_between_processes():
-    with pytest.raises(RunError) as failure, explained("client 0 in round 0"):
+    with pytest.raises(RunError) as failure, in_user_code("client 0 in round 0"):
         torch.zeros(2) @ torch.zeros(3)
     assert str(pickle.loads(pickle.dumps(failure.value))) == str(failure.value)
     assert "client 0 in round 0: RuntimeError: " in str(failure.value)

@@ -80,7 +80,8 @@ def test_a_circle_is_found():
 
 
 FLOORS = (
-    ("amount", "capabilities", "errors", "phase_clock", "plain_layers", "precision", "randomness", "types"),
+    ("errors",),
+    ("amount", "capabilities", "phase_clock", "plain_layers", "precision", "randomness", "types"),
     ("device", "identity", "local/lightning", "storage", "tensors"),
     ("pruning/what", "run_id"),
     ("pruning/evidence", "data"),

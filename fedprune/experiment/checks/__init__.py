@@ -22,6 +22,7 @@ from fedprune.experiment.checks.network import masked, rehearsal
 from fedprune.experiment.checks.problems import Problems
 from fedprune.experiment.checks.task import bounds, data, gate, of_classes, task
 from fedprune.experiment.checks.together import among_axes, among_clients
+from fedprune.experiment.checks.tried import functions, plan, window
 from fedprune.experiment.checks.values import evidence, executor, outcomes, ranges
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "evidence",
     "evidence_of",
     "executor",
+    "functions",
     "gate",
     "kept_back",
     "masked",
@@ -45,6 +47,7 @@ __all__ = [
     "on_clients",
     "outcomes",
     "outcomes_of_clients",
+    "plan",
     "ranges",
     "regrown",
     "rehearsal",
@@ -54,4 +57,5 @@ __all__ = [
     "task",
     "validation",
     "whole_units",
+    "window",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import ParamSpec, TypeVar
 
-from fedprune.errors import ConfigError, DataError, Incompatible
+from fedprune.errors import ConfigError, DataError, Incompatible, RunError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class Problems:
             self._incompatible += error.problems
         except ConfigError as error:
             self._wrong += error.problems
-        except DataError as error:
+        except (DataError, RunError) as error:
             self._wrong.append(str(error))
         return None  # type: ignore[return-value]  # a problem is noted, and `stop_if_any` raises
 

@@ -15,9 +15,8 @@ import torch
 
 from fedprune.capabilities import declares
 from fedprune.compaction.train import silent
-from fedprune.errors import ConfigError
+from fedprune.errors import ConfigError, in_user_code
 from fedprune.execution import Serial
-from fedprune.execution.failures import explained
 from fedprune.execution.worker import Factory, Task
 from fedprune.federated.client.batched_check import obstacle
 from fedprune.federated.client.round import Answer, Begun, ClientRound, told
@@ -79,12 +78,12 @@ class Batched(Serial):
         jobs = [worker.received(*arguments) for _, arguments in tasks]
         together = self._together(jobs)
         for position, job in enumerate(jobs):
-            with explained(told(job)):
+            with in_user_code(told(job)):
                 yield worker.after_training(*together.pop(position)) if position in together else worker.tune(job)
 
     def _finished(self, begun: Begun, trained: Trained) -> Update:
         worker: ClientRound = self._client_round
-        with explained(told(begun.job)):
+        with in_user_code(told(begun.job)):
             return worker.finish(begun, trained)
 
     def _together(self, jobs: Sequence[Job]) -> Together:
@@ -92,7 +91,7 @@ class Batched(Serial):
         context, groups = self._client_round.context, defaultdict[tuple[int, bool], dict[int, Begun]](dict)
         for position, job in enumerate(jobs):
             if not job.measure and not self._warns(self._reason(job)):
-                with explained(told(job)):
+                with in_user_code(told(job)):
                     begun = self._client_round.begin(job)
                 groups[job.clock, bool(holes(context.module, begun.subnet.mask))][position] = begun
         together: Together = {}
@@ -103,7 +102,7 @@ class Batched(Serial):
 
     def _as_one(self, group: dict[int, Begun], clock: int) -> Together:
         context, shares = self._client_round.context, [self._share(begun) for begun in group.values()]
-        with explained(", ".join(told(begun.job) for begun in group.values())):
+        with in_user_code(", ".join(told(begun.job) for begun in group.values())):
             trained = fit_together(context.module, shares, context.recipe, context.recipe.lr_decay**clock)
         return dict(zip(group, zip(group.values(), trained, strict=True), strict=True))
 

@@ -15,6 +15,7 @@ from fedprune.federated.client import TrainedWeights
 from fedprune.federated.client.round import Answer, ClientRound
 from fedprune.federated.client.state_arrays import KeptArrays
 from fedprune.local.outcomes import Outcomes
+from fedprune.pruning.criterion.scores import scored
 from fedprune.pruning.criterion.set_exchange import drop_within, grow_within
 from fedprune.pruning.event import dropped
 from fedprune.pruning.evidence import needs
@@ -72,6 +73,7 @@ class EvolvingRound:
         if not job.event.swap:
             return dropped(trained, job.event, axes, measure)
         assert grow is not None, "build refuses an exchange without a grow formula"
-        smaller = drop_within(trained.mask, drop(**measure(needs(drop), trained, "alive")), job.event.swap)
-        scores = grow(**measure(needs(grow), Subnet(trained.params, smaller), "dead"))
+        worth = scored(drop, measure(needs(drop), trained, "alive"), trained.mask)
+        smaller = drop_within(trained.mask, worth, job.event.swap)
+        scores = scored(grow, measure(needs(grow), Subnet(trained.params, smaller), "dead"), smaller)
         return grow_within(smaller, scores, trained.mask)

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from fedprune.data.batches import Slice
+from fedprune.errors import in_user_code
 from fedprune.execution.arrays import Arrays
-from fedprune.execution.failures import explained
 from fedprune.federated.client.context import Context
 from fedprune.federated.client.state_arrays import copies
 from fedprune.local.outcomes import EVERYBODY, Outcomes, concatenated, measured
@@ -38,7 +38,7 @@ class ClientEvaluation:
     def outcomes(self, params: Params, where: Slice) -> Outcomes:
         """Return what the module measures on a slice at these parameters."""
         self._load(params)
-        with explained(f"evaluating the network on examples {where.start} to {where.stop} of {where.part}"):
+        with in_user_code(f"evaluating the network on examples {where.start} to {where.stop} of {where.part}"):
             if not self.context.task.templates:
                 return self._measured(where)
             parts = self.context.batches.by_client(where)  # what torchmetrics objects add up is wanted of every client
@@ -49,7 +49,7 @@ class ClientEvaluation:
         context = self.context
         self._load(params)
         batches = context.batches.of(context.clients.test[client], context.batches.evaluated)
-        with explained(f"evaluating a trained network on the test part of client {client}"):
+        with in_user_code(f"evaluating a trained network on the test part of client {client}"):
             return measured(context.module, context.transferred(batches), client)
 
     def validation(self, client: int, subnet: Subnet) -> dict[str, float]:

@@ -16,7 +16,7 @@ from fedprune.pruning.event import Axes, Measure, dropped, prune
 from fedprune.pruning.evidence import needs
 from fedprune.pruning.gate import shift
 from fedprune.pruning.mask import apply
-from fedprune.pruning.rewind import Draws, Rewind
+from fedprune.pruning.rewind import Draws, Rewind, rewound
 from fedprune.randomness import torch_stream
 from fedprune.types import Condition, Job, Params, PruneEvent, Subnet
 
@@ -70,7 +70,7 @@ class OnClient:
         }
         if self.gate is not None and not self.gate(**{name: outcomes[name]() for name in needs(self.gate)}):
             return None
-        weights, _ = self.rewind(pruned().mask, {0: self.start}, self._draws(job))
+        weights, _ = rewound(self.rewind, pruned().mask, {0: self.start}, self._draws(job), subnet.params)
         if weights is None:
             return Pruned(pruned(), False)
         return Pruned(Subnet(apply(weights, pruned().mask), pruned().mask), True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from fedprune.data.batches import Slice
+from fedprune.errors import in_user_code
 from fedprune.execution.arrays import Arrays
-from fedprune.execution.failures import explained
 from fedprune.federated.client.context import Context
 from fedprune.federated.client.evaluation import ClientEvaluation
 from fedprune.federated.client.evidence import ClientEvidence
@@ -114,7 +114,7 @@ class ClientRound:
 
     def perform(self, job: Job, train: Callable[[Job], Update] | None = None) -> Update:
         """Do what the job asks for. Raises RunError, naming the client, for what the user's own code raises."""
-        with explained(told(job)):
+        with in_user_code(told(job)):
             return self.measure(job) if job.measure else (train or self.train)(job)
 
     def encoded(self, job: Job, update: Update, clock: Clock) -> Answer:
@@ -141,7 +141,7 @@ class ClientRound:
         Nothing else comes of it. tune: in the place of this class's own `tune`.
         """
         job = self.received(message, kept, kept_mask)
-        with explained(told(job)):
+        with in_user_code(told(job)):
             return (tune or self.tune)(job)
 
     def tune(self, job: Job) -> Outcomes:

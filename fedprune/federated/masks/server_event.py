@@ -12,6 +12,7 @@ from fedprune.pruning.candidates import Compare
 from fedprune.pruning.criterion.regrowth_init import last_values, of_the_dead
 from fedprune.pruning.event import Measure, prune
 from fedprune.pruning.mask import apply
+from fedprune.pruning.rewind import rewound
 from fedprune.types import ClientState, Params, PruneEvent, ServerState, State, Subnet
 
 
@@ -35,7 +36,7 @@ def after_event(state: State, pruned: Subnet, events: int, context: PruneContext
     forget what they kept, and the server its control and the last values; otherwise both ends forget the controls of the dead
     alone, so that c is still the mean of all c_k. Sums of squared gradients begin anew at every event.
     """
-    weights, clock = context.rewind(pruned.mask, state.anchors, context.draws)
+    weights, clock = rewound(context.rewind, pruned.mask, state.anchors, context.draws, pruned.params)
     server_state, kept = ServerState(), dict[int, ClientState]()
     if weights is None:
         server_state = state_under(pruned.mask, state.server_state, context.fresh)

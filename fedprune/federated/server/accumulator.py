@@ -15,8 +15,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedprune.errors import ConfigError
+from fedprune.capabilities import named
+from fedprune.errors import ConfigError, RunError, in_user_code
 from fedprune.precision import finite, is_number
+from fedprune.tensors import unlike
 from fedprune.types import Mask, Params, Subnet
 
 
@@ -53,21 +55,32 @@ def merged(aggregate: Aggregate, server: Params, updates: Iterable[tuple[Subnet,
     accumulator = aggregate(server)
     for subnet, weight in updates:
         accumulator.add(subnet, weight)
-    return accumulator.result()
+    return result(accumulator, server)
 
 
-def check(aggregate: Aggregate) -> None:
-    """Merge two small networks. Raises ConfigError if this is no aggregate, such as (server, updates) -> network."""
-    server, alive = {"w": torch.zeros(2)}, {"w": torch.ones(2, dtype=torch.bool)}
+def result(accumulator: Accumulator, server: Params) -> Params:
+    """Return the result of an accumulator, which may be anybody's. Raises RunError if it is no network like the server's."""
+    merged = accumulator.result()
+    wrong = unlike(merged, server)
+    if wrong is not None:
+        raise RunError(
+            f"federated.aggregate, {named(accumulator)}: its result {wrong}: return a tensor for each of the server's"
+        )
+    return merged
+
+
+def check(aggregate: Aggregate, net: Params | None = None, mask: Mask | None = None) -> None:
+    """Merge two small networks, or two like `net`. Raises ConfigError if this is no aggregate, such as (server, updates) ->
+    network, or gives no network."""
+    server, alive = (net, mask or {}) if net else ({"w": torch.zeros(2)}, {"w": torch.ones(2, dtype=torch.bool)})
     try:
-        merged(aggregate, server, [(Subnet(server, alive), 1.0)] * 2)
-    except (TypeError, AttributeError) as error:
-        raise ConfigError(
-            [
-                f"federated.aggregate ({error}): an aggregate is (server) -> an object with add(subnet, weight) and result(), "
-                "see fedprune/federated/server/accumulator.py"
-            ]
-        ) from error
+        with in_user_code(f"federated.aggregate, {named(aggregate)}"):
+            merged(aggregate, server, [(Subnet(server, alive), 1.0)] * 2)
+    except ConfigError:
+        raise
+    except RunError as error:
+        about = "an aggregate is (server) -> an object with add(subnet, weight) and result()"
+        raise ConfigError([f"{error}: {about}, see fedprune/federated/server/accumulator.py"]) from error
 
 
 class Unanimous:

@@ -194,6 +194,13 @@ def _term(net: nn.Module, mask: Mask, formula: Formula, examples: int) -> Term:
     return functools.partial(formula, **pieces)
 
 
+def tried_term(regulariser: Regulariser, net: nn.Module, mask: Mask) -> object:
+    """Return the value of the formula, which may be anybody's, for a network as it is."""
+    assert regulariser.formula is not None, "only a regulariser with a formula has a term"
+    with torch.no_grad():
+        return _term(net, mask, regulariser.formula, 1)()
+
+
 def _wide_term(formula: Formula, pieces: Mapping[str, Piece]) -> Tensor:
     """Return the value of a formula of half precision tensors, taken in float32."""
     widened = {name: _widened(piece) if isinstance(piece, dict) else piece for name, piece in pieces.items()}

@@ -16,16 +16,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from fedprune.capabilities import complete, declared
-from fedprune.errors import ConfigError, Incompatible, NotANumber
+from fedprune.capabilities import complete, declared, named
+from fedprune.errors import ConfigError, Incompatible, NotANumber, in_user_code
 from fedprune.precision import wide
 from fedprune.pruning.what.layer_order import LayerOrder, by_definition
 from fedprune.pruning.what.layers import LAYERS, computed, others, prunable
 from fedprune.pruning.what.reach import Cost, check_round_to, reached, rounded
-from fedprune.pruning.what.scope import Ends, Pool, Scope, Shapes, by_layer
+from fedprune.pruning.what.scope import Ends, Pool, Scope, Shapes, by_layer, check_kept
 from fedprune.pruning.what.tensor_cache import remembered
 from fedprune.pruning.what.top_k import keep_best
-from fedprune.pruning.what.unit import Unit, UnitKind, spread
+from fedprune.pruning.what.unit import Unit, UnitKind, check_grid, spread
 from fedprune.tensors import one_name, tensors_of
 from fedprune.types import Mask, Params, Scores
 
@@ -142,7 +142,8 @@ class What:
             ]
         for name in self.names:
             try:
-                self.unit(params[name])
+                with in_user_code(f"what.unit, {named(self.unit)}"):
+                    check_grid(self.unit(params[name]), params[name].shape)
             except Incompatible as error:
                 problems += [f"layer {name.removesuffix('.weight')}: {problem}" for problem in error.problems]
         if problems:
@@ -165,7 +166,9 @@ class What:
 
     def _selected(self, units: Scores, density: float, shapes: Shapes) -> Mask:
         """Return the entries of the units to keep, of which `density` is a share of units."""
-        survivors = self._survivors(units, density, shapes)
+        with in_user_code(f"what.scope, {named(self.scope)}"):
+            survivors = self._survivors(units, density, shapes)
+            check_kept(survivors, units)
         survivors = survivors if self.round_to == 1 else rounded(units, survivors, self.round_to)
         return {name: spread(survivors[name], shapes[name]) for name in self.names}
 

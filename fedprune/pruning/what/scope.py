@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
 from fedprune.capabilities import declares
 from fedprune.errors import ConfigError
 from fedprune.pruning.what.top_k import how_many, keep_best, nearest
+from fedprune.tensors import unlike
 from fedprune.types import Mask, Plan, Scores
 
 Shapes = Mapping[str, torch.Size]
@@ -47,6 +48,13 @@ Ends = Mapping[str, tuple[str, ...]]
 last: those of the layers behind which no other prunable layer stands on the way to an output. The order is that of the forward
 pass, see layer_order.py. Where layers are side by side, such as two heads, both are in it."""
 T = TypeVar("T")
+
+
+def check_kept(kept: object, units: Scores) -> None:
+    """Raise ValueError if what a scope, which may be anybody's, keeps is not a boolean for each unit."""
+    wrong = unlike(kept, units)
+    if wrong is not None or any(value.dtype != torch.bool for value in cast(Mask, kept).values()):
+        raise ValueError(f"it {wrong or 'gives numbers'}: return true for each unit to keep, by layer")
 
 
 def globally(units: Scores, density: float, shapes: Shapes) -> Mask:

@@ -106,6 +106,18 @@ def blocks(scores: Tensor, h: int, w: int, reduce: str = "mean", of: str = "sign
     return _reduced(scores.reshape(rows // h, h, columns // w, w), (1, 3), reduce, of, keepdim=False)
 
 
+def check_grid(grid: object, shape: torch.Size) -> None:
+    """Raise ValueError if what a unit, which may be anybody's, gives for a tensor of this shape is no grid of its units."""
+    sizes = list(grid.shape) if isinstance(grid, Tensor) else []
+    for whole in ([*shape], [shape[0], shape[1:].numel()]):
+        if len(sizes) == len(whole) and all(cells and not n % cells for cells, n in zip(sizes, whole, strict=True)):
+            return
+    given = f"a tensor of shape {sizes}" if isinstance(grid, Tensor) else f"{grid!r:.40}"
+    raise ValueError(
+        f"gave {given} for scores of shape {list(shape)}: return one score for each unit, on a grid of these dimensions"
+    )
+
+
 def spread(grid: Tensor, shape: torch.Size) -> Tensor:
     """Broadcast per-unit values to entries: a contiguous tensor of that shape."""
     whole = shape if grid.dim() == len(shape) else torch.Size((shape[0], shape[1:].numel()))

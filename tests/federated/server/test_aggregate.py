@@ -204,7 +204,7 @@ def test_a_mean_holds_no_update_but_the_one_that_it_is_given():
 
 @pytest.mark.parametrize("aggregate", [lambda server, updates: server, lambda server: server, None])
 def test_what_is_no_aggregate_is_refused_with_a_reason(aggregate):
-    with pytest.raises(ConfigError, match=r"federated\.aggregate .*: an aggregate is \(server\) -> an object with add"):
+    with pytest.raises(ConfigError, match=r"federated\.aggregate.*: an aggregate is \(server\) -> an object with add"):
         check(aggregate)
     for option in MEANS:
         check(option)
