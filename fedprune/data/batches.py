@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from fedprune.data.augment import Change
 from fedprune.data.datasets import Dataset
 from fedprune.data.federate import Clients
 
@@ -53,16 +54,16 @@ class Batches:
     clients: Clients
     device: torch.device
 
-    def of(self, indices: Tensor, size: int, smallest: int = 1) -> Iterator[Batch]:
+    def of(self, indices: Tensor, size: int, smallest: int = 1, change: Change | None = None) -> Iterator[Batch]:
         """Yield these examples of the training pool in this order, `size` a batch; a rest of fewer than `smallest` joins the
-        batch before it."""
-        x, y = self.dataset.x, self.dataset.y
+        batch before it. change: what augments the inputs of a batch before they are normalised."""
+        gathered = functools.partial(self._gathered, self.dataset.x, self.dataset.y, change=change)
         rest = len(indices) % size
         if not 0 < rest < smallest or len(indices) < size:
-            return self._gathered(x, y, indices, size)
+            return gathered(indices, size)
         last = size + rest
-        before = self._gathered(x, y, indices[:-last], size) if len(indices) > last else iter(())
-        return itertools.chain(before, self._gathered(x, y, indices[-last:], last))
+        before = gathered(indices[:-last], size) if len(indices) > last else iter(())
+        return itertools.chain(before, gathered(indices[-last:], last))
 
     def shuffled(
         self,
@@ -73,15 +74,16 @@ class Batches:
         generator: torch.Generator,
         smallest: int = 1,
         drop_last: bool = False,
+        change: Change | None = None,
     ) -> Iterator[Batch]:
         """Yield `epochs` passes, or `steps` batches of as many passes as needed; each pass in a new order.
 
-        drop_last: whether the last batch of a pass is left out if it is smaller than the others.
+        drop_last: whether the last batch of a pass is left out if it is smaller than the others. change: see `of`.
         """
         passes = itertools.count() if epochs is None else range(epochs)
         used = len(indices) - len(indices) % size if drop_last else len(indices)
         orders = (indices[torch.randperm(len(indices), generator=generator)[:used]] for _ in passes)
-        batches = (self.of(order, size, smallest) for order in orders)
+        batches = (self.of(order, size, smallest, change) for order in orders)
         return itertools.islice(itertools.chain.from_iterable(batches), steps)
 
     def evaluation(self, where: Slice) -> Iterator[Batch]:
@@ -120,17 +122,21 @@ class Batches:
             return max(PLACES // y[0].numel(), 1)
         return CACHED if self.device.type == "cpu" else CHUNK
 
-    def _gathered(self, x: Tensor, y: Tensor, indices: Tensor, size: int) -> Iterator[Batch]:
-        """Gather and normalise chunk by chunk, so that a batch is a view.
+    def _gathered(self, x: Tensor, y: Tensor, indices: Tensor, size: int, change: Change | None = None) -> Iterator[Batch]:
+        """Gather and normalise chunk by chunk, so that a batch is a view; batches that are changed are normalised one by one.
 
         Labels that are whole numbers (bytes, of sequences) become int64, which losses of classes take; real numbers keep their
         type.
         """
         dtype = label_dtype(y)
         for chunk in indices.split(max(CHUNK // size, 1) * size):
-            inputs = self.dataset.normalise(x.index_select(0, chunk).to(self.device))  # x[chunk] takes ten times as long
+            raw = x.index_select(0, chunk).to(self.device)  # x[chunk] takes ten times as long
             labels = y.index_select(0, chunk).to(self.device, dtype)
-            yield from zip(inputs.split(size), labels.split(size), strict=True)
+            if change is None:
+                yield from zip(self.dataset.normalise(raw).split(size), labels.split(size), strict=True)
+                continue
+            for part, of_part in zip(raw.split(size), labels.split(size), strict=True):
+                yield self.dataset.normalise(change(part)), of_part
 
 
 def label_dtype(y: Tensor) -> torch.dtype:

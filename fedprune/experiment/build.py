@@ -47,7 +47,7 @@ def build(config: DictConfig, names: Names) -> Experiment:
     """
     problems = Problems()
     chosen = choose(config, names, problems)
-    dataset = load_data(config, problems)
+    dataset = load_data(config, chosen.device, problems)
     ground = lay_ground(chosen, dataset, problems)
     training = learn_training(chosen, ground, problems)
     check_batches(chosen, ground, training, problems)

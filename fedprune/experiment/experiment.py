@@ -18,6 +18,7 @@ from fedprune.data.datasets import Dataset
 from fedprune.data.federate import Clients
 from fedprune.data.population import sizes
 from fedprune.execution import Choice, Executor, Serial
+from fedprune.experiment.augment import make_augment
 from fedprune.experiment.network import fresh_params
 from fedprune.federated.client.batched import Batched
 from fedprune.federated.client.context import Context
@@ -237,7 +238,8 @@ def client_round(
     add_companions(net, prunable, regularisers, torch.Generator())  # each job brings its own values
     module = make(config["local"]["module"], net, make(config["local"]["optimizer"])).to(device)
     channels_last(net, dataset.shape)
-    context = Context(module, dataset, clients, recipe, wire, regularisers, task, untrained)
+    augment = make_augment(config, module.device)
+    context = Context(module, dataset, clients, recipe, wire, regularisers, task, untrained, augment)
     examples, top = options.where.examples, options.where.top
     worker = ClientRound(context, event, options.upload, accumulates, examples, top)
     return options.client.client_round(worker, functools.partial(fresh, 0), config["seed"])

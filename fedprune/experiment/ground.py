@@ -18,6 +18,7 @@ from fedprune.device import chosen
 from fedprune.errors import ConfigError
 from fedprune.execution import Choice as ExecutorChoice
 from fedprune.experiment import checks
+from fedprune.experiment.augment import check_augment, without_augment
 from fedprune.experiment.checks.problems import Names, Problems
 from fedprune.experiment.network import initial_net
 from fedprune.experiment.options import DATA, make_option, make_options
@@ -95,11 +96,13 @@ def choose(config: DictConfig, names: Names, problems: Problems) -> Chosen:
     return Chosen(config, names, options, recipe, ticket, device)
 
 
-def load_data(config: DictConfig, problems: Problems) -> Dataset:
-    """Load the data set, which may have to be fetched first. Stops at problems."""
-    dataset: Dataset = problems.attempt(make_option, config, DATA)
+def load_data(config: DictConfig, device: str, problems: Problems) -> Dataset:
+    """Load the data set, which may have to be fetched first, and try its augmentation. Stops at problems."""
+    dataset: Dataset = problems.attempt(make_option, without_augment(config), DATA)
     problems.stop_if_any()
     problems.add(checks.data(dataset))
+    problems.stop_if_any()
+    problems.attempt(check_augment, config, dataset, device)
     problems.stop_if_any()
     return dataset
 

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from fedprune.capabilities import complete, missing
+from fedprune.config import CONF
 from fedprune.config.instantiate import make
+from fedprune.data.augment import Augment
 from fedprune.data.datasets import Dataset
 from fedprune.data.partition import Division, Partition
 from fedprune.errors import ConfigError
@@ -70,6 +72,8 @@ GROUPS = {
 """The groups by the names of the fields of Options."""
 
 DATA = Group("data", Dataset)
+
+AUGMENT = Group("data.augment", Augment)
 
 
 def make_options(config: DictConfig, problems: Problems) -> Options | None:
@@ -144,7 +148,10 @@ def _no_option(config: DictConfig, key: str, value: object) -> str:
     others = [other for other in map(str, among) if other != name and isinstance(among[other], VALUE)]
     near = difflib.get_close_matches(name, others, n=1)
     meant = f"did you mean {f'{parent}.' * bool(parent)}{near[0]}={value}? " if near else ""
-    return f"{key}={value}: {key.replace('.', '/')} is a group of options: {meant}`python -m fedprune --help` lists them"
+    group = key.replace(".", "/")
+    if (CONF / group / f"{value}.yaml").is_file():
+        return f"{key}={value}: {group} is a group of options: type {group}={value}"
+    return f"{key}={value}: {group} is a group of options: {meant}`python -m fedprune --help` lists them"
 
 
 def _is_function(node: Mapping[str, object]) -> bool:

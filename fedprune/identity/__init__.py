@@ -36,6 +36,9 @@ NEIGHBOURS = "fedprune.federated.decentralised.Neighbours"
 """The kind of round whose client/* were of trained networks, and are of those that a client begins its next round with: runs of
 it from before these keys are others."""
 
+UNCHANGED = (None, {"_target_": "fedprune.data.augment.Unchanged"})
+"""The values of `data.augment` at which it is off."""
+
 NOTHING = {"_target_": "fedprune.local.regularisers.base.none"}
 """The node of a penalty or dropout that is off."""
 
@@ -106,6 +109,7 @@ def written(config: DictConfig) -> Json:
     if kept["federated"]["round"]["_target_"] != NEIGHBOURS:
         kept["federated"] = {key: value for key, value in kept["federated"].items() if ADDED.get(key, NOTHING) != value}
     kept["how_often"] = {key: value for key, value in kept["how_often"].items() if (key, value) != ("alone", 0)}  # and these
+    kept["data"] = {key: value for key, value in kept["data"].items() if key != "augment" or value not in UNCHANGED}
     kept["whose"] = _whose(kept["whose"])
     kept["what"] = {key: value for key, value in kept["what"].items() if (key, value) != ("round_to", 1)}  # and these two
     kept = {key: value for key, value in kept.items() if (key, value) != ("density_of", "units")}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_method
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from fedprune import run_id
 from fedprune.config import CONF, schema
@@ -35,7 +35,7 @@ PARTIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 NESTED = (
     *("federated/aggregate", "federated/availability", "federated/capacity", "federated/client", "federated/round"),
     "federated/upload",
-    *("local/optimizer", "local/penalty", "local/dropout"),
+    *("data/augment", "local/optimizer", "local/penalty", "local/dropout"),
 )
 
 # What an option is called with when a run is built; the rest are called with nothing.
@@ -59,7 +59,11 @@ def chosen(made: Callable[..., tuple[DictConfig, dict[str, str]]], path: Path, o
     if (group, choice) == ("executor", "ray"):
         pytest.importorskip("ray")
     config, _ = made(*overrides or (f"{group}={choice}",))
-    return OmegaConf.select(config, group.replace("/", "."))
+    node = OmegaConf.select(config, group.replace("/", "."))
+    if group == "data":  # the augmentation beside it is an option of its own
+        with open_dict(node):
+            del node["augment"]
+    return node
 
 
 def columns() -> dict[Path, tuple[str, ...]]:

@@ -21,7 +21,7 @@ TINY = (
 NESTED = (
     *("federated/aggregate", "federated/availability", "federated/capacity", "federated/client", "federated/round"),
     "federated/upload",
-    *("local/optimizer", "local/penalty", "local/dropout"),
+    *("data/augment", "local/optimizer", "local/penalty", "local/dropout"),
 )
 """Config groups inside another one."""
 
@@ -59,7 +59,10 @@ def assemble(*overrides: str) -> tuple[DictConfig, dict[str, str]]:
     pairs = [override.partition("=") for override in overrides]
     groups = {key: value for key, _, value in pairs if key in {*run_id.GROUPS, *NESTED}}
     for group, option in sorted(groups.items()):
-        OmegaConf.update(config, group.replace("/", "."), _option(group, option), merge=False)
+        node = _option(group, option)
+        if group == "data":  # it is composed beside its augmentation, which is a group of its own
+            node = OmegaConf.merge({"augment": config.data.augment}, node)
+        OmegaConf.update(config, group.replace("/", "."), node, merge=False)
         names[group] = option
     for key, _, value in pairs:
         if key not in groups:

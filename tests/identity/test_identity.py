@@ -87,6 +87,16 @@ def test_a_run_in_which_nobody_prunes_alone_is_the_one_of_before_there_was_the_k
     assert folder_hash(config) != identity("how_often=dynamic", "criterion=rigl", "how_often.alone=20")
 
 
+def test_augmentation_counts_and_a_run_without_is_the_one_of_before_there_was_the_key(identity, assemble):
+    config, _ = assemble(*TINY)
+    assert "augment" in config.data
+    with open_dict(config.data):
+        del config.data["augment"]
+    assert folder_hash(config) == identity() == identity("data/augment=none")
+    augmented = {identity("data/augment=crop_flip"), identity("data/augment=crop_flip", "data.augment.padding=2")}
+    assert len({identity(), *augmented}) == 3
+
+
 def test_what_rounds_in_another_way_is_another_run_and_what_gives_the_same_bits_is_not(identity):
     assert len({identity(), *(identity(f"executor={name}") for name in ("auto", "processes", "ray"))}) == 1
     assert identity("executor=processes", "executor.workers=3") == identity()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
+from fedprune.data.augment import Change
 from fedprune.data.batches import Batches
 from fedprune.data.datasets import Dataset
 from fedprune.data.federate import Clients
@@ -25,7 +26,7 @@ class Context:
 
     regularisers: what clients add to their training so that weights get ready to be pruned; evidence and evaluation are of the
     network without noise. task: what the module measures. untrained: the tensors that nobody trains, which only newcomers are
-    sent.
+    sent. augment: what changes the inputs of training batches, and of no others (None: nothing does).
     """
 
     module: LocalModule
@@ -36,6 +37,7 @@ class Context:
     regularisers: tuple[Regulariser, ...] = ()
     task: TaskMetrics = field(default_factory=TaskMetrics)
     untrained: Params = field(default_factory=dict)
+    augment: Change | None = None
 
     @functools.cached_property
     def batches(self) -> Batches:

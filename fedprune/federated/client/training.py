@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedprune.compaction.train import Compacted, Compactor, compactor, silent
+from fedprune.data.augment import Change, drawing
 from fedprune.data.batches import calling_after
 from fedprune.data.population import sizes
 from fedprune.federated.client.context import Context
@@ -86,7 +87,13 @@ class ClientTraining:
         context, recipe = self.context, self.context.recipe
         stream = torch_stream(job.seed, "batches", job.clock, job.client)
         passes = (recipe.batch_size, recipe.epochs, recipe.steps, stream, recipe.smallest, recipe.drop_last)
-        return context.batches.shuffled(context.clients.train[job.client], *passes)
+        change = None if context.augment is None else self._change(context.augment, job)
+        return context.batches.shuffled(context.clients.train[job.client], *passes, change=change)
+
+    def _change(self, augment: Change, job: Job) -> Change:
+        """Return what augments the batches of a job. Its draws are its own, so that training draws as it does without it."""
+        stream = torch_stream(job.seed, "augment", job.clock, job.client)
+        return drawing(augment, stream, self.context.module.device)
 
     def _smaller(self, job: Job, mask: Mask) -> Compacted | None:
         if self.accumulates:  # the gradients of the dead are wanted
