@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
@@ -45,7 +47,7 @@ def check_augment(config: DictConfig, dataset: Dataset, device: str) -> None:
     if config.data.get("augment") is None:
         return
     make_option(config, AUGMENT)  # which says what is wrong with the option itself
-    augment = make_augment(config, torch.device(device))
+    augment = make_augment(cast(Json, config), torch.device(device))
     if augment is None:
         return
     _check_labels(augment, dataset)

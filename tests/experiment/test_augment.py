@@ -92,9 +92,7 @@ def test_bytes_that_become_numbers_are_refused():
 def test_pixels_do_not_move_away_from_their_labels():
     labels = torch.zeros(10, 8, 8, dtype=torch.int64)
     crop_flip = {"_target_": f"{CropFlip.__module__}.CropFlip"}
-    with pytest.raises(
-        ConfigError, match="labels of data=ones do not move with them: type data/augment=none"
-    ):
+    with pytest.raises(ConfigError, match="labels of data=ones do not move with them: type data/augment=none"):
         check_augment(config(crop_flip), data(labels=labels), "cpu")
     check_augment(config(function("bright")), data(labels=labels), "cpu")
 
