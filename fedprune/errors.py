@@ -42,6 +42,10 @@ class Unheard(RunError):
     """No client that was asked for evidence answered. One may answer the next time, so a prune event waits."""
 
 
+class UserCodeError(RunError):
+    """A user's own code raised something. The message has it in one line, with the file and the line."""
+
+
 class NotANumber(RunError):
     """A score is NaN. layer: the name of the tensor that it is in."""
 
@@ -52,9 +56,9 @@ class NotANumber(RunError):
 
 @contextmanager
 def in_user_code(where: str) -> Iterator[None]:
-    """Raise a RunError in the place of any exception that is none of ours. where: whose doing it is, as `client 3 in round 2`.
+    """Raise a UserCodeError in the place of any exception that is none of ours.
 
-    Want of memory passes: a worker that has none left ends, and another one tries again.
+    where: whose doing it is, as `client 3 in round 2`. Want of memory passes: a worker that has none left ends, and another one tries again.
     """
     try:
         yield
@@ -63,7 +67,14 @@ def in_user_code(where: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise RunError(f"{where}: {type(error).__name__}: {error} ({place_of(error)})") from error
+        raise UserCodeError(f"{where}: {type(error).__name__}: {error} ({place_of(error)})") from error
+
+
+def from_user_code(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it was made of, was raised by a user's own code."""
+    while error is not None and not isinstance(error, UserCodeError):
+        error = error.__cause__
+    return error is not None
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedprune.api.compose import Composition, advice, checked, compose, configured, taken_apart
 from fedprune.api.result import Result, Sweep, load
-from fedprune.errors import ConfigError, FedpruneError
+from fedprune.errors import ConfigError, FedpruneError, from_user_code
 from fedprune.running import run as one
 from fedprune.running import sweep as sweeps
 from fedprune.running.earlier import SUMMARY
@@ -105,6 +105,9 @@ def noted(folder: Path, dry: bool) -> Iterator[None]:
     try:
         yield
     except FedpruneError as error:
+        if not dry and from_user_code(error):
+            _write_traceback(folder)
+            log.info("the whole traceback is in %s", folder / "error.log")
         if not dry:
             one.fail(folder, error, str(error))
         raise

@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedprune.config import CONF
+
 WITH_VALUE = {
     *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
     *("--info", "-i", "--package", "-p", "--cfg", "-c"),
@@ -31,7 +33,7 @@ def arguments(typed: Sequence[str]) -> list[str]:
     flags, overrides, rest = [], [], iter(typed)
     for word in rest:
         if not word.startswith("-") or word.startswith("-="):
-            overrides.append(_with_quoted_path(word))
+            overrides.append(_with_quoted_number(_with_quoted_path(word)))
             continue
         flags.append(word)
         value = next(rest, None) if word in WITH_VALUE else None
@@ -80,3 +82,11 @@ def _with_quoted_path(word: str) -> str:
     files = [value] if Path(value).exists() else value.split(",")
     every = all(Path(file).exists() for file in files)
     return f"{key}.path={','.join(map(json.dumps, files)) if every else value}"
+
+
+def _with_quoted_number(word: str) -> str:
+    """Return `partition=3`, which no name of an option is, with the 3 in quotes: Hydra then says which options there are."""
+    group, _, value = word.partition("=")
+    if not value.replace(".", "", 1).isdecimal() or not group.replace("/", "").isidentifier() or not (CONF / group).is_dir():
+        return word
+    return f"{group}='{value}'"

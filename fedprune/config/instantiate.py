@@ -8,7 +8,6 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -18,7 +17,9 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fedprune.errors import ConfigError, FedpruneError
+from fedprune.config.located import not_found
+from fedprune.config.typed import misfits
+from fedprune.errors import ConfigError, FedpruneError, in_user_code
 from fedprune.pruning.evidence.network import blank, evaluated
 from fedprune.types import Function
 
@@ -59,8 +60,12 @@ def _factory(config: Node) -> Callable[..., object]:
 
 
 def _made(config: Node, factory: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
+    problems = misfits(config, factory)
+    if problems:
+        raise ConfigError(problems)
     _check_arguments(inspect.signature(factory).bind, config.get("_target_"), *args, **kwargs)
-    return _plain(factory(*args, **kwargs))
+    with in_user_code(str(config.get("_target_"))):
+        return _plain(factory(*args, **kwargs))
 
 
 def _to_type(cause: BaseException, text: str) -> str:
@@ -152,12 +157,10 @@ def _known(error: BaseException | None) -> BaseException | None:
 def _mendable(cause: BaseException, target: object, instead: str = "") -> FedpruneError:
     if isinstance(cause, FedpruneError):
         return cause
-    module = str(target).partition(".")[0]
-    if isinstance(cause, ImportError) and module.isidentifier() and find_spec(module) is None:
-        return ConfigError(
-            [f"{target}: there is no module {module}: set PYTHONPATH=FOLDER in front of the command, the folder that it is in"]
-        )
-    return ConfigError([f"{target}: {' '.join(str(cause).split())}{instead}"])
+    named = re.search(r"Error (?:loading|locating target) '([^']+)'", str(cause))  # which may be a node below
+    sought = named[1] if named else str(target)
+    missing = not_found(sought) if named or isinstance(cause, ImportError) else None
+    return ConfigError([missing or f"{target}: {' '.join(str(cause).split())}{instead}"])
 
 
 def _plain(made: object) -> object:

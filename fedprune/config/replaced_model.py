@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Container
 
-from hydra.utils import get_method
+from hydra._internal.utils import _locate  # as hydra.utils.get_method, which also logs what is told later, too
 from omegaconf import DictConfig, open_dict
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,6 @@ def drop_keys_of_the_replaced(model: DictConfig, typed: Container[str]) -> None:
 def _taken(target: str) -> list[str] | None:
     """Return the names of a target's parameters; None if it cannot be found."""
     try:
-        return list(inspect.signature(get_method(target)).parameters)
+        return list(inspect.signature(_locate(target)).parameters)
     except Exception:  # importing a module of the user's can raise anything
         return None

@@ -110,7 +110,7 @@ def _check_composition(chosen: Chosen, ground: Ground, training: Training, probl
     """Try the functions of a user's, and check the options against each other. Stops at problems."""
     options = chosen.options
     composition = Composition(ground.plan, ground.what, ground.net, options, chosen.names, chosen.config)
-    problems.add(checks.functions(composition, ground.network, ground.clients.unseen))
+    checks.functions(composition, ground.network, ground.clients.unseen, problems)
     problems.stop_if_any()
     of_clients = (ground.private, sum(sizes(ground.clients.val)), ground.clients.unseen)
     problems.add_incompatible(checks.among_clients(composition, *of_clients))

@@ -12,6 +12,7 @@ from torch import nn
 
 from fedprune.capabilities import complete
 from fedprune.config.instantiate import make
+from fedprune.config.typed import misfits
 from fedprune.data.datasets import Dataset
 from fedprune.data.federate import Clients, federate
 from fedprune.device import chosen
@@ -90,6 +91,7 @@ def choose(config: DictConfig, names: Names, problems: Problems) -> Chosen:
     recipe, ticket = problems.attempt(_recipe, config, options), problems.attempt(_start, config)
     device = problems.attempt(chosen, config.device)
     executor = problems.attempt(make, {**config.executor, "_partial_": True})
+    problems.add(misfits(config.executor, executor))
     problems.add(checks.executor(complete(executor, ExecutorChoice), device or config.device))
     problems.stop_if_any()
     assert options is not None, "what cannot be made is a problem"

@@ -88,7 +88,7 @@ def make_option(config: DictConfig, group: Group) -> Any:
     """Return the object of one option, with the defaults of its group. Raises ConfigError if it is none of the group."""
     node = OmegaConf.select(config, group.key)
     if isinstance(node, VALUE):
-        raise ConfigError([_no_option(config, group.key, node)])
+        raise ConfigError([no_option(config, group.key, node)])
     try:
         made = make(node)
     except ConfigError as error:
@@ -141,17 +141,17 @@ def _uncalled(made: object, key: str) -> list[str]:
     ]
 
 
-def _no_option(config: DictConfig, key: str, value: object) -> str:
+def no_option(config: DictConfig, key: str, value: object) -> str:
     """Return what to type in the place of a plain value for a group of options: a key that is meant, or an option."""
     parent, _, name = key.rpartition(".")
+    typed, group = f"{key}={'null' if value is None else value}", key.replace(".", "/")
+    if (CONF / group / f"{value}.yaml").exists():
+        return f"{typed}: {group} is a group of options: type {group}={value}"
     among = OmegaConf.select(config, parent) if parent else config
     others = [other for other in map(str, among) if other != name and isinstance(among[other], VALUE)]
     near = difflib.get_close_matches(name, others, n=1)
     meant = f"did you mean {f'{parent}.' * bool(parent)}{near[0]}={value}? " if near else ""
-    group = key.replace(".", "/")
-    if (CONF / group / f"{value}.yaml").is_file():
-        return f"{key}={value}: {group} is a group of options: type {group}={value}"
-    return f"{key}={value}: {group} is a group of options: {meant}`python -m fedprune --help` lists them"
+    return f"{typed}: {group} is a group of options: {meant}`python -m fedprune --help` lists them"
 
 
 def _is_function(node: Mapping[str, object]) -> bool:

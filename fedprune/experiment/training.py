@@ -12,11 +12,12 @@ from torch import nn
 from fedprune.config.instantiate import make, maker
 from fedprune.data.batches import Batches, first_examples
 from fedprune.data.population import sizes
-from fedprune.errors import ConfigError
+from fedprune.errors import ConfigError, RunError
 from fedprune.experiment import checks
 from fedprune.experiment.checks.problems import Problems
 from fedprune.experiment.ground import Chosen, Ground
 from fedprune.experiment.network import initial_net
+from fedprune.experiment.options import VALUE, no_option
 from fedprune.federated.metrics.costs import flops_per_example
 from fedprune.local.frozen import frozen
 from fedprune.local.lightning.job_trainer import Planned
@@ -122,6 +123,13 @@ def count_flops(ground: Ground, training: Training) -> Mapping[str, float]:
 
 def _module_maker(chosen: Chosen) -> MakeModule:
     local = chosen.config.local
+    if isinstance(local.optimizer, VALUE):
+        raise ConfigError([no_option(chosen.config, "local.optimizer", local.optimizer)])
+    if isinstance(local.module, VALUE):
+        named = local.module or "my_task.Mine"
+        raise ConfigError(
+            [f"local.module={local.module or 'null'}: type local.module._target_={named}, a LocalModule of yours"]
+        )
     try:
         module, optimizer = maker(local.module), make(local.optimizer)
     except ConfigError as error:
@@ -137,7 +145,7 @@ def _checked_module(chosen: Chosen, make_module: MakeModule, net: nn.Module) -> 
         if not isinstance(module, LocalModule):
             raise ConfigError([f"local.module is a {type(module).__name__}: subclass fedprune.local.module.LocalModule"])
         _check_fused(configured(module)[0], make(chosen.config.local.optimizer), net)
-    except (ConfigError, TypeError, ValueError, AttributeError) as error:
+    except (ConfigError, RunError, TypeError, ValueError, AttributeError) as error:
         raise _of_local(error) from error
     checks.module.overrides(module)
     return module

@@ -20,6 +20,7 @@ class Problems:
     def __init__(self) -> None:
         self._wrong: list[str] = []
         self._incompatible: list[str] = []
+        self._cause: RunError | None = None  # the first that has one, for its traceback
 
     def attempt(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the function's value. If it raises a problem, note that and return None: call `stop_if_any` before using
@@ -30,8 +31,11 @@ class Problems:
             self._incompatible += error.problems
         except ConfigError as error:
             self._wrong += error.problems
-        except (DataError, RunError) as error:
+        except DataError as error:
             self._wrong.append(str(error))
+        except RunError as error:
+            self._wrong.append(str(error))
+            self._cause = self._cause or error
         return None  # type: ignore[return-value]  # a problem is noted, and `stop_if_any` raises
 
     def add(self, problems: Iterable[str]) -> None:
@@ -45,6 +49,6 @@ class Problems:
     def stop_if_any(self) -> None:
         """Raise ConfigError with all problems so far; Incompatible if only combinations are at fault."""
         if self._wrong:
-            raise ConfigError(self._wrong + self._incompatible)
+            raise ConfigError(self._wrong + self._incompatible) from self._cause
         if self._incompatible:
             raise Incompatible(*self._incompatible)

@@ -6,13 +6,14 @@ later is looked at there, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from fedprune.capabilities import from_outside, named
-from fedprune.errors import ConfigError, FedpruneError, RunError, in_user_code
+from fedprune.errors import RunError, in_user_code
+from fedprune.experiment.checks.problems import Problems
 from fedprune.federated.availability import Fate
 from fedprune.federated.composition import Composition
 from fedprune.federated.sampling import cohort
@@ -51,8 +52,8 @@ def plan(how_often: HowOften, among: Window, density: float) -> Plan:
     raise RunError(f"how_often, {named(how_often)}: it gives {made!r:.60}: {instead}")
 
 
-def functions(composed: Composition, network: Network, unseen: tuple[int, ...]) -> Iterator[str]:
-    """Yield what is wrong with a user's functions among the options of this composition."""
+def functions(composed: Composition, network: Network, unseen: tuple[int, ...], problems: Problems) -> None:
+    """Note what is wrong with a user's functions among the options of this composition."""
     params, mask = tensors_of(composed.net), ones(tensors_of(composed.net), composed.what.names)
     trials = {
         _formulas: bool(composed.plan.events),
@@ -66,13 +67,8 @@ def functions(composed: Composition, network: Network, unseen: tuple[int, ...]) 
     }
     subnet = Subnet({name: tensor.detach().clone() for name, tensor in params.items()}, mask)
     for trial, there in trials.items():
-        try:
-            if there:
-                trial(composed, network, subnet, unseen)
-        except ConfigError as error:
-            yield from error.problems
-        except FedpruneError as error:
-            yield str(error)
+        if there:
+            problems.attempt(trial, composed, network, subnet, unseen)
 
 
 def _formulas(composed: Composition, network: Network, subnet: Subnet, unseen: tuple[int, ...]) -> None:
