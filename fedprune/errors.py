@@ -58,7 +58,8 @@ class NotANumber(RunError):
 def in_user_code(where: str) -> Iterator[None]:
     """Raise a UserCodeError in the place of any exception that is none of ours.
 
-    where: whose doing it is, as `client 3 in round 2`. Want of memory passes: a worker that has none left ends, and another one tries again.
+    where: whose doing it is, as `client 3 in round 2`. Want of memory passes: a worker that has none left ends, and another
+    one tries again.
     """
     try:
         yield
