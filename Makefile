@@ -10,7 +10,7 @@ TUNING := $(BIN)/python -m fedprune name=benchmark_tuning rounds=30 eval_every=3
 BENCHMARKS := rounds overhead hooks sparse sweep scale shrink codecs personal evidence batched start_up memory
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast lint docs taxonomy verdicts taxonomy_grid home homes benchmark claims benchmark_tuning peers bench performance notebooks federation clean
+.PHONY: help install run test test-fast lint docs taxonomy verdicts taxonomy_grid home homes benchmark claims benchmark_tuning peers bench performance notebooks federation oldest newest clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,16 @@ benchmark_tuning: $(STAMP)  ## learning rates for each of them, on validation da
 
 peers: .venv-flower/.installed .venv-pfl/.installed  ## the environments of Flower and pfl-research, which the benchmarks measure too
 
+oldest: RESOLUTION := lowest-direct
+newest: RESOLUTION := highest
+oldest:  ## the tests with the lowest releases that pyproject.toml allows (some GB to load; TESTS="-m 'not slow'" for the fast ones)
+newest:  ## the tests with the newest releases there are (PYTHON=python3.13 takes another Python, here and above)
+oldest newest:
+	$(PYTHON) -m venv .venv-$@
+	.venv-$@/bin/python -m pip install -q --disable-pip-version-check uv
+	.venv-$@/bin/python -m uv pip install -q --python .venv-$@/bin/python --resolution $(RESOLUTION) -e '.[dev]'
+	OMP_NUM_THREADS=1 WANDB_MODE=offline .venv-$@/bin/python -m pytest -n auto $(TESTS)
+
 bench: $(STAMP) peers  ## speed, memory and bytes, also of a bare PyTorch loop, Flower and pfl-research (10 to 15 minutes on 2 cores)
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit; done
 
@@ -106,4 +116,4 @@ federation: .venv-federation/.installed  ## a real federation: a SuperLink and t
 	FEDPRUNE_FEDERATION=1 OMP_NUM_THREADS=1 WANDB_MODE=offline .venv-federation/bin/python -m pytest tests/deployment
 
 clean:  ## remove the environment and caches; results in outputs/ stay
-	rm -rf $(VENV) .venv-flower .venv-pfl .venv-federation .pytest_cache .ruff_cache .mypy_cache dist
+	rm -rf $(VENV) .venv-flower .venv-pfl .venv-federation .venv-oldest .venv-newest .pytest_cache .ruff_cache .mypy_cache dist

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from fedprune.compaction.fx_graph import ChannelGraph, channel_graph
@@ -65,9 +65,19 @@ class Module(Small):
         return self.flatten(x)
 
 
+def traceable(net):
+    try:
+        return bool(fx.symbolic_trace(net))
+    except TypeError:
+        return False
+
+
 @pytest.mark.parametrize("kind", [Small, Method, View, Reshape, Named, Module])
 def test_units_are_followed_from_those_who_make_them_to_those_who_read_them(kind):
     wired = channel_graph(kind(), SHAPE)
+    if kind is Reshape and not traceable(kind()):
+        assert wired is None  # older releases of torch cannot trace it, and the network is trained whole
+        return
     conv, fc1, fc2 = wired.layers.values()
     assert (conv.makes.tolist(), conv.reads.tolist()) == ([0, 1], [-1])
     assert (fc1.makes.tolist(), fc1.reads.tolist()) == ([2, 3, 4], [0, 0, 0, 0, 1, 1, 1, 1])  # 2 x 2 places each

@@ -31,7 +31,7 @@ def grads(module: nn.Module, params: Params, names: tuple[str, ...], batches: It
 
     def gradient(batch: Batch) -> Params:
         slopes = torch.autograd.grad(loss_at(module, wanted | others, batch), tensors, materialize_grads=True)
-        widened = [wide(slope) for slope in slopes]
+        widened = [wide(slope).detach() for slope in slopes]  # zeros for what is not reached may ask for gradients
         torch._foreach_mul_(widened, len(batch[0]))
         return dict(zip(wanted, widened, strict=True))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import pytest
 import torch
@@ -152,13 +153,13 @@ def test_a_layer_that_is_never_called_has_the_place_of_its_definition_and_is_sai
     [
         (
             Net(lambda n, x: n.a(n.b(x[:, :3]))),
-            "the network does not run on one example (RuntimeError: mat1 and mat2 shapes cannot be multiplied (1x3 and 4x4))",
+            r"the network does not run on one example \(RuntimeError: .*mat1 and mat2 shapes cannot be multiplied \(1x3 and 4x4\)\)",
         ),
         (Net(lambda n, x: torch.tensor(n.a(n.b(x)).tolist())), "no layer was seen that the network's outputs depend on"),
     ],
 )
 def test_where_it_cannot_be_told_the_order_is_that_of_definition_and_it_is_said(net, problem):
-    assert order_of(net).problem == problem
+    assert re.fullmatch(problem, order_of(net).problem)
     assert ends(net) == ("a b c", "a", "c")
 
 
