@@ -31,7 +31,7 @@ from fedprune.data.sources import FASHION_MNIST
 from fedprune.execution import Executor
 from fedprune.experiment.build import build
 from fedprune.experiment.experiment import Experiment
-from fedprune.running import sweep
+from fedprune.running import launched, members
 from fedprune.storage.checkpoint import NUMBERS
 from fedprune.storage.groups import grouped
 from fedprune.types import ClientState, Params, State
@@ -264,7 +264,7 @@ def fashion_mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[in
 def clean(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Work in this folder, with nothing in the environment that a run would heed."""
     patch.chdir(folder)
-    for name in (sweep.SWEEP, "FEDPRUNE_DATA", "HYDRA_FULL_ERROR"):
+    for name in (members.SWEEP, launched.LAUNCH, "FEDPRUNE_DATA", "HYDRA_FULL_ERROR"):
         patch.delenv(name, raising=False)
     patch.setenv("WANDB_MODE", "offline")
     patch.setenv("COLUMNS", "200")

@@ -14,7 +14,7 @@ NOT_IDENTIFYING = {"run", "status", "reason", "seed", "round", METRIC, LARGER}
 # A run that was resumed with other workers stays in its cell: these keys tell cells apart only where no other key does.
 CIRCUMSTANCES = {*VOLATILE, "data.root"}
 
-STATUSES = ("done", "unfinished", "failed", "skipped")
+STATUSES = ("done", "running", "unfinished", "failed", "skipped")
 
 COSTS = {
     "density (%)": ("density/weights", 100),

@@ -18,6 +18,7 @@ from fedprune.analysis.metric import LARGER, METRIC
 from fedprune.errors import FedpruneError
 from fedprune.identity import VOLATILE
 from fedprune.run_id import digest_of, short_keys, ticket_name
+from fedprune.running.lock import holder_of
 from fedprune.running.loggers import read_metrics
 from fedprune.types import Json
 
@@ -52,9 +53,9 @@ def find_runs(folder: Path | str) -> list[Path]:
 
 
 def load_runs(runs: Runs) -> pd.DataFrame:
-    """Return a row per run: run (folder), status (done, failed, skipped, unfinished), reason, name, axes, density, metric and
-    larger_is_better (of what the run is judged by), swept keys, seed, the metrics of the last round, and the sums over all
-    rounds `total/up_bytes`, `total/down_bytes`, `total/flops`.
+    """Return a row per run: run (folder), status (done, failed, skipped, running, unfinished), reason, name, axes, density,
+    metric and larger_is_better (of what the run is judged by), swept keys, seed, the metrics of the last round, and the sums
+    over all rounds `total/up_bytes`, `total/down_bytes`, `total/flops`.
 
     Densities and accuracies are fractions, times are seconds. Raises FedpruneError for a folder without runs and for damaged
     files.
@@ -153,7 +154,8 @@ def _status(folder: Path, description: Description) -> tuple[str, str]:
         failed = read_json(folder / "failed.json")
         return failed["status"], failed["reason"]
     of_all = f" of {description['plan']['rounds']}" if "plan" in description else ""
-    return "unfinished", f"{len(read_metrics(folder))}{of_all} rounds done"
+    done, holder = f"{len(read_metrics(folder))}{of_all} rounds done", holder_of(folder)
+    return ("unfinished", done) if holder is None else ("running", f"{done} by {holder}")
 
 
 def _outcome(folder: Path) -> dict[str, float]:

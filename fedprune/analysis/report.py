@@ -22,6 +22,7 @@ from fedprune.analysis.paper.latex import differences_latex, levels_latex, metho
 from fedprune.analysis.read import Runs, load_rounds, load_runs
 from fedprune.analysis.tuning import settings, tuning_markdown
 from fedprune.errors import FedpruneError
+from fedprune.running.lock import one_at_a_time
 
 log = logging.getLogger(__name__)
 
@@ -44,18 +45,18 @@ def report(runs: Runs, into: Path | str, against: Sequence[str] = ()) -> pd.Data
     warn_of_several(frame)
     results, metric = table(frame), metric_of(frame)
     compared = [differences(frame, label) for label in against]
-    into.mkdir(parents=True, exist_ok=True)
-    results.to_csv(into / "table.csv", index=False)
-    (into / "table.md").write_text(markdown(results))
-    (into / "table.tex").write_text(table_latex(results, metric))
-    _write_differences(compared, metric, into)
-    rounds = load_rounds(runs)
-    done = rounds[rounds["status"] == "done"] if len(rounds) else rounds
-    _write_levels(done, into, [str(table["against"].iloc[0]) for table in compared if len(table)])
-    draw(done, into / "figures")
-    _write_taxonomy(frame, into)
-    _write_methods(frame, rounds, into)
-    _write_tuning(frame, into)
+    with one_at_a_time(into):  # another terminal with the same sweep may end at the same moment
+        results.to_csv(into / "table.csv", index=False)
+        (into / "table.md").write_text(markdown(results))
+        (into / "table.tex").write_text(table_latex(results, metric))
+        _write_differences(compared, metric, into)
+        rounds = load_rounds(runs)
+        done = rounds[rounds["status"] == "done"] if len(rounds) else rounds
+        _write_levels(done, into, [str(table["against"].iloc[0]) for table in compared if len(table)])
+        draw(done, into / "figures")
+        _write_taxonomy(frame, into)
+        _write_methods(frame, rounds, into)
+        _write_tuning(frame, into)
     return results
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
@@ -19,10 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedprune.api.compose import Composition, advice, checked, compose, configured, taken_apart
 from fedprune.api.result import Result, Sweep, load
-from fedprune.errors import ConfigError, FedpruneError, from_user_code
+from fedprune.errors import ConfigError, FedpruneError
+from fedprune.running import launched, members
 from fedprune.running import run as one
 from fedprune.running import sweep as sweeps
 from fedprune.running.earlier import SUMMARY
+from fedprune.running.failure import noted
+from fedprune.running.lock import Held
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +39,7 @@ def run(what: Sequence[str] | Composition = (), config_dir: Path | str | None = 
     composed = what if isinstance(what, Composition) else compose(what, config_dir)
     if composed.config.dry_run:
         raise ConfigError(["dry_run=true has no result: leave it out, or type `python -m fedprune ... dry_run=true`"])
-    with noted(composed.folder, dry=False):
-        attempt(composed, composed.config.name)
+    attempt(composed, composed.config.name)
     return load(composed.folder)
 
 
@@ -62,26 +63,32 @@ def sweep(overrides: Sequence[str], config_dir: Path | str | None = None) -> Swe
                 hydra.multirun("config", job, [*search, *words], with_log_configuration=False)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError([advice(error)]) from error
-    return Sweep(folder, tuple(load(member) for member in sweeps.members(folder, name)))
+    return Sweep(folder, tuple(load(member) for member in members.members(folder, name)))
 
 
 def job(config: DictConfig) -> float | None:
     """Do one job of the command, alone or of a sweep, and return its objective.
 
-    In a sweep a job that fails leaves its reason and returns None, and the others go on. Raises FedpruneError, and whatever
-    else goes wrong, if the job is alone.
+    In a sweep a job that fails leaves its reason and returns None, and the others go on; so they do past one that another
+    process is doing (see running/come_back.py). Raises FedpruneError, and whatever else goes wrong, if the job is alone.
     """
     ours = HydraConfig.get()
     folder, alone, dry = Path(ours.runtime.output_dir), ours.mode is RunMode.RUN, config.dry_run
+    passes_over = not alone and launched.passes_over()
     if not dry:
-        sweeps.enroll(folder)
+        members.enroll(folder)
     try:
         with noted(folder, dry or alone):  # what is typed wrong is known at once: a single run leaves nothing
             composed = taken_apart(_with_hydra(config), folder)
         with noted(folder, dry):
             if composed.home is not None and alone:
                 raise ConfigError(["this experiment is a sweep over several runs, which its section home compares: add -m"])
-            return attempt(composed, os.environ.get(sweeps.SWEEP, config.name))
+        return attempt(composed, os.environ.get(members.SWEEP, config.name), passes_over)
+    except Held as error:
+        if not passes_over:
+            raise
+        members.pass_over(folder, composed.overrides)
+        log.info("passed over for now, since %s does it: %s", error.holder or "another process", folder)
     except FedpruneError as error:
         if alone:
             raise
@@ -93,29 +100,13 @@ def job(config: DictConfig) -> float | None:
     return None
 
 
-def attempt(composed: Composition, sweep: str) -> float | None:
-    """Do one run, and return its objective. A dry run returns None, and leaves nothing. sweep: what the run is grouped by."""
-    one.run(composed.config, composed.folder, dict(composed.options), composed.overrides, sweep)
+def attempt(composed: Composition, sweep: str, passes_over: bool = False) -> float | None:
+    """Do one run, and return its objective. A dry run returns None, and leaves nothing.
+
+    sweep: what the run is grouped by. passes_over: raise Held at once if another process does the run.
+    """
+    one.run(composed.config, composed.folder, dict(composed.options), composed.overrides, sweep, passes_over)
     return None if composed.config.dry_run else objective(composed.folder, composed.objective)
-
-
-@contextmanager
-def noted(folder: Path, dry: bool) -> Iterator[None]:
-    """Leave in a run's folder why it has no result, if an error is raised in the context; of a dry run, nothing."""
-    try:
-        yield
-    except FedpruneError as error:
-        if not dry and from_user_code(error):
-            _write_traceback(folder)
-            log.info("the whole traceback is in %s", folder / "error.log")
-        if not dry:
-            one.fail(folder, error, str(error))
-        raise
-    except Exception as error:
-        if not dry:
-            _write_traceback(folder)
-            one.fail(folder, error, f"{type(error).__name__}: {error}")
-        raise
 
 
 def objective(folder: Path, metric: str | None) -> float | None:
@@ -137,9 +128,3 @@ def _with_hydra(config: DictConfig) -> DictConfig:
     with open_dict(config):
         config.hydra = HydraConfig.get()
     return config
-
-
-def _write_traceback(folder: Path) -> None:
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.log").write_text(traceback.format_exc())

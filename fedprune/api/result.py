@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedprune.config import CONF
 from fedprune.errors import FedpruneError
+from fedprune.running.lock import holder_of
 from fedprune.types import Json
 
 if TYPE_CHECKING:  # importing them takes seconds, and a result needs them only when it is asked
@@ -36,14 +37,17 @@ class Result:
 
     @property
     def status(self) -> str:
-        """Return done, failed, skipped (the options make no sense together) or unfinished."""
+        """Return done, failed, skipped (the options make no sense together), running (a process is at it) or unfinished."""
         if (self.folder / "summary.json").exists():
             return "done"
-        return str(self._failure().get("status", "unfinished"))
+        others = "running" if holder_of(self.folder) else "unfinished"
+        return str(self._failure().get("status", others))
 
     @property
     def reason(self) -> str:
-        """Return why the run has no result; "" if it has one."""
+        """Return why the run has no result, or who is at it; "" if it has one."""
+        if self.status == "running":
+            return str(holder_of(self.folder) or "")
         return "" if self.status == "done" else str(self._failure().get("reason", ""))
 
     @property

@@ -111,6 +111,7 @@ class Config:
     profile: bool = False
     dry_run: bool = False
     force: bool = False
+    wait: str | int | float | None = "auto"
     objective: str | None = None
     home: Option = None  # checked by fedprune.config.home, which explains more than a type can
 

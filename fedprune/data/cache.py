@@ -96,6 +96,6 @@ def _write(loaded: DataclassInstance, path: Path) -> None:
     tensors = {name: value.contiguous().clone() for name, value in values.items() if isinstance(value, Tensor)}
     plain = {name: value for name, value in values.items() if name not in tensors}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
+    partial = path.with_suffix(f".{os.urandom(8).hex()}")  # pids repeat on other machines and in containers
     save_file(tensors, partial, metadata={"plain": json.dumps(plain)})
     os.replace(partial, path)  # so that another process reads the whole file or none

@@ -23,7 +23,9 @@ from fedprune.identity.reads import by_content, declared_by
 if TYPE_CHECKING:  # importing it takes torch's second
     from fedprune.types import Json
 
-VOLATILE = ("executor", "logger", "device", "dry_run", "force", "checkpoint_every", "profile", "home", "objective", "hydra")
+VOLATILE = (
+    *("executor", "logger", "device", "dry_run", "force", "wait", "checkpoint_every", "profile", "home", "objective", "hydra"),
+)
 """Keys that do not change a result."""
 
 AT_ONCE = 32

@@ -123,7 +123,7 @@ def _read() -> dict[str, str]:
 
 def _write(known: dict[str, str]) -> None:
     path = home() / "digests.json"
-    partial = path.with_suffix(f".{os.getpid()}")
+    partial = path.with_suffix(f".{os.urandom(8).hex()}")  # pids repeat on other machines and in containers
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(known))

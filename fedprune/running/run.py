@@ -1,8 +1,8 @@
 """One run, from its folder to its summary: build, say what it will do, resume or start, loop, write down, finish.
 
 The folder: config.yaml, run.json (what it is), plan.txt, partition.safetensors, metrics.jsonl, state/, ticket.safetensors, and
-summary.json, written last: its presence means done. failed.json says why there is none. With profile=true also profile.csv and
-figures/profile.png, .svg and .pdf.
+summary.json, written last: its presence means done. failed.json says why there is none, and running.json who is at it. With
+profile=true also profile.csv and figures/profile.png, .svg and .pdf.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from fedprune import __version__
 from fedprune.config.instantiate import make
 from fedprune.data.federate import save_partition
 from fedprune.data.population import sizes
-from fedprune.errors import Incompatible, RunError
+from fedprune.errors import RunError
 from fedprune.execution import employed
 from fedprune.experiment.build import build
 from fedprune.experiment.estimate import estimate
@@ -32,14 +31,13 @@ from fedprune.run_id import RunId, run_id
 from fedprune.running import display, loggers
 from fedprune.running.display import console
 from fedprune.running.earlier import STATE, SUMMARY, changed_since, described, refuse_another
+from fedprune.running.failure import OF_FAILURE, noted
+from fedprune.running.lock import held, moment, patience
 from fedprune.running.summary import conclude
 from fedprune.storage.checkpoint import load_state, save_state, save_ticket, write_text
 from fedprune.storage.spilled import beyond
 from fedprune.tensors import tensors_of
 from fedprune.types import Json, State
-
-OF_FAILURE = ("failed.json", "error.log")
-"""Files that a failed run leaves, and that go when it is resumed."""
 
 RESULTS = (
     *(SUMMARY, STATE, "metrics.jsonl", "metrics.csv", "ticket.safetensors", "plan.txt", "partition.safetensors"),
@@ -48,23 +46,50 @@ RESULTS = (
 """Files of results, which a run with `force` must not take for its own."""
 
 
-def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str) -> None:
+def run(
+    config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str, passes_over: bool = False
+) -> None:
     """Do what the configuration says, and leave the result in `folder`; nothing, if it is there already.
 
-    names: the chosen option of each group. sweep: what the run is grouped by. Raises FedpruneError.
+    names: the chosen option of each group. sweep: what the run is grouped by. passes_over: do not wait for another process that
+    does this run, whatever `wait` says. Raises FedpruneError, of which Held says that another one writes to the folder; the
+    folder says why the run has no result, if it has none.
     """
-    which = run_id(config)
-    if not (config.force or config.dry_run):
-        refuse_another(folder, which)
-        if (folder / SUMMARY).exists():
-            console.print(f"already done: {folder} (force=true does it again)")
+    with noted(folder, config.dry_run):
+        which, seconds = run_id(config), patience(config.wait, auto=moment())
+        if _is_done(config, folder, which):
             return
     if remark := changed_since(folder, which):
         console.print(remark)
-    about = _about(config, which, folder, names, overrides, sweep)
-    if not config.dry_run:
+    if config.dry_run:
+        _brief(build(config, names), config, names, overrides, _about(config, which, folder, names, overrides, sweep))
+        return
+    with held(folder, 0 if passes_over else seconds), noted(folder):
+        if _is_done(config, folder, which):  # the one that was waited for has done it
+            return
+        about = _about(config, which, folder, names, overrides, sweep)
         _begin(folder, config, about)
-    experiment = build(config, names)
+        experiment = build(config, names)
+        _brief(experiment, config, names, overrides, about)
+        _describe(folder, experiment, names, about)
+        _train(config, folder, experiment, about)
+
+
+def _is_done(config: DictConfig, folder: Path, which: RunId) -> bool:
+    """Return whether the result is there, and is not asked for anew; say so. Raises RunError if the folder has another run."""
+    if config.force or config.dry_run:
+        return False
+    refuse_another(folder, which)
+    if (folder / SUMMARY).exists():
+        console.print(f"already done: {folder} (force=true does it again)")
+        return True
+    return False
+
+
+def _brief(
+    experiment: Experiment, config: DictConfig, names: Mapping[str, str], overrides: Sequence[str], about: loggers.About
+) -> None:
+    """Print what the run is, in short, and of a dry run what it would cost. Facts are added to `about`."""
     about |= _facts(experiment, config)
     console.print(display.about_text(about))
     own, what = not experiment.options.whose.global_mask, experiment.axes.what
@@ -74,23 +99,11 @@ def run(config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequ
         console.print(remark)
     if config.dry_run:
         console.print(display.cost_text(estimate(experiment, config)))
-        return
-    _describe(folder, experiment, names, about)
-    _train(config, folder, experiment, about)
 
 
 def _rewind(experiment: Experiment, names: Mapping[str, str]) -> str:
     """Return the name of the rewind that follows each event; "" if none does."""
     return names["rewind"] if experiment.options.rewind.goes_back else ""
-
-
-def fail(folder: Path, error: Exception, reason: str) -> None:
-    """Write down why there is no result. A run that is done stays so, whatever is asked of its folder later."""
-    if (folder / SUMMARY).exists():
-        return
-    status = "skipped" if isinstance(error, Incompatible) else "failed"
-    with suppress(RunError):  # on a full disk the reason is on the screen all the same
-        write_text(folder / "failed.json", _json({"status": status, "reason": reason}))
 
 
 def _begin(folder: Path, config: DictConfig, about: loggers.About) -> None:

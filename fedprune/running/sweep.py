@@ -1,4 +1,4 @@
-"""A sweep around its jobs: the list of its members, and the table and figures at its end."""
+"""A sweep around its jobs: its name, and the table and figures at its end."""
 
 from __future__ import annotations
 
@@ -16,31 +16,13 @@ from fedprune.config.home import experiments, read_home
 from fedprune.errors import ConfigError
 from fedprune.identity import resolved
 from fedprune.run_id import METHOD, digest_of
-from fedprune.running import dry
+from fedprune.running import come_back, dry, launched
 from fedprune.running.display import console
+from fedprune.running.lock import patience
+from fedprune.running.members import SWEEP, forget, members, publish
 
-SWEEP = "FEDPRUNE_SWEEP"  # an environment variable, because a launcher may run the jobs in other processes
-
-
-def enroll(folder: Path) -> None:
-    """Note that this run belongs to the sweep that is going on, if one is."""
-    sweep = os.environ.get(SWEEP)
-    if sweep:
-        members = _members(folder.parent.parent, sweep)
-        members.parent.mkdir(parents=True, exist_ok=True)
-        with open(members, "a") as file:  # one short line: whole, even if several processes append
-            file.write(f"{folder.parent.name}/{folder.name}\n")
-
-
-def _members(outputs: Path, sweep: str) -> Path:
-    return outputs / ".sweeps" / sweep
-
-
-def members(folder: Path, sweep: str) -> list[Path]:
-    """Return the folders of a sweep's runs, in the order in which they began. folder: that of the sweep."""
-    listed = _members(folder.parent, sweep)
-    names = listed.read_text().splitlines() if listed.exists() else []
-    return [folder.parent / name for name in dict.fromkeys(names)]
+GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+"""The sweeper of a grid: it wants no answer of a job. One that searches waits for each."""
 
 
 def name_of(config: DictConfig) -> str:
@@ -61,33 +43,48 @@ class Report(Callback):
             dry.divert(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
-        """Name the sweep, and forget the members of an earlier one of this name. Ends the process for a wrong `home`."""
-        _check_home(config)
+        """Name the sweep. Ends the process for a wrong `home` or `wait`."""
+        _check(config)
         os.environ[SWEEP] = name_of(config)
+        launched.begin(passes_over=config.hydra.sweeper._target_ == GRID and not config.dry_run)
         if config.dry_run:
             dry.divert(config)
         else:
-            _members(Path(config.hydra.sweep.dir).parent, os.environ[SWEEP]).unlink(missing_ok=True)
+            forget(Path(config.hydra.sweep.dir), os.environ[SWEEP])
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
-        """Summarise the runs. Ends the process with status 1 if one has failed, or if the table cannot be made."""
-        folder, sweep = Path(config.hydra.sweep.dir), os.environ.pop(SWEEP)
-        if config.dry_run:  # which leaves nothing to summarise
-            return
+        """Come back to runs that other processes were doing, and summarise all. Ends the process with status 1 if one has
+        failed or is still being done, or if the table cannot be made."""
+        folder, sweep = Path(config.hydra.sweep.dir), os.environ[SWEEP]
+        try:
+            if config.dry_run:  # which leaves nothing to summarise
+                return
+            left = come_back.come_back(config, sweep, patience(config.wait, auto=None))
+            publish(folder, sweep)
+        finally:
+            launched.end()
+            del os.environ[SWEEP]
         runs = members(folder, sweep)
         reported = _reported(runs, folder)
-        if not reported or any(map(has_failed, runs)):
+        if left:
+            come_back.tell(left)
+        if left or not reported or any(map(has_failed, runs)):
             sys.exit(1)
 
 
-def _check_home(config: DictConfig) -> None:
-    """End the process, before the first run, if the section `home` of the sweep is wrong."""
-    if config.home is None:
-        return
+def _check(config: DictConfig) -> None:
+    """End the process, before the first run, if `wait` or the section `home` of the sweep is wrong."""
     try:
-        read_home(OmegaConf.to_container(config.home, resolve=True), experiments(config.hydra.sweeper.params or {}, METHOD))
+        patience(config.wait, auto=None)
+        _check_home(config)
     except ConfigError as error:
         sys.exit(f"{error}")
+
+
+def _check_home(config: DictConfig) -> None:
+    """Raise ConfigError if the section `home` of the sweep is wrong."""
+    if config.home is not None:
+        read_home(OmegaConf.to_container(config.home, resolve=True), experiments(config.hydra.sweeper.params or {}, METHOD))
 
 
 def _reported(runs: list[Path], into: Path) -> bool:

@@ -20,10 +20,13 @@ SERVER.set_forkserver_preload(["fedprune.__main__", "fedprune.running.run", "hel
 
 
 class Forked:
-    """What tests ask of `subprocess.Popen`, of a process with a group of its own and `folder` as its first import path."""
+    """What tests ask of `subprocess.Popen`, of a process with a group of its own and `folder` as its first import path.
 
-    def __init__(self, folder: Path, *arguments: str, **environment: str):
-        self._said = (folder / "stdout.txt", folder / "stderr.txt")
+    said: what its stdout and stderr are called there.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, said: str = "std", **environment: str):
+        self._said = (folder / f"{said}out.txt", folder / f"{said}err.txt")
         self._process = SERVER.Process(target=_run, args=(folder, self._said, arguments, {**os.environ, **environment}))
         self._process.start()
         assert self._process.pid is not None

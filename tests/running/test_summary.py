@@ -9,7 +9,7 @@ from omegaconf import open_dict
 
 from fedprune import analysis
 from fedprune.analysis import profile
-from fedprune.running import sweep
+from fedprune.running import members, sweep
 
 TINY = (
     *("rounds=2", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=2"),
@@ -87,9 +87,13 @@ def test_a_sweep_over_other_data_is_another_sweep(outputs, compose, monkeypatch)
     """Both may run at the same time, and each notes down in a file of its name which jobs are its own."""
     config, names = compose()[0], []
     with open_dict(config):
-        config.hydra = {"overrides": {"task": ["seed=0,1"]}, "sweeper": {"params": None}, "sweep": {"dir": "outputs/x"}}
+        config.hydra = {
+            "overrides": {"task": ["seed=0,1"]},
+            "sweeper": {"_target_": "", "params": None},
+            "sweep": {"dir": "outputs/x"},
+        }
     for root in ("A", "B", "A"):
         monkeypatch.setenv("FEDPRUNE_DATA", root)
         sweep.Report().on_multirun_start(config)
-        names.append(os.environ.pop(sweep.SWEEP))
+        names.append(os.environ[members.SWEEP])
     assert names[0] == names[2] != names[1]

@@ -331,7 +331,7 @@ def test_a_run_folder_holds_what_it_should(command, folder):
     names = {str(path.relative_to(folder())) for path in folder().rglob("*") if path.is_file()}
     assert names == {
         *("config.yaml", "run.json", "plan.txt", "partition.safetensors", "metrics.jsonl", "state/state.safetensors"),
-        *("ticket.safetensors", "summary.json"),
+        *("ticket.safetensors", "summary.json", ".lock"),
     }
     assert "one_shot" in folder().name
     assert (folder() / "plan.txt").read_text().startswith("plan: 2 rounds of training, 1 prune event\n  after round")
