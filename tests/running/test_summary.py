@@ -67,7 +67,7 @@ def test_a_forced_run_that_fails_has_nothing_left_of_the_one_before(command, fol
     assert command(*TINY, "force=true").rc == 1
     assert state_of(folder()) == ("failed", "ImportError: matplotlib is broken")
     assert {path.name for path in folder().rglob("*") if path.is_file()} == {
-        *("config.yaml", "run.json", "failed.json", "error.log"),
+        *(".lock", "config.yaml", "run.json", "failed.json", "error.log"),
     }
 
 
