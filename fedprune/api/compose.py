@@ -85,7 +85,9 @@ def taken_apart(config: DictConfig, folder: Path) -> Composition:
     problems = list(unknown_keys(config, ours.overrides.task, ours.runtime.choices))
     if problems:
         raise ConfigError(problems)
-    drop_keys_of_the_replaced(config.model, {key_of(word) for word in ours.overrides.task})
+    folders = [Path(source.path) for source in ours.runtime.config_sources if source.schema == "file"]
+    typed = {key_of(word) for word in ours.overrides.task}
+    drop_keys_of_the_replaced(config.model, typed, str(ours.runtime.choices["model"]), folders)
     options = {group: ours.runtime.choices[group] for group in run_id.GROUPS}
     return Composition(config, options, tuple(ours.overrides.task), folder, objective, home)
 

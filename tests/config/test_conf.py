@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 import itertools
 import re
@@ -38,6 +39,9 @@ NESTED = (
     *("data/augment", "local/optimizer", "local/penalty", "local/dropout"),
 )
 
+NEEDS = {("executor", "ray"): "ray", ("model", "torchvision"): "torchvision", ("model", "timm"): "timm"}
+"""Packages of extras, by the options that cannot be made without them."""
+
 # What an option is called with when a run is built; the rest are called with nothing.
 CALLED_WITH: dict[str, dict[str, object]] = {"model": {"shape": (3, 32, 32), "classes": 10}}
 FOR_TEXT = {"shape": (20,), "classes": 10}
@@ -56,8 +60,9 @@ def option(path: Path) -> tuple[str, str]:
 def chosen(made: Callable[..., tuple[DictConfig, dict[str, str]]], path: Path, overrides: tuple[str, ...] = ()) -> DictConfig:
     """The node that the option stands for, in a whole configuration that `compose` or `assemble` made of these overrides."""
     group, choice = option(path)
-    if (group, choice) == ("executor", "ray"):
-        pytest.importorskip("ray")
+    package = NEEDS.get((group, choice))
+    if package and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
     config, _ = made(*overrides or (f"{group}={choice}",))
     node = OmegaConf.select(config, group.replace("/", "."))
     if group == "data":  # the augmentation beside it is an option of its own

@@ -5,6 +5,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from fedprune.api.compose import compose
 from fedprune.config.instantiate import make_network
 from fedprune.config.replaced_model import drop_keys_of_the_replaced
 from fedprune.errors import ConfigError
@@ -77,6 +78,34 @@ def test_keys_of_a_model_whose_target_was_replaced_go_unless_they_were_typed_or_
     OmegaConf.set_struct(model, True)
     drop_keys_of_the_replaced(model, {"model._target_", *typed})
     assert model == {"_target_": f"{__name__}.{name}", **left}
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "left"),
+    [
+        ("resnet20", {}, {}),  # an experiment has the target
+        ("resnet20", {"norm": "batch"}, {"norm": "batch"}),  # and a key with another value, which is refused
+        ("mine", {"depth": 3}, {"depth": 3}),  # a yaml that is based on another one, and has a key of its own
+        ("gone", {}, OF_RESNET),
+    ],
+)
+def test_keys_of_the_yaml_go_where_the_target_stands_in_another_yaml(option, values, left, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/resnet20.yaml").write_text("_target_: fedprune.models.resnet.resnet20\nnorm: group\nwidth: 1\n")
+    (tmp_path / "model/mine.yaml").write_text(f"defaults: [resnet20, _self_]\n_target_: {__name__}.Plain\ndepth: 3\n")
+    model = OmegaConf.create({"_target_": f"{__name__}.Plain", **OF_RESNET, **values})
+    drop_keys_of_the_replaced(model, (), option, [tmp_path])
+    assert model == {"_target_": f"{__name__}.Plain", **left}
+
+
+def test_an_experiment_with_a_network_of_ones_own_composes(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    experiment = (
+        f"# @package _global_\n# Mine.\ndefaults: [{{override /model: resnet20}}]\nmodel: {{_target_: {__name__}.Plain}}\n"
+    )
+    (tmp_path / "experiment/mine.yaml").write_text(experiment)
+    assert compose(["+experiment=mine"], tmp_path).config.model == {"_target_": f"{__name__}.Plain"}
+    assert {*compose(["model=resnet20"], tmp_path).config.model} == {"_target_", *OF_RESNET}
 
 
 def test_a_model_of_a_yaml_keeps_its_keys():
