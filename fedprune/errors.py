@@ -9,9 +9,32 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST = 120
+
+
+def printable(text: str) -> str:
+    """Return a text with what a terminal would obey instead of show (colours, bells, other directions) as escapes; lines stay."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text)
+
+
+def shown(text: object) -> str:
+    """Return a foreign name or value for a message: in one line, printable, and cut if it is long."""
+    told = printable(str(text)[: LONGEST + 1]).replace("\n", "\\n")
+    return told if len(told) <= LONGEST else f"{told[:LONGEST]}..."
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
 
 class FedpruneError(Exception):
-    """An error that the user can mend. A command shows its message without a traceback, and exits with a non-zero status."""
+    """An error that the user can mend. A command shows its message without a traceback, and exits with a non-zero status.
+
+    Its text is printable, whatever names of files and tensors are in it.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(FedpruneError):

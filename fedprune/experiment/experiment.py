@@ -30,11 +30,11 @@ from fedprune.federated.exchange import Exchange
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.metrics.tuned import Tuned, chosen_clients
 from fedprune.federated.server import scaffold
+from fedprune.federated.update_check import UpdateCheck
 from fedprune.local.memory_format import channels_last, in_own_memory
 from fedprune.local.outcomes import TaskMetrics
 from fedprune.local.recipe import Recipe
 from fedprune.local.regularisers.base import Regulariser, add_companions
-from fedprune.local.train import is_batchnorm
 from fedprune.precision import is_number
 from fedprune.pruning.connectivity import effective_density, unfollowed
 from fedprune.pruning.event import Axes
@@ -143,8 +143,7 @@ class Experiment:
             fates=options.fates,
             control=control,
             upload=options.upload,
-            feedback=self.recipe.error_feedback,
-            learnt=self._learnt,
+            check=UpdateCheck.of(clients, self.net, self.recipe, options.where, options.upload),
         )
         return options.round.loop(
             seed=config.seed,
@@ -177,13 +176,6 @@ class Experiment:
             ticket=self.ticket,
             profile=bool(config.get("profile")),
         )
-
-    @property
-    def _learnt(self) -> tuple[str, ...]:
-        """Return the names of the tensors that training changes: parameters, and the statistics of BatchNorm."""
-        norms = [name for name, layer in self.net.named_modules() if is_batchnorm(layer)]
-        statistics = [f"{name}.{of}" for name in norms for of in ("running_mean", "running_var")]
-        return *(name for name, p in self.net.named_parameters() if p.requires_grad), *statistics
 
     @functools.cached_property
     def tuned(self) -> Tuned:

@@ -16,7 +16,7 @@ from typing import cast
 
 import torch
 
-from fedprune.errors import RunError
+from fedprune.errors import RunError, printable
 from fedprune.execution import Executor, certain
 from fedprune.execution.pool import Lost
 from fedprune.execution.worker import Task
@@ -25,7 +25,7 @@ from fedprune.federated.client.round import Answer
 from fedprune.federated.client.state_arrays import KeptArrays, as_arrays, of_arrays
 from fedprune.federated.client.upload import Upload, everything
 from fedprune.federated.metrics.tally import Tally
-from fedprune.federated.update_check import problem_of
+from fedprune.federated.update_check import UpdateCheck
 from fedprune.local.outcomes import Outcomes
 from fedprune.pruning.mask import apply, pack
 from fedprune.types import SERVER, ClientState, Job, Mask, Params, State, Subnet, Update
@@ -76,9 +76,8 @@ class Exchange:
     ends the run at an update that fails its checks, `drop` leaves it out of the round. An update that is lost with its worker
     is left out in any case, for the client may do better in its next round; if all are lost, `stop` ends the run. fates:
     (client, clock) -> whether it answers, is late or silent. control: (state) -> the control that travels beside the network to
-    clients that train (None: nothing). upload: the part of the trained network that comes back. feedback: whether entries that
-    were dead in the network that was sent may live after a client's event. learnt: names of the tensors that training changes,
-    which have to stay finite (None: all of them).
+    clients that train (None: nothing). upload: the part of the trained network that comes back. check: of updates, before they
+    are merged.
     """
 
     wire: Wire
@@ -90,8 +89,7 @@ class Exchange:
     fates: Fates = everybody
     control: Callable[[State], Params] | None = None
     upload: Upload = field(default_factory=everything)
-    feedback: bool = False
-    learnt: tuple[str, ...] | None = None
+    check: UpdateCheck = field(default_factory=UpdateCheck)
 
     def train(self, jobs: Sequence[Job], state: State, tally: Tally) -> Iterator[tuple[Job, Update]]:
         """Yield what clients send back after training what these jobs give them, in the order of the jobs."""
@@ -213,18 +211,18 @@ class Exchange:
         answer, kept, seconds = cast(Answer, result)
         tally.clock.add(seconds)
         tally.up_bytes += length(answer) * (job.client != SERVER)
-        update = self._receive(answer, job)
+        update = self.received(answer, job)
         if update is None:
             return None
         if update.subnet and not self.upload.whole:
             update = replace(update, subnet=self.upload.unpack(job.subnet, update.subnet))
         return replace(update, kept=of_arrays(kept)) if kept else update
 
-    def _receive(self, answer: Message, job: Job) -> Update | None:
+    def received(self, answer: Message, job: Job) -> Update | None:
         """Return the update if it can be read and passes its checks; otherwise report it, or end the run."""
         try:
             update = self.wire.decode_update(answer, answered_under(job))
-            problem = problem_of(update, job, self.feedback, self.learnt) or self._overweight(update)
+            problem = self.check(update, job)
         except ValueError as error:
             problem = f"its update cannot be read: {error}"
         if problem is None:
@@ -232,16 +230,10 @@ class Exchange:
         _leave_out(job, problem, stop=self.broken == "stop")
         return None
 
-    def _overweight(self, update: Update) -> str | None:
-        """Return a problem if an update is to weigh more than its client's examples, which are known, else None."""
-        if update.client == SERVER or 0 <= update.examples <= self.examples[update.client]:
-            return None
-        return f"it is of {update.examples} examples, and the client has {self.examples[update.client]}"
-
 
 def _leave_out(job: Job, problem: str, stop: bool = False) -> None:
     """Log that a client's answer is left out, or end the run for it."""
     report = f"client {job.client} in round {job.round}: {problem}"
     if stop:
         raise RunError(f"{report}; to go on without such clients: federated.broken=drop")
-    log.warning("%s; left out of the round", report)
+    log.warning("%s; left out of the round", printable(report))

@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 
 from fedprune.types import Json
+from fedprune.wire.header import parsed
 
 MAGIC = b"FP01"
 FRAME = struct.Struct("<4sI")  # magic, checksum
 LENGTH = struct.Struct("<I")
 ROW = 2**13  # bytes; what has two rows or more is long
+PARTS = 64  # of a message, at most: a header, a network, a control, and a block for each piece of evidence
 
 Piece = bytes | bytearray | memoryview | Any
 """Bytes, or an array of them: np.ndarray of type uint8, of which type checkers do not know that it has a buffer."""
@@ -43,10 +45,12 @@ def unframed(message: Message) -> tuple[Json, list[memoryview]]:
     if not pieces or len(pieces[0]) < FRAME.size:
         raise ValueError("a message shorter than its frame")
     magic, expected = FRAME.unpack_from(pieces[0])
-    parts = list(_parts([pieces[0][FRAME.size :], *pieces[1:]]))
+    parts = list(itertools.islice(_parts([pieces[0][FRAME.size :], *pieces[1:]]), PARTS + 1))
+    if not 1 <= len(parts) <= PARTS:
+        raise ValueError(f"a message of {'no' if not parts else f'more than {PARTS}'} parts")
     if magic != MAGIC or checksum(parts) != expected:
         raise ValueError("a damaged message")
-    return json.loads(bytes(parts[0])), parts[1:]
+    return parsed(bytes(parts[0])), parts[1:]
 
 
 def length(message: Message) -> int:

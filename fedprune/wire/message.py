@@ -22,16 +22,11 @@ from fedprune.pruning.evidence.batchnorm import LOSS, OF_CANDIDATES
 from fedprune.pruning.mask import all_alive, pack, unpack
 from fedprune.pruning.what.top_k import how_many
 from fedprune.types import Job, Json, Mask, Params, PruneEvent, Subnet, Update
-from fedprune.wire.codec import Codec, Layout, decode
+from fedprune.wire.codec import BITS, Codec, Layout, bits, decode
 from fedprune.wire.frame import Message, Piece, framed, unframed
+from fedprune.wire.header import COMMON, CONTROL, C, checked_job, checked_update
 
 NOTHING = Layout({}, {}, ())
-
-CONTROL, C = "carried", "c"
-"""The names of a control in the header of a message."""
-
-COMMON = "shared"
-"""The word in the header of a job that brings common entries alone."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +50,8 @@ class Wire:
         return self.codec({name: subnet.params[name] for name in self.layout.shapes}, subnet.mask, known)
 
     def read_subnet(self, block: Piece, known: Mask | None = None) -> Subnet:
-        """Return the subnet of a block. Raises ValueError."""
-        return Subnet(*decode(block, self.layout, known))
+        """Return the subnet of a block of weights. Raises ValueError."""
+        return Subnet(*_weights(block, self.layout, known))
 
     def untrained_block(self, params: Params) -> bytes:
         """Encode what is never trained: made once, sent to all newcomers."""
@@ -87,6 +82,7 @@ class Wire:
         """Return the job, with a subnet of its own memory. kept_mask: that of the receiver. Raises ValueError on others."""
         with _sound():
             header, blocks = unframed(message)
+            checked_job(header, len(self.layout.shapes))
             header["measure"] = tuple(header.get("measure", ()))
             header["event"] = _event(*header["event"]) if "event" in header else None
             known = self.mask_of(kept_mask)
@@ -94,10 +90,9 @@ class Wire:
             if header.pop(COMMON, False):
                 header["common"], subnet = subnet.mask, Subnet(subnet.params, known or self._whole())
             if "newcomer" in header:
-                subnet = Subnet(subnet.params | decode(blocks.pop(0), self.untrained)[0], subnet.mask)
+                subnet = Subnet(subnet.params | _weights(blocks.pop(0), self.untrained, None)[0], subnet.mask)
             control = self._read_control(header, blocks, subnet.mask)
-            bits = blocks
-            surviving = _read_survivors(subnet.mask, *bits) if bits else None
+            surviving = _read_survivors(subnet.mask, *blocks) if blocks else None
             return Job(subnet=subnet, surviving=surviving, control=control, kept_mask=kept_mask, **header)
 
     def mask_of(self, bits: bytes) -> Mask | None:
@@ -133,14 +128,23 @@ class Wire:
         """Return the update of a message. Raises ValueError on anything that is not an update under this mask."""
         with _sound():
             header, blocks = unframed(message)
+            checked_update(header, len(self.layout.shapes))
             names = header.pop("evidence")
             trained = len(blocks) > len(names) + len(header.get(CONTROL, ()))
-            subnet = self.read_subnet(blocks.pop(0), known) if trained else None
+            subnet = self._read_answer(blocks.pop(0), known) if trained else None
             control = self._read_control(header, blocks, known)
             cover = about(known, header["about"])
             header["logged"] = {name: (how, float(value)) for name, (how, value) in header.get("logged", {}).items()}
             evidence = {name: self._read_evidence(name, block, cover) for name, block in zip(names, blocks, strict=True)}
             return Update(subnet=subnet, evidence=evidence, control=control, **header)
+
+    def _read_answer(self, block: Piece, known: Mask) -> Subnet:
+        """Return the subnet of an update, in the bits or the weights that were agreed on."""
+        if self.answers is not bits:
+            return self.read_subnet(block, known)
+        if block[:1] != bytes([BITS]):
+            raise ValueError("it has numbers where bits were agreed on")
+        return Subnet(*decode(block, self.layout, known))
 
     def _read_evidence(self, name: str, block: Piece, cover: Mask) -> Params:
         """Return a piece of evidence, in float32. cover: the entries that it is about, unless it is about a candidate mask."""
@@ -149,7 +153,8 @@ class Wire:
             shapes = {"loss": torch.Size([])} if name == LOSS else {name: self.layout.shapes[name] for name in self.statistics}
         else:
             shapes = {name: alive.shape for name, alive in cover.items()}
-        return decode(block, Layout(shapes, dict.fromkeys(shapes, torch.float32), tuple(cover)), cover)[0]
+        layout = Layout(shapes, dict.fromkeys(shapes, torch.float32), tuple(cover))
+        return _within(cover, *_weights(block, layout, cover))
 
     def _control_blocks(self, control: Params, known: Mask, header: dict[str, object]) -> list[bytes]:
         """Return the block of a control, if there is any; which tensors are in it is noted in the header."""
@@ -169,10 +174,24 @@ class Wire:
         if CONTROL not in header:
             return {}
         order, note = list(self.layout.shapes), header.pop(CONTROL)
-        if list(note) != [C]:
-            raise ValueError(f"a message with more beside its network than a control: {', '.join(map(str, note))}")
         layout = self.layout.only([order[place] for place in note[C]])
-        return decode(blocks.pop(0), layout, {name: known[name] for name in layout.masked})[0]
+        cover = {name: known[name] for name in layout.masked}
+        return _within(cover, *_weights(blocks.pop(0), layout, cover))
+
+
+def _weights(block: Piece, layout: Layout, known: Mask | None) -> tuple[Params, Mask]:
+    """Decode numbers. Raises ValueError also for an encoding as bits, which has no mask."""
+    if block[:1] == bytes([BITS]):
+        raise ValueError("it has bits where numbers were agreed on")
+    return decode(block, layout, known)
+
+
+def _within(cover: Mask, values: Params, mask: Mask) -> Params:
+    """Return values that are sent of these entries at most. Raises ValueError for others."""
+    for name, alive in mask.items():
+        if alive is not cover[name] and bool((alive & ~cover[name]).any()):
+            raise ValueError(f"it has values in {name} at entries that it was not asked for")
+    return values
 
 
 def _fields(event: PruneEvent) -> tuple[object, ...]:
@@ -189,7 +208,7 @@ def _sound() -> Iterator[None]:
     """Raise ValueError for whatever a damaged message makes fail."""
     try:
         yield
-    except (struct.error, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (struct.error, LookupError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         raise ValueError(f"not a message of this kind ({type(error).__name__}: {error})") from error
 
 

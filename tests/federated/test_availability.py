@@ -238,11 +238,12 @@ class Scripted:
         self.seen: list[tuple[int, int, int, int]] = []  # (round, client, bytes of the job, bytes of the answer)
 
     def map(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[Any]:
-        for message, kept, *_ in (arguments for method, arguments in tasks if method == "run"):
+        training = [(arguments, size) for (method, arguments), size in zip(tasks, sizes, strict=True) if method == "run"]
+        for (message, kept, *_), examples in training:
             job = self.wire.decode_job(message)
             params = {name: value + 10**job.client for name, value in job.subnet.params.items()}
             metrics = {"loss": 1.0, "steps": 1, "seen": 7}
-            update = Update(job.client, Subnet(params, job.subnet.mask), 7, metrics=metrics)
+            update = Update(job.client, Subnet(params, job.subnet.mask), examples, metrics=metrics)
             answer = self.wire.encode_update(update, job.subnet.mask)
             self.seen.append((job.round, job.client, length(message), length(answer)))
             yield answer, kept, {}

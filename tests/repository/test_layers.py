@@ -151,6 +151,6 @@ def test_an_import_from_above_is_found():
 
 def test_tests_stand_in_the_room_of_their_subject():
     tests = Path(__file__).parents[1]
-    elsewhere = {"helpers", "repository", "whole_runs", "federated/methods"}
+    elsewhere = {"campaign", "helpers", "repository", "whole_runs", "federated/methods"}
     rooms = {path.parent.relative_to(tests).as_posix() for path in tests.rglob("*.py")}
     assert {room for room in rooms - elsewhere if not (ROOT / room).is_dir()} == set()

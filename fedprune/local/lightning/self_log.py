@@ -126,14 +126,29 @@ OF_TENSORS: dict[str, Callable[[Tensor], Tensor]] = {"sum": torch.sum, "min": to
 
 def _free(name: object) -> str:
     """Return the name. Raises RunError if it is no text, or if a metric of the run has it or could have it."""
-    if not isinstance(name, str) or not name:
-        raise RunError(f"self.log({name!r}): the name of a metric is a text")
-    below = next((start for start in OURS_BELOW if name.startswith(start)), None)
-    if name in OURS or below:
-        theirs = f"{below}* are names of metrics" if below else f"{name!r} is the name of a metric"
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise RunError(f"self.log({name!r}): the name of a metric is a printable text")
+    if theirs := _taken(name):
         own = f"train/my_{name.lstrip('_').rpartition('/')[2] or 'value'}"
         raise RunError(f"self.log({name!r}): {theirs} of the run itself; log it under another name, such as {own!r}")
     return name
+
+
+def _taken(name: str) -> str | None:
+    """Return which metrics of a run have this name, or could have it; None if it is free."""
+    below = next((start for start in OURS_BELOW if name.startswith(start)), None)
+    if name in (*OURS, LOSS) or below:
+        return f"{below}* are names of metrics" if below else f"{name!r} is the name of a metric"
+    return None
+
+
+def unloggable(name: str, reduction: str) -> str | None:
+    """Return why no module can have logged a value under this name, reduced like this; None if one can."""
+    if not name or not name.isprintable():
+        return "the name of a metric is a printable text"
+    if theirs := _taken(name):
+        return f"{theirs} of the run itself"
+    return None if reduction in OF_TENSORS or reduction == "mean" else "values are reduced by mean, sum, min or max"
 
 
 def _reduction(name: str, reduce_fx: object) -> str:

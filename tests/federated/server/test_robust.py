@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from fedprune.federated.server.accumulator import merged
 from fedprune.federated.server.aggregate import OverlapMean
 from fedprune.federated.server.robust import CoordinateMedian, TrimmedMean
 from fedprune.types import Job, Params, Subnet
+from fedprune.wire.frame import Message
+from helpers.spy import spied
 
 SERVER = {"w": torch.tensor([10.0, 20.0, 30.0, 40.0]), "b": torch.tensor([1.0])}
 ALL = [CoordinateMedian(), TrimmedMean(0.0), TrimmedMean(0.25), TrimmedMean(0.49)]
@@ -155,6 +158,20 @@ def test_one_client_that_sends_anything_moves_it_within_what_the_others_sent(mer
     assert merged(OverlapMean(), server, [*honest, (liar[0], 1.0)])["w"].abs().min() > 1e5  # which is what it withstands
 
 
+# Three honest clients have 1, 2 and 3 in the first entry. Beside each kind of liar there is one that sends the constant 7.
+#   sign flip, -2:   ranked -2 1 2 3 7: the middle one is 2; without the ends (1 + 2 + 3) / 3 = 2; the mean of all is 11 / 5
+#   scaling, 2e6:    ranked 1 2 3 7 2e6: the middle one is 3; without the ends (2 + 3 + 7) / 3 = 4; the mean is 2000013 / 5
+#   constant, 7:     ranked 1 2 3 7 7: the middle one is 3; without the ends (2 + 3 + 7) / 3 = 4; the mean is 20 / 5
+@pytest.mark.parametrize(
+    ("liar", "median", "trimmed", "mean"), [(-2.0, 2.0, 2.0, 2.2), (2e6, 3.0, 4.0, 400002.6), (7.0, 3.0, 4.0, 4.0)]
+)
+def test_two_liars_of_five_by_hand(liar, median, trimmed, mean):
+    clients = [client([value] * 4, [1, 1, 1, 1]) for value in (1.0, 2.0, 3.0, 7.0, liar)]
+    found = [merged(merge, SERVER, clients)["w"] for merge in (CoordinateMedian(), TrimmedMean(0.25), OverlapMean())]
+    for tensor, value in zip(found, (median, trimmed, mean), strict=True):
+        torch.testing.assert_close(tensor, torch.full((4,), value))
+
+
 def test_two_liars_are_more_than_a_trimmed_mean_of_one_withstands():
     liars = [client([1e6] * 4, [1, 1, 1, 1])] * 2
     honest = [client([0] * 4, [1, 1, 1, 1])] * 3
@@ -219,6 +236,30 @@ def test_a_round_ends_with_the_middle_of_what_three_clients_trained(words, tiny,
     trained = [executor._client_round.train(Job(client, 0, 0, 0, start)).subnet.params for client in range(3)]
     for name, tensor in state.server.params.items():
         np.testing.assert_array_equal(tensor.numpy(), np.median([params[name].numpy() for params in trained], axis=0))
+
+
+def test_a_run_with_a_client_that_sends_nan_and_one_that_scales_stays_among_the_honest(tiny, play):
+    experiment = tiny(
+        *("federated.clients=5", "federated.cohort=5", "rounds=1", "how_often=never", "federated.broken=drop"),
+        "federated/aggregate=coordinate_median",
+    )
+
+    def lie(job: Job, answer: Message) -> Message:
+        factor = {0: math.nan, 1: 1e6}.get(job.client, 1.0)
+        update = experiment.wire.decode_update(answer, job.subnet.mask)
+        assert update.subnet is not None
+        params = {name: tensor * factor for name, tensor in update.subnet.params.items()}
+        return experiment.wire.encode_update(replace(update, subnet=Subnet(params, update.subnet.mask)), job.subnet.mask)
+
+    ((state, metrics),) = play(experiment, spied(experiment, lie))
+    assert metrics["clients/dropped"] == metrics["clients/dropped/0"] == 1
+    executor = experiment.executor()
+    start = experiment.loop(executor).start().server
+    honest = [executor._client_round.train(Job(client, 0, 0, 0, start)).subnet.params for client in (2, 3, 4)]
+    for name, tensor in state.server.params.items():
+        stacked = torch.stack([params[name] for params in honest])
+        # Of four values the median is the mean of the middle two, and one beyond all others leaves these among the honest.
+        assert bool(((stacked.amin(0) <= tensor) & (tensor <= stacked.amax(0))).all())
 
 
 @pytest.mark.parametrize("aggregate", ["mean_with_zeros", "intersection"])
