@@ -13,7 +13,7 @@ LONGEST = 120
 
 
 def printable(text: str) -> str:
-    """Return a text with what a terminal would obey instead of show (colours, bells, other directions) as escapes; lines stay."""
+    """Return a text with what a terminal would obey instead of show (colours, bells) as escapes; lines stay lines."""
     return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text)
 
 

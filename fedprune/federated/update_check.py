@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -39,15 +39,15 @@ class UpdateCheck:
     """The server's knowledge of its clients, against which their updates are checked.
 
     examples, validation: the numbers of each client's training and validation examples. measured_on: on how many of these
-    evidence is measured (None: all). recipe: of their training. feedback: whether entries that were dead in the network that was
-    sent may live after a client's event. learnt: the names of the tensors that training changes, which have to stay finite (None:
-    all of them). whole: whether every living weight comes back.
+    evidence is measured (None: all). recipe: of their training. feedback: whether entries that were dead in the network that
+    was sent may live after a client's event. learnt: the names of the tensors that training changes, which have to stay finite
+    (None: all of them). whole: whether every living weight comes back.
     """
 
     examples: Sequence[int] = ()
     validation: Sequence[int] = ()
     measured_on: int | None = None
-    recipe: Recipe = Recipe()
+    recipe: Recipe = field(default_factory=Recipe)
     feedback: bool = False
     learnt: tuple[str, ...] | None = None
     whole: bool = True
