@@ -91,7 +91,9 @@ def make_network(config: Node, shape: tuple[int, ...], classes: int) -> nn.Modul
             "a model is called with those of shape=(C, H, W), of text (T,), classes=N and num_classes=N that it takes, and the "
             f"values of its yaml (none with model=lenet_300_100 model._target_={config.get('_target_')})"
         )
-        raise ConfigError([f"{error}: {called}; write a function of these that returns yours"]) from error
+        lacks = re.search(r"missing a required argument: '(\w+)'", str(error))
+        more = f"type +model.{lacks[1]}=VALUE, or " if lacks else ""
+        raise ConfigError([f"{error}: {called}; {more}write a function of these that returns yours"]) from error
     if not isinstance(net, nn.Module):
         gives = f"{config['_target_']} gives {'a function' if callable(net) else f'{net!r:.60}'} and no torch.nn.Module"
         raise ConfigError([f"{gives}: name a function that returns one, and leave out model._partial_"])

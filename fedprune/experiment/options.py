@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from types import NoneType
@@ -92,6 +93,8 @@ def make_option(config: DictConfig, group: Group) -> Any:
     try:
         made = make(node)
     except ConfigError as error:
+        if left_over := _of_the_replaced(error, node, group):
+            raise ConfigError([f"{error}: {left_over}"]) from error
         if not isinstance(error.__cause__, TypeError) or not _is_function(node) or not _parameters(group.base):
             raise
         fits = _takes(make({**node, "_partial_": True}), _parameters(group.base))
@@ -152,6 +155,18 @@ def no_option(config: DictConfig, key: str, value: object) -> str:
     near = difflib.get_close_matches(name, others, n=1)
     meant = f"did you mean {f'{parent}.' * bool(parent)}{near[0]}={value}? " if near else ""
     return f"{typed}: {group} is a group of options: {meant}`python -m fedprune --help` lists them"
+
+
+def _of_the_replaced(error: ConfigError, node: Mapping[str, object], group: Group) -> str | None:
+    """Return what to type where an option does not take a key of the one that it replaces; None if that is not the problem."""
+    key = re.search(r"unexpected keyword argument '(\w+)'$", str(error))
+    if key is None or key[1] not in node:
+        return None
+    place = f"{group.key}.{key[1]}"
+    below = node[key[1]]
+    inside = isinstance(below, Mapping | DictConfig) and "_target_" in below
+    instead = f"{place}._target_={node['_target_']} if it is to stand there, or " if inside else ""
+    return f"{place} is a key of the option whose _target_ it takes: type {instead}~{place}"
 
 
 def _is_function(node: Mapping[str, object]) -> bool:

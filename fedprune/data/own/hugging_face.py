@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
+from fedprune.capabilities import declared
 from fedprune.data.datasets import Dataset
 from fedprune.data.own.examples import read
 from fedprune.data.own.torch_dataset import assembled
@@ -21,6 +22,7 @@ class Split(Protocol):
     """As much of a datasets.Dataset as is used: rows by their numbers, columns by their names."""
 
     column_names: list[str]
+    features: Mapping[str, object]
 
     def __len__(self) -> int: ...
 
@@ -52,12 +54,14 @@ def hugging_face(
     train: str = "train",
     test: str | None = None,
     renumber: bool = False,
+    missing: str = "stop",
 ) -> Dataset:
     """Return the examples of a data set that `datasets` saved by save_to_disk, read once. It takes the package `datasets`.
 
     input, label: their columns; None: the one of a usual name, and the only other one. users: the column of whose each example
     is. train, test: the names of the splits; test None: the split `test` if there is one, else a fifth of the training
-    examples. renumber: see torch_dataset. Raises DataError for what does not fit, with what to type.
+    examples. renumber, missing: see torch_dataset. Names of classes are those of the column, if it has some. Raises DataError
+    for what does not fit, with what to type.
     """
     splits = _splits(path, train)
     training = _split(splits, "train", train)
@@ -68,7 +72,13 @@ def hugging_face(
     owners = cast(Sequence[object], training[_column(training, "users", users, [])]) if users else None
     parts = [None if part is None else read(Pairs(part, input, label), "data.path") for part in (training, testing)]
     assert parts[0] is not None
-    return assembled(parts[0], parts[1], owners, renumber, "hugging_face")
+    return assembled(parts[0], parts[1], owners, renumber, "hugging_face", missing, _class_names(training, label))
+
+
+def _class_names(split: Split, label: str) -> Sequence[object]:
+    """Return the names of classes of a column of the type ClassLabel; nothing of another one."""
+    names: object = declared(split.features[label], "names", ())
+    return names if isinstance(names, list) else ()
 
 
 def _splits(path: str | None, train: str) -> Mapping[str, Split]:

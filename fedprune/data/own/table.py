@@ -33,11 +33,12 @@ SEPARATORS = (",", ";", "\t", "|")
 
 
 class Labels(NamedTuple):
-    """The labels of all rows, the number of outputs, and what is said of them."""
+    """The labels of all rows, the number of outputs, what is said of them, and the names of the classes."""
 
     y: Tensor
     classes: int
     said: str
+    names: tuple[str, ...] = ()
 
 
 @reads("path", "test_path")
@@ -99,6 +100,7 @@ def _dataset(rows: pd.DataFrame, users: str | None, labels: Labels, testing: np.
         std=std,
         groups=None if groups is None else torch.from_numpy(groups),
         users=names,
+        class_names=labels.names,
     )
 
 
@@ -189,7 +191,8 @@ def _labels(column: pd.Series, task: str | None, testing: np.ndarray | None) -> 
         return Labels(numbers, 1, f"{column.name} is a real number{other}, for local=regression")
     y, names = columns.numbered(column)
     _require_classes(column, y, names, testing)
-    return Labels(torch.from_numpy(y), len(names), f"{column.name} has {len(names)} classes{other}: {columns.shown(names)}")
+    said = f"{column.name} has {len(names)} classes{other}: {columns.shown(names)}"
+    return Labels(torch.from_numpy(y), len(names), said, names)
 
 
 def _require_classes(column: pd.Series, y: np.ndarray, names: tuple[str, ...], testing: np.ndarray | None) -> None:

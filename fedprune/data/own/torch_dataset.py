@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedprune.data.datasets import Dataset, fifth_held_out
 from fedprune.data.own.examples import Examples, Indexed, read
+from fedprune.data.own.labels import Labels, labels_of, require_known
 from fedprune.data.pixels import moments
 from fedprune.errors import DataError
 
@@ -23,38 +24,64 @@ def torch_dataset(
     users: str | None = None,
     renumber: bool = False,
     name: str = "dataset",
+    missing: str = "stop",
 ) -> Dataset:
     """Return the examples of a torch.utils.data.Dataset, or of anything that gives pairs (input, label), read once.
 
     test: the test set; None: a fifth of `train`, of every class its share, always the same. users: the attribute of `train`
     that says whose each example is, for partition=natural. renumber: give labels that are not 0, 1, 2, ... these numbers, in
-    their order. Bytes of images are standardised per channel by the training examples; other inputs are taken as they are.
+    their order (also whole numbers that are stored as floats, and one-hot rows). missing: `stop`, or `drop` to leave out
+    examples with NaN or infinite numbers. Names of classes are the labels themselves if they are words, or the attribute
+    `classes` of the training set. Bytes of images are standardised per channel by the training examples; other inputs are taken
+    as they are.
 
     Raises DataError for what does not fit, with what to type.
     """
     if train is None:
         raise DataError("data=dataset needs a data set: type +data.train._target_=MODULE.CLASS, with its arguments beside it")
     for key, given in {"data.train": train, "data.test": test}.items():
+        if isinstance(given, str):
+            raise DataError(f"{key}={given} is a text and no data set: type +{key}._target_={given}")
         if given is not None and not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
             raise DataError(f"{key} is a {type(given).__name__} and no data set: leave out {key}._partial_, or name a class")
     owners = _owners(train, users) if users else None
-    return assembled(read(train, "data.train"), None if test is None else read(test, "data.test"), owners, renumber, name)
+    held_out = None if test is None else read(test, "data.test")
+    return assembled(read(train, "data.train"), held_out, owners, renumber, name, missing, _class_names(train))
 
 
-def assembled(train: Examples, test: Examples | None, owners: Sequence[object] | None, renumber: bool, name: str) -> Dataset:
-    """Make a data set of examples. owners: the user of each training example."""
+def _class_names(train: object) -> Sequence[object]:
+    """Return the names of classes that a training set declares, as those of torchvision do."""
+    names: object = getattr(train, "classes", ())
+    return names if isinstance(names, (list, tuple)) else ()
+
+
+def assembled(
+    train: Examples,
+    test: Examples | None,
+    owners: Sequence[object] | None,
+    renumber: bool,
+    name: str,
+    missing: str = "stop",
+    class_names: Sequence[object] = (),
+) -> Dataset:
+    """Make a data set of examples. owners: the user of each training example. class_names: of labels that are numbers."""
+    train, owners = _without_missing(train, owners, missing, "data.train")
+    if test is not None:
+        test, _ = _without_missing(test, None, missing, "data.test")
     whole, held_out = _joined(train, test)
-    y, classes = _classes(whole, renumber, name)
-    if held_out is None:
+    labels = _named(labels_of(whole, renumber, name), class_names)
+    y = labels.y
+    if held_out is not None:
+        require_known(labels, held_out, name)
+    else:
         strata = torch.zeros(len(y), dtype=torch.int64) if y.is_floating_point() or y.dim() > 1 else y
         held_out = fifth_held_out(strata)
     x = whole.x[~held_out]
     mean, std = moments(x) if x.dtype == torch.uint8 else ((), ())
     groups, names = _groups(owners, ~held_out[: len(train.x)], name)
     log.info("data=%s: %d examples of shape %s to train on, %d to test on", name, len(x), [*x.shape[1:]], int(held_out.sum()))
-    return Dataset(
-        name, x, y[~held_out], whole.x[held_out], y[held_out], classes=classes, mean=mean, std=std, groups=groups, users=names
-    )
+    parts = (x, y[~held_out], whole.x[held_out], y[held_out])
+    return Dataset(name, *parts, labels.classes, mean=mean, std=std, groups=groups, users=names, class_names=labels.names)
 
 
 def _joined(train: Examples, test: Examples | None) -> tuple[Examples, Tensor | None]:
@@ -69,26 +96,40 @@ def _joined(train: Examples, test: Examples | None) -> tuple[Examples, Tensor | 
     return joined, torch.arange(len(joined.x)) >= len(train.x)
 
 
-def _classes(examples: Examples, renumber: bool, name: str) -> tuple[Tensor, int]:
-    """Return the labels, and the number of the network's outputs."""
-    if examples.words:
-        words, numbers = np.unique(np.array(examples.words), return_inverse=True)
-        log.info("data=%s: classes %s", name, ", ".join(f"{number} {word}" for number, word in enumerate(words)))
-        return torch.from_numpy(numbers), len(words)
-    y = examples.y
-    if y.is_floating_point():
-        return y, y[0].numel()
-    present = y.unique()
-    if renumber:
-        return torch.searchsorted(present, y), len(present)
-    highest = int(present[-1])
-    if int(present[0]) < 0 or (y.dim() == 1 and len(present) != highest + 1):
-        shown = ", ".join(map(str, present[:6].tolist())) + (", ..." if len(present) > 6 else "")
+def _named(labels: Labels, names: Sequence[object]) -> Labels:
+    """Return the labels with these names of classes, if they have none and there is one for each."""
+    texts = tuple(str(name) for name in names)
+    fits = not labels.y.is_floating_point() and len(texts) == labels.classes
+    return labels._replace(names=texts) if fits and not labels.names else labels
+
+
+def _without_missing(
+    examples: Examples, owners: Sequence[object] | None, missing: str, key: str
+) -> tuple[Examples, Sequence[object] | None]:
+    """Return the examples all of whose numbers are finite, and their users. Raises DataError unless `missing` is `drop`."""
+    if missing not in ("stop", "drop"):
+        raise DataError(f"data.missing={missing}: type data.missing=stop or data.missing=drop")
+    whole = _finite(examples.x) & (_finite(examples.y) if len(examples.y) else torch.tensor(True))
+    if bool(whole.all()):
+        return examples, owners
+    gaps, first = int((~whole).sum()), int((~whole).nonzero()[0])
+    if missing == "stop":
         raise DataError(
-            f"data={name}: labels are {shown}, {len(present)} different ones, and classes are numbered from 0 to "
-            f"{len(present) - 1}: type data.renumber=true, which gives them these numbers in their order"
+            f"{key}: {gaps} of {len(whole)} examples have numbers that are NaN or infinite, the first is example {first}: fill "
+            "them in, or type data.missing=drop to leave out these examples"
         )
-    return y, highest + 1
+    if gaps == len(whole):
+        raise DataError(f"data.missing=drop leaves no example of {key}, since every one has a number that is NaN or infinite")
+    kept = whole.nonzero().flatten().tolist()
+    words = tuple(examples.words[number] for number in kept) if examples.words else ()
+    y = examples.y[whole] if len(examples.y) else examples.y
+    there = owners is not None and len(owners) == len(whole)  # else it is told where users are numbered
+    return Examples(examples.x[whole], y, words), [owners[number] for number in kept] if owners and there else owners
+
+
+def _finite(values: Tensor) -> Tensor:
+    """Return of each example whether all its numbers are finite."""
+    return torch.isfinite(values).flatten(1).all(1) if values.dim() > 1 else torch.isfinite(values)
 
 
 def _owners(train: object, users: str) -> Sequence[object]:

@@ -36,6 +36,8 @@ INSTEAD = (
     "numbers from 0 (y.long()) and as many classes"
 )
 
+RENUMBER = "they are whole, and data=dataset and data=hugging_face make classes of them: set data.renumber=true; or "
+
 NAME = re.compile(r"[A-Za-z][\w.-]*")
 
 GATED = ("val_accuracy", "pruned_accuracy")
@@ -54,12 +56,21 @@ def data(dataset: Dataset) -> list[str]:
         "alike": y.shape[1:] == test_y.shape[1:] and y.dtype == test_y.dtype,
     }
     rules |= {
+        f"{chosen}: {part} has numbers that are NaN or infinite: fill them in, or leave out their examples": _finite(values)
+        for part, values in {"x": x, "y": y, "test_x": test_x, "test_y": test_y}.items()
+    }
+    rules |= {
         f"{chosen} has a {name} of {len(values)} numbers for {channels} channels: give one for each, one for all, or none": (
             len(values) in (0, 1, channels)
         )
         for name, values in given.items()
     }
     return [problem for problem, fine in rules.items() if not fine]
+
+
+def _finite(values: Tensor) -> bool:
+    """Return whether all numbers are finite. The extremes say so, and take no memory."""
+    return not values.is_floating_point() or not values.numel() or bool(torch.isfinite(torch.stack(values.aminmax())).all())
 
 
 def task(module: LocalModule, dataset: Dataset, names: Names) -> TaskMetrics:
@@ -71,7 +82,7 @@ def task(module: LocalModule, dataset: Dataset, names: Names) -> TaskMetrics:
         obstacle = no_classes(dataset, outputs)
         if obstacle and takes_classes(module, dataset.y):
             taken = f"local={names['local']} takes classes, and data={dataset.name} has other labels: {obstacle}"
-            raise ConfigError([f"{taken}; {INSTEAD}"])
+            raise ConfigError([f"{taken}; {_whole(dataset.y)}{INSTEAD}"])
         for metric in metrics_in(module):
             metric.reset()
         outcome = by_name(_tried(module, "outcome", lambda: module.outcome(batch), dataset, names))
@@ -82,6 +93,11 @@ def task(module: LocalModule, dataset: Dataset, names: Names) -> TaskMetrics:
     for metric in [*metrics_in(module), *templates.values()]:
         metric.reset()
     return TaskMetrics(module.metric, module.larger_is_better, tuple(outcome), templates, obstacle)
+
+
+def _whole(y: Tensor) -> str:
+    """Return what makes classes of whole numbers that are stored as floats."""
+    return RENUMBER if y.is_floating_point() and torch.equal(y, y.round()) else ""
 
 
 def takes_classes(module: LocalModule, labels: Tensor) -> bool:
@@ -123,9 +139,23 @@ def _tried(module: LocalModule, what: str, call: Callable[[], T], dataset: Datas
         raise ConfigError(
             [
                 f"local={names['local']}: {type(module).__name__}.{what} (model={names['model']}) cannot take examples of "
-                f"data={dataset.name}, {taken}: {said}; {_other_model(dataset)}"
+                f"data={dataset.name}, {taken}: {said}; {_instead(module, what, dataset)}"
             ]
         ) from error
+
+
+def _instead(module: LocalModule, what: str, dataset: Dataset) -> str:
+    """Return what to choose where a network, or what a task measures of its outputs, does not take the examples."""
+    y = dataset.y
+    if what != "net" and y.dim() == 1 and not y.is_floating_point() and not takes_classes(module, y):
+        return (
+            "the labels are whole numbers, which are classes: choose local=classification; for real numbers let the data set "
+            "return y.float() (data.task=regression under data=table)"
+        )
+    kind = type(module.net)
+    if what == "net" and kind.__module__.partition(".")[0] not in ("fedprune", "torch"):
+        return f"{_other_model(dataset)} without model._target_, or let {kind.__name__} take these"
+    return _other_model(dataset)
 
 
 def _other_model(dataset: Dataset) -> str:

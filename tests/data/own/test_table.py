@@ -60,11 +60,12 @@ def test_whole_numbers_are_classes_if_few_and_can_be_told_otherwise(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("x;y\n" + "".join(f"{k};{10 * (k % 3)}\n" for k in range(30)))  # semicolons are found out, too
     data = table(str(path), "y")
-    assert data.classes == 3 and {*data.y.tolist()} == {0, 1, 2}
+    assert data.classes == 3 and {*data.y.tolist()} == {0, 1, 2} and data.class_names == ("0", "10", "20")
     assert data.y.bincount().tolist() == [8, 8, 8] and data.test_y.bincount().tolist() == [2, 2, 2]
     again = table(str(path), "y")
     assert torch.equal(data.x, again.x)
     assert table(str(path), "y", task="regression").classes == 1
+    assert table(str(path), "y", task="regression").class_names == ()
     assert table(str(path), "x").classes == 1  # 30 different values
 
 

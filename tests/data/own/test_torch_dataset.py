@@ -83,8 +83,66 @@ def test_labels_are_numbered_on_request_and_real_numbers_are_a_regression():
 
 
 @pytest.mark.parametrize(
+    ("labels", "numbers", "names"),
+    [
+        ([1.0, 3.0, 1.0], [0, 1, 0], ("1", "3")),  # whole numbers that are stored as floats
+        ([-1, 1, -1], [0, 1, 0], ("-1", "1")),
+        ([[0, 1], [1, 0], [0, 1]], [1, 0, 1], ("0", "1")),  # one-hot
+        ([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]], [1, 0, 1], ("0", "1")),
+    ],
+)
+def test_renumbered_labels(labels, numbers, names):
+    train = [([0.0, 1.0, 2.0], label) for label in labels]
+    data = torch_dataset(train, train, renumber=True)
+    assert (data.y.tolist(), data.classes, data.class_names) == (numbers, 2, names)
+
+
+def test_rows_of_zeros_and_ones_are_several_labels_of_an_example():
+    train = [([0.0, 1.0, 2.0], [1, 1]), ([0.0, 1.0, 2.0], [0, 1])]
+    data = torch_dataset(train, train)
+    assert data.y.dtype == torch.float32 and data.y.tolist() == [[1, 1], [0, 1]] and data.classes == 2
+    places = torch_dataset([([0, 1], [1, 1])], [([0, 1], [1, 0])])  # a label for each place of a sequence
+    assert places.y.dtype == torch.int64
+
+
+def test_classes_have_the_names_of_words_or_those_of_the_data_set():
+    words = [([0.0], "dog"), ([1.0], "cat")]
+    assert torch_dataset(words, words).class_names == ("cat", "dog")
+    named = TensorDataset(torch.zeros(2, 3), torch.tensor([0, 1]))
+    assert torch_dataset(named, named).class_names == ()
+    named.classes = ["plane", "car"]
+    assert torch_dataset(named, named).class_names == ("plane", "car")
+    named.classes = ["plane"]
+    assert torch_dataset(named, named).class_names == ()
+
+
+def test_examples_with_missing_numbers_stop_or_go():
+    train = TensorDataset(torch.tensor([[0.0], [float("nan")], [2.0], [3.0]]), torch.tensor([0, 1, 1, 0]))
+    train.owner = ["ann", "bob", "cid", "ann"]
+    test = TensorDataset(torch.ones(1, 1), torch.ones(1).long())
+    with pytest.raises(DataError, match=r"data.train: 1 of 4 examples .* the first is example 1: .* type data.missing=drop"):
+        torch_dataset(train, test)
+    data = torch_dataset(train, test, users="owner", missing="drop")
+    assert (data.x.flatten().tolist(), data.y.tolist()) == ([0, 2, 3], [0, 1, 0])
+    assert [data.users[number] for number in data.groups] == ["ann", "cid", "ann"]
+    with pytest.raises(DataError, match=r"data.test: 1 of 1 examples"):
+        torch_dataset(test, [([0.0], float("inf"))])
+    with pytest.raises(DataError, match="drop leaves no example of data.train"):
+        torch_dataset([([float("inf")], 0)], missing="drop")
+    with pytest.raises(DataError, match="data.missing=keep: type data.missing=stop or data.missing=drop"):
+        torch_dataset(train, missing="keep")
+
+
+def test_a_class_that_only_test_examples_have_is_refused():
+    train, test = [([0.0], 0), ([1.0], 1)], [([0.0], 2)]
+    with pytest.raises(DataError, match="only test examples have class 2, .* type data.test=null"):
+        torch_dataset(train, test)
+
+
+@pytest.mark.parametrize(
     ("train", "says"),
     [
+        ("things.Mine", r"data.train=things.Mine is a text and no data set: type \+data.train._target_=things.Mine"),
         (None, r"type \+data.train._target_=MODULE.CLASS"),
         (torch_dataset, "is a function and no data set: leave out data.train._partial_"),
         ([], "data.train has no examples"),
@@ -154,6 +212,7 @@ class Split(list):
     """As a datasets.Dataset: rows by number, columns by name."""
 
     column_names = ("image", "label", "writer")
+    features = {"label": SimpleNamespace()}  # noqa: RUF012 (as that of a column without names)
 
     def __getitem__(self, key):
         return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
@@ -171,7 +230,9 @@ def saved(monkeypatch, splits):
 def test_a_hugging_face_data_set_by_its_columns(monkeypatch):
     rows = Split({"image": Image.new("L", (2, 2), 9 * k), "label": k % 2, "writer": f"w{k % 3}"} for k in range(6))
     saved(monkeypatch, {"train": rows, "test": Split(rows[:2])})
+    rows.features = {"label": SimpleNamespace(names=["odd", "even"])}
     data = hugging_face("folder", users="writer")
+    assert data.class_names == ("odd", "even")
     assert data.x.shape == (6, 1, 2, 2) and data.y.tolist() == [0, 1, 0, 1, 0, 1] and data.groups.tolist() == [0, 1, 2, 0, 1, 2]
     assert len(data.test_y) == 2
     for options, says in (
