@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
 import sys
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedprune.command.help import ALONE, help_text, version_text
-from fedprune.command.words import arguments, own_folders, several_experiments, writable, writes
+from fedprune.command.words import arguments, own_folders, results_folder, several_experiments, writable, writes
 from fedprune.errors import FedpruneError
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """The environment variable by which a user asks Hydra for whole tracebacks, with 1."""
+
+ELSEWHERE = "start in another folder, or type hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
+"""What to type where a command cannot write its results."""
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,9 @@ def answer(words: list[str]) -> str | None:
 
 def main() -> None:
     """Run the command. Ctrl-C keeps what is done, and a state from which the same command resumes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack letters that a path or a table has
     words = arguments(sys.argv[1:])
     told = answer(words)
     if told is not None:
@@ -45,9 +51,9 @@ def main() -> None:
     several = several_experiments(sys.argv)
     if several is not None:
         print(f"{several}: each runs as one job; a grid that an experiment declares is expanded only when it is launched alone")
-    outputs = Path("outputs")
+    outputs = results_folder(sys.argv)
     if writes(sys.argv) and not writable(outputs):
-        print(f"results go to {outputs.absolute()}, which is not a folder to write to: start elsewhere", file=sys.stderr)
+        print(f"results go to {outputs.absolute()}, which is not a folder to write to: {ELSEWHERE}", file=sys.stderr)
         sys.exit(1)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's "stop" ends a run as Ctrl-C does
     try:
@@ -65,9 +71,10 @@ def _launch() -> None:
     """Let Hydra compose, and do the job or the sweep. An error that the user can mend is one message, and status 1."""
     import hydra
     from hydra.errors import HydraException
+    from omegaconf.errors import InterpolationResolutionError
 
     from fedprune import run_id
-    from fedprune.command.advice import explained
+    from fedprune.command.advice import explained, unresolved
     from fedprune.config import CONF, schema
 
     schema.register()
@@ -76,6 +83,9 @@ def _launch() -> None:
     os.environ[FULL_ERROR] = "1"  # so that Hydra hands its errors on, and they can be explained
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_job)()
+    except InterpolationResolutionError as error:  # `name`, or a reference to a key that does not exist
+        print(unresolved(error) if before == "0" else traceback.format_exc(), file=sys.stderr)
+        sys.exit(1)
     except HydraException as error:
         print(explained(error) if before == "0" else traceback.format_exc(), file=sys.stderr)
         sys.exit(1)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from fedprune.errors import ConfigError
 from fedprune.identity import FILES, VOLATILE, Inputs, with_inputs, written
 
 AXES = ("what", "criterion", "when", "how_often", "where", "whose", "rewind")
@@ -34,8 +35,8 @@ UNNAMED = ("experiment", "name", "data.root")
 """Keys that are not in a folder's name: the folder above has their name, or they change no result."""
 
 QUOTES = "\"'"
-LONGEST, LONGEST_VALUE = 80, 24
-"""The most characters of a folder's name, hash included, and of one value in it."""
+LONGEST, LONGEST_VALUE, LONGEST_NAME = 80, 24, 200
+"""The most characters of a folder's name, hash included, and of one value in it; the most bytes of the folder's name above it."""
 
 COLUMNS = ("run", "status", "reason", "name", "metric", "larger_is_better", "round", "seeds", "method", "ticket", "version")
 """Words that no key is shortened to, besides GROUPS, `density` and `seed`: tables have columns of these names."""
@@ -45,7 +46,8 @@ SHORT = {METHOD: "method", "ticket.path": "ticket", "init_from.path": "init_from
 
 
 def register() -> None:
-    """Register the resolver that names a job's folder."""
+    """Register the resolvers that name a job's folder and the folder above it."""
+    OmegaConf.register_new_resolver("fedprune.name", above_name, replace=True)
     OmegaConf.register_new_resolver("fedprune.folder", folder_name, replace=True)
 
 
@@ -74,6 +76,17 @@ def folder_hash(config: DictConfig) -> str:
 def digest_of(value: object) -> str:
     """Return eight hexadecimal digits of anything that prints as JSON or text."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def above_name(*, _root_: DictConfig) -> str:
+    """Return `name`, which is that of a folder below outputs/. Raises ConfigError for one that is not."""
+    name = str(_root_.name)
+    parts = name.split("/")
+    if all(part.strip(". ") and len(part.encode()) <= LONGEST_NAME for part in parts) and name.isprintable():
+        return name
+    advice = "type a name such as my_sweep or paper/figure_2, or hydra.run.dir=FOLDER for results elsewhere"
+    most = f"at most {LONGEST_NAME} bytes a part"
+    raise ConfigError([f"name={name[:40]!r} is not the name of a folder below outputs/ ({most}): {advice}"])
 
 
 def folder_name(*, _root_: DictConfig) -> str:

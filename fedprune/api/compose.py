@@ -13,7 +13,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedprune import run_id
-from fedprune.command.advice import explained, unknown_keys
+from fedprune.command.advice import explained, unknown_keys, unresolved
 from fedprune.command.words import arguments, key_of
 from fedprune.config import CONF, schema
 from fedprune.config.compose import initialised
@@ -71,7 +71,7 @@ def checked(overrides: Sequence[str]) -> list[str]:
 
 def advice(error: Exception) -> str:
     """Return what a user is told of an error in composing."""
-    return explained(error) if isinstance(error, HydraException) else str(error).partition("\n")[0]
+    return explained(error) if isinstance(error, HydraException) else unresolved(error)
 
 
 def taken_apart(config: DictConfig, folder: Path) -> Composition:

@@ -64,6 +64,11 @@ def explained(error: HydraException) -> str:
     return ": ".join(filter(None, [*lines[:2], cause]))
 
 
+def unresolved(error: Exception) -> str:
+    """Return what a user is told of a reference that cannot be resolved, or of a name that no folder can have."""
+    return str(error).removeprefix("ConfigError raised while resolving interpolation: ").partition("\n")[0]
+
+
 def unknown_keys(config: DictConfig, overrides: Iterable[str], groups: Container[str]) -> Iterator[str]:
     """Yield what is wrong with keys that were added, `+key=value`, and that nothing reads.
 

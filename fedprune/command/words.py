@@ -33,7 +33,7 @@ def arguments(typed: Sequence[str]) -> list[str]:
     flags, overrides, rest = [], [], iter(typed)
     for word in rest:
         if not word.startswith("-") or word.startswith("-="):
-            overrides.append(_with_quoted_number(_with_quoted_path(word)))
+            overrides.append(_with_quoted_letters(_with_quoted_number(_with_quoted_path(word))))
             continue
         flags.append(word)
         value = next(rest, None) if word in WITH_VALUE else None
@@ -47,11 +47,17 @@ def writes(words: Sequence[str]) -> bool:
     return not READ_ONLY & set(words)
 
 
+def results_folder(words: Sequence[str]) -> Path:
+    """Return the folder that results go to: outputs, or what is typed for hydra.run.dir, with -m for hydra.sweep.dir."""
+    key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(words) else "hydra.run.dir"
+    typed = [word.partition("=")[2].strip("'\"") for word in words if key_of(word) == key]
+    return Path(typed[-1].partition("${")[0] or ".") if typed else Path("outputs")
+
+
 def writable(folder: Path) -> bool:
     """Return whether a folder can be written to, or made if it does not exist."""
-    if folder.exists():
-        return folder.is_dir() and os.access(folder, os.W_OK)
-    return os.access(folder.absolute().parent, os.W_OK)
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    return there.is_dir() and os.access(there, os.W_OK)
 
 
 def key_of(override: str) -> str:
@@ -81,7 +87,7 @@ def _with_quoted_path(word: str) -> str:
         return word
     files = [value] if Path(value).exists() else value.split(",")
     every = all(Path(file).exists() for file in files)
-    return f"{key}.path={','.join(map(json.dumps, files)) if every else value}"
+    return f"{key}.path={','.join(map(_quoted, files)) if every else value}"
 
 
 def _with_quoted_number(word: str) -> str:
@@ -90,3 +96,16 @@ def _with_quoted_number(word: str) -> str:
     if not value.replace(".", "", 1).isdecimal() or not group.replace("/", "").isidentifier() or not (CONF / group).is_dir():
         return word
     return f"{group}='{value}'"
+
+
+def _with_quoted_letters(word: str) -> str:
+    """Return `name=Zürich`, or `name=Zürich,Genf` of a sweep, in quotes: Hydra's grammar knows letters beyond ASCII only there."""
+    key, _, value = word.partition("=")
+    if value.isascii() or set(value) & set("'\"[]{}()"):
+        return word
+    return f"{key}={','.join(map(_quoted, value.split(',')))}"
+
+
+def _quoted(file: str) -> str:
+    """Return the path in quotes as Hydra reads them: letters beyond ASCII stay as they are."""
+    return json.dumps(file, ensure_ascii=False)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -38,8 +39,12 @@ class File:
 
 
 def home() -> Path:
-    """Return the user's cache folder of fedprune."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fedprune"
+    """Return the user's cache folder of fedprune; without a home folder, as in some containers, one among temporary files."""
+    try:
+        above = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:
+        above = Path(tempfile.gettempdir(), f"cache-{os.getuid()}")
+    return above / "fedprune"
 
 
 def content(paths: Iterable[Path | str]) -> str:

@@ -1,0 +1,79 @@
+"""Where results go: folders that cannot be written to, names that are none, letters beyond ASCII, a machine without a home."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import fedprune
+from fedprune.command.words import arguments, results_folder, writable
+from fedprune.errors import ConfigError
+from fedprune.identity import files
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../../x", "/tmp/x", "", "a//b", "n" * 300, "ü" * 150, "a\x1b[2Jb", " "])
+def test_a_name_is_that_of_a_folder_below_outputs(name):
+    with pytest.raises(
+        ConfigError, match=r"^name='.* is not the name of a folder below outputs/ .*hydra\.run\.dir=FOLDER"
+    ) as error:
+        fedprune.compose([f'name="{name}"'])
+    assert len(str(error.value)) < 300 and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["paper/figure_2", "a b", "Zürich", "v1.2", "n" * 200])
+def test_these_are_names(name):
+    assert fedprune.compose([f"name={name}"]).folder.parent == Path("outputs", name)
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("name=Zürich", 'name="Zürich"'),
+        ("name=Zürich,Genf", 'name="Zürich","Genf"'),
+        ("data.root=/tmp/日本/x", 'data.root="/tmp/日本/x"'),
+        ("name='ü'", "name='ü'"),
+        ("+data={path: ü}", "+data={path: ü}"),
+        ("name=plain", "name=plain"),
+    ],
+)
+def test_letters_beyond_ascii_are_put_in_quotes_for_hydra(typed, words):
+    assert arguments([typed]) == [words]
+
+
+def test_a_ticket_may_lie_in_a_folder_with_any_letters(tmp_path):
+    path = tmp_path / "Zürich ü" / "日本,=" / "ticket.safetensors"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert fedprune.compose([f"ticket={path}"]).config.ticket.path == str(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        (["rounds=1"], "outputs"),
+        (["hydra.run.dir=/a/b"], "/a/b"),
+        (["hydra.run.dir='/a/${name}/x'"], "/a/"),
+        (["hydra.run.dir=/a/b", "-m"], "outputs"),
+        (["hydra.sweep.dir=/a/c", "--multirun"], "/a/c"),
+    ],
+)
+def test_results_go_where_it_is_typed(words, folder):
+    assert results_folder(words) == Path(folder)
+
+
+def test_a_folder_is_writable_if_the_nearest_that_exists_is(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    assert writable(tmp_path / "a" / "b" / "c") and not writable(tmp_path / "file") and not writable(tmp_path / "file" / "a")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    assert not writable(tmp_path / "a" / "b")
+
+
+def test_without_a_home_the_cache_is_among_temporary_files(monkeypatch):
+    def nobody(path):
+        raise RuntimeError("Could not determine home directory.")  # as pathlib does for a user whom the machine does not know
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    assert files.home().name == "fedprune" and files.home().parent.name == f"cache-{os.getuid()}"
