@@ -36,7 +36,7 @@ UNNAMED = ("experiment", "name", "data.root")
 
 QUOTES = "\"'"
 LONGEST, LONGEST_VALUE, LONGEST_NAME = 80, 24, 200
-"""The most characters of a folder's name, hash included, and of one value in it; the most bytes of the folder's name above it."""
+"""The most characters of a folder's name, hash included, and of one value in it; the most bytes of the name above it."""
 
 COLUMNS = ("run", "status", "reason", "name", "metric", "larger_is_better", "round", "seeds", "method", "ticket", "version")
 """Words that no key is shortened to, besides GROUPS, `density` and `seed`: tables have columns of these names."""

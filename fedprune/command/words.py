@@ -99,7 +99,7 @@ def _with_quoted_number(word: str) -> str:
 
 
 def _with_quoted_letters(word: str) -> str:
-    """Return `name=Zürich`, or `name=Zürich,Genf` of a sweep, in quotes: Hydra's grammar knows letters beyond ASCII only there."""
+    """Return `name=Zürich`, or `name=Zürich,Genf` of a sweep, in quotes: only there does Hydra read letters beyond ASCII."""
     key, _, value = word.partition("=")
     if value.isascii() or set(value) & set("'\"[]{}()"):
         return word
