@@ -72,6 +72,11 @@ def job(config: DictConfig) -> float | None:
     In a sweep a job that fails leaves its reason and returns None, and the others go on; so they do past one that another
     process is doing (see running/come_back.py). Raises FedpruneError, and whatever else goes wrong, if the job is alone.
     """
+    with launched.ends_with_its_launcher():
+        return _job(config)
+
+
+def _job(config: DictConfig) -> float | None:
     ours = HydraConfig.get()
     folder, alone, dry = Path(ours.runtime.output_dir), ours.mode is RunMode.RUN, config.dry_run
     passes_over = not alone and launched.passes_over()

@@ -14,8 +14,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -23,6 +21,7 @@ from multiprocessing.context import BaseContext
 import torch
 
 from fedprune.errors import ConfigError
+from fedprune.execution.parent import end_with
 from fedprune.execution.pool import Pool, at_least_one
 from fedprune.execution.shared_memory import Receiver, Sender, room, to_itself
 from fedprune.execution.worker import Died, Factory, attempt, perform_and_send, result
@@ -135,11 +134,4 @@ def _settle(parent: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     torch.set_num_threads(1)
     gc.freeze()  # the garbage of the process that it was forked from is not its own: what Ray leaves crashes who collects it
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process once its parent is gone, which may have been killed without a chance to say so."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    end_with(parent)

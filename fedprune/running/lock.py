@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedprune.errors import ConfigError, RunError
+from fedprune.execution.parent import lives
 from fedprune.running.display import console
 
 if TYPE_CHECKING:  # imported where a lock is taken: importing it takes 10 ms, and most results are only looked into
@@ -120,7 +121,7 @@ def holder_of(folder: Path) -> Holder | None:
     if noted is None:
         return None
     if (folder / SUBSTITUTE).exists():
-        return noted if noted.host != socket.gethostname() or _lives(noted.pid) else None
+        return noted if noted.host != socket.gethostname() or lives(noted.pid) else None
     return noted if _is_locked(folder / LOCK) else None
 
 
@@ -185,16 +186,3 @@ def _noted(folder: Path) -> Holder | None:
         noted = json.loads((folder / HOLDER).read_text())
         return Holder(str(noted["host"]), int(noted["pid"]), str(noted["since"]))
     return None
-
-
-def _lives(pid: int) -> bool:
-    """Return whether a process of this machine lives; True if that cannot be known."""
-    if os.name != "posix":  # where os.kill ends processes
-        return True
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # it is somebody else's
-        return True
-    return True

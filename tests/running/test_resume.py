@@ -277,6 +277,23 @@ def test_a_killed_run_leaves_no_worker_behind_and_goes_on_bit_for_bit(reference,
     assert workers_gone, "workers outlive the process that they work for"
 
 
+SIDE_BY_SIDE = ("seed=0,1", "executor=serial", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "-m")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="sees processes in /proc")
+def test_the_jobs_of_a_killed_sweep_write_down_where_they_are_and_end(reference, outputs, command, differences):
+    with started(*LONG, *SIDE_BY_SIDE, new=True) as process:
+        assert wait_for(lambda: len(list(outputs.glob("*/*/metrics.jsonl"))) == 2)
+        process.kill()
+        assert wait_for(lambda: alive(process.pid) <= {process.pid}, 10), "jobs outlive the sweep that has launched them"
+    (first,) = outputs.glob("*/*seed=0*")
+    assert load_state(first / "state" / "state.safetensors").round == len(rows(first)) < ROUNDS
+    went_on = command(*LONG, "executor=serial")
+    assert (went_on.rc, went_on.err) == (0, "")
+    assert_same(first, reference, differences)
+    assert not list(Path("/dev/shm").glob(f"*-{process.pid}-*"))
+
+
 # A terminal's Ctrl-C reaches every process of the group; a scheduler's request to end only the first, or all of them.
 STOPS = {"ctrl-c": (os.killpg, signal.SIGINT), "ended": (os.kill, signal.SIGTERM), "all ended": (os.killpg, signal.SIGTERM)}
 
