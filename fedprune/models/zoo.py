@@ -82,4 +82,5 @@ def _made(option: str, name: str, make: Callable[..., nn.Module], keywords: Mapp
         return make(name, **keywords)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         said = " ".join(str(error).split())
-        raise ConfigError([f"model={option} model.name={name} cannot be made: {said}: change model.args"]) from error
+        # Without the cause, by which a TypeError would be taken for one of our own function's arguments.
+        raise ConfigError([f"model={option} model.name={name} cannot be made: {said}: change model.args"]) from None
