@@ -10,12 +10,23 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from fedprune.command.help import ALONE, help_text, version_text
-from fedprune.command.words import arguments, own_folders, results_folder, several_experiments, writable, writes
+from fedprune.command.help import ALONE, COMPLETION, help_text, version_text
+from fedprune.command.words import (
+    arguments,
+    own_folders,
+    results_folder,
+    several_experiments,
+    unknown_flag,
+    writable,
+    writes,
+)
 from fedprune.errors import FedpruneError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+SHELLS = ("install", "uninstall", "query")
+"""The words that --shell-completion takes."""
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """The environment variable by which a user asks Hydra for whole tracebacks, with 1."""
@@ -34,6 +45,8 @@ def answer(words: list[str]) -> str | None:
         return help_text(own_folders(words))
     if "--version" in words:
         return version_text()
+    if {"--shell-completion", "-sc"} & set(words) and not any(word.partition("=")[0] in SHELLS for word in words):
+        return COMPLETION
     return None
 
 
@@ -47,6 +60,10 @@ def main() -> None:
     if told is not None:
         print(told, end="" if told.endswith("\n") else "\n")
         return
+    unknown = unknown_flag(words)
+    if unknown is not None:
+        print(unknown, file=sys.stderr)
+        sys.exit(1)
     sys.argv[1:] = words
     several = several_experiments(sys.argv)
     if several is not None:

@@ -15,5 +15,18 @@ def chosen(name: str) -> str:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError([f"device={name}: {str(error).splitlines()[0]}; choose device=auto or device=cpu"]) from error
+        raise ConfigError([f"device={name}: {_reason(error)}; there are {', '.join(there())}"]) from error
     return str(device)
+
+
+def there() -> list[str]:
+    """Return the devices that a run can be on here, as they are typed."""
+    gpus = ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
+    mps = ["mps"] * torch.backends.mps.is_available()
+    return ["device=auto", "device=cpu", *(f"device={name}" for name in [*gpus, *mps])]
+
+
+def _reason(error: Exception) -> str:
+    """Return what torch says, without its list of all devices that it knows."""
+    text = str(error).splitlines()[0]
+    return "there is no such device" if text.startswith("Expected one of") else text

@@ -20,6 +20,7 @@ from fedprune.analysis.metric import Metric, metric_of, warn_of_several
 from fedprune.analysis.paper.differences import differences, differences_markdown
 from fedprune.analysis.paper.latex import differences_latex, levels_latex, methods_latex, table_latex
 from fedprune.analysis.read import Runs, load_rounds, load_runs
+from fedprune.analysis.terminal import with_results
 from fedprune.analysis.tuning import settings, tuning_markdown
 from fedprune.errors import FedpruneError
 from fedprune.running.lock import one_at_a_time
@@ -47,8 +48,8 @@ def report(runs: Runs, into: Path | str, against: Sequence[str] = ()) -> pd.Data
     compared = [differences(frame, label) for label in against]
     with one_at_a_time(into):  # another terminal with the same sweep may end at the same moment
         results.to_csv(into / "table.csv", index=False)
-        (into / "table.md").write_text(markdown(results))
-        (into / "table.tex").write_text(table_latex(results, metric))
+        (into / "table.md").write_text(markdown(with_results(results)))
+        (into / "table.tex").write_text(table_latex(with_results(results), metric))
         _write_differences(compared, metric, into)
         rounds = load_rounds(runs)
         done = rounds[rounds["status"] == "done"] if len(rounds) else rounds

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fedprune.analysis.cells import ORDERED
 from fedprune.analysis.markdown import rounded
 
 DISPENSABLE = (
@@ -29,13 +30,21 @@ def show(results: pd.DataFrame, console: Console | None = None) -> Group:
     A terminal that is too narrow gets fewer columns, and the names of those left out; a file or a pipe gets them all.
     """
     console = console or Console()
-    dispensable = [column for pattern in DISPENSABLE for column in results if re.match(pattern, column)]
-    shown = _rich(results)
+    ordered = results.attrs.get(ORDERED)
+    dispensable = [column for pattern in DISPENSABLE for column in results if re.match(pattern, column) and column != ordered]
+    rows = with_results(results)
+    shown = _rich(rows)
     left_out: list[str] = []
     while console.is_terminal and dispensable and (shown.width or 0) > console.width:
         left_out.append(dispensable.pop(0))
-        shown = _rich(results.drop(columns=left_out))
+        shown = _rich(rows.drop(columns=left_out))
     return Group(shown, *_notes(results, left_out))
+
+
+def with_results(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells in which a seed is done; all of them if there is none."""
+    done = results[results["seeds"] > 0]
+    return done if len(done) else results
 
 
 def _rich(results: pd.DataFrame) -> Table:
@@ -65,6 +74,13 @@ def _notes(results: pd.DataFrame, left_out: list[str]) -> list[Text]:
     reasons = results[results["reason"] != ""]
     which = [" · ".join(row) for row in rounded(reasons[labels])]
     notes = [": ".join(parts) for parts in zip(which, reasons["status"], reasons["reason"], strict=True)]
+    missing = len(results) - len(with_results(results))
+    if missing:
+        notes.append(
+            f"{missing} of {len(results)} cells have no result and no row above; failed.json in their folders says why"
+        )
+    if ORDERED in results.attrs and len(results) - missing > 1:
+        notes.append(f"ordered by {results.attrs[ORDERED]}")
     if left_out:
         notes.append(f"not shown for want of room: {', '.join(left_out)}")
     return [Text(note) for note in notes]

@@ -52,7 +52,7 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | str | None = None)
             config = hydra.compose("config", overrides=[*search, *checked(overrides)], return_hydra_config=True)
             folder = Path(config.hydra.run.dir)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError([advice(error)]) from error
+            raise ConfigError([advice(error)]) from None  # Hydra's own traceback says nothing to a user
     return taken_apart(config, folder)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
@@ -62,7 +62,7 @@ def sweep(overrides: Sequence[str], config_dir: Path | str | None = None) -> Swe
             with suppress(SystemExit):  # it is about the command's status; results say which run failed
                 hydra.multirun("config", job, [*search, *words], with_log_configuration=False)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError([advice(error)]) from error
+            raise ConfigError([advice(error)]) from None  # Hydra's own traceback says nothing to a user
     return Sweep(folder, tuple(load(member) for member in members.members(folder, name)))
 
 
@@ -83,7 +83,7 @@ def _job(config: DictConfig) -> float | None:
     if not dry:
         members.enroll(folder)
     try:
-        with noted(folder, dry or alone):  # what is typed wrong is known at once: a single run leaves nothing
+        with noted(folder, dry or alone), tidied(folder, alone):  # what is typed wrong is known at once
             composed = taken_apart(_with_hydra(config), folder)
         with noted(folder, dry):
             if composed.home is not None and alone:
@@ -110,21 +110,40 @@ def attempt(composed: Composition, sweep: str, passes_over: bool = False) -> flo
 
     sweep: what the run is grouped by. passes_over: raise Held at once if another process does the run.
     """
-    one.run(composed.config, composed.folder, dict(composed.options), composed.overrides, sweep, passes_over)
+    one.run(
+        composed.config, composed.folder, dict(composed.options), composed.overrides, sweep, passes_over, composed.objective
+    )
     return None if composed.config.dry_run else objective(composed.folder, composed.objective)
+
+
+@contextmanager
+def tidied(folder: Path, alone: bool) -> Iterator[None]:
+    """Remove the folder that Hydra has made, and those above it, if they are empty and an error is raised in the context.
+
+    alone: whether the run is alone; the folder of a sweep's cell has the reason in it.
+    """
+    try:
+        yield
+    except FedpruneError:
+        with suppress(OSError):  # the first that is not empty stays, and those above it
+            for each in [folder, *folder.parents][:3] if alone else []:
+                if each.name:
+                    each.rmdir()
+        raise
 
 
 def objective(folder: Path, metric: str | None) -> float | None:
     """Return a metric of a run's summary, for a sweeper that searches: by default the task's metric on validation data.
 
-    Test data decide nothing unless they are named. None, with a word about it, if the run has no such metric.
+    Test data decide nothing unless they are named. None if the run has no validation metric. Raises FedpruneError if it has no
+    metric of the name.
     """
     metrics = json.loads((folder / SUMMARY).read_text())["metrics"]
     wanted = metric or f"val/{json.loads((folder / 'run.json').read_text())['metric']['name']}"
     if wanted in metrics:
         return float(metrics[wanted])
     if metric is not None:
-        log.warning("objective=%s is no metric of this run: choose one of %s", metric, ", ".join(sorted(metrics)))
+        raise FedpruneError(f"objective={metric} is no metric of this run: choose one of {', '.join(sorted(metrics))}")
     return None
 
 

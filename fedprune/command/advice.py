@@ -48,11 +48,18 @@ OURS: Mapping[str, str] = {
 """What to type here, by the keys of Lightning's templates and of other federated frameworks."""
 
 
+SEARCH = "a search in a range is a loop with Optuna, or another sweeper of Hydra's: docs/howto/sweeps.md"
+
+
 def explained(error: HydraException) -> str:
     """Return what a user is told of an error in composing: the nearest option or key, instead of all options."""
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         return _no_option(error.missing_cfg_file, error.options)
+    searched = re.search(r"([^\s']+=(?:interval|tag|range|choice|glob|shuffle|sort)\(\S*)' requires --multirun", text)
+    if searched or "INTERVAL_SWEEP" in text:
+        typed = searched[1] if searched else "interval(0,1)"
+        return f"{typed}: a grid has commas and -m (lr=0.1,0.5 -m); {SEARCH}"
     missing = re.search(r"Could not override '([^']+)'", text)
     if missing:
         return no_key(missing.group(1), default_keys())
@@ -144,7 +151,8 @@ def _no_option(file: str, options: Sequence[str]) -> str:
     group, _, option = file.rpartition("/")
     near = difflib.get_close_matches(option, options, n=3, cutoff=0.6)
     listed = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(options)}"
-    return f"{group}={option}: there is no such option; {listed}"
+    pointer = {"hydra/sweeper": f"; {SEARCH}", "hydra/launcher": "; docs/howto/sweeps.md says what to install"}.get(group, "")
+    return f"{group}={option}: there is no such option; {listed}{pointer}"
 
 
 def _prefixes(key: str) -> Iterator[str]:

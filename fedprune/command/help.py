@@ -51,6 +51,12 @@ fedprune finds out which pruning recipe survives federated training. Words choos
 `python -m fedprune` is the same command. Results go to outputs/<name>; the same command again resumes or does nothing.
 """
 
+COMPLETION = """\
+The Tab key completes keys and options after this line, which ~/.bashrc may have, too:
+
+  eval "$(fedprune --shell-completion install=bash)"      # or install=zsh, install=fish; uninstall= takes it away
+"""
+
 EXAMPLES = """\
 Examples (`python -m fedprune` is the same command):
   fedprune +experiment=lth_fedavg -m                             the grid that the experiment declares

@@ -42,6 +42,29 @@ def arguments(typed: Sequence[str]) -> list[str]:
     return flags + overrides
 
 
+FLAGS = WITH_VALUE | {
+    *("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m"),
+    *("--shell-completion", "-sc", "--experimental-rerun"),
+}
+
+
+def unknown_flag(words: Sequence[str]) -> str | None:
+    """Return what to type in the place of a flag that there is not, such as `--dry-run`; None if there is none."""
+    given = iter(words)
+    for word in given:
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("-") or flag in FLAGS or not flag.strip("-"):
+            if flag in WITH_VALUE and not equals:
+                next(given, None)
+            continue
+        key = flag.strip("-").replace("-", "_")
+        typed = value or {"dry_run": "true", "force": "true", "profile": "true"}.get(key, "VALUE")
+        return (
+            f"{flag} is no flag: keys have no dashes before them: type {key}={typed} (`python -m fedprune --help` lists them)"
+        )
+    return None
+
+
 def writes(words: Sequence[str]) -> bool:
     """Return whether a command leaves results in a folder."""
     return not READ_ONLY & set(words)

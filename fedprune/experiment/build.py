@@ -40,8 +40,8 @@ from fedprune.wire.message import Wire
 log = logging.getLogger(__name__)
 
 
-def build(config: DictConfig, names: Names) -> Experiment:
-    """Return every object of a run. names: the chosen option of each group.
+def build(config: DictConfig, names: Names, wanted: str | None = None) -> Experiment:
+    """Return every object of a run. names: the chosen option of each group. wanted: the metric that the run is to have.
 
     Raises ConfigError with all problems; Incompatible if each option is fine and only the combination is not.
     """
@@ -52,6 +52,7 @@ def build(config: DictConfig, names: Names) -> Experiment:
     training = learn_training(chosen, ground, problems)
     check_batches(chosen, ground, training, problems)
     chosen = replace(chosen, options=_with_fates(chosen, ground, training))
+    problems.attempt(checks.objective, wanted, training.task, any(sizes(ground.clients.val)))
     _check_task(chosen, ground, training, problems)
     ticket = _initialise(chosen, ground, training, problems)
     whose = problems.attempt(_bound, chosen, ground)

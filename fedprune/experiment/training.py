@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -35,6 +36,9 @@ from fedprune.pruning.evidence import FROM_DATA
 from fedprune.tensors import tensors_of
 
 log = logging.getLogger(__name__)
+
+CLIENTS_TRIED = 3
+"""The number of clients on whose batches a module is tried that leaves out batch after batch."""
 
 MakeModule = Callable[[nn.Module], LocalModule]
 """Makes the client's module around a network. Each call makes another, which knows nothing of what was tried on the others."""
@@ -85,15 +89,24 @@ def check_batches(chosen: Chosen, ground: Ground, training: Training, problems: 
 
 
 def try_first_step(chosen: Chosen, ground: Ground, training: Training) -> None:
-    """Try a step of a module of one's own, on a network of its own and the first batch of a client."""
+    """Try a step of a module of one's own, on a network of its own and the first batch of a client; on more if it is left
+    out."""
     if not checks.module.needs_trying(training.module):
         return
     module = training.make_module(initial_net(chosen.config, ground.dataset, 0))
-    recipe, train = training.recipe, ground.clients.train
-    client, examples = next((pair for pair in enumerate(sizes(train)) if pair[1]), (0, 0))
-    planned = Planned(recipe.batches_of_a_pass(examples), recipe.batches(examples))
-    batches = Batches(ground.dataset, ground.clients, module.device).of(train[client], recipe.batch_size, recipe.smallest)
-    checks.module.first_step(module, recipe, next(batches), planned, client)
+    recipe, train, tried = training.recipe, ground.clients.train, 0
+    of_clients = Batches(ground.dataset, ground.clients, module.device)
+    for client, examples in itertools.islice((pair for pair in enumerate(sizes(train)) if pair[1]), CLIENTS_TRIED):
+        planned = Planned(recipe.batches_of_a_pass(examples), recipe.batches(examples))
+        batches = of_clients.of(train[client], recipe.batch_size, recipe.smallest)
+        first, rest = next(batches), itertools.islice(batches, planned.total - 1)
+        if checks.module.first_step(module, recipe, [first], planned, client):
+            break
+        tried += planned.total  # a module may leave out a batch, and even all those of one client
+        if checks.module.first_step(module, recipe, rest, planned, client):
+            break
+    else:
+        checks.module.refuse_idle(module, tried)
     checks.module.replayed(module, chosen.options.criterion)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -18,31 +20,51 @@ if TYPE_CHECKING:  # importing it takes torch's second, and --help needs none of
 console = Console(highlight=False, soft_wrap=True)
 
 
-def plan_text(plan: Plan, rewind: str, emerges: str = "", own: bool = False, untouched: Sequence[str] = ()) -> str:
+def plan_text(
+    plan: Plan, rewind: str, emerges: str = "", own: bool = False, untouched: Sequence[str] = (), of: str = "units"
+) -> str:
     """Return the plan as lines: the rounds of training, and every prune event between them.
 
     rewind: what follows each event; "" if nothing does. emerges: what to say in the place of densities that only the events
     will show. own: whether clients have their own masks. untouched: the weights that are not pruned because nobody trains them.
+    of: what a density is a share of (density_of).
     """
     lines = [f"plan: {plan.rounds} rounds of training, {len(plan.events) or 'no'} prune event{'s' * (len(plan.events) != 1)}"]
     back = f", rewind {rewind}" if rewind else ""
     wait = "" if plan.gate is None else f"once {plan.gate.opens}, "
     wait += "each client in its own time, " * own + "at the earliest " * (own or plan.gate is not None)
+    share = "" if of == "units" else f" of {of}"
     for event in plan.events:
         first = f", after at most {event.initial.rounds} rounds of one client alone" if event.initial else ""
         swap = f", exchanging {event.swap:.3g} of the living" if event.swap else ""
         if event.block is not None:
             swap += f", in block {event.block[0] + 1} of {event.block[1]} from the output"
-        lines.append(f"  {wait}after round {event.round:>5}: density {emerges or f'{event.density:.4g}'}{swap}{first}{back}")
+        lines.append(
+            f"  {wait}after round {event.round:>5}: density {emerges or f'{event.density:.4g}{share}'}{swap}{first}{back}"
+        )
     if untouched and plan.events:
         layers = ", ".join(name.removesuffix(".weight") for name in untouched)
         lines.append(f"  frozen (requires_grad=False), and so not pruned (what.frozen=true prunes them, too): {layers}")
     return "\n".join(lines)
 
 
-def brief(plan: Plan, rewind: str, emerges: str = "", own: bool = False, untouched: Sequence[str] = (), most: int = 12) -> str:
+def results_text(folder: Path) -> str:
+    """Return where a run's results are, and how to look at them."""
+    files = "metrics.jsonl, summary.json, ticket.safetensors"
+    return f"results: {folder}  ({files}; `python -m fedprune.analysis {shlex.quote(str(folder))}` makes table and figures)"
+
+
+def brief(
+    plan: Plan,
+    rewind: str,
+    emerges: str = "",
+    own: bool = False,
+    untouched: Sequence[str] = (),
+    of: str = "units",
+    most: int = 12,
+) -> str:
     """Return the plan's lines, without the middle of a long plan."""
-    lines = plan_text(plan, rewind, emerges, own, untouched).splitlines()
+    lines = plan_text(plan, rewind, emerges, own, untouched, of).splitlines()
     if len(lines) <= most:
         return "\n".join(lines)
     left_out = f"  ... {len(lines) - most + 1} more events (all of them: plan.txt) ..."

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedprune import __version__
 from fedprune.config.instantiate import make
 from fedprune.data.federate import save_partition
 from fedprune.data.population import sizes
@@ -33,7 +32,7 @@ from fedprune.running.display import console
 from fedprune.running.earlier import STATE, SUMMARY, changed_since, described, refuse_another
 from fedprune.running.failure import OF_FAILURE, noted
 from fedprune.running.lock import held, moment, patience
-from fedprune.running.summary import conclude
+from fedprune.running.summary import conclude, provenance
 from fedprune.storage.checkpoint import load_state, save_state, save_ticket, write_text
 from fedprune.storage.spilled import beyond
 from fedprune.tensors import tensors_of
@@ -47,13 +46,19 @@ RESULTS = (
 
 
 def run(
-    config: DictConfig, folder: Path, names: dict[str, str], overrides: Sequence[str], sweep: str, passes_over: bool = False
+    config: DictConfig,
+    folder: Path,
+    names: dict[str, str],
+    overrides: Sequence[str],
+    sweep: str,
+    passes_over: bool = False,
+    wanted: str | None = None,
 ) -> None:
     """Do what the configuration says, and leave the result in `folder`; nothing, if it is there already.
 
     names: the chosen option of each group. sweep: what the run is grouped by. passes_over: do not wait for another process that
-    does this run, whatever `wait` says. Raises FedpruneError, of which Held says that another one writes to the folder; the
-    folder says why the run has no result, if it has none.
+    does this run, whatever `wait` says. wanted: the metric that it is to have at its end. Raises FedpruneError, of which Held
+    says that another one writes to the folder; the folder says why the run has no result, if it has none.
     """
     with noted(folder, config.dry_run):
         which, seconds = run_id(config), patience(config.wait, auto=moment())
@@ -62,14 +67,14 @@ def run(
     if remark := changed_since(folder, which):
         console.print(remark)
     if config.dry_run:
-        _brief(build(config, names), config, names, overrides, _about(config, which, folder, names, overrides, sweep))
+        _brief(build(config, names, wanted), config, names, overrides, _about(config, which, folder, names, overrides, sweep))
         return
     with held(folder, 0 if passes_over else seconds), noted(folder):
         if _is_done(config, folder, which):  # the one that was waited for has done it
             return
         about = _about(config, which, folder, names, overrides, sweep)
         _begin(folder, config, about)
-        experiment = build(config, names)
+        experiment = build(config, names, wanted)
         _brief(experiment, config, names, overrides, about)
         _describe(folder, experiment, names, about)
         _train(config, folder, experiment, about)
@@ -93,7 +98,9 @@ def _brief(
     about |= _facts(experiment, config)
     console.print(display.about_text(about))
     own, what = not experiment.options.whose.global_mask, experiment.axes.what
-    console.print(display.brief(experiment.plan, _rewind(experiment, names), what.emerges, own, what.untouched))
+    console.print(
+        display.brief(experiment.plan, _rewind(experiment, names), what.emerges, own, what.untouched, config.density_of)
+    )
     others_use_density = "${density}" in json.dumps(OmegaConf.to_container(config))
     if remark := display.idle_text(experiment.plan, names["how_often"], overrides, others_use_density):
         console.print(remark)
@@ -119,7 +126,8 @@ def _begin(folder: Path, config: DictConfig, about: loggers.About) -> None:
 def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about: loggers.About) -> None:
     write_text(folder / "run.json", _json(about))
     own, what = not experiment.options.whose.global_mask, experiment.axes.what
-    plan = display.plan_text(experiment.plan, _rewind(experiment, names), what.emerges, own, what.untouched)
+    of = experiment.config.density_of
+    plan = display.plan_text(experiment.plan, _rewind(experiment, names), what.emerges, own, what.untouched, of)
     write_text(folder / "plan.txt", plan + "\n")
     if experiment.clients.disjoint:  # else clients are drawn, as config.yaml says
         save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors")
@@ -184,18 +192,9 @@ def _finish(folder: Path, state: State, about: loggers.About, logger: loggers.Lo
     seconds = sum(row["time/round_s"] for row in rows)
     metrics = rows[-1] | {"time/total_s": seconds}
     ticket = folder / "ticket.safetensors"
-    save_ticket(plain(state.ticket), state.server.mask, _provenance(about), ticket)
+    save_ticket(plain(state.ticket), state.server.mask, provenance(about), ticket)
     logger.finish(metrics, [ticket, folder / STATE])
     return metrics
-
-
-def _provenance(about: loggers.About) -> dict[str, str]:
-    """Return a ticket's origin, and what makes its network again. Nothing in it changes when a run is resumed."""
-    model = {"option": about["axes"]["model"], "config": about["config"]["model"]}
-    network = model | {"shape": about["shape"], "classes": about["classes"]}
-    inputs = {key: about[key] for key in ("mean", "std", "class_names")}
-    texts = {key: json.dumps(value) for key, value in (("axes", about["axes"]), ("network", network), ("inputs", inputs))}
-    return {"name": about["name"], "seed": str(about["seed"]), "id": about["id"], "fedprune": __version__} | texts
 
 
 def _about(

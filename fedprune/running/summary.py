@@ -1,10 +1,12 @@
-"""The last words of a run: events that did not happen, answers that were left out, and where the time went."""
+"""The last words of a run: events that did not happen, answers that were left out, where the time went, a ticket's origin."""
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
+from fedprune import __version__
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.masks.gates import unmet, unmet_by_clients
 from fedprune.running import display, loggers
@@ -33,3 +35,12 @@ def _unmet(loop: FederatedLoop, state: State) -> str | None:
     if loop.whose.global_mask:
         return unmet(loop.plan, state)
     return unmet_by_clients(loop.plan, state, loop.sampled, loop.whose.plans)
+
+
+def provenance(about: loggers.About) -> dict[str, str]:
+    """Return a ticket's origin, and what makes its network again. Nothing in it changes when a run is resumed."""
+    model = {"option": about["axes"]["model"], "config": about["config"]["model"]}
+    network = model | {"shape": about["shape"], "classes": about["classes"]}
+    inputs = {key: about[key] for key in ("mean", "std", "class_names")}
+    texts = {key: json.dumps(value) for key, value in (("axes", about["axes"]), ("network", network), ("inputs", inputs))}
+    return {"name": about["name"], "seed": str(about["seed"]), "id": about["id"], "fedprune": __version__} | texts

@@ -125,7 +125,6 @@ def test_a_run_that_fails_leaves_the_reason_and_raises_it(outputs):
         ((), "val/accuracy"),
         (("objective=test/loss",), "test/loss"),
         (("partition.val=0",), None),
-        (("objective=test/f2",), None),
     ],
 )
 def test_a_job_returns_its_objective(words, metric, outputs, tmp_path):
@@ -139,6 +138,32 @@ def test_a_job_returns_its_objective(words, metric, outputs, tmp_path):
     else:
         assert returned == fedprune.load(composed.folder).summary[metric] and math.isfinite(returned)
     assert "objective" not in OmegaConf.to_container(composed.config)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["objective=test/f2"], "there are val/loss, val/accuracy, test/loss, test/accuracy and"),
+        (["objective=val/acuracy"], "type objective=val/accuracy"),
+        (["objective=accuracy"], "val/accuracy"),
+        (["objective=val/accuracy", "partition.val=0"], "type partition.val=0.1 for some, or objective=test/accuracy"),
+    ],
+)
+def test_an_objective_that_no_run_has_is_refused_before_the_first_round(words, says, outputs):
+    from fedprune.api.launch import attempt
+
+    composed = fedprune.compose([*TINY, *words])
+    with pytest.raises(ConfigError, match="is no metric of this run") as error:
+        attempt(composed, "alone")
+    assert says in str(error.value) and not (composed.folder / "metrics.jsonl").exists()
+
+
+def test_an_objective_that_shows_to_be_none_at_the_end_is_an_error(outputs):
+    from fedprune.api.launch import attempt
+
+    composed = fedprune.compose([*TINY, "objective=client/acuracy_mean"])
+    with pytest.raises(FedpruneError, match="objective=client/acuracy_mean is no metric of this run: choose one of client/"):
+        attempt(composed, "alone")
 
 
 def test_the_import_takes_no_time_and_the_names_are_there():

@@ -81,6 +81,31 @@ def test_a_key_that_was_added_and_that_nothing_reads_is_refused(typed, words, co
     assert list(Path("outputs").rglob("*.json")) == []
 
 
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["--dry-run"], ["--dry-run is no flag: keys have no dashes before them: type dry_run=true"]),
+        (["--rounds=3"], ["type rounds=3"]),
+        (["local.optimizer.lr=interval(0,1)"], ["local.optimizer.lr=interval(0,1): a grid has commas", "docs/howto/sweeps.md"]),
+        (["local.optimizer.lr=interval(0,1)", "-m"], ["interval(0,1): a grid has commas", "docs/howto/sweeps.md"]),
+        (["hydra/sweeper=annealing", "-m"], ["hydra/sweeper=annealing: there is no such option", "docs/howto/sweeps.md"]),
+        (["device=gpu"], ["device=gpu: there is no such device; there are device=auto, device=cpu"]),
+        (["+federated.cohrt=3"], ["federated.cohort"]),
+    ],
+)
+def test_what_is_typed_as_elsewhere_is_answered_in_one_line(typed, words, command):
+    result = command(*TINY, *typed)
+    assert_refused(result, *words)
+    assert len(result.err.splitlines()) == 1
+    if "device=gpu" not in typed:
+        assert not list(Path("outputs").glob("*/*"))
+
+
+def test_a_single_run_says_where_its_results_are(command, folder):
+    result = command(*TINY, "rounds=1")
+    assert f"results: {folder()}" in " ".join(result.out.split("\n")) and "python -m fedprune.analysis" in result.out
+
+
 def test_a_key_that_was_added_and_that_another_value_refers_to_is_read(command):
     assert command(*TINY, "+lr=0.1", "local.optimizer.lr=${lr}", "rounds=1").rc == 0
 

@@ -23,7 +23,7 @@ from fedprune.experiment.checks.problems import Problems
 from fedprune.experiment.checks.task import bounds, data, gate, of_classes, task
 from fedprune.experiment.checks.together import among_axes, among_clients
 from fedprune.experiment.checks.tried import functions, plan, window
-from fedprune.experiment.checks.values import evidence, executor, outcomes, ranges
+from fedprune.experiment.checks.values import evidence, executor, objective, outcomes, ranges
 
 __all__ = [
     "Problems",
@@ -41,6 +41,7 @@ __all__ = [
     "masked",
     "min_per_layer",
     "module",
+    "objective",
     "obstacles",
     "of_classes",
     "of_single_weights",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import traceback
+from collections.abc import Iterable
 
 import torch
 
 from fedprune.data.batches import Batch
-from fedprune.errors import ConfigError, FedpruneError, Incompatible
+from fedprune.errors import ConfigError, FedpruneError, Incompatible, place_of
 from fedprune.local.hooks import TRAINERS, overridden, plain, problems
 from fedprune.local.lightning.job_trainer import Planned
 from fedprune.local.lightning.schedules import configured, needs_closure
@@ -38,18 +38,32 @@ def needs_trying(module: LocalModule) -> bool:
     return not plain(module) or needs_closure(configured(module)[0])
 
 
-def first_step(module: LocalModule, recipe: Recipe, batch: Batch, planned: Planned, client: int) -> None:
-    """Train the module on a client's first batch. Raises ConfigError with what goes wrong, and where."""
-    name = f"local.module {type(module).__name__}"
+def first_step(module: LocalModule, recipe: Recipe, batches: Iterable[Batch], planned: Planned, client: int) -> int:
+    """Train the module on a client's first batch, or more. Return the number of steps that it takes: none if it leaves out all.
+
+    Raises ConfigError with what goes wrong, and where.
+    """
+    name, before = f"local.module {type(module).__name__}", unload(module)
     try:
         with torch.random.fork_rng(devices=[]):
-            fit(module, Subnet(unload(module), {}), [batch], recipe, planned=planned)
+            trained = fit(module, Subnet(before, {}), batches, recipe, planned=planned)
     except FedpruneError as error:
         raise ConfigError([f"{name}: {error}"]) from error
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        told = f"{type(error).__name__}: {error} ({place.filename}:{place.lineno}, in {place.name})"
-        raise ConfigError([f"{name}: its first step, on {len(batch[0])} examples of client {client}, fails: {told}"]) from error
+        told = f"{type(error).__name__}: {error} ({place_of(error)})"
+        raise ConfigError([f"{name}: its first step, on examples of client {client}, fails: {told}"]) from error
+    return trained.steps
+
+
+def refuse_idle(module: LocalModule, tried: int) -> None:
+    """Raise ConfigError for a module that has left out all batches that it was tried on. tried: their number."""
+    name = f"local.module {type(module).__name__}"
+    raise ConfigError(
+        [
+            f"{name} trains nothing: its training_step returned None, which leaves a batch out, for all {tried} that it was "
+            "tried on: return the mean loss of the batch"
+        ]
+    )
 
 
 def replayed(module: LocalModule, criterion: Criterion) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+
 import torch
 from omegaconf import DictConfig
 
+from fedprune.errors import ConfigError
 from fedprune.execution import Choice
 from fedprune.experiment.checks.problems import Names
 from fedprune.federated.masks.whose import Whose
 from fedprune.federated.metrics.tuned import MOMENTS
+from fedprune.local.outcomes import TaskMetrics
 from fedprune.pruning.criterion import Criterion
 from fedprune.pruning.criterion.regrowth_init import RULES
 from fedprune.pruning.evidence import (
@@ -80,3 +84,19 @@ def outcomes(plan: Plan, whose: Whose, names: Names) -> list[str]:
     if not asked:
         return []
     return [f"when={names['when']}: the gate asks for unknown outcomes {', '.join(asked)}; known: {', '.join(known)}"]
+
+
+def objective(metric: str | None, task: TaskMetrics, validated: bool) -> None:
+    """Raise ConfigError for a metric that no run of this task has, as far as names are known before it. validated: whether
+    clients have validation data."""
+    part, _, name = (metric or "").partition("/")
+    parts = ("val", "test") if validated else ("test",)
+    if metric is None or (part in parts and name in task.names) or (name and part not in ("val", "test")):
+        return
+    known = [f"{each}/{measured}" for each in parts for measured in task.names]
+    near = difflib.get_close_matches(metric, known, n=1, cutoff=0.5)
+    advice = f"type objective={near[0]}; there are" if near else "choose one of"
+    others = f"{', '.join(known)} and those of the last line of a run's metrics.jsonl"
+    if part == "val" and name in task.names:
+        advice = f"there is no validation data: type partition.val=0.1 for some, or objective=test/{name}; there are"
+    raise ConfigError([f"objective={metric} is no metric of this run: {advice} {others}"])

@@ -143,11 +143,26 @@ class Several(LocalModule):
         return self.loss(self.net(batch[0]), batch[1], "none")
 
 
+class Forgetful(LocalModule):
+    def training_step(self, batch, batch_idx):
+        self.loss(self.net(batch[0]), batch[1], "mean")
+
+
+class Waiting(LocalModule):
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx == 0 else super().training_step(batch, batch_idx)
+
+
+def test_a_module_may_leave_out_its_first_batch(tiny):
+    tiny(f"{HERE}Waiting")
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
+        (Forgetful, r"Forgetful trains nothing: its training_step returned None, .* for all 9 that it was tried on: return"),
         (Colliding, r"self.log\('test/accuracy'\): test/\* are names of metrics of the run itself.*'train/my_accuracy'"),
-        (Failing, r"Failing: its first step, on 16 examples of client 0, fails: ValueError: .*test_logged_runs|functional"),
+        (Failing, r"Failing: its first step, on examples of client 0, fails: ValueError: .*test_logged_runs|functional"),
         (Manual, "automatic_optimization=False.*override backward or optimizer_step"),
         (Outer, r"parameters outside of its network.*head.weight, head.bias; put them into the network"),
         (Normalising, "overrides forward, which evaluation does not ask .*override outcome, too"),
