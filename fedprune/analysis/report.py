@@ -48,7 +48,7 @@ def report(runs: Runs, into: Path | str, against: Sequence[str] = ()) -> pd.Data
     compared = [differences(frame, label) for label in against]
     with one_at_a_time(into):  # another terminal with the same sweep may end at the same moment
         results.to_csv(into / "table.csv", index=False)
-        (into / "table.md").write_text(markdown(with_results(results)))
+        (into / "table.md").write_text(markdown(with_results(results)) + _left_out(results))
         (into / "table.tex").write_text(table_latex(with_results(results), metric))
         _write_differences(compared, metric, into)
         rounds = load_rounds(runs)
@@ -59,6 +59,12 @@ def report(runs: Runs, into: Path | str, against: Sequence[str] = ()) -> pd.Data
         _write_methods(frame, rounds, into)
         _write_tuning(frame, into)
     return results
+
+
+def _left_out(results: pd.DataFrame) -> str:
+    """Return the line below a table that says how many cells are not in it, and where they are; "" if all are."""
+    number = len(results) - len(with_results(results))
+    return f"\n{number} of {len(results)} cells have no result; table.csv has them, with their reasons.\n" if number else ""
 
 
 def _write_differences(compared: Sequence[pd.DataFrame], metric: Metric, into: Path) -> None:

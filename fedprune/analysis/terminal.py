@@ -30,9 +30,10 @@ def show(results: pd.DataFrame, console: Console | None = None) -> Group:
     A terminal that is too narrow gets fewer columns, and the names of those left out; a file or a pipe gets them all.
     """
     console = console or Console()
-    ordered = results.attrs.get(ORDERED)
-    dispensable = [column for pattern in DISPENSABLE for column in results if re.match(pattern, column) and column != ordered]
     rows = with_results(results)
+    dispensable = [column for pattern in DISPENSABLE for column in results if re.match(pattern, column)]
+    if len(rows) > 1:  # the column by which they are ordered goes last
+        dispensable.sort(key=lambda column: column == results.attrs.get(ORDERED))
     shown = _rich(rows)
     left_out: list[str] = []
     while console.is_terminal and dispensable and (shown.width or 0) > console.width:
@@ -76,9 +77,7 @@ def _notes(results: pd.DataFrame, left_out: list[str]) -> list[Text]:
     notes = [": ".join(parts) for parts in zip(which, reasons["status"], reasons["reason"], strict=True)]
     missing = len(results) - len(with_results(results))
     if missing:
-        notes.append(
-            f"{missing} of {len(results)} cells have no result and no row above; failed.json in their folders says why"
-        )
+        notes.append(f"{missing} of {len(results)} cells have no result, and no row (see failed.json)")
     if ORDERED in results.attrs and len(results) - missing > 1:
         notes.append(f"ordered by {results.attrs[ORDERED]}")
     if left_out:
