@@ -22,6 +22,7 @@ from fedprune.errors import ConfigError, FedpruneError
 from fedprune.running import launched, members
 from fedprune.running import run as one
 from fedprune.running import sweep as sweeps
+from fedprune.running.display import console, results_text
 from fedprune.running.earlier import SUMMARY
 from fedprune.running.failure import noted
 from fedprune.running.lock import Held
@@ -113,7 +114,11 @@ def attempt(composed: Composition, sweep: str, passes_over: bool = False) -> flo
     one.run(
         composed.config, composed.folder, dict(composed.options), composed.overrides, sweep, passes_over, composed.objective
     )
-    return None if composed.config.dry_run else objective(composed.folder, composed.objective)
+    if composed.config.dry_run:
+        return None
+    if sweep == composed.config.name:  # of a sweep, its end says where its results are
+        console.print(results_text(composed.folder))
+    return objective(composed.folder, composed.objective)
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def test_what_is_typed_as_elsewhere_is_answered_in_one_line(typed, words, comman
 
 def test_a_single_run_says_where_its_results_are(command, folder):
     result = command(*TINY, "rounds=1")
-    assert f"results: {folder()}" in " ".join(result.out.split("\n")) and "python -m fedprune.analysis" in result.out
+    assert "results: " in result.out and folder().name in result.out and "python -m fedprune.analysis" in result.out
 
 
 def test_a_key_that_was_added_and_that_another_value_refers_to_is_read(command):
