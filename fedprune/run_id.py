@@ -101,7 +101,7 @@ def folder_name(*, _root_: DictConfig) -> str:
 def in_short(overrides: Sequence[str], digest: str) -> str:
     """Return the name of the folder of a run with these overrides: at most LONGEST characters, its hash last."""
     pairs = [_pair(override) for override in overrides]
-    names = short_keys(key for key, _ in pairs if key not in UNNAMED and re.split("[./]", key)[0] not in VOLATILE)
+    names = short_keys(key for key, _ in pairs if key not in UNNAMED and re.split("[./@]", key)[0] not in VOLATILE)
     words = [_word(key, value, names[key]) for key, value in sorted(pairs, key=_rank) if key in names]
     room = LONGEST - len(digest)
     kept = 0

@@ -119,10 +119,11 @@ def _identity(folder: Path, description: Description, axes: Iterable[str], colum
 
 def overrides_of(description: Description) -> dict[str, str]:
     """Return overrides by key: ['+a.b=1', '~c'] -> {'a.b': '1', 'c': 'removed'}; without the experiment if the run has its
-    name."""
+    name, and without the loggers of several."""
     pairs = [override.partition("=") for override in description["overrides"]]
     swept = {key.lstrip("+~"): "removed" if key.startswith("~") else value.strip("'\"") for key, _, value in pairs}
-    return {key: value for key, value in swept.items() if (key, value) != ("experiment", description["name"])}
+    kept = {key: value for key, value in swept.items() if not key.startswith("logger@")}
+    return {key: value for key, value in kept.items() if (key, value) != ("experiment", description["name"])}
 
 
 def _configured(description: Description, key: str) -> int | float | str:

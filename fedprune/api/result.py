@@ -61,6 +61,11 @@ class Result:
         return dict(self.about["axes"])
 
     @property
+    def made_with(self) -> Json:
+        """Return the versions, the git commits and the machine of the run, by name; {} for a run of before they were noted."""
+        return dict(self.about.get("made_with", {}))
+
+    @property
     def summary(self) -> Mapping[str, float]:
         """Return the metrics at the end of the run, by name. Raises FedpruneError if it has not ended."""
         if self.status != "done":

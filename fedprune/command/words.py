@@ -26,14 +26,14 @@ READ_ONLY = {
 
 
 def arguments(typed: Sequence[str]) -> list[str]:
-    """Return the words with flags first, and paths of tickets and trained weights in quotes.
+    """Return the words with flags first, paths of tickets and trained weights in quotes, and several loggers one by one.
 
     Hydra's parser refuses overrides after a flag, and users append `-m`.
     """
     flags, overrides, rest = [], [], iter(typed)
     for word in rest:
         if not word.startswith("-") or word.startswith("-="):
-            overrides.append(_with_quoted_letters(_with_quoted_number(_with_quoted_path(word))))
+            overrides += _each_logger(_with_quoted_letters(_with_quoted_number(_with_quoted_path(word))))
             continue
         flags.append(word)
         value = next(rest, None) if word in WITH_VALUE else None
@@ -132,3 +132,12 @@ def _with_quoted_letters(word: str) -> str:
 def _quoted(file: str) -> str:
     """Return the path in quotes as Hydra reads them: letters beyond ASCII stay as they are."""
     return json.dumps(file, ensure_ascii=False)
+
+
+def _each_logger(word: str) -> list[str]:
+    """Return `logger=[A,B]` as the words by which Hydra adds each option below `logger`; another word as it is."""
+    key, _, value = word.partition("=")
+    if key != "logger" or not (value.startswith("[") and value.endswith("]")):
+        return [word]
+    names = dict.fromkeys(name.strip(" '\"") for name in value[1:-1].split(","))
+    return ["logger=several", *(f"+logger@logger.{name}={name}" for name in names if name)]

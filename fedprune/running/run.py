@@ -32,6 +32,7 @@ from fedprune.running.display import console
 from fedprune.running.earlier import STATE, SUMMARY, changed_since, described, refuse_another
 from fedprune.running.failure import OF_FAILURE, noted
 from fedprune.running.lock import held, moment, patience
+from fedprune.running.made_with import graphics, made_with
 from fedprune.running.summary import conclude, provenance
 from fedprune.storage.checkpoint import load_state, save_state, save_ticket, write_text
 from fedprune.storage.spilled import beyond
@@ -96,6 +97,7 @@ def _brief(
 ) -> None:
     """Print what the run is, in short, and of a dry run what it would cost. Facts are added to `about`."""
     about |= _facts(experiment, config)
+    about["made_with"]["gpu"] = graphics()  # which is in use only now
     console.print(display.about_text(about))
     own, what = not experiment.options.whose.global_mask, experiment.axes.what
     console.print(
@@ -213,6 +215,7 @@ def _about(
         "seed": config.seed,
         "density": config.density,
         "overrides": list(overrides),
+        "made_with": made_with(),
         "config": OmegaConf.to_container(config, resolve=True),
     }
 

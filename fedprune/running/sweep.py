@@ -12,11 +12,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedprune.capabilities import complete
 from fedprune.config.home import experiments, read_home
-from fedprune.errors import ConfigError
+from fedprune.config.instantiate import make
+from fedprune.errors import ConfigError, FedpruneError
 from fedprune.identity import resolved
 from fedprune.run_id import METHOD, digest_of
-from fedprune.running import come_back, dry, launched
+from fedprune.running import come_back, dry, launched, loggers
 from fedprune.running.display import console
 from fedprune.running.lock import patience
 from fedprune.running.members import SWEEP, forget, members, publish
@@ -66,6 +68,8 @@ class Report(Callback):
             del os.environ[SWEEP]
         runs = members(folder, sweep)
         reported = _reported(runs, folder)
+        if reported:
+            _tell(config, folder, sweep)
         if left:
             come_back.tell(left)
         if left or not reported or any(map(has_failed, runs)):
@@ -101,6 +105,13 @@ def _reported(runs: list[Path], into: Path) -> bool:
         )
         return False
     return True
+
+
+def _tell(config: DictConfig, folder: Path, sweep: str) -> None:
+    """Tell the logger of the tables and figures. Values that it refuses were told by the runs."""
+    with suppress(FedpruneError):
+        logger = complete(make(config.logger), loggers.LoggerOption)
+        loggers.report(logger, f"logger={config.hydra.runtime.choices.logger}", folder, sweep)
 
 
 def has_failed(run: Path) -> bool:

@@ -20,7 +20,7 @@ from fedprune import run_id
 from fedprune.config import CONF, schema
 from fedprune.config.instantiate import make
 from fedprune.data.datasets import Dataset
-from fedprune.errors import DataError
+from fedprune.errors import ConfigError, DataError
 from fedprune.execution import Executor
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
@@ -95,6 +95,10 @@ OWN = ("table", "dataset", "hugging_face")
 """Data of a user's own, which no root finds: the options say what they need."""
 
 
+LOGGERS = {"tensorboard": "tensorboard", "many_loggers": "tensorboard", "mlflow": "mlflow", "comet": "comet_ml"}
+"""Loggers that need an extra, and its module."""
+
+
 def nodes(config: object) -> list[DictConfig]:
     """Every node with a `_target_` in a configuration, nested ones too."""
     if isinstance(config, ListConfig):
@@ -140,6 +144,12 @@ def test_every_option_composes_and_makes_its_object(path, compose):
         executor.close()
     elif group == "whose":
         assert make(config).client_mask(State(Subnet({}, {}), {}, {}), 0) == b""
+    elif group == "logger" and choice in LOGGERS:
+        pytest.importorskip(LOGGERS[choice])
+        assert callable(make(config))
+    elif group == "logger" and choice == "several":
+        with pytest.raises(ConfigError, match="names no logger"):
+            make(config)
     elif group in ("federated/aggregate", "wire", "logger"):
         assert callable(make(config))
     else:

@@ -97,7 +97,7 @@ FLOORS = (
     ("federated/metrics",),
     ("federated",),
     ("experiment/checks",),
-    ("experiment",),
+    ("experiment", "running/loggers"),
     ("running",),
     ("analysis",),
     ("analysis/home", "sensitivity"),

@@ -247,7 +247,8 @@ def test_it_is_online_only_for_who_is_logged_in_and_did_not_say_otherwise(asked,
     if environment:
         monkeypatch.setenv("WANDB_MODE", environment)
     facts = dict.fromkeys(("id", "sweep", "name", "seed", "density", "parameters", "prunable", "clients", "config"), "x")
-    with loggers.wandb(Path("run"), {**facts, "attempt": 0, "axes": {"criterion": "c" * 100, "data": "d"}}, mode=asked):
+    about = {**facts, "attempt": 0, "axes": {"criterion": "c" * 100, "data": "d"}, "made_with": {"commit": None}}
+    with loggers.Wandb(mode=asked)(Path("run"), about):
         pass
     assert asked_for["mode"] == mode
     assert max(map(len, asked_for["tags"])) == 64
