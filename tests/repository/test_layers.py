@@ -83,7 +83,7 @@ FLOORS = (
     ("errors",),
     ("amount", "capabilities", "phase_clock", "plain_layers", "precision", "randomness", "types"),
     ("device", "identity", "local/lightning", "storage", "tensors"),
-    ("pruning/what", "run_id"),
+    ("dashboard", "pruning/what", "run_id"),
     ("pruning/evidence", "data"),
     ("pruning/criterion",),
     ("pruning",),

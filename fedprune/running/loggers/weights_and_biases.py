@@ -86,7 +86,7 @@ class Wandb(LoggerOption):
         run = self._init(folder, place, self.tags)
         with run:
             tables = {path.stem: pandas.read_csv(path).astype(object) for path in sorted(folder.glob("*.csv"))}
-            images = {path.stem: str(path) for path in sorted(folder.glob("figures/*.png"))}
+            images = {path.stem: str(path.absolute()) for path in sorted(folder.glob("figures/*.png"))}
             of_tables = {name: library.Table(dataframe=table, allow_mixed_types=True) for name, table in tables.items()}
             run.log(
                 {f"tables/{name}": table for name, table in of_tables.items()}
@@ -125,7 +125,7 @@ class Wandb(LoggerOption):
             project=self.project,
             entity=self.entity,
             mode=_mode(self.mode),  # type: ignore[arg-type]  # wandb itself refuses what WANDB_MODE may say
-            dir=str(folder),
+            dir=str(folder.absolute()),  # wandb works in a process that may be in another folder
             id=place["id"],
             name=place["name"],
             group=place["group"],

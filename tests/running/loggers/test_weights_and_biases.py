@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,17 @@ TINY = (
 )
 
 
-def kinds(path: Path) -> dict[str, list[Any]]:
-    """The records of a file by kind."""
-    found: dict[str, list[Any]] = {}
-    for record in records(path):
-        found.setdefault(record.WhichOneof("record_type"), []).append(record)
-    return found
+def kinds(path: Path, patience: float = 30) -> dict[str, list[Any]]:
+    """The records of a file by kind, once it is whole: W&B's own process writes it, on a busy machine a while after the end."""
+    end = time.monotonic() + patience
+    while True:
+        found: dict[str, list[Any]] = {}
+        with suppress(struct.error, AssertionError):  # half of a record
+            for record in records(path):
+                found.setdefault(record.WhichOneof("record_type"), []).append(record)
+        if "exit" in found or time.monotonic() > end:
+            return found
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
