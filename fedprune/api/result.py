@@ -13,13 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 from fedprune.config import CONF
 from fedprune.errors import FedpruneError
 from fedprune.running.lock import holder_of
-from fedprune.types import Json
 
 if TYPE_CHECKING:  # importing them takes seconds, and a result needs them only when it is asked
     import pandas as pd
     from torch import nn
 
     from fedprune.ticket.read import Ticket
+    from fedprune.types import Json
 
 
 @dataclass(frozen=True)

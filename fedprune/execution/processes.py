@@ -21,10 +21,10 @@ from multiprocessing.context import BaseContext
 import torch
 
 from fedprune.errors import ConfigError
-from fedprune.execution.parent import end_with
 from fedprune.execution.pool import Pool, at_least_one
 from fedprune.execution.shared_memory import Receiver, Sender, room, to_itself
 from fedprune.execution.worker import Died, Factory, attempt, perform_and_send, result
+from fedprune.parent_process import end_with
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 ENDS = {errno.ENOMEM: "out of memory"}

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
-from fedprune.execution.parent import began, lives, when
+from fedprune.parent_process import began, lives, when
 
 LAUNCH = "FEDPRUNE_LAUNCH"
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedprune.errors import ConfigError, RunError
-from fedprune.execution.parent import lives
+from fedprune.parent_process import lives
 from fedprune.running.display import console
 
 if TYPE_CHECKING:  # imported where a lock is taken: importing it takes 10 ms, and most results are only looked into

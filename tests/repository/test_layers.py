@@ -81,7 +81,7 @@ def test_a_circle_is_found():
 
 FLOORS = (
     ("errors",),
-    ("amount", "capabilities", "phase_clock", "plain_layers", "precision", "randomness", "types"),
+    ("amount", "capabilities", "parent_process", "phase_clock", "plain_layers", "precision", "randomness", "types"),
     ("device", "identity", "local/lightning", "storage", "tensors"),
     ("dashboard", "pruning/what", "run_id"),
     ("pruning/evidence", "data"),

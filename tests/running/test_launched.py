@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from fedprune.execution.parent import began, lives
+from fedprune.parent_process import began, lives
 from fedprune.running import launched
 from fedprune.running.launched import INTERRUPTED, Launch, ends_with_its_launcher
 

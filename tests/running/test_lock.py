@@ -85,6 +85,11 @@ def test_a_forked_worker_that_outlives_its_parent_does_not_hold_the_lock(tmp_pat
             os.kill(child, signal.SIGKILL)
 
 
+def test_looking_into_a_run_loads_neither_torch_nor_the_library_of_locks():
+    loads = "import sys, fedprune, fedprune.running.launched; fedprune.load; print({'torch', 'filelock'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", loads], check=False, capture_output=True, text=True).stdout == "set()\n"
+
+
 def test_a_thread_of_the_same_process_is_told_so(tmp_path):
     said: list[str] = []
 
