@@ -7,6 +7,7 @@ density, swept keys, seed), those with a `/` are metrics, named as in metrics.js
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,14 @@ from typing import cast
 import pandas as pd
 
 from fedprune.analysis.metric import LARGER, METRIC
-from fedprune.errors import FedpruneError
+from fedprune.errors import FedpruneError, shown
 from fedprune.identity import VOLATILE
 from fedprune.run_id import digest_of, short_keys, ticket_name
 from fedprune.running.lock import holder_of
 from fedprune.running.loggers import read_metrics
 from fedprune.types import Json
+
+log = logging.getLogger(__name__)
 
 Runs = Path | str | Sequence[Path]
 """A folder with run folders at or below it, or the run folders themselves."""
@@ -36,6 +39,8 @@ UNSET = "default"
 
 Description = Json
 """The contents of a run.json, or of another JSON file of a run."""
+
+MEND = "delete that run's folder and start the same command again to repeat the run"
 
 SUMS = {"total/up_bytes": "wire/up_bytes", "total/down_bytes": "wire/down_bytes", "total/flops": "flops/train"}
 
@@ -57,8 +62,8 @@ def load_runs(runs: Runs) -> pd.DataFrame:
     metric and larger_is_better (of what the run is judged by), swept keys, seed, the metrics of the last round, and the sums
     over all rounds `total/up_bytes`, `total/down_bytes`, `total/flops`.
 
-    Densities and accuracies are fractions, times are seconds. Raises FedpruneError for a folder without runs and for damaged
-    files.
+    Densities and accuracies are fractions, times are seconds. A run with a file that cannot be read is left out, and a warning
+    names it. Raises FedpruneError for a folder without runs, or without any that can be read.
     """
     return _frame([{**which, **_outcome(Path(which["run"]))} for which in _identities(runs)])
 
@@ -79,7 +84,7 @@ def _frame(rows: list[Json]) -> pd.DataFrame:
 
 def _identities(runs: Runs) -> list[Json]:
     """Return the identifying columns of each run, the same for all: every axis, and each key that any run was swept over."""
-    described = {folder: read_json(folder / "run.json") for folder in _folders(runs)}
+    described = _readable(_folders(runs))
     axes = dict.fromkeys(axis for description in described.values() for axis in description["axes"])
     swept = dict.fromkeys(key for description in described.values() for key in overrides_of(description))
     keys = [key for key in swept if key not in {*axes, "name", "density", "seed"}]
@@ -89,6 +94,37 @@ def _identities(runs: Runs) -> list[Json]:
     if len(pairs) == len({of_config for of_config, _ in pairs}):
         return rows
     return [row | {VERSION: version} for row, version in zip(rows, versions, strict=True)]
+
+
+def _readable(folders: Sequence[Path]) -> dict[Path, Description]:
+    """Return what each run is. Those with a damaged file are left out with a warning; if all are, FedpruneError is raised."""
+    described, damaged = dict[Path, Description](), list[FedpruneError]()
+    for folder in folders:
+        try:
+            described[folder] = _checked(folder)
+        except FedpruneError as error:
+            damaged.append(error)
+    if damaged and not described:
+        raise damaged[0]
+    for problem in damaged:
+        log.warning("left out of the analysis: %s", problem)
+    return described
+
+
+def _checked(folder: Path) -> Description:
+    """Return what a run is. Raises FedpruneError if a file of it cannot be read, or holds something else."""
+    description = read_json(folder / "run.json")
+    try:
+        names = [description["name"], *description["axes"], *description["axes"].values(), *overrides_of(description)]
+        sound = all(isinstance(name, str) for name in names) and isinstance(description["seed"], int)
+        rows = [description.get("config", {}), *read_metrics(folder), *([_outcome(folder)] if sound else [])]
+        sound = sound and all(isinstance(row, dict) for row in rows)
+        _identity(folder, description, (), {})
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise FedpruneError(f"{folder} is damaged ({type(error).__name__}: {shown(error)}): {MEND}") from error
+    if not sound:
+        raise FedpruneError(f"{folder} is damaged (run.json or metrics.jsonl holds something else than a run's): {MEND}")
+    return description
 
 
 def _columns(keys: Iterable[str]) -> dict[str, str]:
@@ -173,8 +209,11 @@ def _outcome(folder: Path) -> dict[str, float]:
 
 
 def read_json(path: Path) -> Description:
+    """Return the object in a file of JSON. Raises FedpruneError, naming the file, if it holds anything else."""
     try:
-        return cast(Description, json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        mend = "delete that run's folder and start the same command again to repeat the run"
-        raise FedpruneError(f"{path} is damaged ({error}): {mend}") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # also of a byte that is not UTF-8
+        raise FedpruneError(f"{path} is damaged ({shown(error)}): {MEND}") from error
+    if not isinstance(content, dict):
+        raise FedpruneError(f"{path} is damaged (it holds a {type(content).__name__}): {MEND}")
+    return cast(Description, content)

@@ -9,11 +9,9 @@ import gzip
 import io
 import json
 import math
-import pickle
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fedprune.errors import DataError
+from fedprune.storage import array_pickles
 
 _UNREADABLE = (OSError, EOFError, zlib.error, tarfile.TarError)
 
@@ -57,7 +56,7 @@ def read_cifar(path: Path, batches: tuple[str, ...], labels: str) -> list[tuple[
     """Return (images uint8 [n, 3, 32, 32], labels int64 [n]) of each of the named `batches` of an archive or extracted folder.
 
     labels: the key of the labels in a batch (`labels`, or `fine_labels` in CIFAR-100). Batches are pickles (Krizhevsky 2009);
-    they are read by an unpickler that can build only numpy arrays, so no file can run code. Raises DataError for a batch that
+    they are read by an unpickler that can build only plain arrays, so no file can run code. Raises DataError for a batch that
     is missing, unreadable, asks for anything but arrays, or contradicts itself.
     """
     contents = _members(path, batches)
@@ -139,37 +138,9 @@ def _unpickled(path: Path, batch: str, content: bytes) -> dict[str, object]:
 
 
 def unpickled(file: io.BytesIO, encoding: str = "ASCII") -> object:
-    """Return what a pickle holds, read by an unpickler that can build only numpy arrays, so no file can run code.
+    """Return what a pickle holds; see array_pickles.py, by which no file can run code or read memory that is not its own.
 
     encoding: how texts of Python 2 are read; `bytes` leaves them as they are. Raises ValueError if it asks for anything else
-    than arrays, or is damaged.
+    than plain arrays, or is damaged.
     """
-    try:
-        return _ArraysOnly(file, encoding=encoding).load()
-    except Exception as failure:  # a damaged pickle can raise anything at all
-        raise ValueError(str(failure)) from failure
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """Encode text, as old pickle protocols write bytes. The real codecs.encode would load any codec that a file names."""
-    return text.encode("latin1")
-
-
-_RECONSTRUCT = cast(Callable[..., object], np.empty(0).__reduce__()[0])
-
-_ALLOWED: dict[tuple[str, str], Callable[..., object]] = {
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,  # as written by numpy 1
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,  # by numpy 2
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _latin1,
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that looks names up in a table and never imports one."""
-
-    def find_class(self, module: str, name: str) -> Callable[..., object]:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs and which was not run")
-        return _ALLOWED[module, name]
+    return array_pickles.load(file, encoding)

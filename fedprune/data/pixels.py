@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +20,15 @@ DEEP = ("I", "I;16", "I;16B", "I;16L", "F")
 """Pillow's modes of more than 8 bits a pixel, whose values would be cut off without a warning if they were made bytes."""
 
 GREY = ("1", "L")
+
+RUN_OTHERS = ("EPS", "WMF")
+"""Formats that Pillow hands to other programs or to the system: a file of any name could be one."""
+
+_FAULTS = (
+    *(OSError, SyntaxError, ValueError, IndexError, TypeError, OverflowError, EOFError, MemoryError, struct.error, zlib.error),
+    Image.DecompressionBombError,
+)
+"""What Pillow's readers raise for crafted files; SyntaxError is from that of PNG."""
 
 
 class Unreadable(DataError):
@@ -37,7 +49,7 @@ def pixels(paths: Sequence[Path], size: Sequence[int] | None, grey: bool | None)
             unread[path] = str(error)
             continue
         if pixels is None:
-            pixels, first = np.empty((len(paths), *image.shape), np.uint8), path
+            pixels, first = _room(path, len(paths), image), path
         _same_size(path, image, first, pixels)
         pixels[number] = image
         number += 1
@@ -47,6 +59,16 @@ def pixels(paths: Sequence[Path], size: Sequence[int] | None, grey: bool | None)
         )
     read = torch.from_numpy(pixels[:number])
     return read[:, None] if grey else read.permute(0, 3, 1, 2).contiguous(), unread
+
+
+def _room(path: Path, number: int, image: np.ndarray) -> np.ndarray:
+    """Return memory for so many images of this size. Raises DataError if there is none."""
+    try:
+        return np.empty((number, *image.shape), np.uint8)
+    except MemoryError as error:
+        height, width = image.shape[:2]
+        told = f"{path} is {height} x {width} pixels, and {number} images of this size do not fit into memory"
+        raise DataError(f"{told}: type data.size=[32,32], which scales every image") from error
 
 
 def _same_size(path: Path, image: np.ndarray, first: Path, pixels: np.ndarray) -> None:
@@ -81,10 +103,17 @@ def _decoded(path: Path, coloured: bool, size: Sequence[int] | None) -> np.ndarr
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image. Raises Unreadable, with the reason alone, for a fault of it."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_formats()) as image:
             yield image
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: from Pillow's reader of PNG
+    except _FAULTS as error:
         raise Unreadable((str(error) or type(error).__name__).partition("\n")[0]) from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that Pillow decodes itself."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in RUN_OTHERS)
 
 
 def moments(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

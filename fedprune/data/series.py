@@ -118,8 +118,7 @@ def _table(content: bytes) -> dict[str, Sequence[Any]]:
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("it is of another version of numpy's format")
     np.lib.format.read_array_header_1_0(file)
-    array = unpickled(file)
-    table = array.item() if isinstance(array, np.ndarray) else None
+    table = unpickled(file)
     if not isinstance(table, dict):
         raise ValueError("it holds no dict")
     return table

@@ -16,6 +16,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from fedprune.config.instantiate import make
+from fedprune.config.secrets import masked_overrides, resolved
 from fedprune.data.federate import save_partition
 from fedprune.data.population import sizes
 from fedprune.errors import RunError
@@ -121,7 +122,7 @@ def _begin(folder: Path, config: DictConfig, about: loggers.About) -> None:
         if (folder / name).is_file():
             (folder / name).unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
     write_text(folder / "run.json", _json(about))
 
 
@@ -214,9 +215,9 @@ def _about(
         "axes": names,
         "seed": config.seed,
         "density": config.density,
-        "overrides": list(overrides),
+        "overrides": masked_overrides(overrides),
         "made_with": made_with(),
-        "config": OmegaConf.to_container(config, resolve=True),
+        "config": resolved(config),
     }
 
 

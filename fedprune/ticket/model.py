@@ -18,9 +18,10 @@ from torch import nn
 
 from fedprune.config.compose import composed_option
 from fedprune.config.instantiate import make_network
-from fedprune.errors import DataError
+from fedprune.errors import DataError, shown
 from fedprune.models.check import check_network
 from fedprune.ticket.read import Ticket, parsed
+from fedprune.ticket.schema import beyond
 from fedprune.types import Json
 
 MODEL = "model"
@@ -44,12 +45,17 @@ def model_of(ticket: Ticket) -> Model:
     """Return the model in a ticket's provenance. Raises DataError if it is not there."""
     network = parsed(ticket.provenance, "network")
     try:
-        shape = tuple(map(int, network["shape"]))
-        return Model(str(network["option"]), dict(network["config"]), shape, int(network["classes"]))
+        shape, classes = tuple(network["shape"]), network["classes"]
+        model = Model(str(network["option"]), dict(network["config"]), shape, classes)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{ticket.path} does not say which network it is of: it was not written by a run of this version"
         ) from error
+    if not 1 <= len(shape) <= 8 or not all(type(size) is int and size >= 1 for size in (*shape, classes)):
+        raise DataError(f"{ticket.path} is damaged: its network is of shape {shown(shape)} and {shown(classes)} classes")
+    if problem := beyond({"classes": classes, "shape": [*shape], "config": model.config}, ticket.params):
+        raise DataError(f"{ticket.path} is damaged: of its network, {problem}")
+    return model
 
 
 def build_network(ticket: Ticket, model: Model, folders: Sequence[Path]) -> nn.Module:
@@ -61,9 +67,22 @@ def build_network(ticket: Ticket, model: Model, folders: Sequence[Path]) -> nn.M
     problems = [f"{ticket.path}: {problem}" for problem in _untrusted(model, _yaml(model.option, folders, ticket.path))]
     if problems:
         raise DataError("\n".join(problems))
+    if (problem := _too_large(ticket, model)) is not None:
+        raise DataError(f"{ticket.path} is damaged: {problem}")
     with torch.random.fork_rng(devices=[]):
         net = make_network(OmegaConf.create(dict(model.config)), model.shape, model.classes)
     return check_network(net, model.config["_target_"])
+
+
+def _too_large(ticket: Ticket, model: Model) -> str | None:
+    """Return a problem if the network has more parameters than the file; it is made without memory for them, if it can be."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            net = make_network(OmegaConf.create(dict(model.config)), model.shape, model.classes)
+    except Exception:  # a network that computes with its numbers while it is made
+        return None
+    wanted, there = (sum(t.numel() for t in tensors) for tensors in (net.parameters(), ticket.params.values()))
+    return f"its network has {wanted} parameters, and its tensors {there} numbers" if wanted > there else None
 
 
 def changed(model: Model, config: Mapping[str, object]) -> dict[str, tuple[object, object]]:

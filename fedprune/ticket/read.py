@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from fedprune.errors import DataError, RunError
 from fedprune.pruning import mask as masks
 from fedprune.storage import checkpoint
+from fedprune.ticket.schema import check_metadata
 from fedprune.ticket.weights import holds_weights
 from fedprune.types import Json, Mask, Params
 
@@ -48,8 +50,9 @@ def load_ticket(path: Path | str) -> Ticket:
     if holds_weights(path):
         raise DataError(f"{path} is a state_dict and not a ticket of fedprune: type init_from={path}")
     try:
+        check_metadata(path)
         groups, provenance = checkpoint.read(path)
-    except (RunError, TypeError) as error:
+    except (RunError, TypeError, SafetensorError, OSError) as error:
         raise DataError(f"{path} is damaged or no ticket of fedprune: {error.__cause__ or error}") from error
     if not set(groups) <= GROUPS or "params" not in groups or "axes" not in provenance:
         raise DataError(f"{path} is not a ticket of fedprune: it holds {', '.join(sorted(groups)) or 'nothing of ours'}")

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from fedprune.errors import RunError
+from fedprune.errors import RunError, shown
 from fedprune.pruning import mask as masks
 from fedprune.run_id import AXES
 from fedprune.ticket.read import Ticket, parsed
@@ -33,7 +33,7 @@ def summary(ticket: Ticket) -> Group:
         f"model {axes['model']}{_values(ticket)}, data {axes['data']}, {axes['partition']}; "
         f"seed {run['seed']}; run {run['id']}, fedprune {run['fedprune']}",
     ]
-    return Group(Text("\n".join(lines)), densities(ticket))
+    return Group(Text("\n".join(map(shown, lines))), densities(ticket))
 
 
 def _values(ticket: Ticket) -> str:
@@ -51,7 +51,9 @@ def densities(ticket: Ticket) -> Table:
     for name, alive in ticket.mask.items():
         dead = int((~alive.flatten(1).any(1)).sum())
         shape = "x".join(map(str, alive.shape))
-        table.add_row(name.removesuffix(".weight"), shape, *_counts(int(alive.sum()), alive.numel()), f"{dead} of {len(alive)}")
+        table.add_row(
+            shown(name).removesuffix(".weight"), shape, *_counts(int(alive.sum()), alive.numel()), f"{dead} of {len(alive)}"
+        )
     table.add_section()
     table.add_row("all of these", "", *_counts(masks.count(ticket.mask), masks.size(ticket.mask)), "")
     others = sum(
@@ -72,7 +74,7 @@ def picture(ticket: Ticket) -> Figure:
     figure = Figure(figsize=(0.6 + 2.9 * columns, 0.3 + 2.3 * rows), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False).flatten())
     for axes, (name, alive) in zip(grid, ticket.mask.items(), strict=False):
-        image = _draw(axes, name.removesuffix(".weight"), alive)
+        image = _draw(axes, shown(name).removesuffix(".weight"), alive)
     for axes in grid[len(ticket.mask) :]:
         axes.remove()
     bar = figure.colorbar(image, ax=grid[: len(ticket.mask)], shrink=0.8, aspect=30)

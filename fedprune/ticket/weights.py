@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fedprune.errors import DataError
+from fedprune.errors import DataError, shown
 from fedprune.ticket.torch_prune import MASK, ORIG, from_torch_prune
 from fedprune.types import Mask, Params
 
@@ -104,7 +104,17 @@ def _saved_by_torch(path: Path) -> object:
         raise DataError(
             f"init_from={path} holds more than tensors, and none of it is run ({named.strip():.160}): {SAVE}"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        MemoryError,
+    ) as error:
         why = str(error).strip().splitlines()[:1]
         raise DataError(f"init_from={path} is damaged or nothing that torch has saved ({''.join(why):.160}): {SAVE}") from error
 
@@ -121,7 +131,16 @@ def _flat(loaded: object, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...
     if others or not loaded:
         holds = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "") or "nothing"
         raise DataError(f"init_from={path} is no state_dict: beside tensors it holds {holds}: {SAVE}")
-    return cast(dict[str, Tensor], dict(loaded)), ()
+    state = cast(dict[str, Tensor], dict(loaded))
+    if odd := [str(name) for name, tensor in state.items() if not isinstance(name, str) or not _whole(tensor)]:
+        raise DataError(f"init_from={path}: {shown(odd[0])} is no tensor with all of its numbers in the file: {SAVE}")
+    return state, ()
+
+
+def _whole(tensor: Tensor) -> bool:
+    """Return whether the memory of a tensor has all of its entries: an expanded one is of any size in a few bytes."""
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return dense and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _without_prefix(state: dict[str, Tensor], names: tuple[str, ...]) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -84,6 +84,35 @@ def test_damaged_files_are_named(tmp_path: Path):
         analysis.load_runs(tmp_path)
 
 
+DAMAGED = {
+    "run.json": [
+        b"\xff",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"name": 3}',
+        b"[" * 100_000,
+        b'{"name": "a", "axes": [], "overrides": [], "seed": 0}',
+    ],
+    "metrics.jsonl": [b'{"round": 0, "a/b": "\xff"}\n', b"[]\n", b"3\n"],
+    "summary.json": [b"\xff", b"{", b"[]", b"{}", b'{"metrics": 3}'],
+    "failed.json": [b"\xff", b"[]", b"{}"],
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, content) for name, each in DAMAGED.items() for content in each])
+def test_a_damaged_run_is_left_out_and_named_and_the_others_are_analysed(name, content, tmp_path, caplog):
+    whole = write_run(tmp_path / "a", TICKET)
+    other = write_run(tmp_path / "b", TICKET, seed=1, done=name != "failed.json")
+    (other / name).write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert list(analysis.load_runs(tmp_path)["run"]) == [str(whole)]
+        assert {*analysis.load_rounds(tmp_path)["run"]} == {str(whole)}
+    assert "left out of the analysis" in caplog.text and str(other) in caplog.text
+    with pytest.raises(FedpruneError, match="is damaged"):
+        analysis.load_runs([other])
+
+
 def test_levels_are_the_last_evaluated_rounds_before_each_prune_event(tmp_path: Path):
     write_run(tmp_path / "a", TICKET)
     write_run(tmp_path / "b", [*TICKET[:4], row(4, 1, density=0.5), row(5, 2, density=0.25)], seed=1)

@@ -92,8 +92,8 @@ def _splits(path: str | None, train: str) -> Mapping[str, Split]:
     folder = Path(path).expanduser()
     try:
         found = load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             f"data.path={path} is no folder that save_to_disk has written ({reason}): type data.path=FOLDER"
         ) from error

@@ -112,6 +112,10 @@ def _moments(inputs: columns.Features, training: np.ndarray) -> tuple[tuple[floa
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
+COLUMNS, LONGEST = 100_000, 2**24
+"""Columns of a table, and letters of its first line, at most."""
+
+
 def read(path: str, key: str) -> pd.DataFrame:
     """Return the table in a file. key: that of the yaml which names it. Raises DataError if it cannot be read."""
     file = Path(path).expanduser()
@@ -134,8 +138,11 @@ def _separator(file: Path) -> str:
     """Return the character between columns: of comma, semicolon, tab and bar the most frequent one of the first line."""
     opened = get_handle(file, "r", encoding="utf-8", compression="infer", errors="replace")
     with opened as handles:
-        first = handles.handle.readline()
-    return max(SEPARATORS, key=first.count)
+        first = handles.handle.readline(LONGEST)
+    separator = max(SEPARATORS, key=first.count)
+    if len(first) == LONGEST or first.count(separator) >= COLUMNS:
+        raise DataError(f"{file} has more than {COLUMNS} columns, or a first line of {LONGEST} letters or more: leave some out")
+    return separator
 
 
 def _rows(path: str, test_path: str | None, split: str | None) -> pd.DataFrame:
