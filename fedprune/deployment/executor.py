@@ -102,7 +102,7 @@ class Flower:
 
     def _outcomes(self, errand: Errand, answer: Fields | Failed) -> Outcomes:
         """Return what a node has measured; of one that brought nothing of use, numbers that are none."""
-        values = {} if isinstance(answer, Failed) else measured(answer, errand.examples)
+        values = {} if isinstance(answer, Failed) else measured(answer, errand.examples, self._task.names)
         if not values:
             reason = answer.reason if isinstance(answer, Failed) else "its answer is no evaluation"
             log.warning("client %d: %s; it is left out of the evaluation", errand.client, reason)
@@ -121,10 +121,17 @@ def trained(answer: Fields) -> tuple[bytes, KeptArrays, dict[str, float]]:
     return bytes_of(answer, "answer"), receipt(bytes_of(answer, "kept")[:16]), seconds if sane else {}
 
 
-def measured(answer: Fields, examples: int) -> dict[str, np.ndarray]:
-    """Return the numbers of an evaluation by name; nothing if they are not one for each example."""
+def measured(answer: Fields, examples: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the numbers of an evaluation by name; nothing if they are not one of each metric for each example, in its range.
+
+    They may be NaN or infinite, as those of a network that has diverged.
+    """
     try:
         values = load(bytes_of(answer, "outcomes"))
-    except (SafetensorError, ValueError):
+    except (SafetensorError, ValueError, KeyError):
         return {}
-    return values if values and all(array.shape[:1] == (examples,) for array in values.values()) else {}
+    fits = {*values} == {*names} and all(
+        array.shape[:1] == (examples,) and array.dtype.kind in "biuf" for array in values.values()
+    )
+    accuracy = values.get("accuracy", np.zeros(0))
+    return values if fits and not ((accuracy < 0) | (accuracy > 1)).any() else {}

@@ -11,7 +11,7 @@ import io
 import pickle
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -30,12 +30,12 @@ class Type:
             raise pickle.UnpicklingError(f"it has an array of type {text!r:.40}, which is not plain")
         self.name = text
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __setstate__(self, state: tuple[object, ...]) -> None:
         """Take the order of bytes. Raises UnpicklingError for fields, or a part of another type."""
         order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
             raise pickle.UnpicklingError("it has an array with fields, which is not plain")
-        self.name = self.name if self.name in OBJECTS else order + self.name.lstrip("<>|=")
+        self.name = self.name if self.name in OBJECTS else f"{order}{self.name.lstrip('<>|=')}"
 
 
 class Array:
@@ -44,13 +44,13 @@ class Array:
     __slots__ = ("content", "fortran", "shape", "type")
 
     def __init__(self, *_: object):
-        self.type, self.shape, self.fortran, self.content = Type("u1"), (0,), False, b""
+        self.type, self.shape, self.fortran = Type("u1"), tuple[int, ...](), False
+        self.content: object = b""
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __setstate__(self, state: tuple[object, ...]) -> None:
         """Take what numpy writes: (version, shape, type, whether columns come first, content)."""
         _, shape, kind, fortran, content = state
-        whole = isinstance(shape, tuple) and len(shape) <= 32 and all(type(size) is int and size >= 0 for size in shape)
-        if not whole or type(kind) is not Type:
+        if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape) or type(kind) is not Type:
             raise pickle.UnpicklingError("it has an array without a shape or type")
         self.type, self.shape, self.fortran = kind, shape, bool(fortran)
         self.content = content.encode("latin1") if isinstance(content, str) else content
@@ -84,7 +84,7 @@ NEEDLESS = (pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.PER
 class _ArraysOnly(pickle._Unpickler):
     """An unpickler that looks names up in a table and never imports one. It calls these alone, and sets no other's state."""
 
-    stack: list[Any]
+    stack: list[object]
     dispatch: ClassVar[dict[int, Callable[..., None]]] = {
         code: function for code, function in pickle._Unpickler.dispatch.items() if bytes([code]) not in NEEDLESS
     }
@@ -95,10 +95,10 @@ class _ArraysOnly(pickle._Unpickler):
         return ALLOWED[module, name]
 
     def load_build(self) -> None:
-        if type(self.stack[-2]) not in (Array, Type):
+        state, thing = self.stack.pop(), self.stack[-1]
+        if not isinstance(thing, Array | Type) or not isinstance(state, tuple):
             raise pickle.UnpicklingError("it sets the state of something that is no array")
-        state = self.stack.pop()
-        self.stack[-1].__setstate__(state)
+        thing.__setstate__(state)
 
     dispatch[pickle.BUILD[0]] = load_build
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import tomllib
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from fedprune import __version__
 from fedprune.deployment import nodes as rooms
@@ -122,7 +124,11 @@ def test_an_answer_of_other_types_is_none():
     assert (message, receipt_of(kept), seconds) == (b"", b"k" * 16, {})
     assert trained({"answer": b"m", "seconds": '{"train": 2.0, "other": 5}'}) == (b"m", {}, {"train": 2.0})
     assert trained({"answer": b"m", "seconds": '{"train": -1}'})[2] == {}
-    assert measured({"outcomes": b"nonsense"}, 3) == {}
+    assert measured({"outcomes": b"nonsense"}, 3, ("loss",)) == {}
+    loss, accuracy, names = np.array([0.5, np.nan, np.inf]), np.array([0.0, 1.0, 1.0]), ("loss", "accuracy")
+    assert {*measured({"outcomes": save({"loss": loss, "accuracy": accuracy})}, 3, names)} == {*names}
+    for lie in ({"loss": loss}, {"loss": loss, "accuracy": accuracy + 0.5}, {"loss": loss, "accuracy": accuracy, "more": loss}):
+        assert measured({"outcomes": save(lie)}, 3, names) == {}
 
 
 def test_a_node_that_leaves_in_the_middle_is_not_waited_for(monkeypatch):
