@@ -77,7 +77,10 @@ class UpdateCheck:
         if job.client != SERVER and update.examples != (known := self._examples_of(job)):
             yield f"it is of {update.examples} examples, and the client has {known} for it"
         yield from _not_asked_for(update, job)
-        yield from _outside_bounds(update.metrics, *self._most(job))
+        if job.measure and update.metrics:
+            yield f"it was asked for evidence and has the metrics {shown(', '.join(update.metrics))}, which cannot be"
+        if not job.measure:
+            yield from _outside_bounds(update.metrics, *self._most(job))
         yield from _not_loggable(update.logged)
         yield from self._not_finite(update, job)
         yield from self._outside_mask(update, job)
@@ -94,8 +97,6 @@ class UpdateCheck:
 
     def _most(self, job: Job) -> tuple[int, int]:
         """Return (steps, examples seen) of a training, at most."""
-        if job.measure:
-            return 0, 0
         own, recipe = self.examples[job.client], self.recipe
         batches = recipe.batches(own)
         if recipe.steps is None:
@@ -157,15 +158,14 @@ def _not_asked_for(update: Update, job: Job) -> Iterator[str]:
 
 
 def _outside_bounds(metrics: Mapping[str, float], most_steps: int, most_seen: int) -> Iterator[str]:
-    """Yield what is missing among the metrics of a training, or cannot be; an update with evidence has none."""
-    wanted = OF_TRAINING if most_steps or most_seen else ()
-    yield from (f"its metrics have no {name}" for name in wanted if name not in metrics)
+    """Yield what is missing among the metrics of a training, or cannot be."""
+    yield from (f"its metrics have no {name}" for name in OF_TRAINING if name not in metrics)
     for name, most in (("steps", most_steps), ("seen", most_seen)):
         value = metrics.get(name, 0)
         if not isinstance(value, int) or not 0 <= value <= most:
             yield f"its metrics have {name} {value}, which is no whole number from 0 to {most}"
     for name, value in metrics.items():
-        if name not in OF_TRAINING and (not wanted or not math.isfinite(value)):
+        if name not in OF_TRAINING and not math.isfinite(value):
             yield f"its metrics have {shown(name)} {value}, which cannot be"
         if name == "accuracy" and not 0 <= value <= 1:
             yield f"its metrics have accuracy {value}, which is a fraction"

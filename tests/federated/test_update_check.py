@@ -91,8 +91,8 @@ LIES_ABOUT_EVIDENCE = {
     ),
     "no evidence": (replace(MEASURED, evidence={}), "evidence [grads] and has []"),
     "other entries": (replace(MEASURED, about="all"), "about the entries `all`, and it was asked about `alive`"),
-    "a training": (replace(MEASURED, metrics=TRAINED.metrics), "steps 3, which is no whole number from 0 to 0"),
-    "a loss": (replace(MEASURED, metrics={"accuracy": 0.5}), "accuracy 0.5, which cannot be"),
+    "a training": (replace(MEASURED, metrics=TRAINED.metrics), "has the metrics loss, steps, seen, which cannot be"),
+    "a loss": (replace(MEASURED, metrics={"accuracy": 0.5}), "has the metrics accuracy, which cannot be"),
     "a network": (replace(MEASURED, subnet=SENT), "it has a network where evidence was asked for"),
     "infinite evidence": (
         replace(MEASURED, evidence={"grads": {"w": torch.tensor([math.inf, 0, 0])}}),
