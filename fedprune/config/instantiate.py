@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from fedprune.config.located import not_found
-from fedprune.config.typed import misfits
+from fedprune.config.typed import meant_for, misfits
 from fedprune.errors import ConfigError, FedpruneError, in_user_code
 from fedprune.pruning.evidence.network import blank, evaluated
 from fedprune.types import Function
@@ -145,7 +145,7 @@ def _check_arguments(bind: Callable[..., object], target: object, /, *args: obje
     try:
         bind(*args, **kwargs)
     except TypeError as error:
-        raise _mendable(error, target) from error
+        raise _mendable(error, target, meant_for(error, bind)) from error
 
 
 def _known(error: BaseException | None) -> BaseException | None:

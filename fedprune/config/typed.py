@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
+import re
 import types
 from collections.abc import Callable, Mapping
 from typing import Union, get_args, get_origin, get_type_hints
@@ -27,6 +29,19 @@ def misfits(config: Mapping[str, object] | DictConfig, factory: Callable[..., ob
             key = config._get_full_key(name) if isinstance(config, DictConfig) else name
             problems.append(_problem(key, value, takes))
     return problems
+
+
+def meant_for(error: TypeError, bind: Callable[..., object]) -> str:
+    """Return which parameter a misspelt one is meant for, by the words of the error of `Signature.bind`; else nothing."""
+    name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    signature = getattr(bind, "__self__", None)  # of a bound method
+    if name is None or not isinstance(signature, inspect.Signature):
+        return ""
+    known = [
+        each.name for each in signature.parameters.values() if each.kind not in (each.POSITIONAL_ONLY, each.VAR_POSITIONAL)
+    ]
+    near = difflib.get_close_matches(name[1], known, n=1)
+    return f": did you mean {near[0]}?" if near else f": it takes {', '.join(known) or 'nothing'}"
 
 
 def _problem(key: str, value: object, takes: str) -> str:
