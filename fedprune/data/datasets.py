@@ -27,7 +27,7 @@ class Dataset:
     have at once, or targets of a regression). mean, std: per channel (or one for all; or none), over the training pool, in the
     units of x (0..255; digits 0..16). groups: int64 [N], the natural client of each training example, for partition=natural.
     users: the names of these clients, for messages; () if they have none. class_names: the names of the classes, in the order
-    of the labels; () if they have none.
+    of the labels; () if they have none. white: the value of the brightest pixel, of images in bytes.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Dataset:
     groups: Tensor | None = None
     users: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    white: int = 255
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,7 +75,7 @@ def digits(root: str = "") -> Dataset:
     bunch = load_digits()
     x = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
     y = torch.from_numpy(bunch.target.astype(np.int64))
-    return Dataset("digits", *_fifth_held_out(x, y), classes=10, mean=(4.877912,), std=(6.013614,))
+    return Dataset("digits", *_fifth_held_out(x, y), classes=10, mean=(4.877912,), std=(6.013614,), white=16)
 
 
 @reads(root=lambda: ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fedprune.capabilities import declared
@@ -31,14 +31,6 @@ def make_augment(config: Json, device: torch.device) -> Change | None:
     if isinstance(made, nn.Module):
         made.to(device)
     return made if declared(made, "acts", Augment.acts) else None
-
-
-def without_augment(config: DictConfig) -> DictConfig:
-    """Return a configuration whose data node is that of the data set alone."""
-    alone = config.copy()
-    with open_dict(alone):
-        alone.data.pop("augment", None)
-    return alone
 
 
 def check_augment(config: DictConfig, dataset: Dataset, device: str) -> None:

@@ -19,10 +19,11 @@ from fedprune.device import chosen
 from fedprune.errors import ConfigError
 from fedprune.execution import Choice as ExecutorChoice
 from fedprune.experiment import checks
-from fedprune.experiment.augment import check_augment, without_augment
+from fedprune.experiment.augment import check_augment
 from fedprune.experiment.checks.problems import Names, Problems
 from fedprune.experiment.network import initial_net
 from fedprune.experiment.options import DATA, make_option, make_options
+from fedprune.experiment.standardise import of_the_data_set, standardised
 from fedprune.federated.client.batchnorm import private_names
 from fedprune.federated.composition import Options
 from fedprune.federated.sampling import unseen_clients
@@ -100,8 +101,9 @@ def choose(config: DictConfig, names: Names, problems: Problems) -> Chosen:
 
 def load_data(config: DictConfig, device: str, problems: Problems) -> Dataset:
     """Load the data set, which may have to be fetched first, and try its augmentation. Stops at problems."""
-    dataset: Dataset = problems.attempt(make_option, without_augment(config), DATA)
+    dataset: Dataset = problems.attempt(make_option, of_the_data_set(config), DATA)
     problems.stop_if_any()
+    dataset = problems.attempt(standardised, config, dataset) or dataset
     problems.add(checks.data(dataset))
     problems.stop_if_any()
     problems.attempt(check_augment, config, dataset, device)

@@ -41,6 +41,9 @@ it from before these keys are others."""
 UNCHANGED = (None, {"_target_": "fedprune.data.augment.Unchanged"})
 """The values of `data.augment` at which it is off."""
 
+MOMENTS = ("mean", "std")
+"""Keys of `data` at which nothing changes when they are null."""
+
 NOTHING = {"_target_": "fedprune.local.regularisers.base.none"}
 """The node of a penalty or dropout that is off."""
 
@@ -112,6 +115,7 @@ def written(config: DictConfig) -> Json:
         kept["federated"] = {key: value for key, value in kept["federated"].items() if ADDED.get(key, NOTHING) != value}
     kept["how_often"] = {key: value for key, value in kept["how_often"].items() if (key, value) != ("alone", 0)}  # and these
     kept["data"] = {key: value for key, value in kept["data"].items() if key != "augment" or value not in UNCHANGED}
+    kept["data"] = {key: value for key, value in kept["data"].items() if key not in MOMENTS or value is not None}
     kept["whose"] = _whose(kept["whose"])
     kept["what"] = {key: value for key, value in kept["what"].items() if (key, value) != ("round_to", 1)}  # and these two
     kept = {key: value for key, value in kept.items() if (key, value) != ("density_of", "units")}

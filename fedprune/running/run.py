@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fedprune.config.instantiate import make
@@ -32,6 +33,7 @@ from fedprune.running import display, loggers
 from fedprune.running.display import console
 from fedprune.running.earlier import STATE, SUMMARY, changed_since, described, refuse_another
 from fedprune.running.failure import OF_FAILURE, noted
+from fedprune.running.first_look import tell_start
 from fedprune.running.lock import held, moment, patience
 from fedprune.running.made_with import graphics, made_with
 from fedprune.running.summary import conclude, provenance
@@ -151,6 +153,8 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: logg
     ):
         loop = experiment.loop(executor)
         state = written = before or loop.start()
+        if before is None and config.init_from.path is not None:
+            console.print("\n".join(tell_start(experiment, loop, state)))
         saved = time.monotonic()
         try:
             while state.round < rounds:
@@ -240,6 +244,7 @@ def _facts(experiment: Experiment, config: DictConfig) -> Json:
         "mean": list(experiment.dataset.mean),
         "std": list(experiment.dataset.std),
         "class_names": list(experiment.dataset.class_names),
+        "range": [0, experiment.dataset.white] if experiment.dataset.mean and experiment.dataset.x.dtype == torch.uint8 else [],
         "metric": {"name": experiment.task.metric, "larger_is_better": experiment.task.larger_is_better},
         "begin": None if experiment.ticket is None else {"density": density(experiment.ticket.mask)},
     }

@@ -41,6 +41,6 @@ def provenance(about: loggers.About) -> dict[str, str]:
     """Return a ticket's origin, and what makes its network again. Nothing in it changes when a run is resumed."""
     model = {"option": about["axes"]["model"], "config": about["config"]["model"]}
     network = model | {"shape": about["shape"], "classes": about["classes"]}
-    inputs = {key: about[key] for key in ("mean", "std", "class_names")}
+    inputs = {key: about[key] for key in ("mean", "std", "range", "class_names") if key in about}
     texts = {key: json.dumps(value) for key, value in (("axes", about["axes"]), ("network", network), ("inputs", inputs))}
     return {"name": about["name"], "seed": str(about["seed"]), "id": about["id"], "fedprune": __version__} | texts

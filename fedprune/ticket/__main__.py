@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -69,12 +70,21 @@ def _export(given: argparse.Namespace) -> None:
 
 def _normalised(network: Network) -> str:
     """Return how inputs are made of the data."""
-    known = network.inputs
-    if "mean" not in known:
-        return "normalised as in training (mean and scale of the data set)"
-    moments = [f"{', '.join(f'{value:.6g}' for value in json.loads(known[key])[:3])}" for key in ("mean", "std")]
-    more = ", ..." if len(json.loads(known["mean"])) > 3 else ""
-    return f"normalised as in training: (x - mean) / std, mean {moments[0]}{more}, std {moments[1]}{more}"
+    if network.inputs is None:
+        return "normalised as in training (its ticket does not say by which mean and scale)"
+    if "mean" not in network.inputs:
+        return "as the data set gave them: they were not standardised"
+    mean, std = (json.loads(network.inputs[key]) for key in ("mean", "std"))
+    low, high = json.loads(network.inputs.get("range", "[0, 0]"))
+    told = f"(x - mean) / std, mean {_listed(mean)}, std {_listed(std)}"
+    if not high:
+        return told
+    divided = [_listed([value / high for value in values]) for values in (mean, std)]
+    return f"{told} of pixels in {low}..{high}; of pixels in 0..1 mean {divided[0]}, std {divided[1]}"
+
+
+def _listed(values: Sequence[float], most: int = 3) -> str:
+    return ", ".join(f"{value:.6g}" for value in values[:most]) + ", ..." * (len(values) > most)
 
 
 if __name__ == "__main__":

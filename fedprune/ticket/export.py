@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,14 +30,14 @@ from fedprune.types import Mask, Params
 @dataclass(frozen=True)
 class Network:
     """A network with its weights, its mask, a batch of one input of its shape, and the units that it kept if it was
-    compacted. inputs: the mean and standard deviation of the data's channels, and the names of the classes, as JSON by key;
-    without those that are not known."""
+    compacted. inputs: the mean and standard deviation of the data's channels, the range of bytes, and the names of the
+    classes, as JSON by key, without those that the data set has not; None: the ticket does not say."""
 
     net: nn.Module
     mask: Mask
     example: torch.Tensor
     survivors: Survivors | None = None
-    inputs: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] | None = None
 
     def smaller(self) -> Network:
         """Return the network without its dead units. Raises Incompatible if they cannot be removed."""
@@ -60,7 +60,8 @@ def load_network(path: Path, folders: Sequence[Path]) -> Network:
         raise DataError(f"{ticket.path} is not of the network that model={model.option} is here: {problem}")
     load_tensors(net, params)
     inputs = {key: json.dumps(value) for key, value in parsed(ticket.provenance, "inputs").items() if value}
-    return Network(net.eval(), subnet.mask, blank(net, model.shape), inputs=inputs)
+    known = inputs if "inputs" in ticket.provenance else None
+    return Network(net.eval(), subnet.mask, blank(net, model.shape), inputs=known)
 
 
 def _misfit(params: Params, net: Params) -> str | None:
@@ -79,7 +80,8 @@ def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
 def to_onnx(network: Network, path: Path) -> None:
     """Write a network from normalised inputs to logits; the size of the batch is free. Raises ConfigError without onnx.
 
-    The metadata (metadata_props) has mean, std and class_names as JSON: inputs are (x - mean) / std for each channel.
+    The metadata (metadata_props) has mean, std, range and class_names as JSON, where there are any: inputs are (x - mean) / std
+    for each channel, x in the range.
     """
     try:
         import onnx  # torch's exporter needs it, too, and fails late without it
@@ -103,10 +105,10 @@ def to_onnx(network: Network, path: Path) -> None:
 
 
 def to_safetensors(network: Network, path: Path) -> None:
-    """Write the state_dict; in the metadata mean, std and class_names, and of a compacted network its channels as `kept`."""
+    """Write the state_dict; the metadata have what those of ONNX have, and of a compacted network its channels as `kept`."""
     tensors = {name: tensor.contiguous().clone() for name, tensor in network.net.state_dict().items()}
     kept = {} if network.survivors is None else {"kept": json.dumps(network.survivors)}
-    path.write_bytes(save(tensors, {**network.inputs, **kept}))
+    path.write_bytes(save(tensors, {**(network.inputs or {}), **kept}))
 
 
 def to_state_dict(network: Network, path: Path) -> None:

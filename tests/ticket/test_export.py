@@ -70,7 +70,7 @@ def test_a_trained_network_gives_the_same_outputs_as_onnx(compacted, size, run_f
     trained = load_network(run_folder, [CONF])
     rc, out, err = exported(run_folder, "--to", tmp_path / "new" / "model.onnx", *["--compact"] * compacted)
     assert rc == 0, err
-    assert "inputs: 1x8x8, normalised as in training" in out
+    assert "inputs: 1x8x8, (x - mean) / std" in out
     x = inputs(size, 1, 8, 8)
     torch.testing.assert_close(onnx_outputs(tmp_path / "new" / "model.onnx", x), outputs(trained.net, x), rtol=1e-4, atol=1e-5)
 
@@ -79,9 +79,9 @@ def test_mean_std_and_class_names_travel_with_the_network(run_folder, exported, 
     """Of digits mean and deviation are known, and the classes have no names; a ticket from before has neither."""
     onnx = pytest.importorskip("onnx")
     rc, out, _ = exported(run_folder, "--to", tmp_path / "m.onnx", "--compact")
-    assert rc == 0 and "(x - mean) / std, mean 4.87791, std 6.01361" in out
+    assert rc == 0 and "mean 4.87791, std 6.01361 of pixels in 0..16; of pixels in 0..1 mean 0.30487, std 0.375851" in out
     props = {prop.key: json.loads(prop.value) for prop in onnx.load(str(tmp_path / "m.onnx")).metadata_props}
-    assert props == {"mean": [4.877912], "std": [6.013614]}
+    assert props == {"mean": [4.877912], "std": [6.013614], "range": [0, 16]}
     ticket = load_ticket(run_folder)
     named = json.dumps({"mean": [1.0, 2.0], "std": [3.0, 4.0], "class_names": ["cat", "dög"]})
     save_ticket(ticket.params, ticket.mask, {**ticket.provenance, "inputs": named}, tmp_path / "named.safetensors")
@@ -94,8 +94,14 @@ def test_mean_std_and_class_names_travel_with_the_network(run_folder, exported, 
     before = {key: value for key, value in ticket.provenance.items() if key != "inputs"}
     save_ticket(ticket.params, ticket.mask, before, tmp_path / "before.safetensors")
     rc, out, _ = exported(tmp_path / "before.safetensors", "--to", tmp_path / "m.onnx")
-    assert rc == 0 and "mean and scale of the data set" in out
+    assert rc == 0 and "its ticket does not say by which mean and scale" in out
     assert not onnx.load(str(tmp_path / "m.onnx")).metadata_props
+    raw = {**before, "inputs": json.dumps({"mean": [], "std": [], "class_names": []})}
+    save_ticket(ticket.params, ticket.mask, raw, tmp_path / "raw.safetensors")
+    assert (
+        "as the data set gave them: they were not standardised"
+        in exported(tmp_path / "raw.safetensors", "--to", tmp_path / "m.pt")[1]
+    )
 
 
 def test_the_command_times_dense_against_small(run_folder, ticket_command, tmp_path):
