@@ -324,7 +324,7 @@ def changed(payload: Payload, rng: random.Random, others: list[Payload]) -> tupl
         if where == "header" and parts:
             try:
                 parts[0], what = _change_header(parts[0], rng)
-            except (ValueError, AttributeError, IndexError, RecursionError):
+            except (ValueError, AttributeError, IndexError, RecursionError, OverflowError):
                 what = "header as it was"
         elif where == "block" and len(parts) > 1:
             place = rng.randrange(1, len(parts))
