@@ -39,14 +39,16 @@ class UpdateCheck:
     """The server's knowledge of its clients, against which their updates are checked.
 
     examples, validation: the numbers of each client's training and validation examples. measured_on: on how many of these
-    evidence is measured (None: all). recipe: of their training. feedback: whether entries that were dead in the network that
-    was sent may live after a client's event. learnt: the names of the tensors that training changes, which have to stay finite
-    (None: all of them). whole: whether every living weight comes back.
+    evidence is measured (None: all). top: whether of evidence about the dead only the largest entries come. recipe: of their
+    training. feedback: whether entries that were dead in the network that was sent may live after a client's event. learnt: the
+    names of the tensors that training changes, which have to stay finite (None: all of them). whole: whether every living weight
+    comes back.
     """
 
     examples: Sequence[int] = ()
     validation: Sequence[int] = ()
     measured_on: int | None = None
+    top: bool = False
     recipe: Recipe = field(default_factory=Recipe)
     feedback: bool = False
     learnt: tuple[str, ...] | None = None
@@ -61,6 +63,7 @@ class UpdateCheck:
             examples=sizes(clients.train),
             validation=sizes(clients.val),
             measured_on=where.examples,
+            top=where.top is not None,
             recipe=recipe,
             feedback=recipe.error_feedback,
             learnt=(*(name for name, p in net.named_parameters() if p.requires_grad), *statistics),
@@ -76,7 +79,7 @@ class UpdateCheck:
             yield f"it says that it is of client {update.client}"
         if job.client != SERVER and update.examples != (known := self._examples_of(job)):
             yield f"it is of {update.examples} examples, and the client has {known} for it"
-        yield from _not_asked_for(update, job)
+        yield from _not_asked_for(update, job, self.top)
         if job.measure and update.metrics:
             yield f"it was asked for evidence and has the metrics {shown(', '.join(update.metrics))}, which cannot be"
         if not job.measure:
@@ -142,14 +145,15 @@ class UpdateCheck:
                 yield f"it has weights in {name} where its mask is dead"
 
 
-def _not_asked_for(update: Update, job: Job) -> Iterator[str]:
+def _not_asked_for(update: Update, job: Job, top: bool) -> Iterator[str]:
     """Yield what is in the update and not in the job, or the other way round."""
     if (update.subnet is None) != bool(job.measure):
         yield "it has evidence and no network" if update.subnet is None else "it has a network where evidence was asked for"
     if list(update.evidence) != [*job.measure]:
         yield f"it was asked for the evidence [{', '.join(job.measure)}] and has [{shown(', '.join(update.evidence))}]"
     about = job.about if job.measure else "alive"
-    if update.about != about and (update.about, about) != ("top", "dead"):
+    about = "top" if top and about == "dead" else about
+    if update.about != about:
         yield f"its evidence is about the entries `{update.about}`, and it was asked about `{about}`"
     if {*update.control} != (set() if job.measure else {*job.control}):
         yield "its control is not of the parameters whose control it was sent"

@@ -25,7 +25,9 @@ def test_honest_updates_pass():
     assert CHECK(TRAINED, TRAIN) is None
     assert CHECK(MEASURED, ASKED) is None
     assert CHECK(replace(MEASURED, client=SERVER, examples=77), replace(ASKED, client=SERVER)) is None  # the server's own
-    assert CHECK(replace(MEASURED, about="top"), replace(ASKED, about="dead")) is None
+    largest = replace(CHECK, top=True)
+    assert largest(replace(MEASURED, about="top"), replace(ASKED, about="dead")) is None
+    assert "was asked about `top`" in str(largest(replace(MEASURED, about="dead"), replace(ASKED, about="dead")))
     loss = replace(MEASURED, evidence={"candidate_loss": {"loss": torch.tensor(0.3)}}, examples=6)
     assert CHECK(loss, replace(ASKED, measure=("candidate_loss",))) is None  # of the validation examples
     assert CHECK(replace(TRAINED, logged={"train/mine": ("max", math.nan)}), TRAIN) is None  # a user's own numbers
