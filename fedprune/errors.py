@@ -61,6 +61,14 @@ class RunError(FedpruneError):
     """A run cannot go on: a full disk, a damaged checkpoint, a client whose loss is not a number."""
 
 
+class Damaged(RunError):
+    """A checkpoint is not what was written. why: a clause."""
+
+    def __init__(self, path: object, why: object):
+        self.why = str(why)
+        super().__init__(f"{path} is damaged ({why}): remove it, or run with force=true to start anew")
+
+
 class Unheard(RunError):
     """No client that was asked for evidence answered. One may answer the next time, so a prune event waits."""
 

@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 import pandas as pd
 
@@ -20,7 +19,9 @@ from fedprune.errors import FedpruneError, shown
 from fedprune.identity import VOLATILE
 from fedprune.run_id import digest_of, short_keys, ticket_name
 from fedprune.running.lock import holder_of
-from fedprune.running.loggers import read_metrics
+from fedprune.storage import digest
+from fedprune.storage.history import METRICS, read_history, read_metrics
+from fedprune.storage.origin import another_run
 from fedprune.types import Json
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,11 @@ def _columns(keys: Iterable[str]) -> dict[str, str]:
 def _folders(runs: Runs) -> list[Path]:
     if isinstance(runs, (str, Path)):
         return find_runs(runs)
-    return [run for run in map(Path, runs) if (run / "run.json").exists()]
+    folders = [*map(Path, runs)]
+    for folder in folders:
+        if (folder / METRICS).exists() and not (folder / "run.json").exists():
+            log.warning("%s is left out: it has rounds of a run, and no run.json that says of which", folder)
+    return [folder for folder in folders if (folder / "run.json").exists()]
 
 
 def _identity(folder: Path, description: Description, axes: Iterable[str], columns: Mapping[str, str]) -> Json:
@@ -186,7 +191,7 @@ def _number(text: str) -> int | float | str:
 def _status(folder: Path, description: Description) -> tuple[str, str]:
     """Return (status, reason)."""
     if (folder / "summary.json").exists():
-        return "done", ""
+        return "done", "; ".join(f"{METRICS}: {problem}" for problem in read_history(folder).problems)
     if (folder / "failed.json").exists():
         failed = read_json(folder / "failed.json")
         return failed["status"], failed["reason"]
@@ -196,24 +201,30 @@ def _status(folder: Path, description: Description) -> tuple[str, str]:
 
 
 def _outcome(folder: Path) -> dict[str, float]:
-    """Return the last metrics of a run and the sums over its rounds; {} for a run that never finished a round."""
-    rounds = read_metrics(folder)
+    """Return the last metrics of a run and the sums over its rounds; {} for a run that never finished a round. Of rounds that
+    are not all there, there are no sums."""
+    rounds, whole = read_metrics(folder), not read_history(folder).problems
     if not rounds:
         return {}
     values = {total: [row[metric] for row in rounds if metric in row] for total, metric in SUMS.items()}
-    sums = {total: sum(of_rounds) if of_rounds else math.nan for total, of_rounds in values.items()}
+    sums = {total: sum(of_rounds) if of_rounds and whole else math.nan for total, of_rounds in values.items()}
     seconds = {"time/total_s": sum(row.get("time/round_s", 0) for row in rounds)}
     summary = folder / "summary.json"
-    last = read_json(summary)["metrics"] if summary.exists() else rounds[-1]
+    last = read_summary(summary)["metrics"] if summary.exists() else rounds[-1]
     return {**seconds, **{name: value for name, value in last.items() if "/" in name}, **sums}
+
+
+def read_summary(path: Path) -> Description:
+    """Return a run's results. Raises FedpruneError if they are damaged, or those of another run."""
+    summary = read_json(path)
+    if problem := another_run(path.parent, summary.get("id")):
+        raise FedpruneError(f"{path} belongs elsewhere: {problem}. Put it back, or repeat the run with force=true")
+    return summary
 
 
 def read_json(path: Path) -> Description:
     """Return the object in a file of JSON. Raises FedpruneError, naming the file, if it holds anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return digest.from_json(path.read_bytes())
     except (ValueError, RecursionError) as error:  # also of a byte that is not UTF-8
         raise FedpruneError(f"{path} is damaged ({shown(error)}): {MEND}") from error
-    if not isinstance(content, dict):
-        raise FedpruneError(f"{path} is damaged (it holds a {type(content).__name__}): {MEND}")
-    return cast(Description, content)

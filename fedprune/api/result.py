@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from fedprune.config import CONF
 from fedprune.errors import FedpruneError
 from fedprune.running.lock import holder_of
+from fedprune.storage import digest
 
 if TYPE_CHECKING:  # importing them takes seconds, and a result needs them only when it is asked
     import pandas as pd
@@ -70,7 +71,9 @@ class Result:
         """Return the metrics at the end of the run, by name. Raises FedpruneError if it has not ended."""
         if self.status != "done":
             raise FedpruneError(f"{self.folder} has no summary: the run is {self.status}. {self.reason}".rstrip())
-        return dict(json.loads((self.folder / "summary.json").read_text())["metrics"])
+        from fedprune.analysis.read import read_summary
+
+        return dict(read_summary(self.folder / "summary.json")["metrics"])
 
     @property
     def rounds(self) -> pd.DataFrame:
@@ -131,6 +134,6 @@ def load(folder: Path | str) -> Result:
     """Return a run by its folder. Raises FedpruneError if it is not that of a run."""
     path = Path(folder)
     try:
-        return Result(path, dict(json.loads((path / "run.json").read_text())))
+        return Result(path, digest.from_json((path / "run.json").read_bytes()))
     except (OSError, ValueError) as error:
-        raise FedpruneError(f"{path} is not the folder of a run: it has no run.json that can be read") from error
+        raise FedpruneError(f"{path} is not the folder of a run: it has no run.json that can be read ({error})") from error

@@ -1,12 +1,14 @@
 """The cache of data sets that were read before: the tensors of each in one file, mapped and not copied.
 
-So a data set is there at once, and the cells of a sweep that run side by side have it in memory once.
+So a data set is there at once, and the cells of a sweep that run side by side have it in memory once. A file has a digest
+(storage/digest.py), and one that is damaged is written anew.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import logging
 import marshal
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar, cast
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fedprune import __version__
@@ -24,9 +26,12 @@ from fedprune.data.sources import Source, obtain, unverified
 from fedprune.identity.files import home
 from fedprune.identity.reads import reads
 from fedprune.run_id import digest_of
+from fedprune.storage import digest, safetensors_writer
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 Kind = TypeVar("Kind", bound="DataclassInstance")
@@ -58,8 +63,12 @@ def cached(source: Source, kind: type[Kind]) -> Callable[[Loader[P, Kind]], Load
 def read_once(name: str, known: Sequence[object], kind: type[Kind], load: Callable[[], Kind]) -> Kind:
     """Return what `load` returns, from the cache if it was loaded before with the same `known` (what JSON holds)."""
     path = home() / f"{name}-{digest_of([__version__, kind.__qualname__, *known])}.safetensors"
-    with suppress(OSError, SafetensorError, KeyError, ValueError, TypeError):
+    try:
         return _read(path, kind)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        log.warning("%s is damaged (%s): the data are read anew, and it is written again", path, error)
+    except OSError:
+        pass  # there is none yet, or no place for it
     loaded = load()
     with suppress(OSError, SafetensorError):
         _write(loaded, path)
@@ -84,18 +93,23 @@ def mark(path: Path) -> tuple[str, int, int]:
 
 
 def _read(path: Path, kind: type[Kind]) -> Kind:
+    digest.check(path)
     with safe_open(path, "pt") as file:
-        plain = json.loads(file.metadata()["plain"])
+        metadata = file.metadata() or {}
+    if metadata.get("file", path.name) != path.name:
+        raise ValueError(f"it is {metadata['file']} under another name")
+    plain = json.loads(metadata["plain"])
     lists = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
     return kind(**lists, **load_file(path))
 
 
 def _write(loaded: DataclassInstance, path: Path) -> None:
     values = {field.name: getattr(loaded, field.name) for field in fields(loaded)}
-    # Copies, since safetensors refuses tensors that share memory, and a loader's may be views of one tensor.
-    tensors = {name: value.contiguous().clone() for name, value in values.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     plain = {name: value for name, value in values.items() if name not in tensors}
+    metadata = {"plain": json.dumps(plain), "file": path.name} | digest.SEALED
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.urandom(8).hex()}")  # pids repeat on other machines and in containers
-    save_file(tensors, partial, metadata={"plain": json.dumps(plain)})
+    with open(partial, "wb") as file:
+        digest.write(file, safetensors_writer.pieces(tensors, metadata))
     os.replace(partial, path)  # so that another process reads the whole file or none

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fedprune.data.datasets import Dataset
@@ -21,6 +21,9 @@ from fedprune.data.own.users import too_few
 from fedprune.data.partition import Division
 from fedprune.errors import ConfigError, DataError
 from fedprune.randomness import numpy_stream
+from fedprune.storage import digest
+from fedprune.storage.checkpoint import write_tensors
+from fedprune.storage.origin import another_run
 from fedprune.types import SERVER
 
 log = logging.getLogger(__name__)
@@ -167,11 +170,12 @@ def label_histogram(clients: Clients, labels: Tensor, classes: int) -> np.ndarra
     return np.stack([torch.bincount(labels[torch.cat(part)].flatten(), minlength=classes).numpy() for part in parts])
 
 
-def save_partition(clients: Clients, labels: Tensor, path: str | Path) -> None:
+def save_partition(clients: Clients, labels: Tensor, path: str | Path, run: str = "") -> None:
     """Write the owner of each example, and the labels, as safetensors: three tensors [N] over the training pool.
 
     owner: int32, the client, or -1 for the server and for nobody. split: uint8, 0 train, 1 val, 2 test, 3 the server's
-    proxy set, 4 nobody's. label: as it is, of sequences [N, T]; with it the file can be drawn without the data set.
+    proxy set, 4 nobody's. label: as it is, of sequences [N, T]; with it the file can be drawn without the data set. run: the id
+    of the run, in the metadata.
     """
     owner = torch.full((len(labels),), SERVER, dtype=torch.int32)
     split = torch.full((len(labels),), UNUSED, dtype=torch.uint8)
@@ -181,15 +185,19 @@ def save_partition(clients: Clients, labels: Tensor, path: str | Path) -> None:
         owner[indices] = torch.repeat_interleave(torch.arange(len(parts), dtype=torch.int32), sizes)
         split[indices] = code
     split[clients.server] = PROXY
-    save_file({"owner": owner, "split": split, "label": labels.contiguous()}, path)
+    write_tensors({"owner": owner, "split": split, "label": labels}, {"run": run}, Path(path))
 
 
 def load_partition(path: str | Path) -> tuple[Clients, Tensor]:
     """Return (clients, labels) as `save_partition` wrote them. Raises DataError for a missing or damaged file."""
     try:
+        digest.check(Path(path))
         tensors = load_file(path)
         owner, split, labels = (tensors[name] for name in ("owner", "split", "label"))
-    except (OSError, SafetensorError, KeyError) as failure:
+        with safe_open(path, "pt") as file:
+            if problem := another_run(Path(path).parent, (file.metadata() or {}).get("run")):
+                raise ValueError(problem)
+    except (OSError, SafetensorError, KeyError, ValueError) as failure:
         raise DataError(f"{path} is not a saved partition ({failure}): run again to write it anew.") from failure
     clients = int(owner.max()) + 1
     train, val, test = (_owned(owner, split == code, clients) for code in (TRAIN, VAL, TEST))

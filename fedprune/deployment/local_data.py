@@ -16,7 +16,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fedprune.data.datasets import Dataset
@@ -24,6 +23,8 @@ from fedprune.data.divide import Parts
 from fedprune.data.federate import Clients
 from fedprune.data.partition import Division
 from fedprune.errors import ConfigError, DataError
+from fedprune.storage import digest
+from fedprune.storage.checkpoint import write_tensors
 
 PARTS = ("train", "val", "test")
 SERVER_FILE = "server.safetensors"
@@ -55,7 +56,7 @@ def save_server(path: Path, like: Dataset) -> None:
 
 def _save(tensors: dict[str, Tensor], like: Dataset, more: dict[str, int], path: Path) -> None:
     facts = {"name": like.name, "classes": like.classes, "mean": like.mean, "std": like.std} | more
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"fedprune": json.dumps(facts)})
+    write_tensors(tensors, {"fedprune": json.dumps(facts)}, path)
 
 
 def split(dataset: Dataset, clients: Clients, folder: Path) -> list[Path]:
@@ -94,6 +95,7 @@ def read(path: Path) -> LocalData:
     """Return a file's content. A client's examples are its training pool, part after part; the server's test set is also its
     training pool, on which a composition is rehearsed before the first round. Raises DataError."""
     try:
+        digest.check(path)
         with safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {})["fedprune"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict

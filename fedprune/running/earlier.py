@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from fedprune.errors import RunError
 from fedprune.identity.changes import changes
 from fedprune.run_id import RunId
+from fedprune.storage import digest
 from fedprune.types import Json
 
 SUMMARY, STATE = "summary.json", "state/state.safetensors"
@@ -45,5 +45,5 @@ def changed_since(folder: Path, which: RunId) -> str | None:
 def described(folder: Path) -> Json:
     """Return run.json of the run that was begun here; nothing if there is none, or it is damaged."""
     with suppress(OSError, ValueError):
-        return dict(json.loads((folder / "run.json").read_text()))
+        return digest.from_json((folder / "run.json").read_bytes())
     return {}

@@ -36,14 +36,18 @@ from fedprune.running.failure import OF_FAILURE, noted
 from fedprune.running.first_look import tell_start
 from fedprune.running.lock import held, moment, patience
 from fedprune.running.made_with import graphics, made_with
+from fedprune.running.resume import DAMAGED, PREVIOUS, end, put_right, resume, save
 from fedprune.running.summary import conclude, provenance
-from fedprune.storage.checkpoint import load_state, save_state, save_ticket, write_text
+from fedprune.storage import digest
+from fedprune.storage.checkpoint import save_ticket, write_text
+from fedprune.storage.history import METRICS, line, read
 from fedprune.storage.spilled import beyond
 from fedprune.tensors import tensors_of
 from fedprune.types import Json, State
 
 RESULTS = (
-    *(SUMMARY, STATE, "metrics.jsonl", "metrics.csv", "ticket.safetensors", "plan.txt", "partition.safetensors"),
+    *(SUMMARY, STATE, PREVIOUS, DAMAGED, METRICS),
+    *("metrics.csv", "ticket.safetensors", "plan.txt", "partition.safetensors"),
     *("profile.csv", *(f"figures/profile{suffix}" for suffix in (".png", ".svg", ".pdf"))),
 )
 """Files of results, which a run with `force` must not take for its own."""
@@ -125,27 +129,25 @@ def _begin(folder: Path, config: DictConfig, about: loggers.About) -> None:
             (folder / name).unlink()
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
-    write_text(folder / "run.json", _json(about))
+    write_text(folder / "run.json", digest.to_json(about))
 
 
 def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about: loggers.About) -> None:
-    write_text(folder / "run.json", _json(about))
+    write_text(folder / "run.json", digest.to_json(about))
     own, what = not experiment.options.whose.global_mask, experiment.axes.what
     of = experiment.config.density_of
     plan = display.plan_text(experiment.plan, _rewind(experiment, names), what.emerges, own, what.untouched, of)
     write_text(folder / "plan.txt", plan + "\n")
     if experiment.clients.disjoint:  # else clients are drawn, as config.yaml says
-        save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors")
+        save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors", about["id"])
 
 
 def _train(config: DictConfig, folder: Path, experiment: Experiment, about: loggers.About) -> None:
     """Do the rounds that are left, write each down as it ends, with a checkpoint every so many seconds; then the results."""
-    path = folder / STATE
-    before = _resume(path, experiment) if path.exists() else None
+    before, lines = _resume(folder, experiment)
     done, rounds = before.round if before else 0, experiment.plan.rounds
     if before:
         console.print(f"going on from round {done} of {rounds}: {folder}")
-    loggers.keep_until(folder, done)
     with (
         employed(experiment.executor()) as executor,
         loggers.guarded(make(config.logger), f"logger={about['axes']['logger']}", folder, about) as logger,
@@ -159,22 +161,23 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: logg
         try:
             while state.round < rounds:
                 state, metrics = loop.round(state)
-                state = _kept_small(state, loop.whose, path.parent)
+                state = _kept_small(state, loop.whose, (folder / STATE).parent)
                 loggers.append(folder, metrics)
+                lines += line(metrics)
                 written = state
                 logger.round(metrics)
                 live.round(metrics)
                 if time.monotonic() - saved >= config.checkpoint_every:
-                    save_state(state, path)
+                    save(folder, state, lines, about["id"])
                     saved = time.monotonic()
-            save_state(state, path)
-            summary = _finish(folder, state, about, logger)
+            save(folder, state, lines, about["id"])
+            summary = _finish(folder, state, about, logger, lines)
             conclude(folder, loop, state)
         except BaseException:
             executor.close(now=True)  # before the logger, which may take its time
-            save_state(written, path)  # interrupted or not, what is written down can be gone on from
+            save(folder, written, lines, about["id"])  # interrupted or not, what is written down can be gone on from
             raise
-    write_text(folder / SUMMARY, _json({"status": "done", "metrics": summary}))  # nothing is left that could still fail
+    end(folder, {"status": "done", "id": about["id"], "metrics": summary}, lines)  # nothing is left that could still fail
 
 
 def _kept_small(state: State, whose: Whose, folder: Path) -> State:
@@ -182,20 +185,22 @@ def _kept_small(state: State, whose: Whose, folder: Path) -> State:
     return replace(state, personal=beyond(state.personal, 1e6 * whose.memory_mb, folder))
 
 
-def _resume(path: Path, experiment: Experiment) -> State:
-    """Return the state to go on from. Raise RunError if it is not one of this network."""
-    state = load_state(path)
+def _resume(folder: Path, experiment: Experiment) -> tuple[State | None, bytearray]:
+    """Return the state to go on from, and the lines of its rounds. Raise RunError if it is not one of this network."""
+    state, lines = resume(folder)
     shapes = {name: tensor.shape for name, tensor in tensors_of(experiment.net).items()}
-    if {name: t.shape for name, t in state.server.params.items()} != shapes or tuple(
-        state.server.mask
-    ) != experiment.axes.what.names:
-        raise RunError(f"{path} is the checkpoint of another network: run with force=true to start anew")
-    return state
+    if state and (
+        {name: t.shape for name, t in state.server.params.items()} != shapes
+        or tuple(state.server.mask) != experiment.axes.what.names
+    ):
+        raise RunError(f"{folder / STATE} is the checkpoint of another network: run with force=true to start anew")
+    return state, bytearray(lines)
 
 
-def _finish(folder: Path, state: State, about: loggers.About, logger: loggers.Logger) -> dict[str, float]:
+def _finish(folder: Path, state: State, about: loggers.About, logger: loggers.Logger, lines: bytearray) -> dict[str, float]:
     """Write the ticket, tell the logger of the end, and return the metrics that go into the summary."""
-    rows = loggers.read_metrics(folder)
+    put_right(folder, lines)
+    rows = read(lines).rows
     seconds = sum(row["time/round_s"] for row in rows)
     metrics = rows[-1] | {"time/total_s": seconds}
     ticket = folder / "ticket.safetensors"
@@ -248,7 +253,3 @@ def _facts(experiment: Experiment, config: DictConfig) -> Json:
         "metric": {"name": experiment.task.metric, "larger_is_better": experiment.task.larger_is_better},
         "begin": None if experiment.ticket is None else {"density": density(experiment.ticket.mask)},
     }
-
-
-def _json(content: Mapping[str, object]) -> str:
-    return json.dumps(content, indent=2) + "\n"

@@ -9,16 +9,17 @@ from pathlib import Path
 from fedprune import __version__
 from fedprune.federated.loop import FederatedLoop
 from fedprune.federated.masks.gates import unmet, unmet_by_clients
-from fedprune.running import display, loggers
+from fedprune.running import display
 from fedprune.running.display import console
-from fedprune.types import State
+from fedprune.storage.history import read_metrics
+from fedprune.types import Json, State
 
 log = logging.getLogger(__name__)
 
 
 def conclude(folder: Path, loop: FederatedLoop, state: State) -> None:
     """Print the last words of the run in this folder, and write its profile there."""
-    rows = loggers.read_metrics(folder)
+    rows = read_metrics(folder)
     problem, left_out = _unmet(loop, state), display.left_out_text(rows)
     if problem:
         log.warning(problem)
@@ -37,7 +38,7 @@ def _unmet(loop: FederatedLoop, state: State) -> str | None:
     return unmet_by_clients(loop.plan, state, loop.sampled, loop.whose.plans)
 
 
-def provenance(about: loggers.About) -> dict[str, str]:
+def provenance(about: Json) -> dict[str, str]:
     """Return a ticket's origin, and what makes its network again. Nothing in it changes when a run is resumed."""
     model = {"option": about["axes"]["model"], "config": about["config"]["model"]}
     network = model | {"shape": about["shape"], "classes": about["classes"]}

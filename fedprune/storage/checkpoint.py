@@ -1,34 +1,51 @@
-"""State <-> file: one safetensors file, written atomically. No pickle: loading never runs code."""
+"""State <-> file: one safetensors file, written atomically, with a digest. No pickle: loading never runs code."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fedprune.errors import RunError
-from fedprune.storage import safetensors_writer
+from fedprune.errors import Damaged, RunError
+from fedprune.storage import digest, safetensors_writer
 from fedprune.storage.before_groups import one_bag
 from fedprune.storage.groups import as_bytes, as_tensor, grouped, ungrouped
-from fedprune.storage.safetensors_writer import Buffer, Rows
+from fedprune.storage.origin import another_run
+from fedprune.storage.safetensors_writer import Rows
 from fedprune.storage.spilled import Stored
-from fedprune.types import ClientState, Mask, Params, Personal, ServerState, State, Subnet
+from fedprune.types import ClientState, Json, Mask, Params, Personal, ServerState, State, Subnet
 
-FORMAT = 2
-"""The number of the format of checkpoints. In format 1, SCAFFOLD's control is the buffer `c` of the server optimizer."""
+FORMAT = 3
+"""The number of the format of checkpoints. In format 1, SCAFFOLD's control is the buffer `c` of the server optimizer. From 3 on
+a checkpoint holds the lines of metrics.jsonl."""
+
+LINES = "history/lines"
 
 NUMBERS = ("round", "clock", "events", "up_bytes", "down_bytes", "pruned", "opened")
 
 
-def save_state(state: State, path: Path) -> None:
-    """Write the state over the one before it, in one step: a reader sees either. Raises RunError if the disk refuses."""
+@dataclass(frozen=True)
+class Saved:
+    """The content of a checkpoint. lines: those of metrics.jsonl until then; None of before a checkpoint had them."""
+
+    state: State
+    lines: bytes | None
+
+
+def save_state(state: State, path: Path, lines: bytes = b"", run: str = "") -> None:
+    """Write the state over the one before it, in one step: a reader sees either. Raises RunError if the disk refuses.
+
+    lines: those of metrics.jsonl. run: the id of the run.
+    """
     groups: dict[str, Params] = {
         "server": state.server.params,
         "mask": state.server.mask,
@@ -44,31 +61,51 @@ def save_state(state: State, path: Path) -> None:
         **{f"kept/{client}/{name}": group for client, kept in state.kept.items() for name, group in grouped(kept).items()},
         "personal": _personal(state),
     }
-    rows = {"personal/masks": _masks(state)} if state.personal else {}
-    numbers = {"format": FORMAT} | {name: getattr(state, name) for name in NUMBERS}
+    rows = {LINES: Rows(len(lines), [lines])} | ({"personal/masks": _masks(state)} if state.personal else {})
+    numbers = {"format": FORMAT, "run": run} | {name: getattr(state, name) for name in NUMBERS}
     write(groups, {"state": json.dumps(numbers)}, path, rows)
 
 
 def load_state(path: Path) -> State:
-    """Return the state of a file. Raises RunError, naming the file, if it is damaged or is something else."""
+    """Return the state of a file. Raises RunError, naming the file, if it is damaged, of another run, or something else."""
+    return load_saved(path).state
+
+
+def load_saved(path: Path) -> Saved:
+    """Return the state of a file, and the lines. Raises Damaged, and RunError if it cannot be read or is of another run."""
     groups, metadata = read(path)
     try:
         numbers = json.loads(metadata["state"])
-        return State(
-            server=Subnet(groups["server"], groups.get("mask", {})),
-            init=groups["init"],
-            ticket=groups["ticket"],
-            candidate=groups.get("candidate", {}),
-            stale=groups.get("stale", {}),
-            reached=frozenset(groups["reached"]["clients"].tolist()) if "reached" in groups else frozenset(),
-            anchors={int(key): params for key, params in _below(groups, "anchors/").items()},
-            server_state=_server_state(groups, numbers.get("format", 1)),
-            kept=_read_kept(groups),
-            personal=_read_personal(groups.get("personal"), path),
-            **{name: numbers[name] for name in NUMBERS},
-        )
-    except (KeyError, ValueError) as error:
-        raise RunError(f"{path} is not a checkpoint of fedprune ({error}): remove it, or run with force=true") from error
+        if problem := another_run(path.parent.parent, numbers.get("run")):
+            raise RunError(f"{path} belongs elsewhere: {problem}. Put it back, or run with force=true to start anew")
+        if numbers.get("format", 1) > FORMAT:
+            raise RunError(f"{path} was written by a newer fedprune: install that one, or run with force=true to start anew")
+        return Saved(_state(groups, numbers, path), _lines(path) if numbers.get("format", 1) >= 3 else None)
+    except (KeyError, ValueError, TypeError) as error:
+        raise Damaged(path, f"it is not a checkpoint of fedprune: {error}") from error
+
+
+def _state(groups: Mapping[str, Params], numbers: Json, path: Path) -> State:
+    return State(
+        server=Subnet(groups["server"], groups.get("mask", {})),
+        init=groups["init"],
+        ticket=groups["ticket"],
+        candidate=groups.get("candidate", {}),
+        stale=groups.get("stale", {}),
+        reached=frozenset(groups["reached"]["clients"].tolist()) if "reached" in groups else frozenset(),
+        anchors={int(key): params for key, params in _below(groups, "anchors/").items()},
+        server_state=_server_state(groups, numbers.get("format", 1)),
+        kept=_read_kept(groups),
+        personal=_read_personal(groups.get("personal"), path),
+        **{name: numbers[name] for name in NUMBERS},
+    )
+
+
+def _lines(path: Path) -> bytes:
+    (_, length), start = safetensors_writer.place(path, LINES)
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(length)
 
 
 def _server_state(groups: Mapping[str, Params], format: int) -> ServerState:
@@ -137,7 +174,13 @@ def write(
     if pairs:  # the format has no such types: they are written as their real and imaginary parts
         tensors |= {full: torch.view_as_real(tensors[full]) for full in pairs}
         notes["complex"] = json.dumps(pairs)
-    replace_by(path, safetensors_writer.pieces({**tensors, **rows}, {**metadata, **notes}))
+    write_tensors({**tensors, **rows}, {**metadata, **notes}, path)
+
+
+def write_tensors(tensors: Mapping[str, Tensor | Rows], metadata: Mapping[str, str], path: Path) -> None:
+    """Write tensors under their own names as one safetensors file with a digest, in one step; see `replace_by`."""
+    pieces = safetensors_writer.pieces(tensors, {**metadata, **digest.SEALED})
+    replace_by(path, lambda file: digest.write(file, pieces))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -147,16 +190,17 @@ def write_text(path: Path, text: str) -> None:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file in one step; see `replace_by`."""
-    replace_by(path, [content])
+    replace_by(path, lambda file: file.write(content))
 
 
-def replace_by(path: Path, pieces: Iterable[Buffer]) -> None:
-    """Write a file in one step: complete and on the disk, or not at all. Raises RunError if the disk refuses."""
+def replace_by(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file in one step: complete and on the disk, or not at all. write: writes to a file that is open. Raises RunError
+    if the disk refuses."""
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
-            file.writelines(pieces)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -169,10 +213,11 @@ def replace_by(path: Path, pieces: Iterable[Buffer]) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
-    """Return the groups of tensors of a file, in the order in which they were written, and its metadata. Raises RunError if it
-    is damaged."""
+    """Return the groups of tensors of a file, in the order in which they were written, and its metadata. Raises Damaged, and
+    RunError if it cannot be read."""
     groups: dict[str, dict[str, Tensor]] = {}
     try:
+        digest.check(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             pairs = set(json.loads(metadata.get("complex", "[]")))
@@ -180,8 +225,10 @@ def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
                 group, name = _split(full)
                 tensor = file.get_tensor(full)
                 groups.setdefault(group, {})[name] = torch.view_as_complex(tensor) if full in pairs else tensor
-    except (SafetensorError, OSError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}): remove it, or run with force=true to start anew") from error
+    except (SafetensorError, ValueError) as error:
+        raise Damaged(path, error) from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error}): remove it, or run with force=true to start anew") from error
     return groups, metadata
 
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from fedprune.errors import DataError, RunError
 from fedprune.pruning import mask as masks
 from fedprune.storage import checkpoint
+from fedprune.storage.origin import another_run
 from fedprune.ticket.schema import check_metadata
 from fedprune.ticket.weights import holds_weights
 from fedprune.types import Json, Mask, Params
@@ -44,7 +45,8 @@ def load_ticket(path: Path | str) -> Ticket:
     """Return the ticket in a file, or in a run folder. Raises DataError if it is missing, damaged or not a ticket of
     fedprune."""
     path = Path(path)
-    path = path / "ticket.safetensors" if path.is_dir() else path
+    of_folder = path.is_dir()
+    path = path / "ticket.safetensors" if of_folder else path
     if not path.is_file():
         raise DataError(f"there is no ticket {path}: give the ticket.safetensors of a finished run, or the run's folder")
     if holds_weights(path):
@@ -56,6 +58,8 @@ def load_ticket(path: Path | str) -> Ticket:
         raise DataError(f"{path} is damaged or no ticket of fedprune: {error.__cause__ or error}") from error
     if not set(groups) <= GROUPS or "params" not in groups or "axes" not in provenance:
         raise DataError(f"{path} is not a ticket of fedprune: it holds {', '.join(sorted(groups)) or 'nothing of ours'}")
+    if of_folder and (problem := another_run(path.parent, provenance.get("id"))):
+        raise DataError(f"{path} belongs elsewhere: {problem}. Give the file itself, if it is what you mean")
     ticket = Ticket(groups["params"], groups.get("mask", {}), provenance, path)
     for problem in _problems(ticket):
         raise DataError(f"{path} is damaged: {problem}")

@@ -69,6 +69,24 @@ def test_a_damaged_cache_does_no_harm(root, content):
     assert same(first, fashion_mnist(str(root)))  # and it is whole again
 
 
+def test_a_flipped_bit_and_a_file_under_another_name_are_told_and_mended(root, caplog):
+    first = fashion_mnist(str(root))
+    (path,) = kept()
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    assert same(first, fashion_mnist(str(root)))
+    assert f"{path} is damaged (its content is not what was written)" in caplog.text
+    caplog.clear()
+    place(root, shade=9)
+    fashion_mnist(str(root))
+    (other,) = {*kept()} - {path}
+    path.write_bytes(other.read_bytes())
+    cache._read(other, Dataset)
+    with pytest.raises(ValueError, match="under another name"):
+        cache._read(path, Dataset)
+
+
 def test_nor_does_a_place_that_cannot_be_written_to(root, monkeypatch):
     Path(os.environ["XDG_CACHE_HOME"]).write_text("a file where a folder should be")
     assert len(fashion_mnist(str(root)).x) == 20

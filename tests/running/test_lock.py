@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import json
 import os
 import re
 import signal
@@ -23,6 +22,7 @@ import fedprune
 from fedprune.errors import ConfigError, RunError
 from fedprune.running import lock
 from fedprune.running.lock import Held, held, holder_of, is_held_by_another, patience
+from fedprune.storage import digest
 from fedprune.storage.checkpoint import load_state
 from helpers.composed import TINY
 from helpers.forked import Forked
@@ -217,8 +217,8 @@ def test_what_is_done_while_one_waits_is_not_done_again(outputs, folder, command
 def test_a_failure_is_not_written_into_the_folder_of_a_process_that_is_at_it(command, outputs, folder):
     assert command(*TINY).rc == 0
     (folder() / "summary.json").unlink()
-    run = json.loads((folder() / "run.json").read_text())
-    (folder() / "run.json").write_text(json.dumps(run | {"id": "another"}))
+    run = digest.from_json((folder() / "run.json").read_bytes())
+    (folder() / "run.json").write_text(digest.to_json(run | {"id": "another"}))
     with another_process(folder()):
         assert "holds another run" in command(*TINY).err
         assert not (folder() / "failed.json").exists()

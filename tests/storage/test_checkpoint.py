@@ -166,7 +166,8 @@ def test_a_checkpoint_of_before_client_states_is_loaded(path, differences):
     bag = {"bn.weight": torch.ones(3), "x:y.weight": torch.zeros(3), "half": half, "optimizer:0:step": torch.tensor(2)}
     bag |= {"optimizer:11:exp_avg": half + 1, "control:conv.weight": half + 2, "accumulated:half": half + 3}
     neighbour = {"bn.weight": torch.ones(3), "half": half, "trained:mask": torch.tensor([5, 7], dtype=torch.uint8)}
-    checkpoint.write({**groups, "kept/3": bag, "kept/4": neighbour}, {"state": metadata["state"]}, path)
+    numbers = json.loads(metadata["state"]) | {"format": 2}
+    checkpoint.write({**groups, "kept/3": bag, "kept/4": neighbour}, {"state": json.dumps(numbers)}, path)
     kept = {
         3: ClientState(
             batchnorm={"bn.weight": torch.ones(3), "x:y.weight": torch.zeros(3)},

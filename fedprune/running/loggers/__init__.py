@@ -8,9 +8,10 @@ refused when the option is made; whatever goes wrong later is a warning.
 from fedprune.running.loggers.base import About, Logger, LoggerOption, Metrics, csv, none
 from fedprune.running.loggers.from_lightning import lightning_logger, lightning_loggers
 from fedprune.running.loggers.guard import guarded
-from fedprune.running.loggers.metrics_file import append, keep_until, read_metrics
+from fedprune.running.loggers.metrics_file import append
 from fedprune.running.loggers.several import Several, report
 from fedprune.running.loggers.weights_and_biases import Wandb, wandb_project
+from fedprune.storage.history import read_metrics
 
 __all__ = [
     "About",
@@ -22,7 +23,6 @@ __all__ = [
     "append",
     "csv",
     "guarded",
-    "keep_until",
     "lightning_logger",
     "lightning_loggers",
     "none",

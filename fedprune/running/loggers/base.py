@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedprune.capabilities import declares
-from fedprune.running.loggers.metrics_file import read_metrics
+from fedprune.storage.history import read_metrics
 from fedprune.types import Json
 
 Metrics = Mapping[str, float]

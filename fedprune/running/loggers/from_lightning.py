@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from fedprune.config.instantiate import make
 from fedprune.errors import ConfigError
 from fedprune.running.loggers.base import About, Logger, LoggerOption, Metrics, described
-from fedprune.running.loggers.metrics_file import read_metrics
 from fedprune.running.loggers.several import Several
+from fedprune.storage.history import read_metrics
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger as Lightning

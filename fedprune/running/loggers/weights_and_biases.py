@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fedprune.errors import ConfigError
 from fedprune.running.loggers.base import About, Logger, LoggerOption, Metrics, described
-from fedprune.running.loggers.metrics_file import read_metrics
+from fedprune.storage.history import read_metrics
 from fedprune.types import Json
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from fedprune.running import loggers
-from fedprune.running.loggers import append, keep_until, read_metrics
+from fedprune.running.loggers import append
+from fedprune.storage.history import read_metrics
 from helpers.wandb_files import fields, offline_runs, records
 
 TINY = (
@@ -306,27 +307,14 @@ def test_a_line_is_there_as_soon_as_its_round_is_done(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ['{"round": 2, "los', '{"round": 2', "{", '"'])
-def test_a_torn_last_line_is_left_out(torn, tmp_path):
+def test_a_torn_last_line_is_left_out(torn, tmp_path, caplog):
     append(tmp_path, {"round": 0})
     append(tmp_path, {"round": 1})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write(torn)
     assert [row["round"] for row in read_metrics(tmp_path)] == [0, 1]
-    keep_until(tmp_path, 5)
-    append(tmp_path, {"round": 2})
-    assert [row["round"] for row in read_metrics(tmp_path)] == [0, 1, 2]
-
-
-def test_rounds_that_will_be_done_again_are_dropped(tmp_path):
-    for number in range(5):
-        append(tmp_path, {"round": number})
-    keep_until(tmp_path, 3)
-    assert [row["round"] for row in read_metrics(tmp_path)] == [0, 1, 2]
-    keep_until(tmp_path, 0)
-    assert read_metrics(tmp_path) == []
+    assert caplog.text == ""
 
 
 def test_a_run_that_has_no_lines_yet_has_no_rounds(tmp_path):
-    assert read_metrics(tmp_path) == []
-    keep_until(tmp_path, 0)
     assert read_metrics(tmp_path) == []
