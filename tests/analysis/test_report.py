@@ -94,10 +94,19 @@ DAMAGED = {
         b"[" * 100_000,
         b'{"name": "a", "axes": [], "overrides": [], "seed": 0}',
     ],
-    "metrics.jsonl": [b'{"round": 0, "a/b": "\xff"}\n', b"[]\n", b"3\n"],
     "summary.json": [b"\xff", b"{", b"[]", b"{}", b'{"metrics": 3}'],
     "failed.json": [b"\xff", b"[]", b"{}"],
 }
+
+
+@pytest.mark.parametrize("content", [b'{"round": 0, "a/b": "\xff"}\n', b"[]\n", b"3\n"])
+def test_of_a_damaged_round_the_run_stays_with_its_summary_and_the_table_names_the_line(content, tmp_path, caplog):
+    run = write_run(tmp_path / "a", TICKET)
+    (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes() + content)
+    (row,) = analysis.load_runs(tmp_path).to_dict("records")
+    assert row["reason"].startswith(f"metrics.jsonl: line {len(TICKET) + 1} cannot be read (")
+    assert f"{run / 'metrics.jsonl'}: line {len(TICKET) + 1} cannot be read" in caplog.text
+    assert row["test/accuracy"] == TICKET[-1]["test/accuracy"]
 
 
 @pytest.mark.parametrize(("name", "content"), [(name, content) for name, each in DAMAGED.items() for content in each])
