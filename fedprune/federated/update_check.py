@@ -41,7 +41,7 @@ class UpdateCheck:
     examples, validation: the numbers of each client's training and validation examples. measured_on: on how many of these
     evidence is measured (None: all). top: whether of evidence about the dead only the largest entries come. recipe: of their
     training. feedback: whether entries that were dead in the network that was sent may live after a client's event. learnt: the
-    names of the tensors that training changes, which have to stay finite (None: all of them). whole: whether every living weight
+    names of the tensors that training changes, which have to stay finite (None: all). whole: whether every living weight
     comes back.
     """
 
