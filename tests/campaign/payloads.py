@@ -91,10 +91,12 @@ class Outcomes:
     counts: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     slowest: float = 0.0
+    slow: int = 0
 
     def add(self, outcome: str, told: str, seconds: float) -> None:
         self.counts[outcome] += 1
         self.slowest = max(self.slowest, seconds)
+        self.slow += seconds > SLOWEST
         if outcome not in ("refused", "sane") or seconds > SLOWEST:
             self.wrong.append(f"{told}: {outcome} ({seconds:.2f} s)")
 
@@ -517,11 +519,11 @@ def row(seed: int, outcomes: Outcomes, seconds: float) -> str:
     """Return the line of a table of the campaign."""
     counts, cases = outcomes.counts, sum(outcomes.counts.values())
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    wrong = {name: counts[name] for name in ("wrong accept", "traceback", "memory")}
+    wrong = {name: counts[name] for name in ("wrong accept", "traceback", "memory")} | {"over one second": outcomes.slow}
     told = " | ".join(f"{counts:,} {name}" for name, counts in wrong.items())
     return (
         f"| payloads | seed {seed} | {cases:,} cases | {counts['refused']:,} refused | {counts['sane']:,} sane | {told} | "
-        f"slowest {outcomes.slowest:.3f} s | {most:,.0f} MiB | {cases / max(seconds, 1e-9):,.0f} a second |"
+        f"slowest {outcomes.slowest:.3f} s | at most {most:,.0f} MiB | speed {cases / max(seconds, 1e-9):,.0f} a second |"
     )
 
 

@@ -27,7 +27,7 @@ class Forked:
 
     def __init__(self, folder: Path, *arguments: str, said: str = "std", **environment: str):
         self._said = (folder / f"{said}out.txt", folder / f"{said}err.txt")
-        self._process = SERVER.Process(target=_run, args=(folder, self._said, arguments, {**os.environ, **environment}))
+        self._process = SERVER.Process(target=perform, args=(folder, self._said, arguments, {**os.environ, **environment}))
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -51,7 +51,8 @@ class Forked:
         return out, err
 
 
-def _run(folder: Path, said: tuple[Path, Path], arguments: tuple[str, ...], environment: Mapping[str, str]) -> None:
+def perform(folder: Path, said: tuple[Path, Path], arguments: tuple[str, ...], environment: Mapping[str, str]) -> None:
+    """Do, in this process, what the command does in a folder, and end it. said: the files of its stdout and stderr."""
     os.setsid()
     for descriptor, path in enumerate(said, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)

