@@ -10,7 +10,7 @@ TUNING := $(BIN)/python -m fedprune name=benchmark_tuning rounds=30 eval_every=3
 BENCHMARKS := rounds overhead hooks sparse sweep scale shrink codecs personal evidence batched start_up memory
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fast lint docs taxonomy verdicts taxonomy_grid home homes benchmark claims benchmark_tuning peers bench performance notebooks federation oldest newest clean
+.PHONY: help install run test test-fast lint docs taxonomy verdicts taxonomy_grid home homes benchmark claims benchmark_tuning peers bench performance notebooks federation oldest newest campaign clean
 
 help:  ## what there is
 	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ oldest newest:
 	.venv-$@/bin/python -m pip install -q --disable-pip-version-check uv
 	.venv-$@/bin/python -m uv pip install -q --python .venv-$@/bin/python --resolution $(RESOLUTION) -e '.[dev]'
 	OMP_NUM_THREADS=1 WANDB_MODE=offline .venv-$@/bin/python -m pytest -n auto $(TESTS)
+
+campaign: $(STAMP)  ## kills, damaged files, changed payloads and random configurations (MINUTES=10 SEED=0); adds up in docs/reliability.md
+	MINUTES=$(or $(MINUTES),10) SEED=$(or $(SEED),0) $(BIN)/python tests/campaign
 
 bench: $(STAMP) peers  ## speed, memory and bytes, also of a bare PyTorch loop, Flower and pfl-research (10 to 15 minutes on 2 cores)
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit; done

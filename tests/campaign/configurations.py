@@ -4,9 +4,10 @@
     CASES=10000 SEED=7 python tests/campaign/configurations.py
     CASE=123 SEED=7 python tests/campaign/configurations.py one case again, with what was said
 
-Case i of a seed is the same on every machine. One in ten of those that are built also trains its first round. A case is `built`,
-`trained`, `refused`, or: `long` (refused in more than a few lines), `late` (refused only in the first round), `traceback`, `hang`
-(more than 10 s of a processor), `memory` (more than 3 GB), `silent` (a value is not what was typed) or `crash` (of the process).
+Case i of a seed is the same on every machine. One in ten of those that are built also trains its first round. A case is
+`built`, `trained`, `refused`, or: `long` (refused in more than a few lines), `late` (refused only in the first round),
+`traceback`, `hang` (more than 10 s of a processor), `memory` (more than 3 GB), `silent` (a value is not what was typed) or
+`crash` (of the process).
 """
 
 from __future__ import annotations
@@ -60,7 +61,20 @@ TRAINED = 0.1
 
 BAD = ("long", "late", "traceback", "hang", "memory", "silent", "crash")
 
-AXES = ("what", "criterion", "when", "how_often", "where", "whose", "rewind", "federated", "partition", "local", "wire", "model")
+AXES = (
+    "what",
+    "criterion",
+    "when",
+    "how_often",
+    "where",
+    "whose",
+    "rewind",
+    "federated",
+    "partition",
+    "local",
+    "wire",
+    "model",
+)
 
 ABROAD = {"model": ("torchvision", "timm")}
 """Options that need packages or downloads."""
@@ -87,7 +101,9 @@ def value(rng: random.Random) -> str:
         lambda: f"{rng.choice([-1, 1, 1, 1]) * 10 ** rng.uniform(-12, 12):.4g}",
         lambda: f"{rng.random():.3f}",
         lambda: str(rng.randint(1, 10)),
-        lambda: rng.choice(["[]", "[1]", "[0.5,2]", "[a,b]", "[[1],[2]]", "[null]", "[1,a,true]", "[" + ",".join("1" * 300) + "]"]),
+        lambda: rng.choice(
+            ["[]", "[1]", "[0.5,2]", "[a,b]", "[[1],[2]]", "[null]", "[1,a,true]", "[" + ",".join("1" * 300) + "]"]
+        ),
         lambda: rng.choice(["{}", "{a:1}", "{_target_:abc}", "{_target_:os.getcwd}", "{a:{b:[1]}}", "{1:2}"]),
         lambda: rng.choice(["é", "x" * 500, "'a b'", "'1'", "'None'", "../..", "/dev/zero", "2.5", "1,2"]),
         lambda: rng.choice(options(rng.choice(AXES))),
@@ -170,7 +186,12 @@ def typed_value(text: str) -> object:
 
 
 def _same(found: object, typed: object) -> bool:
-    """Return whether a value is the one that was typed: a whole number may stand for the same float, and a text for any."""
+    """Return whether a value is the one that was typed: a whole number may stand for the same float, 0 and 1 for false and
+    true, and a text for any."""
+    if isinstance(typed, str) and not isinstance(found, str):
+        typed = typed_value(typed)
+    if isinstance(found, bool) and typed in (0, 1):
+        return found == typed
     if isinstance(found, float) and isinstance(typed, int | float) and not isinstance(typed, bool):
         return found == typed or (math.isnan(found) and math.isnan(typed))
     return (type(found) is type(typed) or isinstance(found, str)) and (found == typed or str(found) == str(typed))

@@ -102,8 +102,7 @@ class Running:
         self.pid = self._interpreter(folder, words) if new else self._fork(folder, words, blow)
 
     def _interpreter(self, folder: Path, words: list[str]) -> int:
-        out, err = (open(path, "w") for path in self.said)
-        with out, err:
+        with open(self.said[0], "w") as out, open(self.said[1], "w") as err:
             command = [sys.executable, "-m", "fedprune", *words]
             self._process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, start_new_session=True)
         return self._process.pid
@@ -162,11 +161,18 @@ class Running:
             self.end()
             raise Fault("survivor", f"processes {left}")
         ours = {self.pid, *self.seen}
-        left = [name for name in os.listdir("/dev/shm") if ours & {int(each) for each in re.findall(r"(?<=[-_])\d+(?=[-_])", name)}]
+        left = [
+            name for name in os.listdir("/dev/shm") if ours & {int(each) for each in re.findall(r"(?<=[-_])\d+(?=[-_])", name)}
+        ]
         if left and not until(lambda: not any(Path("/dev/shm", name).exists() for name in left), GRACE):
             raise Fault("leftover", f"/dev/shm: {left[:5]}")
         if "Traceback (most recent call last)" in "".join(path.read_text(errors="replace") for path in self.said):
             raise Fault("traceback", self.words())
+
+
+def _owners(name: str) -> set[int]:
+    """Return the numbers of processes in a name of /dev/shm, such as sem.loky-123-abc."""
+    return {int(number) for number in re.findall(r"(?<=[-_])\d+(?=[-_])", name)}
 
 
 def _counting(counter: mmap.mmap, pid: int, blow: Blow | None) -> Callable[[str, tuple[object, ...]], None]:
@@ -404,7 +410,12 @@ def campaign() -> Iterator[Campaign]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         root = str(CONF.parent)
-        os.environ |= {"HOME": f"{folder}/home", "XDG_CACHE_HOME": f"{folder}/cache", "WANDB_MODE": "offline", "PYTHONPATH": root}
+        os.environ |= {
+            "HOME": f"{folder}/home",
+            "XDG_CACHE_HOME": f"{folder}/cache",
+            "WANDB_MODE": "offline",
+            "PYTHONPATH": root,
+        }
         os.environ |= {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         (folder / "data").mkdir()
         yield Campaign(folder, small_roots(folder / "data"))
@@ -423,7 +434,9 @@ def main() -> int:
         missed = made.hit.pop("missed", 0)
         print(json.dumps(dict(sorted(made.hit.items())), indent=1))
         counts = {"kills": sum(made.hit.values()), "came after the end": missed}
-        print(table.row(PART, asked.seed, sum(outcomes.values()), counts | {each: outcomes[each] for each in ("identical", *BAD)}))
+        print(
+            table.row(PART, asked.seed, sum(outcomes.values()), counts | {each: outcomes[each] for each in ("identical", *BAD)})
+        )
     return int(any(outcomes[each] for each in BAD))
 
 

@@ -45,9 +45,12 @@ def again(part: str, seed: int, number: int) -> str:
 
 def row(part: str, seed: int, cases: int, counts: Mapping[str, int]) -> str:
     """Return the row of a part."""
-    return " | ".join(
-        [f"| {part}", f"seed {seed}", f"{cases:,} cases", *(f"{number:,} {name}" for name, number in counts.items())]
-    ) + " |"
+    return (
+        " | ".join(
+            [f"| {part}", f"seed {seed}", f"{cases:,} cases", *(f"{number:,} {name}" for name, number in counts.items())]
+        )
+        + " |"
+    )
 
 
 def counted(row: str) -> dict[str, int]:
