@@ -33,6 +33,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -63,6 +64,9 @@ MODES = {"serial": 50, "processes": 25, "sweep": 10, "two terminals": 10, "jobli
 """The ways of doing a run, and out of a hundred cases how many are done so."""
 
 BAD = ("different", "gap", "failed", "traceback", "hang", "survivor", "leftover")
+
+LINES = ("history/lines",)
+"""Tensors of a state that hold text: the lines of metrics.jsonl, with their times."""
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir")
 """What Python calls audited events of files."""
@@ -241,7 +245,13 @@ def _tensors(path: Path) -> dict[str, str]:
         return {}
     with safe_open(path, "np") as file:
         tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    return {name: f"{t.dtype}{t.shape}{hashlib.sha256(t.tobytes()).hexdigest()}" for name, t in tensors.items()}
+    texts = {name: _lines(tensors.pop(name)) for name in LINES if name in tensors}
+    return texts | {name: f"{t.dtype}{t.shape}{hashlib.sha256(t.tobytes()).hexdigest()}" for name, t in tensors.items()}
+
+
+def _lines(tensor: np.ndarray) -> str:
+    """Return lines of metrics.jsonl that a tensor holds, without times."""
+    return json.dumps([_timeless(json.loads(line)) for line in tensor.tobytes().decode().splitlines()])
 
 
 def compare(found: dict[int, dict[str, object]], expected: dict[int, dict[str, object]]) -> None:
