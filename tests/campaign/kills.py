@@ -4,7 +4,7 @@
     CASES=100 SEED=7 python tests/campaign/kills.py
     CASE=12 SEED=7 python tests/campaign/kills.py      one case again, with what was done to it
 
-A case is an experiment of conf/experiment in its reduced form, done in one of MODES. It is killed one to four times and gone on
+A case is an experiment of conf/experiment in its reduced form, done in one of MODES. It is killed one to eight times and gone on
 with by the same command: the process, all of its group or one of its workers, by SIGKILL, SIGINT (Ctrl-C) or SIGTERM (a
 scheduler), at the n-th time it opens, renames or removes one of its files, shortly after that, or at a moment by the clock. In
 the end nothing disturbs it. Case i of a seed is the same on every machine, but moments by the clock meet what they meet.
@@ -348,7 +348,7 @@ class Campaign:
             more += ["hydra.sweeper.params=null", "-m"]
         words = self.words(path, ",".join(map(str, seeds)), *more)
         told[0] += f", {more[0]}"
-        for _ in range(rng.choice([1, 1, 2, 3, 4]) if mode != "joblib" else 1):
+        for _ in range(rng.choice([1, 2, 4, 6, 8]) if mode != "joblib" else 1):
             blow = self._blow(mode, rng, [*expected.values()])
             told.append(str(blow))
             self._strike(mode, blow, folder, words, rng)
