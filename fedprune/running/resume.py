@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from fedprune.errors import Damaged
+from fedprune.errors import Damaged, RunError
+from fedprune.experiment.experiment import Experiment
 from fedprune.running.display import console
 from fedprune.running.earlier import STATE, SUMMARY
 from fedprune.storage import digest, history
 from fedprune.storage.checkpoint import Saved, load_saved, replace_file, save_state, write_text
 from fedprune.storage.history import METRICS
+from fedprune.tensors import tensors_of
 from fedprune.types import State
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,18 @@ def _keep(newest: Path, previous: Path) -> None:
                 os.link(newest, previous)
             except OSError:  # a file system without hard links
                 os.replace(newest, previous)
+
+
+def resumed(folder: Path, experiment: Experiment) -> tuple[State | None, bytearray]:
+    """Return the state to go on from, and the lines of its rounds. Raise RunError if it is not one of this network."""
+    state, lines = resume(folder)
+    shapes = {name: tensor.shape for name, tensor in tensors_of(experiment.net).items()}
+    if state and (
+        {name: t.shape for name, t in state.server.params.items()} != shapes
+        or tuple(state.server.mask) != experiment.axes.what.names
+    ):
+        raise RunError(f"{folder / STATE} is the checkpoint of another network: run with force=true to start anew")
+    return state, bytearray(lines)
 
 
 def resume(folder: Path) -> tuple[State | None, bytes]:

@@ -20,7 +20,6 @@ from fedprune.config.instantiate import make
 from fedprune.config.secrets import masked_overrides, resolved
 from fedprune.data.federate import save_partition
 from fedprune.data.population import sizes
-from fedprune.errors import RunError
 from fedprune.execution import employed
 from fedprune.experiment.build import build
 from fedprune.experiment.estimate import estimate
@@ -36,13 +35,12 @@ from fedprune.running.failure import OF_FAILURE, noted
 from fedprune.running.first_look import tell_start
 from fedprune.running.lock import held, moment, patience
 from fedprune.running.made_with import graphics, made_with
-from fedprune.running.resume import DAMAGED, PREVIOUS, end, put_right, resume, save
+from fedprune.running.resume import DAMAGED, PREVIOUS, end, put_right, resumed, save
 from fedprune.running.summary import conclude, provenance
 from fedprune.storage import digest
 from fedprune.storage.checkpoint import save_ticket, write_text
 from fedprune.storage.history import METRICS, line, read
 from fedprune.storage.spilled import beyond
-from fedprune.tensors import tensors_of
 from fedprune.types import Json, State
 
 RESULTS = (
@@ -144,7 +142,7 @@ def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about
 
 def _train(config: DictConfig, folder: Path, experiment: Experiment, about: loggers.About) -> None:
     """Do the rounds that are left, write each down as it ends, with a checkpoint every so many seconds; then the results."""
-    before, lines = _resume(folder, experiment)
+    before, lines = resumed(folder, experiment)
     done, rounds = before.round if before else 0, experiment.plan.rounds
     if before:
         console.print(f"going on from round {done} of {rounds}: {folder}")
@@ -183,18 +181,6 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: logg
 def _kept_small(state: State, whose: Whose, folder: Path) -> State:
     """Return the same state, with clients' masks in a file once they take more memory than they may."""
     return replace(state, personal=beyond(state.personal, 1e6 * whose.memory_mb, folder))
-
-
-def _resume(folder: Path, experiment: Experiment) -> tuple[State | None, bytearray]:
-    """Return the state to go on from, and the lines of its rounds. Raise RunError if it is not one of this network."""
-    state, lines = resume(folder)
-    shapes = {name: tensor.shape for name, tensor in tensors_of(experiment.net).items()}
-    if state and (
-        {name: t.shape for name, t in state.server.params.items()} != shapes
-        or tuple(state.server.mask) != experiment.axes.what.names
-    ):
-        raise RunError(f"{folder / STATE} is the checkpoint of another network: run with force=true to start anew")
-    return state, bytearray(lines)
 
 
 def _finish(folder: Path, state: State, about: loggers.About, logger: loggers.Logger, lines: bytearray) -> dict[str, float]:
