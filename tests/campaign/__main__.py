@@ -30,8 +30,8 @@ PAGE, RECORD = ROOT / "docs" / "reliability.md", ROOT / "docs" / "reliability.js
 
 MARK = "<!-- tables: written by make campaign -->"
 
-SHOWN = 12
-"""Cases of a run that the record names; of more it has the number."""
+SHOWN = 25
+"""Kinds of cases of a run that the record names; of more it has the number."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,19 @@ def perform(part: str, seed: int, minutes: float) -> Ended:
     if "cases" not in outcomes:
         raise RuntimeError(f"{part} ended with status {process.returncode} and without a row")
     minutes = round((time.monotonic() - started) / 60, 1)
-    return Ended(part, seed, before, time.strftime("%Y-%m-%d"), minutes, outcomes, [*_left(part, seed, lines)][:SHOWN])
+    return Ended(part, seed, before, time.strftime("%Y-%m-%d"), minutes, outcomes, left(part, seed, lines))
 
 
-def _left(part: str, seed: int, lines: Iterable[str]) -> Iterable[str]:
-    """Yield the cases that a part has printed, each with the command that repeats it."""
+def left(part: str, seed: int, lines: Iterable[str]) -> list[str]:
+    """Return the cases that a part has printed, each with the command that repeats it: one of those that end alike, and how
+    many there are."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for command, told in _printed(part, seed, lines):
+        kinds.setdefault((told.partition(":")[0], told.rpartition(": ")[2]), []).append(f"`{command}`: {told[:300]}")
+    return [alike[0] + f" ({len(alike)} such)" * (len(alike) > 1) for alike in kinds.values()][:SHOWN]
+
+
+def _printed(part: str, seed: int, lines: Iterable[str]) -> Iterable[tuple[str, str]]:
     for line in lines:
         if line.startswith("CASE="):
             number, told = re.split(r"^CASE=(\d+) SEED=\d+(?: python \S+)?: ", line)[1:]
@@ -118,7 +126,7 @@ def _left(part: str, seed: int, lines: Iterable[str]) -> Iterable[str]:
             number, told = re.split(r"^case (\d+) ", line)[1:]
         else:
             continue
-        yield f"`{table.again(part, seed, int(number))}`: {told[:300]}"
+        yield table.again(part, seed, int(number)), told
 
 
 # --- the record and the page -----------------------------------------------------------------------------------------------
@@ -157,11 +165,9 @@ def tables(runs: list[Ended]) -> str:
             f"| {each.date} | `{each.commit}` | {part.title} | {each.seed} | {each.minutes:g} | {number} | {each.bad:,} |"
         )
     rows += ["", "## Left", ""]
-    left = [(each, case) for each in runs if each.commit == newest[each.part] for case in each.left]
-    rows += [f"- {_safe(case)}" for _, case in left] or ["Nothing, of the newest runs of each part."]
-    more = sum(each.bad - len(each.left) for each in runs if each.commit == newest[each.part])
-    if more > 0:
-        rows += ["", f"And {more:,} more of the same runs, which the commands above print in full without `CASE=`."]
+    rows += [f"- {_safe(case)}" for each in runs if each.commit == newest[each.part] for case in each.left] or [
+        "Nothing, of the newest runs of each part."
+    ]
     return "\n".join(rows) + "\n"
 
 

@@ -5,9 +5,9 @@
     CASE=123 SEED=7 python tests/campaign/configurations.py one case again, with what was said
 
 Case i of a seed is the same on every machine. One in ten of those that are built also trains its first round. A case is
-`built`, `trained`, `refused`, or: `long` (refused in more than a few lines), `late` (refused only in the first round),
-`traceback`, `hang` (more than 10 s of a processor), `memory` (more than 3 GB), `silent` (a value is not what was typed) or
-`crash` (of the process).
+`built`, `trained`, `diverged` (its numbers are no longer finite, and it says so), `refused`, or: `long` (refused in more than
+a few lines), `late` (refused for another reason, and only in the first round), `traceback`, `hang` (more than 10 s of a
+processor), `memory` (more than 3 GB), `silent` (a value is not what was typed) or `crash` (of the process).
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _outcome(typed: list[str], trains: bool) -> tuple[str, str]:
     try:
         train(experiment)
     except FedpruneError as error:
-        return "late", str(error)
+        return ("diverged" if "has diverged" in str(error) else "late"), str(error)
     return "trained", ""
 
 
@@ -193,7 +193,7 @@ def _same(found: object, typed: object) -> bool:
     if isinstance(found, bool) and typed in (0, 1):
         return found == typed
     if isinstance(found, float) and isinstance(typed, int | float) and not isinstance(typed, bool):
-        return found == typed or (math.isnan(found) and math.isnan(typed))
+        return found == float(typed) or (math.isnan(found) and math.isnan(typed))
     return (type(found) is type(typed) or isinstance(found, str)) and (found == typed or str(found) == str(typed))
 
 
@@ -275,7 +275,7 @@ def main() -> int:
         if outcome in BAD:
             last = said.strip().rpartition("\n")[2][:300]
             print(f"{table.again(PART, asked.seed, number)}: {outcome}: {' '.join(typed)[:300]!r}: {last!r}", flush=True)
-    counts = {each: outcomes[each] for each in ("built", "trained", "refused", *BAD)}
+    counts = {each: outcomes[each] for each in ("built", "trained", "diverged", "refused", *BAD)}
     print(table.row(PART, asked.seed, sum(outcomes.values()), counts))
     return int(any(outcomes[each] for each in BAD))
 

@@ -4,8 +4,8 @@
     CASES=100 SEED=7 python tests/campaign/kills.py
     CASE=12 SEED=7 python tests/campaign/kills.py      one case again, with what was done to it
 
-A case is an experiment of conf/experiment in its reduced form, done in one of MODES. It is killed one to eight times and gone on
-with by the same command: the process, all of its group or one of its workers, by SIGKILL, SIGINT (Ctrl-C) or SIGTERM (a
+A case is an experiment of conf/experiment in its reduced form, done in one of MODES. It is killed one to eight times and gone
+on with by the same command: the process, all of its group or one of its workers, by SIGKILL, SIGINT (Ctrl-C) or SIGTERM (a
 scheduler), at the n-th time it opens, renames or removes one of its files, shortly after that, or at a moment by the clock. In
 the end nothing disturbs it. Case i of a seed is the same on every machine, but moments by the clock meet what they meet.
 

@@ -297,7 +297,7 @@ def _change_block(block: bytes, rng: random.Random) -> tuple[bytes, str]:
     elif kind == "head":
         content[:8] = rng.randbytes(min(8, len(content)))
     else:
-        content = bytearray(content[:2] + rng.randbytes(len(content) - 2))
+        content = bytearray(content[:2] + rng.randbytes(max(0, len(content) - 2)))
     return bytes(content), f"block {kind}"
 
 

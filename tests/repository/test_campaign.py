@@ -68,6 +68,14 @@ def test_a_case_of_a_seed_is_always_the_same_composition():
     assert configurations.case(5, 1) == configurations.case(5, 1) != configurations.case(6, 1)
 
 
+def test_of_cases_that_end_alike_one_is_named_with_the_command_that_repeats_it():
+    lines = [f"CASE={number} SEED=4 python tests/campaign/kills.py: gap: {number}, serial: rounds" for number in (3, 5)]
+    lines += ["{", "case 8 (dense, up: header): traceback: KeyError (0.00 s)", "| kills | seed 4 | 9 cases |"]
+    first, second = whole.left("kills", 4, lines)
+    assert first == "`CASE=3 SEED=4 python tests/campaign/kills.py`: gap: 3, serial: rounds (2 such)"
+    assert second.startswith("`CASE=8 SEED=4 python tests/campaign/kills.py`: (dense, up: header): traceback")
+
+
 def test_runs_add_up_and_the_same_one_counts_once(tmp_path, monkeypatch):
     monkeypatch.setattr(whole, "RECORD", tmp_path / "reliability.json")
     for commit, cases in (("a", 10), ("a", 30), ("a", 20), ("b", 5)):
