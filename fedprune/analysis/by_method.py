@@ -69,6 +69,19 @@ def named(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(**{METHOD: runs[METHOD].str.replace(".*/", "", regex=True)})
 
 
+def dense(runs: pd.DataFrame) -> pd.Series:
+    """Return which runs have kept the whole network: their density is no more than a key that they did not read."""
+    if "prune/events" not in runs:
+        return pd.Series(False, index=runs.index)
+    whole = runs["density/weights"].eq(1) if "density/weights" in runs else True
+    return runs["prune/events"].eq(0) & whole
+
+
+def at_true_density(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs, those of a dense network at the density WITHOUT."""
+    return runs.assign(density=runs["density"].where(~dense(runs), WITHOUT))
+
+
 def at_every_density(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs, those of methods that were run WITHOUT a density alone once for each density of the others."""
     densities = [density for density in runs["density"].dropna().unique() if density != WITHOUT]
@@ -91,7 +104,7 @@ def by_method(runs: pd.DataFrame, rounds: pd.DataFrame, target: float) -> pd.Dat
     reaches the target. `runs`, `rounds`: from `analysis.load_runs`, `load_rounds`.
     """
     best, metric = tuned(named(runs)), metric_of(runs)
-    done = at_every_density(best[best["status"] == "done"])
+    done = at_every_density(at_true_density(best[best["status"] == "done"]).drop_duplicates(["density", METHOD, "seed"]))
     measured = judged(metric, done) | COSTS
     reached = done[["run"]].merge(_reached(rounds, target, metric), on="run", how="left").set_index(done.index)
     rows = [_row(which, cell, reached.loc[cell.index], measured) for which, cell in done.groupby(BY, sort=False)]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from fedprune.analysis.metric import LARGER, METRIC, Metric, metric_of
+from fedprune.analysis.read import METHOD
 from fedprune.identity import VOLATILE
 
 NOT_IDENTIFYING = {"run", "status", "reason", "seed", "round", METRIC, LARGER}
@@ -58,6 +59,8 @@ def varying(frame: pd.DataFrame) -> list[str]:
     runs = frame.drop_duplicates("run")
     # A job that failed before it had a plan has no density; nunique does not count that as a value.
     several = [c for c in runs if c not in NOT_IDENTIFYING and "/" not in c and runs[c].nunique() > 1]
+    if {METHOD, "name"} <= {*several} and (runs["name"] == runs[METHOD]).all():  # each run has the name of its method
+        several.remove("name")
     telling = [column for column in several if not CIRCUMSTANCES & {column, column.split(".")[0]}]
     return several if runs.duplicated([*telling, "seed"]).any() else telling
 

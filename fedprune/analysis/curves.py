@@ -11,7 +11,7 @@ import re
 import pandas as pd
 
 from fedprune.analysis.metric import metric_of
-from fedprune.analysis.read import METHOD
+from fedprune.analysis.read import EXPERIMENT, METHOD
 from fedprune.errors import FedpruneError
 
 LINES_IN_A_PANEL, PANELS = 8, 6  # at most, where one column can divide them so
@@ -113,8 +113,9 @@ def label_columns(rows: pd.DataFrame, by: list[str]) -> list[str]:
         return ["name"]
     cells = rows.drop_duplicates("cell")
     columns = [column for column in by if cells[column].nunique(dropna=False) > 1]
-    enough = 1 if METHOD in columns else WORDS
-    for column in [column for column in reversed(columns) if column != METHOD]:
+    methods = [column for column in (METHOD, EXPERIMENT) if column in columns]
+    enough = len(methods) or WORDS
+    for column in [column for column in reversed(columns) if column not in methods]:
         fewer = [other for other in columns if other != column]
         if len(columns) > enough and not cells.duplicated(fewer).any():
             columns = fewer

@@ -32,6 +32,12 @@ Runs = Path | str | Sequence[Path]
 METHOD = "method"
 """The column of the experiment that another one added to itself, as conf/experiment/benchmark.yaml does."""
 
+EXPERIMENT = "experiment"
+"""The column of the experiment of a run. In a sweep over several it is called METHOD, unless runs differ in their GROUND."""
+
+GROUND = ("data", "partition", "model")
+"""What a method is run on. Settings of a method are tuned, these are not."""
+
 VERSION = "version"
 """The column that tells runs of one configuration apart whose code or data has changed in between, where there are such."""
 
@@ -90,11 +96,23 @@ def _identities(runs: Runs) -> list[Json]:
     swept = dict.fromkeys(key for description in described.values() for key in overrides_of(description))
     keys = [key for key in swept if key not in {*axes, "name", "density", "seed"}]
     rows = [_identity(folder, description, axes, _columns(keys)) for folder, description in described.items()]
+    rows = _over_experiments(rows, [_typed(description).get(EXPERIMENT) for description in described.values()])
     versions = [digest_of(description["inputs"]) if "inputs" in description else "" for description in described.values()]
     pairs = {(each.get("id_of_config"), version) for each, version in zip(described.values(), versions, strict=True) if version}
     if len(pairs) == len({of_config for of_config, _ in pairs}):
         return rows
     return [row | {VERSION: version} for row, version in zip(rows, versions, strict=True)]
+
+
+def _over_experiments(rows: list[Json], experiments: Sequence[str | None]) -> list[Json]:
+    """Return the rows with their experiments as methods, if each run has one, there are several, and all are on the same."""
+    other = any(METHOD in row for row in rows) or None in experiments or len({*experiments}) < 2
+    if other or any(len({row.get(name) for row in rows}) > 1 for name in GROUND):
+        return rows
+    return [
+        {METHOD: experiment} | {column: value for column, value in row.items() if column != EXPERIMENT}
+        for row, experiment in zip(rows, experiments, strict=True)
+    ]
 
 
 def _readable(folders: Sequence[Path]) -> dict[Path, Description]:
@@ -158,12 +176,16 @@ def _identity(folder: Path, description: Description, axes: Iterable[str], colum
     }
 
 
+def _typed(description: Description) -> dict[str, str]:
+    """Return all overrides of a run by key."""
+    pairs = [override.partition("=") for override in description["overrides"]]
+    return {key.lstrip("+~"): "removed" if key.startswith("~") else value.strip("'\"") for key, _, value in pairs}
+
+
 def overrides_of(description: Description) -> dict[str, str]:
     """Return overrides by key: ['+a.b=1', '~c'] -> {'a.b': '1', 'c': 'removed'}; without the experiment if the run has its
     name, and without the loggers of several."""
-    pairs = [override.partition("=") for override in description["overrides"]]
-    swept = {key.lstrip("+~"): "removed" if key.startswith("~") else value.strip("'\"") for key, _, value in pairs}
-    kept = {key: value for key, value in swept.items() if not key.startswith("logger@")}
+    kept = {key: value for key, value in _typed(description).items() if not key.startswith("logger@")}
     return {key: value for key, value in kept.items() if (key, value) != ("experiment", description["name"])}
 
 

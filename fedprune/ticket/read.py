@@ -36,6 +36,12 @@ class Ticket:
         return dict(parsed(self.provenance, "axes"))
 
     @property
+    def network_config(self) -> Json:
+        """Return the config of its network; {} in tickets that have none."""
+        config: Json = parsed(self.provenance, "network").get("config", {})
+        return config
+
+    @property
     def density(self) -> float:
         """Return the fraction of the prunable entries that is alive."""
         return masks.density(self.mask)

@@ -19,7 +19,7 @@ from torch import Tensor
 from fedprune.errors import RunError, shown
 from fedprune.pruning import mask as masks
 from fedprune.run_id import AXES
-from fedprune.ticket.read import Ticket, parsed
+from fedprune.ticket.read import Ticket
 
 COLUMNS = 3
 SQUARES = 320  # at most, along a side of a picture: of a larger mask, each shows the fraction alive
@@ -30,16 +30,21 @@ def summary(ticket: Ticket) -> Group:
     axes, run = defaultdict(lambda: "?", ticket.axes), defaultdict(lambda: "?", ticket.provenance)
     lines = [
         f"{run['name']}: {' · '.join(axes[axis] for axis in AXES)}",
-        f"model {axes['model']}{_values(ticket)}, data {axes['data']}, {axes['partition']}; "
+        f"model {_model(ticket, axes['model'])}{_values(ticket)}, data {axes['data']}, {axes['partition']}; "
         f"seed {run['seed']}; run {run['id']}, fedprune {run['fedprune']}",
     ]
     return Group(Text("\n".join(map(shown, lines))), densities(ticket))
 
 
+def _model(ticket: Ticket, option: str) -> str:
+    """Return the network's name: the option, and before it the class of a user's that takes its place."""
+    target = str(ticket.network_config.get("_target_", ""))
+    return option if not target or target.startswith("fedprune.") else f"{target} (option {option})"
+
+
 def _values(ticket: Ticket) -> str:
     """Return the values of the model's config, in which networks of one yaml may differ, in brackets; '' if there are none."""
-    config = parsed(ticket.provenance, "network").get("config", {})
-    values = [f"{key}={value}" for key, value in config.items() if not key.startswith("_")]
+    values = [f"{key}={value}" for key, value in ticket.network_config.items() if not key.startswith("_")]
     return f" ({', '.join(values)})" if values else ""
 
 

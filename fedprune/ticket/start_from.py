@@ -63,7 +63,7 @@ class StartFrom:
         companions = tuple(name for name in fresh if is_companion(name))  # a ticket has none: they are newly initialised
         head = head_names(net, what.order)
         left_out = companions + (head if self.head == "fresh" else ())
-        _check(misfits(ticket, fresh, left_out, head, names))
+        _check(misfits(ticket, fresh, left_out, head, {**names, "model": typed(names["model"], model or {})}))
         _check(unprunable(ticket, net, what, left_out, names))
         _warn_of_another(ticket, names["model"], model)
         taken = tuple(name for name in what.names if name not in left_out)
@@ -119,7 +119,8 @@ def misfits(
     """Return the layers in which the ticket and the network differ, each with what to choose instead."""
     here = f"model={names['model']} on data={names['data']}"
     known = {"model", "data"} <= set(ticket.axes)
-    origin = "choose model={model} with images of the shape of data={data}".format_map(ticket.axes) if known else UNKNOWN
+    theirs_typed = {**ticket.axes, "model": typed(ticket.axes.get("model", ""), ticket.network_config)}
+    origin = "choose model={model} with images of the shape of data={data}".format_map(theirs_typed) if known else UNKNOWN
     problems = []
     for name in [*fresh, *(name for name in ticket.params if name not in fresh)]:
         theirs, ours = _shape(ticket.params.get(name)), _shape(fresh.get(name))
@@ -127,6 +128,13 @@ def misfits(
             instead = "choose ticket.head=fresh" if name in head else origin
             problems.append(f"{ticket.path}: {name} is {theirs} in the ticket and {ours} in {here}: {instead}")
     return problems[:3] + ([f"... and {len(problems) - 3} more tensors"] if len(problems) > 3 else [])
+
+
+def typed(option: str, config: Mapping[str, object]) -> str:
+    """Return what is typed after `model=` for the network of a config: an option, and a user's class in its place."""
+    target = str(config.get("_target_", ""))
+    own = target and not target.startswith("fedprune.")
+    return f"{option} model._target_={target}" if own else option
 
 
 def unprunable(ticket: Ticket, net: nn.Module, what: What, left_out: tuple[str, ...], names: Mapping[str, str]) -> list[str]:

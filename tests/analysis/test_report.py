@@ -153,6 +153,26 @@ def test_an_experiment_that_a_run_is_named_after_is_not_a_second_column(tmp_path
     assert "experiment" not in analysis.load_runs(tmp_path)
 
 
+@pytest.mark.parametrize("names", [("lth_fedavg", "lth_fedavg"), ("feddst", "fedavg")])
+def test_experiments_of_a_sweep_are_its_methods(names, tmp_path: Path):
+    for experiment, name in zip(("feddst", "fedavg"), names, strict=True):
+        folder = write_run(tmp_path / experiment, TICKET, overrides=[f"+experiment={experiment}"], criterion=experiment)
+        (folder / "run.json").write_text((folder / "run.json").read_text().replace("lth_fedavg", name))
+    frame = analysis.load_runs(tmp_path)
+    assert sorted(frame["method"]) == ["fedavg", "feddst"] and "experiment" not in frame
+    assert analysis.varying(frame) == ["method", "criterion"]
+    analysis.report(tmp_path, tmp_path, ["fedavg"])
+    assert set(pd.read_csv(tmp_path / "methods.csv")["method"]) == {"fedavg", "feddst"}
+    assert "\nfeddst &" in (tmp_path / "table.tex").read_text() and "| feddst |" in (tmp_path / "differences.md").read_text()
+
+
+def test_experiments_on_several_data_sets_are_no_methods_to_be_tuned(tmp_path: Path):
+    for number, (experiment, data) in enumerate((("feddst", "digits"), ("fedavg", "digits"), ("fedavg", "emnist"))):
+        write_run(tmp_path / str(number), TICKET, overrides=[f"+experiment={experiment}"], data=data)
+    frame = analysis.load_runs(tmp_path)
+    assert sorted(frame["experiment"]) == ["fedavg", "fedavg", "feddst"] and "method" not in frame
+
+
 def test_table_by_hand(tmp_path: Path):
     # Means: (90 + 92 + 97) / 3 = 93. Sample variance: ((-3)^2 + (-1)^2 + 4^2) / (3 - 1) = 13.
     for seed, accuracy in enumerate([0.90, 0.92, 0.97]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from fedprune.errors import ConfigError
 from fedprune.experiment.build import build
 from fedprune.local.regularisers.base import Regulariser
+from fedprune.types import Subnet
 from tests.conftest import TINY
 
 HERE = __name__
@@ -112,3 +114,22 @@ def test_a_misspelt_key_is_answered_with_the_parameter_that_is_meant(composed):
         build(*composed("federated/aggregate=misspelt"))
     with pytest.raises(ConfigError, match="unexpected keyword argument 'xyz': it takes server, temperature: "):
         build(*composed("federated/aggregate=misspelt", "~federated.aggregate.temprature", "+federated.aggregate.xyz=1"))
+
+
+def test_the_aggregation_of_the_docs_runs(compose, play, tmp_path, monkeypatch):
+    """The file and the yaml of docs/howto/own_method.md, as they stand there."""
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "own_method.md").read_text().partition("**An aggregation**")[2]
+    for name, text in re.findall(r"```\w+\n# (\S+)\n(.*?)```", page.partition("**A task")[0], re.S):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = (*TINY, "rounds=2", "federated/aggregate=near", f"hydra.searchpath=[file://{tmp_path / 'mine'}]")
+    experiment = build(*compose(*words))
+    ((_, metrics),) = play(experiment)[-1:]
+    assert metrics["wire/up_bytes"] > 0
+    # One client of weight 3 at the distance 2 of the scale 2, one of weight 1 where the server is: shares 3 / 2 and 1.
+    server, near = {"w": torch.zeros(4)}, Subnet({"w": torch.zeros(4)}, {})
+    merged = experiment.options.aggregate(server)
+    merged.add(Subnet({"w": torch.ones(4)}, {}), 3.0)
+    merged.add(near, 1.0)
+    assert torch.allclose(merged.result()["w"], torch.full((4,), 1.5 / 2.5))

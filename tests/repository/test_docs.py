@@ -99,7 +99,7 @@ def test_every_command_that_a_page_names_is_there(page):
 @pytest.mark.parametrize("page", OF_NOW, ids=shown)
 def test_every_option_that_a_page_names_is_there(page):
     # Options of the page's own are those whose yaml it shows, such as mine/criterion/magnitude_squared.yaml.
-    own = set(re.findall(r"mine/\w+/(\w+)\.yaml", page.read_text()))
+    own = set(re.findall(r"mine/[\w/]+/(\w+)\.yaml", page.read_text()))
     settings = [(group, value) for text in code(page) for group, values in SETTING.findall(text) for value in _each(values)]
     settings = [("/".join([group, *value.split("/")[:-1]]), value.rpartition("/")[2]) for group, value in settings]
     chosen = {

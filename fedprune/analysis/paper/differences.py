@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from fedprune.analysis.by_method import named, over_methods
+from fedprune.analysis.by_method import at_true_density, dense, named, over_methods
 from fedprune.analysis.cells import varying
 from fedprune.analysis.curves import label_columns, labels
 from fedprune.analysis.markdown import markdown_lines
@@ -23,8 +23,8 @@ INTRODUCTION = (
     "Mean ± sample standard deviation over seeds; the mean difference to {}, positive where the row is better, by the n seeds "
     "that both have, and its 95 % interval (Student's, of the paired differences). *held*: the interval lies above 0, and the "
     "row is better; *reversed*: it lies below 0, and the row is worse; *undecided*: it covers 0; *not testable here*: fewer "
-    "than two seeds have both. Each interval is taken by itself: of twenty that should cover 0, one does not. {} is taken at "
-    "the same density, or as it is if it was never pruned.\n"
+    "than two seeds have both. Each interval is taken by itself: of twenty that should cover 0, one does not. Runs are "
+    "compared at the same density; those that were never pruned, of density 1, with every density.\n"
 )
 
 
@@ -49,15 +49,20 @@ def differences(runs: pd.DataFrame, against: str) -> pd.DataFrame:
 def labelled(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs that are done, from dense to sparse, with the label of their cell, without the density, as `label`."""
     runs = tuned(named(runs)) if over_methods(runs) else runs
-    rows = runs[runs["status"] == "done"].sort_values("density", ascending=False, kind="stable")
+    rows = at_true_density(runs[runs["status"] == "done"]).sort_values("density", ascending=False, kind="stable")
     by = [column for column in varying(rows) if column != "density"] if len(rows) else []
     rows = rows.assign(cell=labels(rows, by))
-    return rows.assign(label=labels(rows, label_columns(rows, by) or ["name"]))
+    rows = rows.assign(label=labels(rows, label_columns(rows, by) or ["name"]))
+    return rows.drop_duplicates(["label", "density", "seed"])  # dense runs at several densities are one
 
 
 def _cells(rows: pd.DataFrame, reference: str) -> list[pd.DataFrame]:
-    """Return the runs of each density and cell but the reference."""
-    others = rows[rows["label"] != reference]
+    """Return the runs of each density and cell but the reference; those of dense networks at each density of the reference."""
+    is_reference = rows["label"] == reference
+    others, densities = rows[~is_reference], rows.loc[is_reference & ~dense(rows), "density"].unique()
+    whole = dense(others) if len(densities) else pd.Series(False, index=others.index)
+    spread = [others[~whole], *(others[whole].assign(density=density) for density in densities)]
+    others = pd.concat(spread).sort_values("density", ascending=False, kind="stable")
     return [of_cell for _, of_cell in others.groupby(["density", "label"], sort=False, dropna=False)]
 
 
@@ -74,9 +79,8 @@ def _row(of_cell: pd.DataFrame, rows: pd.DataFrame, reference: str, metric: Metr
 
 def _at(reference: pd.DataFrame, density: float) -> pd.DataFrame:
     """Return the runs of the reference at this density; all of them if it was never pruned."""
-    never_pruned = "prune/events" in reference and reference["prune/events"].eq(0).all()
     same = reference[reference["density"] == density]
-    return reference if same.empty and never_pruned else same
+    return reference if same.empty and dense(reference).all() else same
 
 
 def _by_seed(rows: pd.DataFrame, metric: Metric, part: str) -> pd.Series:
@@ -86,7 +90,7 @@ def _by_seed(rows: pd.DataFrame, metric: Metric, part: str) -> pd.Series:
 def differences_markdown(table: pd.DataFrame, metric: Metric) -> str:
     """Return `differences` as Markdown: a table for each metric and density."""
     against = ", ".join(dict.fromkeys(table["against"]))
-    sections = [INTRODUCTION.format(against, against)]
+    sections = [INTRODUCTION.format(against)]
     for (judged_by, density, reference), rows in table.groupby(["metric", "density", "against"], sort=False, dropna=False):
         head = ["", str(judged_by), f"difference to {reference}", "verdict"]
         sections += [f"## {str(judged_by).capitalize()} at density {density:.10g}, against {reference}\n"]

@@ -57,6 +57,19 @@ def test_the_reference_is_taken_at_the_same_density_if_it_was_pruned():
     assert (table.loc[0.05, "seeds"], table.loc[0.05, "verdict"]) == (0, "not testable here")
 
 
+def test_dense_runs_are_of_density_one_whatever_their_key_says():
+    frame = runs(softest=[0.9, 0.8], mean=[0.7, 0.5]).assign(**{"prune/events": 0, "density/weights": 1.0})
+    (row,) = differences(frame, "mean").to_dict("records")
+    assert (row["cell"], row["density"], row["difference"]) == ("softest", 1.0, pytest.approx(25))
+
+
+def test_a_dense_cell_is_compared_with_each_density_of_the_reference():
+    pruned = pd.concat([runs(snip=[0.9, 0.8]), runs(snip=[0.6, 0.6]).assign(density=0.05), runs(dense=[0.9, 0.9])])
+    table = differences(pruned.assign(run=range(len(pruned))), "snip").set_index("density")
+    assert list(table["cell"]) == ["dense", "dense"]
+    assert [table.loc[density, "difference"] for density in (0.1, 0.05)] == pytest.approx([5, 30])
+
+
 def test_a_method_is_named_without_its_folder_or_with_it():
     frame = runs(snip=[0.9, 0.8], dense=[0.8, 0.7]).rename(columns={"criterion": "method"})
     frame["method"] = "benchmark/" + frame["method"]
