@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fedprune.compaction.fold import OUTPUT, Folding, choose, closed, remove, verdict
+from fedprune.compaction.fold import OUTPUT, Folding, choose, closed, filled, remove, verdict
 from fedprune.compaction.resize import CUTTABLE_LAYERS, Survivors, resize, resize_mask, widths_of
 from fedprune.compaction.torch_pruning import Channel, Group, couplings
 from fedprune.errors import ConfigError, Incompatible
@@ -49,8 +49,11 @@ class Compact:
 
 
 @torch.inference_mode(False)
-def compact(net: nn.Module, mask: Mask, example: Tensor) -> Compact:
+def compact(net: nn.Module, mask: Mask, example: Tensor, round_to: int = 1) -> Compact:
     """Return the network without its dead channels. `example`: a batch of inputs, of which only the shape matters.
+
+    round_to: in each layer that loses channels a multiple of so many stays, if need be with dead ones that nothing reads; or
+    all of a layer that has no such multiple.
 
     Raises Incompatible if no dead channel can be removed, if the network cannot be traced, or if the smaller one's outputs
     would differ (by more than 1e-5, in eval mode); ConfigError if Torch-Pruning is not installed. `net` stays as it is.
@@ -69,6 +72,7 @@ def compact(net: nn.Module, mask: Mask, example: Tensor) -> Compact:
     stays = _stays(folding, groups, gone, mask)
     if not gone and any(reason != OUTPUT for reasons in stays.values() for reason in reasons):
         raise Incompatible(f"no dead unit of {type(net).__name__} can be removed: {told(stays)}")
+    gone = filled(folding, groups, gone, round_to)
     survivors = _survivors(masked, folding.net, gone)
     smaller = resize(masked, survivors)
     smaller.load_state_dict(resize(folding.net, survivors).state_dict())

@@ -103,6 +103,18 @@ def closed(folding: Folding, going: Going, gone: Iterable[Channel]) -> Going:
         going = {channel: heir for channel, heir in going.items() if channel not in torn}
 
 
+def filled(folding: Folding, groups: Iterable[Group], gone: set[Channel], to: int) -> set[Channel]:
+    """Return the channels that go where a multiple of `to` is left of each group that loses some.
+
+    Those that stay for it were removed already: nothing reads them, so they change no output.
+    """
+    going = set(gone)
+    for group in groups:
+        away = [channel for channel in group if channel in gone]
+        going -= set(away[: -(len(group) - len(away)) % to])
+    return set(closed(folding, dict.fromkeys(going), ()))
+
+
 def _places(channels: Iterable[Channel]) -> dict[str, set[int]]:
     """Return the places of these channels in normalisation layers."""
     places: dict[str, set[int]] = {}

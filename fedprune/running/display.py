@@ -160,6 +160,7 @@ class Live:
             self._value = f"{100 * value:.1f} %" if self._metric.endswith("accuracy") else f"{value:.4g}"
         shown = f"{self._metric.replace('_', ' ')} {self._value}"
         facts = f"{shown}  density {metrics['density/weights']:.3g}  sent {amount(metrics['wire/total_bytes'])}"
+        facts = f"flops {metrics['density/flops']:.3g}  {facts}" if "density/flops" in metrics else facts
         left_out = int(sum(metrics.get(name, 0) for name in LEFT_OUT))
         facts += f"  left out {left_out}" if left_out else ""
         done = int(metrics["round"]) + 1

@@ -37,6 +37,7 @@ from fedprune.running.lock import held, moment, patience
 from fedprune.running.made_with import graphics, made_with
 from fedprune.running.resume import DAMAGED, PREVIOUS, end, put_right, resumed, save
 from fedprune.running.summary import conclude, provenance
+from fedprune.running.widths import tell_widths
 from fedprune.storage import digest
 from fedprune.storage.checkpoint import save_ticket, write_text
 from fedprune.storage.history import METRICS, line, read
@@ -153,12 +154,16 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: logg
     ):
         loop = experiment.loop(executor)
         state = written = before or loop.start()
+        what, whole = experiment.axes.what, experiment.axes.what.units(state.server.params)
         if before is None and config.init_from.path is not None:
             console.print("\n".join(tell_start(experiment, loop, state)))
         saved = time.monotonic()
         try:
             while state.round < rounds:
+                masks = state.server.mask
                 state, metrics = loop.round(state)
+                if told := tell_widths(what, masks, state.server.mask, whole):
+                    console.print(f"round {state.round:>5}/{rounds}  {told}")
                 state = _kept_small(state, loop.whose, (folder / STATE).parent)
                 loggers.append(folder, metrics)
                 lines += line(metrics)

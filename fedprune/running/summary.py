@@ -44,4 +44,5 @@ def provenance(about: Json) -> dict[str, str]:
     network = model | {"shape": about["shape"], "classes": about["classes"]}
     inputs = {key: about[key] for key in ("mean", "std", "range", "class_names") if key in about}
     texts = {key: json.dumps(value) for key, value in (("axes", about["axes"]), ("network", network), ("inputs", inputs))}
+    texts["round_to"] = json.dumps(about["config"]["what"].get("round_to", 1))
     return {"name": about["name"], "seed": str(about["seed"]), "id": about["id"], "fedprune": __version__} | texts

@@ -10,15 +10,15 @@ from pathlib import Path
 from rich.console import Console
 
 from fedprune.config import CONF
-from fedprune.errors import FedpruneError
+from fedprune.errors import ConfigError, FedpruneError
 from fedprune.ticket import show
 from fedprune.ticket.export import Network, export, load_network
-from fedprune.ticket.measure import parameters, table
+from fedprune.ticket.measure import keep_freed_memory, parameters, table
 from fedprune.ticket.read import load_ticket
 
 
 def main() -> None:
-    """Run `show FILE [--into DIR]` or `export FILE --to FILE [--compact] [--untimed] [--config-dir DIR]`."""
+    """Run `show FILE [--into DIR]` or `export FILE --to FILE [--compact] [--untimed] [--model NAME ...] [--config-dir DIR]`."""
     parser = _parser()
     given = parser.parse_args()
     try:
@@ -43,6 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     exported.add_argument("--to", type=Path, required=True, help="model.onnx, model.safetensors or state_dict.pt")
     exported.add_argument("--compact", action="store_true", help="without its dead filters and neurons")
     exported.add_argument("--untimed", action="store_true", help="do not time the network, dense and small, on one thread")
+    exported.add_argument(
+        "--round-to", type=int, help="a multiple of so many is left of a layer (default: the run's what.round_to)"
+    )
+    exported.add_argument(
+        "--model", nargs="+", default=[], metavar="MODULE.CLASS", help="a class of your own that the file names"
+    )
     exported.add_argument("--config-dir", type=Path, help="where model/*.yaml of your own are")
     exported.set_defaults(do=_export)
     return parser
@@ -56,15 +62,22 @@ def _show(given: argparse.Namespace) -> None:
 
 
 def _export(given: argparse.Namespace) -> None:
-    dense = load_network(given.file, [folder for folder in (given.config_dir, CONF) if folder])
-    network = dense.smaller() if given.compact else dense
+    if given.round_to is not None and (given.round_to < 1 or not given.compact):
+        raise ConfigError([f"--round-to {given.round_to} is of smaller networks, from 1: type --compact --round-to 8"])
+    dense = load_network(given.file, [folder for folder in (given.config_dir, CONF) if folder], given.model)
+    network = dense.smaller(given.round_to) if given.compact else dense
     export(network, given.to)
     before, left = parameters(dense.net), parameters(network.net)
     of_dense = f" of {before:,}" if given.compact else ""
     none_dead = ": no whole filter, channel or neuron is dead" if given.compact and left == before else ""
     print(f"{given.to}: {left:,} parameters{of_dense}{none_dead}")
+    if given.compact:
+        print(f"widths: {show.widths(dense.net, network.net)}")
+    if network.stays:
+        print(f"dead units that stay: {network.stays}")
     print(f"inputs: {'x'.join(map(str, network.example.shape[1:]))}, {_normalised(network)}")
     if not given.untimed:
+        keep_freed_memory()
         print(table([dense.net, network.net] if given.compact else [network.net], network.example))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from fedprune.compaction.export import compact
+from fedprune.compaction.export import compact, told
 from fedprune.compaction.resize import Survivors
 from fedprune.errors import ConfigError, DataError, RunError
 from fedprune.pruning.evidence.gates import plain
@@ -31,29 +31,35 @@ from fedprune.types import Mask, Params
 class Network:
     """A network with its weights, its mask, a batch of one input of its shape, and the units that it kept if it was
     compacted. inputs: the mean and standard deviation of the data's channels, the range of bytes, and the names of the
-    classes, as JSON by key, without those that the data set has not; None: the ticket does not say."""
+    classes, as JSON by key, without those that the data set has not; None: the ticket does not say. round_to: the
+    run's `what.round_to`. stays: the dead units that could not go, as text."""
 
     net: nn.Module
     mask: Mask
     example: torch.Tensor
     survivors: Survivors | None = None
     inputs: Mapping[str, str] | None = None
+    round_to: int = 1
+    stays: str = ""
 
-    def smaller(self) -> Network:
-        """Return the network without its dead units. Raises Incompatible if they cannot be removed."""
-        small = compact(self.net, self.mask, self.example)
-        return Network(small.net, small.mask, self.example, small.survivors, self.inputs)
+    def smaller(self, round_to: int | None = None) -> Network:
+        """Return the network without its dead units. round_to: a multiple of so many is left of each layer that loses some
+        (None: that of the run). Raises Incompatible if they cannot be removed."""
+        to = self.round_to if round_to is None else round_to
+        small = compact(self.net, self.mask, self.example, to)
+        return Network(small.net, small.mask, self.example, small.survivors, self.inputs, to, told(small.stays))
 
 
-def load_network(path: Path, folders: Sequence[Path]) -> Network:
+def load_network(path: Path, folders: Sequence[Path], trusted: Collection[str] = ()) -> Network:
     """Return the trained network of a run folder, or the network of a ticket with the ticket's weights.
 
-    folders: where model/*.yaml are. Raises DataError if there is no such file, or if its network cannot be made here.
+    folders: where model/*.yaml are. trusted: callables that the file may name beside those of its yaml. Raises DataError if
+    there is no such file, or if its network cannot be made here.
     """
     ticket = load_ticket(path)
     subnet = load_state(path / "state" / "state.safetensors").server if path.is_dir() else ticket
     model = model_of(ticket)
-    net = build_network(ticket, model, folders)
+    net = build_network(ticket, model, folders, trusted)
     params = {name: tensor for name, tensor in plain(subnet.params).items() if name not in other_names(net)}
     problem = _misfit(params, tensors_of(net))
     if problem:
@@ -61,7 +67,8 @@ def load_network(path: Path, folders: Sequence[Path]) -> Network:
     load_tensors(net, params)
     inputs = {key: json.dumps(value) for key, value in parsed(ticket.provenance, "inputs").items() if value}
     known = inputs if "inputs" in ticket.provenance else None
-    return Network(net.eval(), subnet.mask, blank(net, model.shape), inputs=known)
+    to = json.loads(ticket.provenance.get("round_to", "1"))
+    return Network(net.eval(), subnet.mask, blank(net, model.shape), inputs=known, round_to=to)
 
 
 def _misfit(params: Params, net: Params) -> str | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from statistics import median
+from dataclasses import dataclass
+from statistics import quantiles
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +20,18 @@ from fedprune.amount import amount
 BATCHES = (1, 64)
 """The sizes of the batches that are timed."""
 
-WARM_UP = 3
-REPEATS = (7, 200)
+WARM_UP = 5
+REPEATS = (15, 200)
 """The least and the greatest number of times that a batch is timed."""
 
 SECONDS = 1.0
 """The time that is spent on one size of batch, unless the least number of repeats takes longer."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""glibc's numbers of these options of mallopt (malloc.h)."""
+
+KEPT_BYTES = 1 << 30
+"""Blocks up to this size come from the heap, and the heap is not given back before so much of it is free."""
 
 
 def parameters(net: nn.Module) -> int:
@@ -39,8 +48,20 @@ def forward_flops(net: nn.Module, example: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def latencies(nets: Sequence[nn.Module], example: Tensor, batch: int) -> list[float]:
-    """Return the median time in seconds of one batch through each network, in eager PyTorch on one thread.
+@dataclass(frozen=True)
+class Latency:
+    """The median time of a batch in seconds, and its quartiles, between which half of all repeats lie."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{1e3 * self.median:.3f} ms ({1e3 * self.low:.3f} to {1e3 * self.high:.3f})"
+
+
+def latencies(nets: Sequence[nn.Module], example: Tensor, batch: int) -> list[Latency]:
+    """Return the time of one batch through each network, in eager PyTorch on one thread.
 
     The networks take turns, so that what else the machine does slows all of them alike. example: [1, ...].
     """
@@ -55,7 +76,21 @@ def latencies(nets: Sequence[nn.Module], example: Tensor, batch: int) -> list[fl
                 start = time.perf_counter()
                 net(inputs)
                 taken.append(time.perf_counter() - start)
-    return [median(taken) for taken in times]
+    quartiles = [quantiles(taken, n=4) for taken in times]
+    return [Latency(middle, low, high) for low, middle, high in quartiles]
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep memory that is freed, for the rest of the process; without glibc nothing happens.
+
+    By default it returns the blocks of a forward pass to the system or not as the heap happens to lie. The system then maps
+    every page anew, which has made the same batch six times slower in one process than in the next. Servers that take batch
+    after batch keep their memory, as ONNX Runtime's arena does.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            mallopt(option, KEPT_BYTES)
 
 
 def table(nets: Sequence[nn.Module], example: Tensor) -> str:
@@ -67,10 +102,12 @@ def table(nets: Sequence[nn.Module], example: Tensor) -> str:
     rows.append(("one input", flops, [amount(number, "FLOP") for number in flops]))
     for batch in BATCHES:
         times = latencies(nets, example, batch)
-        rows.append((f"batch of {batch}", times, [f"{1e3 * seconds:.3f} ms" for seconds in times]))
-    head = f"{'':13}{'dense':>14}{'small':>14}{'small / dense':>15}\n" if len(nets) == 2 else ""
-    lines = [f"{name:13}{''.join(f'{text:>14}' for text in texts)}{_ratio(values)}" for name, values, texts in rows]
-    return head + "\n".join(lines)
+        rows.append((f"batch of {batch}", [each.median for each in times], [str(each) for each in times]))
+    width = 2 + max(len(text) for *_, texts in rows for text in texts)
+    head = f"{'':13}{'dense':>{width}}{'small':>{width}}{'small / dense':>15}\n" if len(nets) == 2 else ""
+    lines = [f"{name:13}{''.join(f'{text:>{width}}' for text in texts)}{_ratio(values)}" for name, values, texts in rows]
+    note = "times: the median, and within which half of the repeats lie; one thread, in turn, freed memory kept"
+    return head + "\n".join([*lines, note])
 
 
 def _ratio(values: Sequence[float]) -> str:

@@ -1,13 +1,14 @@
 """Make the network of a ticket again, from the whole model config in its provenance.
 
 A ticket may come from anywhere, so a name in it is never called as it is: every `_target_` must be at the same place in the
-model's yaml on this machine. All other values (numbers, texts, lists, dicts) are used as they are.
+model's yaml on this machine, or be typed by the user (`--model my_net.Net`). All other values (numbers, texts, lists, dicts)
+are used as they are.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,17 +59,21 @@ def model_of(ticket: Ticket) -> Model:
     return model
 
 
-def build_network(ticket: Ticket, model: Model, folders: Sequence[Path]) -> nn.Module:
-    """Return the network, newly initialised. folders: where model/*.yaml are, the first one first.
+def build_network(ticket: Ticket, model: Model, folders: Sequence[Path], trusted: Collection[str] = ()) -> nn.Module:
+    """Return the network, newly initialised. folders: where model/*.yaml are, the first one first. trusted: callables that the
+    user has named.
 
     Raises DataError if the model is not known here, or if its config names a callable that the yaml does not name; ConfigError
     if the network cannot be made.
     """
-    problems = [f"{ticket.path}: {problem}" for problem in _untrusted(model, _yaml(model.option, folders, ticket.path))]
+    config = dict(model.config)
+    targets = {target for _, target in _targets(config, MODEL)}
+    if idle := [target for target in trusted if target not in targets]:
+        raise DataError(f"--model {' '.join(idle)}: {ticket.path} names {', '.join(sorted(targets)) or 'nothing'}: type these")
+    yaml = {} if targets <= {*trusted} else _yaml(model.option, folders, ticket.path)
+    problems = [f"{ticket.path}: {problem}" for problem in _untrusted(model, yaml, trusted)]
     if problems:
         raise DataError("\n".join(problems))
-    if (problem := _too_large(ticket, model)) is not None:
-        raise DataError(f"{ticket.path} is damaged: {problem}")
     with torch.random.fork_rng(devices=[]):
         net = make_network(OmegaConf.create(dict(model.config)), model.shape, model.classes)
     return check_network(net, model.config["_target_"])
@@ -94,7 +99,9 @@ def changed(model: Model, config: Mapping[str, object]) -> dict[str, tuple[objec
 
 def _yaml(option: str, folders: Sequence[Path], path: Path) -> object:
     """Return the option as it is on this machine, composed with its defaults list."""
-    unknown = DataError(f"{path}: model={option} is not known here; for a model of your own give --config-dir DIR")
+    unknown = DataError(
+        f"{path}: model={option} is not known here; for a model of your own give --model MODULE.CLASS, or --config-dir DIR"
+    )
     if not OPTION.fullmatch(option):
         raise unknown
     try:
@@ -105,14 +112,14 @@ def _yaml(option: str, folders: Sequence[Path], path: Path) -> object:
         raise DataError(f"{path}: model={option} cannot be composed by itself: {error}") from error
 
 
-def _untrusted(model: Model, yaml: object) -> list[str]:
+def _untrusted(model: Model, yaml: object, trusted: Collection[str]) -> list[str]:
     """Return why the config cannot be taken from a file: callables that the yaml does not name, and interpolations."""
     file, known, problems = f"model/{model.option}.yaml", dict(_targets(yaml, MODEL)), []
     for key, target in _targets(dict(model.config), MODEL):
-        if known.get(key) != target:
+        if target not in trusted and known.get(key) != target:
             problems.append(
                 f"{key} is {target} in it, and {known.get(key, 'not named')} in {file} here. What a file names is not "
-                f"called: write it into {file} in a folder of your own, and give --config-dir DIR"
+                f"called by itself: if you know that code, type --model {target}"
             )
     problems += [f"{key} has an interpolation" for key, text in _texts(dict(model.config), MODEL) if "${" in text]
     return problems if "_target_" in model.config else [*problems, "its model names no _target_"]

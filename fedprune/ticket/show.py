@@ -14,8 +14,9 @@ from matplotlib.image import AxesImage
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedprune.compaction.resize import CUTTABLE_LAYERS
 from fedprune.errors import RunError, shown
 from fedprune.pruning import mask as masks
 from fedprune.run_id import AXES
@@ -46,6 +47,16 @@ def _values(ticket: Ticket) -> str:
     """Return the values of the model's config, in which networks of one yaml may differ, in brackets; '' if there are none."""
     values = [f"{key}={value}" for key, value in ticket.network_config.items() if not key.startswith("_")]
     return f" ({', '.join(values)})" if values else ""
+
+
+def widths(before: nn.Module, after: nn.Module) -> str:
+    """Return the outputs of each layer that has lost some, before -> after."""
+    changed = [
+        f"{name} {len(layer.weight)} -> {len(left.weight)}"
+        for (name, layer), (_, left) in zip(before.named_modules(), after.named_modules(), strict=True)
+        if isinstance(layer, CUTTABLE_LAYERS) and isinstance(left, CUTTABLE_LAYERS) and len(layer.weight) != len(left.weight)
+    ]
+    return ", ".join(changed) or "as they were"
 
 
 def densities(ticket: Ticket) -> Table:

@@ -20,6 +20,9 @@ from fedprune.models.lenet import lenet5, lenet5_caffe, lenet_300_100
 from fedprune.models.resnet import resnet20
 from fedprune.models.vgg import vgg11
 from fedprune.pruning.mask import apply
+from fedprune.pruning.what import What
+from fedprune.pruning.what.scope import per_layer
+from fedprune.pruning.what.unit import filters
 from fedprune.tensors import load_tensors, tensors_of
 from fedprune.types import Mask
 from helpers.user_networks import Tied, TwoPaths
@@ -575,3 +578,45 @@ def test_a_forward_that_goes_another_way_for_other_inputs_is_not_made_smaller(si
     net = ByTheSign(sign)
     with pytest.raises(Incompatible, match="ByTheSign cannot be made smaller"):
         compact(net, dead(net, {"fc1": [1, 2]}), torch.zeros(2, 4))  # on zeros it is fc3's turn
+
+
+# --- round_to --------------------------------------------------------------------------------------------------------------
+
+
+def conv_bn_relu(*widths: int, padding: int = 1) -> nn.Sequential:
+    """Convolutions with norms whose shifts make dead filters emit constants, and a linear layer."""
+    torch.manual_seed(0)
+    pairs = zip((1, *widths), widths, strict=False)
+    layers = [m for i, o in pairs for m in (nn.Conv2d(i, o, 3, padding=padding, bias=False), nn.BatchNorm2d(o), nn.ReLU())]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10)).eval()
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.bias)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+    return net
+
+
+@pytest.mark.parametrize(("padding", "living"), [(1, [23, 31, 16]), (0, [24, 32, 16])])
+def test_the_exported_widths_are_multiples(padding, living):
+    """0.4 of 64, 96 and 48 filters are 26, 38 and 19. With the filter that carries constants into the zero padding of the next
+    layer 27, 39 and 19: so 24, 32 and 16, of which 23, 31 and 16 live. Without padding all live."""
+    net = conv_bn_relu(64, 96, 48, padding=padding)
+    what = What(filters, per_layer, layers=("conv",), min_per_layer=1, round_to=8).bind(net)
+    mask = what.select({name: net.get_parameter(name).detach().abs() for name in what.names}, 0.4)
+    assert list(what.alive_by_layer(mask).values()) == living
+    small = compact(net, mask, torch.zeros(2, 1, 12, 12), round_to=8).net
+    assert [layer.out_channels for layer in small if isinstance(layer, nn.Conv2d)] == [24, 32, 16]
+
+
+def test_any_mask_is_exported_at_multiples_with_dead_filters_that_nothing_reads():
+    """21 of 64 live: with the carrier 22, so 24 stay. Of 20 filters 18 live, and all stay, as there are no 24."""
+    net = conv_bn_relu(64, 20)
+    mask = {name: torch.ones_like(net.get_parameter(name), dtype=torch.bool) for name in ("0.weight", "3.weight")}
+    mask["0.weight"][21:], mask["3.weight"][18:] = False, False
+    x = torch.randn(3, 1, 8, 8)
+    small = compact(net, mask, x, round_to=8)
+    assert [layer.out_channels for layer in small.net if isinstance(layer, nn.Conv2d)] == [24, 20]
+    masked = copy.deepcopy(net)
+    masked.load_state_dict({**net.state_dict(), **{name: net.state_dict()[name] * alive for name, alive in mask.items()}})
+    torch.testing.assert_close(small.net(x), masked(x), rtol=1e-4, atol=1e-5)
+    assert [layer.out_channels for layer in compact(net, mask, x).net if isinstance(layer, nn.Conv2d)] == [22, 18]

@@ -182,12 +182,14 @@ def test_what_a_file_names_is_never_called(run_folder, tmp_path):
     evil = {"_target_": "pathlib.Path.touch", "_args_": [str(tmp_path / "trace")]}
     ours = {"_target_": "fedprune.models.cnn.cnn_fedavg"}
     for config in (evil, {**ours, "more": evil}, {**ours, "more": [1, {"deep": evil}]}):
-        with pytest.raises(DataError, match=r"pathlib.Path.touch in it, and .* What a file names is not called: write it into"):
+        with pytest.raises(DataError, match=r"pathlib.Path.touch in it, and .* What a file names is not called by itself"):
             load_network(rewritten(run_folder, config=config), [CONF])
     with pytest.raises(DataError, match="model.norm has an interpolation"):
         load_network(rewritten(run_folder, config={**ours, "norm": "${oc.env:HOME}"}), [CONF])
     for option in ("../model/cnn_fedavg", "os.system", "nothing"):
-        with pytest.raises(DataError, match="is not known here; for a model of your own give --config-dir DIR"):
+        with pytest.raises(
+            DataError, match="is not known here; for a model of your own give --model MODULE.CLASS, or --config-dir DIR"
+        ):
             load_network(rewritten(run_folder, option=option), [CONF])
     assert not (tmp_path / "trace").exists()
 
@@ -216,6 +218,17 @@ def test_a_model_of_ones_own_is_found_in_its_folder(run_folder, exported, tmp_pa
     assert exported(path, "--to", tmp_path / "m.pt", "--config-dir", tmp_path / "mine")[0] == 0
 
 
+def test_a_class_that_the_user_names_is_made(run_folder, exported, tmp_path, equal):
+    ours = "fedprune.models.cnn.cnn_fedavg"
+    path = rewritten(run_folder, option="lenet_300_100", config={"_target_": ours})
+    rc, _, err = exported(path, "--to", tmp_path / "m.pt")
+    assert rc == 1 and f"type --model {ours}" in err
+    assert exported(path, "--to", tmp_path / "m.pt", "--model", ours)[0] == 0
+    assert equal(torch.load(tmp_path / "m.pt"), dict(load_network(path, [CONF], [ours]).net.state_dict()))
+    rc, _, err = exported(path, "--to", tmp_path / "m.pt", "--model", "os.system")
+    assert rc == 1 and f"--model os.system: {path} names {ours}: type these" in err
+
+
 OWN = "_target_: helpers.user_networks.Strided\nstrides: [1, 2]\nmake:\n  _target_: torch.nn.Tanh\n  _partial_: true\n"
 
 
@@ -233,7 +246,7 @@ def test_the_whole_config_makes_the_network_again_lists_dicts_and_added_options(
     assert isinstance(net[1], nn.Sigmoid) and isinstance(net[3], nn.Tanh)
     assert exported(folder(), "--to", tmp_path / "m.pt", "--config-dir", tmp_path / "mine")[0] == 0
     rc, _, err = exported(folder(), "--to", tmp_path / "m.pt")
-    assert rc == 1 and "give --config-dir DIR" in err
+    assert rc == 1 and "give --model MODULE.CLASS, or --config-dir DIR" in err
     (tmp_path / "mine" / "model" / "base.yaml").write_text(OWN.replace("helpers.user_networks.Strided", "nowhere.Strided"))
     rc, _, err = exported(folder(), "--to", tmp_path / "m.pt", "--config-dir", tmp_path / "mine")
     assert rc == 1 and "model is helpers.user_networks.Strided in it, and nowhere.Strided in model/net-1.yaml here" in err

@@ -124,7 +124,9 @@ def unreachable(what: What, net: nn.Module, density: float) -> list[str]:
     of, least = f"density_of={what.cost.of}", what.cost(what.select(scores, 0.0))
     if least > density + 1e-9:
         nearest = min(1.0, (int(least * 1e4) + 1) / 1e4)
-        left = "what is not pruned, with what.min_per_layer," if what.min_per_layer else "what is not pruned"
+        floors = {"min_per_layer": what.min_per_layer, "round_to": what.round_to}
+        named = " and ".join(f"what.{key}={floor}" for key, floor in floors.items() if floor > 1)
+        left = f"what is not pruned, with {named}," if named else "what is not pruned, with a unit of each layer,"
         return [f"{of}: {left} leaves {least:.4g}, more than density={density:g}: type density={nearest:g}"]
     log.info("%s: density=%g is asked for, and whole units reach %.6g", of, density, what.cost(what.select(scores, density)))
     return []

@@ -21,7 +21,7 @@ from fedprune.errors import ConfigError, Incompatible, NotANumber, in_user_code
 from fedprune.precision import wide
 from fedprune.pruning.what.layer_order import LayerOrder, by_definition
 from fedprune.pruning.what.layers import LAYERS, computed, others, prunable
-from fedprune.pruning.what.reach import Cost, check_round_to, reached, rounded
+from fedprune.pruning.what.reach import Cost, carriers, check_round_to, reached, rounded
 from fedprune.pruning.what.scope import Ends, Pool, Scope, Shapes, by_layer, check_kept
 from fedprune.pruning.what.tensor_cache import remembered
 from fedprune.pruning.what.top_k import keep_best
@@ -37,11 +37,11 @@ class What:
     layers: the kinds of layer that are prunable. skip: layers that are not, by name or by the words of `Ends`.
     min_per_layer: the number of units of every layer that outlive any event, against layer collapse.
     frozen: whether weights with requires_grad=False, which nobody trains, are prunable, too.
-    round_to: the number of units that are left of a layer is a multiple of this.
+    round_to: the number of units that are left of a layer, in the exported network, is a multiple of this.
 
     `bind` fills in the others. names: the prunable tensors, in the order of definition, as in every mask. order: the order in
     which the network runs its layers. untouched: the weights that would be prunable, but are frozen. cost: what a density is a
-    share of; None means the units.
+    share of; None means the units. carry: the layers that keep a dead unit, which round_to counts (reach.py).
     """
 
     unit: Unit
@@ -55,6 +55,7 @@ class What:
     order: LayerOrder | None = field(default=None, repr=False)
     untouched: tuple[str, ...] = field(default=(), repr=False)
     cost: Cost | None = field(default=None, repr=False)
+    carry: frozenset[str] = field(default=frozenset(), repr=False)
 
     def __post_init__(self) -> None:
         for key in ("layers", "skip"):
@@ -71,7 +72,8 @@ class What:
         candidates = self._without_outputs(net, order, self._unskipped(net, order))
         untouched = self._untouched(net, candidates)
         names = tuple(name for name in candidates if name not in untouched)
-        bound = replace(self, names=names, order=order, untouched=untouched)
+        carry = carriers(net, order) if self.round_to > 1 and self.kind.of_filters else frozenset()
+        bound = replace(self, names=names, order=order, untouched=untouched, carry=carry)
         bound._check_units(net)
         sizes = {name: net.get_parameter(name).detach().abs() for name in names}
         bound.select(sizes, 1.0)  # a rehearsal: a scope that does not fit its parameters raises now
@@ -83,8 +85,7 @@ class What:
         wanted = {layer if isinstance(layer, float) else one_name(net, str(layer)): True for layer in self.skip}
         skipped = by_layer(wanted, names, _ends(order, names))
         names = tuple(name for name in names if name not in skipped)
-        problems = computed(net, names)
-        if problems:
+        if problems := computed(net, names):
             raise Incompatible(*problems)
         if not names:
             raise Incompatible(f"what.skip={list(self.skip)} leaves nothing to prune: choose what.skip=[] or a shorter list")
@@ -120,8 +121,7 @@ class What:
         return tuple(name for name in outputs if isinstance(net.get_submodule(name.rpartition(".")[0]), LAYERS["conv"]))
 
     def _prunable(self, net: nn.Module) -> tuple[str, ...]:
-        unknown = [kind for kind in self.layers if kind not in LAYERS]
-        if unknown:
+        if unknown := [kind for kind in self.layers if kind not in LAYERS]:
             known = ", ".join(LAYERS)
             raise ConfigError([f"what.layers={unknown}: the kinds of layer are {known}; type e.g. what.layers=[conv,linear]"])
         names = tuple(weight for weights in prunable(net, self.layers).values() for weight in weights)
@@ -169,7 +169,8 @@ class What:
         with in_user_code(f"what.scope, {named(self.scope)}"):
             survivors = self._survivors(units, density, shapes)
             check_kept(survivors, units)
-        survivors = survivors if self.round_to == 1 else rounded(units, survivors, self.round_to)
+        if self.round_to > 1:
+            survivors = rounded(units, survivors, self.round_to, self.carry)
         return {name: spread(survivors[name], shapes[name]) for name in self.names}
 
     def _survivors(self, units: Scores, density: float, shapes: Shapes) -> Mask:

@@ -104,7 +104,9 @@ def test_a_share_that_cannot_be_reached_names_the_nearest():
     """One filter of each: 36 + 4 + 10 = 50 of 300."""
     what = bound("flops")
     (problem,) = unreachable(what, net(), 0.1)
-    assert "leaves 0.1667, more than density=0.1: type density=0.1667" in problem
+    assert "with a unit of each layer, leaves 0.1667, more than density=0.1: type density=0.1667" in problem
+    (problem,) = unreachable(bound("flops", round_to=4), net(), 0.1)
+    assert "with what.round_to=4, leaves" in problem
     assert unreachable(what, net(), 0.1667) == [] and unreachable(bound("units"), net(), 0.001) == []
 
 
@@ -119,10 +121,10 @@ def test_what_has_no_meaning_is_refused():
 # --- round_to --------------------------------------------------------------------------------------------------------------
 
 
-def convolutions(*widths: int) -> nn.Sequential:
+def convolutions(*widths: int, bias: bool = False) -> nn.Sequential:
     torch.manual_seed(0)
     pairs = zip((3, *widths), widths, strict=False)
-    layers = [layer for i, o in pairs for layer in (nn.Conv2d(i, o, 3, padding=1), nn.ReLU())]
+    layers = [layer for i, o in pairs for layer in (nn.Conv2d(i, o, 3, padding=1, bias=bias), nn.ReLU())]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
 
 
@@ -133,6 +135,22 @@ def test_what_is_left_is_a_multiple():
     sizes = {name: tensor.abs() for name, tensor in convolutions(64, 20, 6).state_dict().items()}
     for density, kept in ((0.5, [32, 8, 6]), (0.2, [8, 8, 6]), (1.0, [64, 20, 6])):
         assert list(what.alive_by_layer(what.select(sizes, density)).values()) == kept
+
+
+def test_a_dead_filter_that_carries_constants_counts_in_the_multiple():
+    """With biases, the first two layers are read under zero padding, and the third, of 24, by a pool. Half of 64 are 32, with
+    the carrier 33, so 32 of which 31 live. Half of 20 are 10, with it 11, so 8 of which 7 live. Half of 24 are 12: 8."""
+    what = What(filters, per_layer, layers=("conv",), min_per_layer=1, round_to=8).bind(convolutions(64, 20, 24, bias=True))
+    sizes = {name: tensor.abs() for name, tensor in convolutions(64, 20, 24).state_dict().items()}
+    assert what.carry == {"0.weight", "2.weight"}
+    assert list(what.alive_by_layer(what.select(sizes, 0.5)).values()) == [31, 7, 8]
+    assert list(what.alive_by_layer(what.select(sizes, 1.0)).values()) == [64, 20, 24]
+
+
+@pytest.mark.parametrize("to", [7.5, 0, "8"])
+def test_a_number_that_is_none_is_named(to):
+    with pytest.raises(ConfigError, match="type a whole number from 1, such as what.round_to=8"):
+        What(filters, globally, round_to=to)
 
 
 @pytest.mark.parametrize(("ratio", "to"), [(0.5, 8), (0.3, 8), (0.3, 4), (0.45, 16)])
@@ -161,7 +179,7 @@ def test_rounding_joins_a_share_of_operations():
     assert list(what.alive_by_layer(mask).values()) == [2, 4] and what.cost(mask) == pytest.approx(144 / 300)
 
 
-@pytest.mark.parametrize(("unit", "to"), [(weights, 8), (kernels, 8), (filters, 0)])
+@pytest.mark.parametrize(("unit", "to"), [(weights, 8), (kernels, 8)])
 def test_only_whole_outputs_or_inputs_are_rounded(unit, to):
     with pytest.raises(ConfigError, match="type what.round_to=1, or choose an option of filters, neurons or channels"):
         What(unit, globally, round_to=to)
