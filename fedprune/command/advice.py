@@ -51,6 +51,10 @@ OURS: Mapping[str, str] = {
 SEARCH = "a search in a range is a loop with Optuna, or another sweeper of Hydra's: docs/howto/sweeps.md"
 
 
+OPEN = ("model", "data", "partition")
+"""Groups whose options are often a user's own, and take keys that no yaml has."""
+
+
 def explained(error: HydraException) -> str:
     """Return what a user is told of an error in composing: the nearest option or key, instead of all options."""
     text = str(error)
@@ -114,7 +118,9 @@ def no_key(key: str, known: Sequence[str], typed: str = "") -> str:
     if ours:
         return f"{typed or key}: there is no such key here; type {ours}"
     near = nearest(key, known)
-    advice = f"the nearest are {', '.join(near)}" if near else "`python -m fedprune --cfg job` prints all keys"
+    group, _, below = key.partition(".")
+    added = f"if the {group} that you chose takes it, type +{key}=VALUE; " if group in OPEN and below and not typed else ""
+    advice = f"the nearest are {', '.join(near)}" if near else f"{added}`python -m fedprune --cfg job` prints all keys"
     return f"{typed or key}: there is no such key; {advice}"
 
 

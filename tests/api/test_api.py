@@ -33,6 +33,11 @@ def criterion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder.parent
 
 
+def test_a_key_that_only_an_option_of_ones_own_takes_is_told_with_its_plus():
+    with pytest.raises(ConfigError, match=r"model.breadth: there is no such key; .* takes it, type \+model.breadth=VALUE;"):
+        fedprune.compose(["model.breadth=8"])
+
+
 def test_a_run_is_that_of_the_command_and_is_not_done_twice(command, outputs, monkeypatch):
     assert command(*PRUNED, "eval_every=1").rc == 0
     (folder,) = outputs.glob("fedprune/*/summary.json")
