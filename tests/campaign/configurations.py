@@ -5,7 +5,7 @@
     CASE=123 SEED=7 python tests/campaign/configurations.py one case again, with what was said
 
 Case i of a seed is the same on every machine. One in ten of those that are built also trains its first round. A case is
-`built`, `trained`, `diverged` (its numbers are no longer finite, and it says so), `refused`, or: `long` (refused in more than
+`built`, `trained`, `diverged` (of finite values, and it says so), `refused`, or: `long` (refused in more than
 a few lines), `late` (refused for another reason, and only in the first round), `traceback`, `hang` (more than 10 s of a
 processor), `memory` (more than 3 GB), `silent` (a value is not what was typed) or `crash` (of the process).
 """
@@ -177,7 +177,8 @@ def _outcome(typed: list[str], trains: bool) -> tuple[str, str]:
     try:
         train(experiment)
     except FedpruneError as error:
-        return ("diverged" if "has diverged" in str(error) else "late"), str(error)
+        finite = not any(word.rpartition("=")[2].strip("-.") in ("inf", "nan", "1e999") for word in typed)
+        return ("diverged" if "has diverged" in str(error) and finite else "late"), str(error)
     return "trained", ""
 
 
