@@ -235,6 +235,7 @@ def _facts(experiment: Experiment, config: DictConfig) -> Json:
         "clients": config.federated.clients,
         "cohort": config.federated.cohort,
         "examples": sum(sizes(experiment.clients.train)),
+        "test_examples": len(experiment.dataset.test_y),
         "shape": list(experiment.dataset.shape),
         "classes": experiment.dataset.classes,
         "mean": list(experiment.dataset.mean),

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from fedprune.analysis.verdict import (
+    BEATEN,
     HELD,
     NOT_TESTABLE,
     REVERSED,
@@ -17,7 +18,11 @@ from fedprune.analysis.verdict import (
     Interval,
     Spread,
     gain_over,
+    holm,
+    holm_sentence,
     judged,
+    p_value,
+    resolution_of,
     verdict,
     widest_gain,
 )
@@ -83,6 +88,61 @@ def test_a_control_that_does_as_well_is_named():
     assert (judged.words, judged.control) == (SIMPLER, "standalone")
     assert verdict(METHOD, BASELINE, {"weak": weak}).words == HELD  # it is not shown to beat the baseline
     assert verdict(METHOD, BASELINE, {"worse": worse}).words == HELD  # it does, and the method beats it by 0.9 to 4.9
+
+
+def test_a_control_whose_interval_over_the_method_is_above_0_beats_it():
+    # Method - control is -1 -2 -3 -4 -5: mean -3 +- 1.96324, so the control beats it, whether it is held over the baseline
+    # (control 2 4 6 8 10 above it), undecided (1 1 1 1 -2) or as good. The control that is further above is the one named.
+    better = above(2, 4, 6, 8, 10)
+    found = verdict(METHOD, BASELINE, {"as well": above(2, 1, 4, 3, 6), "better": better})
+    assert (found.words, found.control, found.gain.mean) == (BEATEN, "better", pytest.approx(3))
+    assert verdict(METHOD, BASELINE, {"better": better, "best": better + 1}).control == "best"
+    undecided = above(1, 1, 1, 1, -2)
+    assert verdict(undecided, BASELINE, {"better": undecided + pd.Series([1, 2, 3, 4, 5])}).words == BEATEN
+    # A method that is below its baseline stays reversed; a control that covers it (0 +- 1.96 around -1) beats nothing.
+    assert verdict(above(-1, -2, -3, -4, -5), BASELINE, {"better": better}).words == REVERSED
+    assert verdict(undecided, BASELINE, {"near": undecided + pd.Series([-1, 0, 1, 2, 3])}).words == UNDECIDED
+    assert verdict(METHOD[:1], BASELINE, {"better": better}).words == NOT_TESTABLE
+
+
+def test_a_difference_of_few_examples_of_a_shared_test_set_is_undecided():
+    # Lottery tickets at home: 348/349, 350/352, 353/354, 347/349 and 352/353 of 359. Differences: -1 -2 -1 -2 -1 examples:
+    # mean -1.4, s = 0.547723, 2.776445 s / sqrt(5) = 0.680087: -2.08 to -0.72 examples, or -0.58 to -0.20 points.
+    tickets, dense = (pd.Series(right) / 359 for right in ((348, 350, 353, 347, 352), (349, 352, 354, 349, 353)))
+    found = verdict(tickets, dense)
+    assert found.words == REVERSED
+    assert (359 * found.gain.low, 359 * found.gain.high) == pytest.approx((-2.080087, -0.719913))
+    assert resolution_of(359) == pytest.approx(0.016713, abs=1e-6) and resolution_of(None) == 0
+    assert verdict(tickets, dense, resolution=resolution_of(359)).words == UNDECIDED
+    # 2 * (1/2)^6 = 0.03125 is at most 0.05 and 2 * (1/2)^5 = 0.0625 is not: six examples are enough, five are not.
+    for examples, words in ((5, UNDECIDED), (6, HELD)):
+        ahead = dense + examples / 359
+        assert verdict(ahead, dense, resolution=resolution_of(359)).words == words
+        beaten = verdict(dense, dense - 0.5, {"ahead": ahead}, resolution=resolution_of(359)).words
+        assert beaten == (BEATEN if words == HELD else SIMPLER)
+    # With a margin it is the distance to the margin that counts: 10 examples below, of which 5 are allowed.
+    assert verdict(dense - 10 / 359, dense, margin=5 / 359, resolution=resolution_of(359)).words == UNDECIDED
+    assert verdict(dense - 11 / 359, dense, margin=5 / 359, resolution=resolution_of(359)).words == REVERSED
+
+
+def test_the_p_value_is_that_of_students_paired_test():
+    # Differences 1 2 3 (s = 1, error 1 / sqrt(3)): t = 2 sqrt(3) = 3.464102 with 2 degrees of freedom, whose distribution is
+    # F(t) = 1/2 + t / (2 sqrt(2 + t^2)): p = 1 - 3.464102 / sqrt(14) = 0.074180. Against a margin of 1: t = 3 sqrt(3).
+    found = gain_over(pd.Series([1.0, 2, 3]), pd.Series([0.0, 0, 0]))
+    assert p_value(found) == pytest.approx(0.074180, abs=1e-6)
+    assert p_value(found, margin=1) == pytest.approx(1 - math.sqrt(27 / 29), abs=1e-6)
+    assert (p_value(Interval(1, 1, 1, 3)), p_value(Interval(0, 0, 0, 3))) == (0, 1)
+    assert math.isnan(p_value(Interval(math.nan, math.nan, math.nan, 1)))
+
+
+def test_holm_by_hand():
+    # Of four: 0.01 <= 0.05 / 4 = 0.0125; 0.015 <= 0.05 / 3 = 0.0167; 0.03 > 0.05 / 2 = 0.025, which ends it, also for 0.04.
+    assert holm([0.04, 0.015, 0.03, 0.01]) == 2
+    assert holm([0.02, 0.001, 0.025]) == 3  # 0.0167, 0.025, 0.05
+    assert (holm([0.02, 0.02, 0.02]), holm([])) == (0, 0)
+    said = "at 5 %, 2 of 4 comparisons are decided (the smallest p-value is 0.01; the first would have to be at most 0.013)."
+    assert holm_sentence([0.04, 0.015, 0.03, 0.01]).endswith(said)
+    assert "1 of 2 comparisons is decided" in holm_sentence([0.01, 0.9]) and holm_sentence([]) == ""
 
 
 def test_to_come_close_can_fail():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from fedprune.analysis.home.evidence import saved
@@ -68,3 +69,11 @@ def test_pages_and_their_index_are_what_the_numbers_say():
     assert [key for key in texts if texts[key] != kept[key]] == []
     assert {path.stem for path in PAGES.glob("*.md")} - {"README"} == set(texts)
     assert not found or (PAGES / "README.md").read_text() == index(found)
+
+
+def test_accuracies_on_the_shared_test_set_are_counts_of_its_examples():
+    """So the size that the resolution follows from is right. FedPM is the mean over several samples of its mask."""
+    for found in evidence_in(PAGES):
+        ours = [run.series("test/accuracy") for name, run in found.runs.items() if not name.endswith("fedpm")]
+        counts = pd.concat(ours) * (found.test_examples or 0)
+        assert found.test_examples and (counts - counts.round()).abs().max() < 1e-5, found.key

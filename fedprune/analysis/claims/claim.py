@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from fedprune.analysis.claims.equal import QUANTITIES
 from fedprune.analysis.claims.outcomes import METRICS
 from fedprune.errors import FedpruneError
 
@@ -29,8 +30,10 @@ class Claim:
 
     method, baselines: who is said to beat whom, one comparison per baseline. controls: simpler methods; where one of them does
     as well over the baseline, the claim says little. margin: how far below the baseline still counts, in the metric's unit, 0
-    for "beats". densities: where the comparison is made; 1 alone for methods without a density. home: the page that tests the
-    claim in the regime of its paper, docs/home/<home>.md; None where there is none. note: what the reader must know beside.
+    for "beats". equal: what the method and a baseline need to have alike (QUANTITIES), or they are not comparable; empty where
+    the claim is about unequal ones. densities: where the comparison is made; 1 alone for methods without a density. home: the
+    page that tests the claim in the regime of its paper, docs/home/<home>.md; None where there is none. note: what the reader
+    must know beside.
     """
 
     claim: str
@@ -39,6 +42,7 @@ class Claim:
     baselines: tuple[Measured, ...]
     controls: tuple[Measured, ...] = ()
     margin: float = 0.0
+    equal: tuple[str, ...] = ()
     densities: tuple[float, ...] = (0.1, 0.05)
     home: str | None = None
     note: str = ""
@@ -50,7 +54,7 @@ class Claim:
 
 
 KEYS = {field.name for field in fields(Claim)} | {"metric"}
-REQUIRED = {field.name for field in fields(Claim) if field.default is MISSING} | {"metric"}
+REQUIRED = {field.name for field in fields(Claim) if field.default is MISSING} | {"metric", "equal"}
 
 
 def load_claims(path: Path | str) -> list[Claim]:
@@ -78,6 +82,7 @@ def _claim(entry: Mapping[str, object], where: str) -> Claim:
         baselines=baselines,
         controls=tuple(_measured(each, metric, where) for each in _list(entry.get("controls", []))),
         margin=float(str(entry.get("margin", Claim.margin))),
+        equal=_equal(entry["equal"], where),
         densities=tuple(float(str(density)) for density in _list(entry.get("densities", Claim.densities))),
         home=str(entry["home"]) if entry.get("home") else None,
         note=str(entry.get("note", "")),
@@ -91,6 +96,14 @@ def _measured(entry: object, metric: str, where: str) -> Measured:
     if found.metric not in METRICS:
         raise FedpruneError(f"{where}: {found.method} is measured by '{found.metric}'; choose one of {', '.join(METRICS)}")
     return found
+
+
+def _equal(entry: object, where: str) -> tuple[str, ...]:
+    named = tuple(str(each) for each in _list(entry))
+    for name in named:
+        if name not in QUANTITIES:
+            raise FedpruneError(f"{where}: equal has '{name}'; choose from {', '.join(QUANTITIES)}, or write `equal: []`")
+    return named
 
 
 def _list(entry: object) -> list[object]:

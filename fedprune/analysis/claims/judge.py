@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from fedprune.analysis.claims.claim import Claim, Measured
+from fedprune.analysis.claims.equal import unequal
 from fedprune.analysis.claims.outcomes import WORDS, by_seed
-from fedprune.analysis.verdict import NOT_TESTABLE, Verdict, verdict
+from fedprune.analysis.verdict import NOT_COMPARABLE, NOT_TESTABLE, Verdict, verdict
 
 POINTS = 100
 """Points (of a hundred) in a fraction."""
@@ -18,7 +19,8 @@ POINTS = 100
 class Judgement:
     """The verdict on one claim against one baseline at one density.
 
-    reason: why it is not testable, else empty. not_run: the controls without a value, which could not change the verdict.
+    reason: why it is not testable or not comparable, else empty. not_run: the controls without a value, which could not change
+    the verdict.
     """
 
     claim: Claim
@@ -31,7 +33,7 @@ class Judgement:
     @property
     def testable(self) -> bool:
         """Return whether the runs say anything of it."""
-        return self.verdict.words != NOT_TESTABLE
+        return self.verdict.words not in (NOT_TESTABLE, NOT_COMPARABLE)
 
 
 def judge(claim: Claim, values: pd.DataFrame) -> list[Judgement]:
@@ -44,6 +46,8 @@ def _judge(claim: Claim, baseline: Measured, density: float, values: pd.DataFram
     controls = {_name(control, claim): points(values, control, density) for control in claim.controls}
     found = verdict(method, base, controls, claim.margin * POINTS)
     reason = "" if found.words != NOT_TESTABLE else _why(values, (claim.method, method), (baseline, base))
+    if not reason and (reason := unequal(values, (claim.method.method, baseline.method), density, claim.equal)):
+        found = replace(found, words=NOT_COMPARABLE, control=None)
     return Judgement(claim, baseline, density, found, reason, tuple(name for name, found in controls.items() if found.empty))
 
 

@@ -11,7 +11,18 @@ from fedprune.analysis.claims.claim import Claim, Measured
 from fedprune.analysis.claims.judge import POINTS, Judgement
 from fedprune.analysis.claims.outcomes import WORDS
 from fedprune.analysis.markdown import markdown_lines
-from fedprune.analysis.verdict import HELD, LEVEL, REVERSED, SIMPLER, UNDECIDED, Interval
+from fedprune.analysis.verdict import (
+    BEATEN,
+    HELD,
+    LEVEL,
+    NOT_COMPARABLE,
+    REVERSED,
+    SIMPLER,
+    UNDECIDED,
+    Interval,
+    holm_sentence,
+    p_value,
+)
 from fedprune.errors import FedpruneError
 
 HEAD = ["claim", "compared", "density", "difference (points)", "verdict"]
@@ -26,7 +37,7 @@ def claims_markdown(judgements: Sequence[Judgement], homes: Sequence[str]) -> st
     claims = list(dict.fromkeys(judgement.claim for judgement in judgements))
     table = markdown_lines(HEAD, RULES, [_row(each, _is_first(each, judgements), homes) for each in judgements])
     notes = [f"- *{claim.claim}*: {claim.note.strip()}\n" for claim in claims if claim.note]
-    return "\n".join([_counts(judgements), _chance(judgements), table, "".join(notes)]).strip() + "\n"
+    return "\n".join([_counts(judgements), _chance(judgements), _holm(judgements), table, "".join(notes)]).strip() + "\n"
 
 
 def _is_first(judgement: Judgement, judgements: Sequence[Judgement]) -> bool:
@@ -60,7 +71,7 @@ def _verdict(judgement: Judgement) -> str:
     words, control = judgement.verdict.words, judgement.verdict.control
     if not judgement.testable:
         return f"{words}: {judgement.reason}"
-    if words == SIMPLER:
+    if words in (SIMPLER, BEATEN):
         return f"{words}: {control}"
     without = f"; not run: {', '.join(judgement.not_run)}" if words == HELD and judgement.not_run else ""
     return words + without
@@ -69,9 +80,10 @@ def _verdict(judgement: Judgement) -> str:
 def _counts(judgements: Sequence[Judgement]) -> str:
     counts = Counter(judgement.verdict.words for judgement in judgements)
     claims = len({judgement.claim for judgement in judgements})
-    of_each = ", ".join(f"{counts[words]} *{words}*" for words in (HELD, SIMPLER, REVERSED, UNDECIDED))
-    judged = sum(judgement.testable for judgement in judgements)
-    return f"{claims} claims, {len(judgements)} comparisons, of which {judged} can be judged here: {of_each}.\n"
+    of_each = ", ".join(f"{counts[words]} *{words}*" for words in (HELD, SIMPLER, BEATEN, REVERSED, UNDECIDED))
+    judged, apart = sum(judgement.testable for judgement in judgements), counts[NOT_COMPARABLE]
+    others = f" {apart} {'is' if apart == 1 else 'are'} *{NOT_COMPARABLE}*." if apart else ""
+    return f"{claims} claims, {len(judgements)} comparisons, of which {judged} can be judged here: {of_each}.{others}\n"
 
 
 def _chance(judgements: Sequence[Judgement]) -> str:
@@ -83,6 +95,12 @@ def _chance(judgements: Sequence[Judgement]) -> str:
         f"{share * judged:.1f} *reversed* by chance. No interval is made wider for this. The two densities share seeds, "
         "splits and initial weights: that both agree is less than twice the evidence.\n"
     )
+
+
+def _holm(judgements: Sequence[Judgement]) -> str:
+    """Return what Holm's correction leaves of the comparisons with baselines; those with controls are not in it."""
+    tested = [each for each in judgements if each.testable]
+    return holm_sentence([p_value(each.verdict.gain, each.claim.margin * POINTS) for each in tested]) + "\n"
 
 
 def filled(page: str, name: str, text: str) -> str:

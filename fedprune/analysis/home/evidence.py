@@ -14,6 +14,7 @@ from fedprune.analysis.home.sweep import Sweep
 from fedprune.analysis.metric import Metric, metric_of
 from fedprune.analysis.read import METHOD as COLUMN
 from fedprune.analysis.read import find_runs, load_runs, overrides_of, read_json
+from fedprune.analysis.verdict import resolution_of
 from fedprune.config.home import Compared, Home, read_home, sought
 from fedprune.errors import FedpruneError
 from fedprune.run_id import METHOD
@@ -45,7 +46,7 @@ class Evidence:
     """All that a page says.
 
     metric: what runs are judged by. ours: the rows of our protocol. runs: by experiment. params: those of the sweep that was
-    run, without what changes no result.
+    run, without what changes no result. test_examples: the size of the global test set, which all seeds share; None: unknown.
     """
 
     key: str
@@ -57,6 +58,13 @@ class Evidence:
     ours: Mapping[str, str]
     runs: Mapping[str, Measured]
     params: Mapping[str, str]
+    test_examples: int | None = None
+
+    @property
+    def resolution(self) -> float:
+        """Return the smallest difference that counts: 0 unless the method is judged by accuracy on the shared test set."""
+        shared = self.metric.percent and self.home.method.metric == f"test/{self.metric.name}"
+        return resolution_of(self.test_examples) if shared else 0.0
 
     def of(self, compared: Compared) -> Measured:
         """Return the run that one side of a comparison names."""
@@ -74,11 +82,13 @@ def collect(sweep: Sweep, folder: Path) -> Evidence:
     metric, home = metric_of(frame), sweep.home
     runs = {each: _measured(frame[frame[COLUMN] == each], names(metric, home)) for each in sweep.experiments}
     shown = _shown(frame, sought(home.method.run, sweep.experiments))
+    described = read_json(shown / "run.json")
     return Evidence(
         *(sweep.key, sweep.title, sweep.about, sweep.command, home, metric),
-        ours=ours(read_json(shown / "run.json"), shown),
+        ours=ours(described, shown),
         runs=runs,
         params=sweep.results_depend_on,
+        test_examples=described.get("test_examples"),
     )
 
 

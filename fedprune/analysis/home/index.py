@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedprune.analysis.home.evidence import Evidence, loaded, retold
-from fedprune.analysis.home.judgement import judge
+from fedprune.analysis.home.judgement import judge, too_fine
 from fedprune.analysis.home.page import STUDENT
 from fedprune.analysis.home.sweep import HOMES, load_sweep
 from fedprune.analysis.home.units import difference, number, points
 from fedprune.analysis.markdown import markdown_lines
-from fedprune.analysis.verdict import HELD, NOT_TESTABLE, REVERSED, SIMPLER, UNDECIDED
+from fedprune.analysis.verdict import (
+    BEATEN,
+    DISCORDANT,
+    HELD,
+    NOT_TESTABLE,
+    REVERSED,
+    SIMPLER,
+    UNDECIDED,
+    holm_sentence,
+    p_value,
+)
 
 WORDS = {
     HELD: "the interval of the difference to the baseline is above the margin, and no simpler control does as well",
     SIMPLER: "it is above the margin, a control's is, too, and the method is not shown to beat the control",
-    REVERSED: "it is below the margin",
-    UNDECIDED: "it covers the margin",
+    BEATEN: "the interval of the difference to a control is below 0, and the method is not *reversed*",
+    REVERSED: "the interval of the difference to the baseline is below the margin",
+    UNDECIDED: (
+        f"it covers the margin, or the difference is worth fewer than {DISCORDANT} examples of a test set that all seeds share "
+        "(each page says why so many)"
+    ),
     NOT_TESTABLE: "fewer than two seeds have both numbers",
 }
 
@@ -50,17 +65,33 @@ def index(pages: Sequence[Evidence]) -> str:
     rules = ["---", "---", "---", "---:", "---:", "---:", "---:", "---"]
     table = markdown_lines(heads, rules, [_row(evidence) for evidence in pages])
     meanings = "".join(f"- *{words}*: {meaning}.\n" for words, meaning in WORDS.items())
-    return f"# Every method at home\n\n{INTRODUCTION}\n\n{meanings}\n{table}\n{STUDENT} {HOW_TO}\n"
+    return f"# Every method at home\n\n{INTRODUCTION}\n\n{meanings}\n{table}\n{_counted(pages)}\n\n{STUDENT} {HOW_TO}\n"
+
+
+def _counted(pages: Sequence[Evidence]) -> str:
+    """Return how many pages have which verdict and which data, and what remains after a correction for so many."""
+    judged = [judge(evidence).verdict for evidence in pages]
+    words, data = (Counter(each) for each in ((found.words for found in judged), (_data(evidence) for evidence in pages)))
+    of_each = ", ".join(f"{words[each]} *{each}*" for each in WORDS if words[each])
+    on_each = ", ".join(f"{count} on {name}" for name, count in data.most_common())
+    tested = [(found.gain, each.home.margin) for found, each in zip(judged, pages, strict=True) if found.words != NOT_TESTABLE]
+    corrected = holm_sentence([p_value(gain, margin) for gain, margin in tested])
+    return f"{len(pages)} pages, {on_each}: {of_each}. {corrected} That is of differences to baselines; controls come on top."
 
 
 def _row(evidence: Evidence) -> list[str]:
     judged = judge(evidence).verdict
     metric = evidence.home.method.metric
     mean, interval = difference(judged.gain, metric)
-    control = f": {judged.control}" if judged.control else ""
-    data = evidence.ours["data"].partition(",")[0]
+    beside = judged.control or too_fine(evidence, judged)
+    control = f": {beside}" if beside else ""
+    data = _data(evidence)
     title = f"[{evidence.title.removesuffix(' at home')}]({evidence.key}.md)"
     unit = f" {points(metric)}" if mean else ""
     margin = number(-evidence.home.margin, metric) if evidence.home.margin else "0"
     verdict = judged.words + control
     return [title, verdict, evidence.home.baseline.run, f"{mean}{unit}", interval, margin, str(judged.gain.n), data]
+
+
+def _data(evidence: Evidence) -> str:
+    return evidence.ours["data"].partition(",")[0]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from fedprune.analysis.home.evidence import Evidence
 from fedprune.analysis.home.units import larger_is_better
-from fedprune.analysis.verdict import Interval, Verdict, gain_over, verdict
+from fedprune.analysis.verdict import DISCORDANT, UNDECIDED, Interval, Verdict, gain_over, verdict
+from fedprune.analysis.verdict import judged as interval_says
 from fedprune.config.home import Compared
 
 TOO_FEW = 2
@@ -36,12 +37,22 @@ def judge(evidence: Evidence) -> Judgement:
     method, baseline = (evidence.of(each).series(each.metric) for each in (home.method, home.baseline))
     controls = {words: evidence.of(each).series(each.metric) for words, each in home.controls.items()}
     return Judgement(
-        verdict=verdict(method, baseline, controls, home.margin, larger),
+        verdict=verdict(method, baseline, controls, home.margin, larger, evidence.resolution),
         reason=_reason(evidence, home.method) or _reason(evidence, home.baseline) or _apart(evidence),
         over={words: gain_over(method, control, larger) for words, control in controls.items()},
         controls={words: gain_over(control, baseline, larger) for words, control in controls.items()},
         untested={words: why for words, each in home.controls.items() if (why := _reason(evidence, each))},
     )
+
+
+def too_fine(evidence: Evidence, judged: Verdict) -> str:
+    """Return how many test examples the difference is worth, if it is undecided for that alone; else ""."""
+    margin, resolution = evidence.home.margin, evidence.resolution
+    if judged.words != UNDECIDED or not resolution or interval_says(judged.gain, margin) == UNDECIDED:
+        return ""
+    worth = abs(judged.gain.mean + margin) * (evidence.test_examples or 0)
+    beyond = " beyond the margin" if margin else ""
+    return f"{worth:.1f} of {evidence.test_examples} test examples{beyond}; fewer than {DISCORDANT} decide nothing"
 
 
 def _reason(evidence: Evidence, compared: Compared) -> str:

@@ -7,16 +7,28 @@ from collections.abc import Iterator
 import pandas as pd
 
 from fedprune.analysis.home.evidence import ALIVE, BYTES, Evidence, Measured
-from fedprune.analysis.home.judgement import Judgement, judge
+from fedprune.analysis.home.judgement import Judgement, judge, too_fine
 from fedprune.analysis.home.units import difference, number, points, spread, unit
 from fedprune.analysis.markdown import markdown_lines
-from fedprune.analysis.verdict import NOT_TESTABLE, Verdict
+from fedprune.analysis.verdict import DISCORDANT, NOT_TESTABLE, Verdict
 from fedprune.config.home import PROTOCOL, Compared, roles
 
 STUDENT = (
     "Each difference is paired: both runs of a seed have the same split, initial weights and cohorts. The interval is "
     "Student's at 95 % and not a bootstrap, because over five seeds a bootstrap interval covers the true mean in 83 of 100 "
     "cases only."
+)
+
+SHARED = (
+    "All seeds share one test set of {examples} examples, and the interval is about other seeds, not about other examples. "
+    f"So a difference has to be worth {DISCORDANT} of them, {{points:.2f}} points, or the verdict is *undecided*: even if all "
+    "examples on which two networks differ favour one of them, McNemar's exact test needs that many at 5 %. It is the least to "
+    "ask; a difference that passes can still be smaller on another test set."
+)
+
+REDRAWN = (
+    "Each seed draws the clients' test examples anew, so that most of their part in the uncertainty is in the interval (the "
+    "draws are from one pool and overlap)."
 )
 
 COLUMNS = (
@@ -41,7 +53,8 @@ def verdict_line(evidence: Evidence, verdict: Verdict) -> str:
     if verdict.words == NOT_TESTABLE:
         return f"**Verdict: {verdict.words}**: {judge(evidence).reason}."
     mean, interval = difference(verdict.gain, home.method.metric)
-    control = f" ({verdict.control})" if verdict.control else ""
+    beside = verdict.control or too_fine(evidence, verdict)
+    control = f" ({beside})" if beside else ""
     return (
         f"**Verdict: {verdict.words}**{control}. {_side(home.method)} against {_side(home.baseline)}: {mean} "
         f"{points(home.method.metric)} ({interval}, {verdict.gain.n} seeds){_margin(evidence)}."
@@ -131,7 +144,16 @@ def _differences(evidence: Evidence, judged: Judgement) -> str:
     head = ["compared with", f"gain of {home.method.run} ({points(metric)})", "95 % interval", "it over the baseline"]
     head += ["not testable here, because"] * noted
     shown = rows if noted else [row[:-1] for row in rows]
-    return f"## Paired differences\n\n{markdown_lines(head, ['---'] + ['---:'] * 3 + ['---'] * noted, shown)}\n{STUDENT}\n"
+    table = markdown_lines(head, ["---"] + ["---:"] * 3 + ["---"] * noted, shown)
+    return f"## Paired differences\n\n{table}\n{_test_set(evidence)}\n"
+
+
+def _test_set(evidence: Evidence) -> str:
+    """Return what the intervals are about: other seeds, and other test examples only if each seed draws them anew."""
+    if evidence.resolution:
+        return f"{STUDENT} {SHARED.format(examples=evidence.test_examples, points=100 * evidence.resolution)}"
+    client = evidence.home.method.metric.startswith("client/")
+    return f"{STUDENT} {REDRAWN}" if client else STUDENT
 
 
 def _seeds(evidence: Evidence) -> str:

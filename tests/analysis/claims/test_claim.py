@@ -11,7 +11,7 @@ from fedprune.analysis.claims import METRICS, Claim, Measured, load_claims
 from fedprune.errors import FedpruneError
 
 CLIENT, TUNED, _ = METRICS
-LEAST = {"claim": "a beats b", "source": "A 2020", "method": "a", "baselines": ["b"], "metric": CLIENT}
+LEAST = {"claim": "a beats b", "source": "A 2020", "method": "a", "baselines": ["b"], "metric": CLIENT, "equal": []}
 
 
 def written(folder: Path, entry: object) -> Path:
@@ -28,10 +28,18 @@ def test_a_claim_has_defaults(tmp_path):
 
 def test_each_method_may_have_a_metric_of_its_own(tmp_path):
     controls = ["c", {"method": "b", "metric": TUNED}]
-    full = {**LEAST, "controls": controls, "margin": 0.01, "densities": [1], "home": "a", "note": "n"}
+    full = {
+        **LEAST,
+        "controls": controls,
+        "margin": 0.01,
+        "equal": ["bytes", "flops"],
+        "densities": [1],
+        "home": "a",
+        "note": "n",
+    }
     (claim,) = load_claims(written(tmp_path, full))
     assert claim.controls == (Measured("c", CLIENT), Measured("b", TUNED))
-    assert (claim.margin, claim.densities, claim.home, claim.note) == (0.01, (1.0,), "a", "n")
+    assert (claim.margin, claim.equal, claim.densities, claim.home, claim.note) == (0.01, ("bytes", "flops"), (1.0,), "a", "n")
     assert [str(each) for each in claim.measured] == ["a", "b", "c", "b"]
 
 
@@ -40,6 +48,7 @@ def test_each_method_may_have_a_metric_of_its_own(tmp_path):
     [
         ({"metrik": CLIENT}, "no claim has the key metrik; the keys are baselines, claim, controls"),
         ({"metric": "client/f1"}, f"b is measured by 'client/f1'; choose one of {CLIENT}, {TUNED}"),
+        ({"equal": ["width"]}, r"equal has 'width'; choose from density, bytes, flops, or write `equal: \[\]`"),
         ({"baselines": []}, r"baselines is empty; name at least one method, as in `baselines: \[fedavg\]`"),
     ],
 )

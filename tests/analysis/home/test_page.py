@@ -13,7 +13,7 @@ from fedprune.analysis.home.judgement import judge
 from fedprune.analysis.home.page import page
 from fedprune.analysis.home.units import larger_is_better, spread
 from fedprune.analysis.metric import Metric
-from fedprune.analysis.verdict import HELD, NOT_TESTABLE, REVERSED, SIMPLER, UNDECIDED
+from fedprune.analysis.verdict import BEATEN, HELD, NOT_TESTABLE, REVERSED, SIMPLER, UNDECIDED
 from fedprune.config.home import Compared, Home
 
 SENT, TUNED = "client/accuracy_mean", "client/accuracy_tuned_mean"
@@ -63,6 +63,8 @@ METHOD = measured(above(1, 2, 3, 4, 5), alive=(0.2, 0.2, 0.2, 0.25, 0.15))
         (evidence(METHOD), HELD, ": +3.00 points (+1.04 to +4.96, 5 seeds)."),
         # The control is 2 1 4 3 6 above the baseline (mean 3.2, s = 1.92354: +-2.38838), and the method -1 1 -1 1 -1 above it.
         (evidence(METHOD, control=measured(above(2, 1, 4, 3, 6))), SIMPLER, "(local training alone). `lotteryfl` by"),
+        # The control is 2 4 6 8 10 above the baseline, and the method -1 -2 -3 -4 -5 above it: -3 +- 1.96324.
+        (evidence(METHOD, control=measured(above(2, 4, 6, 8, 10))), BEATEN, "(local training alone). `lotteryfl` by"),
         (evidence(measured(above(-1, -2, -3, -4, -5))), REVERSED, ": -3.00 points (-4.96 to -1.04, 5 seeds)."),
         # 1 1 1 1 -2: mean 0.4, s = 1.34164: 0.4 +- 1.66587.
         (evidence(measured(above(1, 1, 1, 1, -2))), UNDECIDED, ": +0.40 points (-1.27 to +2.07, 5 seeds)."),
@@ -81,6 +83,32 @@ def test_each_verdict_with_its_interval_is_in_the_first_lines(found, words, line
     assert title == "# LotteryFL at home"
     assert first.startswith(f"**Verdict: {words}**")
     assert line in first
+
+
+def test_a_difference_of_few_test_examples_is_undecided_on_the_page_and_in_the_index():
+    # Of 200 test examples 6 are 3 points. 2.9 points (5.8 examples) in every seed are undecided, 3 points are held.
+    def of(points: float) -> Evidence:
+        found = evidence(measured((), **{"test/accuracy": above(*[points] * 5)}), measured((), **{"test/accuracy": BASELINE}))
+        home = replace(found.home, method=Compared("lotteryfl", "test/accuracy"), baseline=Compared("fedavg", "test/accuracy"))
+        return replace(found, home=replace(home, controls={}), test_examples=200)
+
+    assert judge(of(2.9)).verdict.words == UNDECIDED and judge(of(3)).verdict.words == HELD
+    few = "5.8 of 200 test examples; fewer than 6 decide nothing"
+    assert page(of(2.9)).splitlines()[2].startswith(f"**Verdict: undecided** ({few}).")
+    assert f"| undecided: {few} |" in index([of(2.9)])
+    assert "All seeds share one test set of 200 examples" in page(of(3)) and "has to be worth 6 of them, 3.00 points" in page(
+        of(3)
+    )
+    # Clients' own test examples are drawn anew by each seed.
+    assert "Each seed draws the clients' test examples anew" in page(replace(evidence(METHOD), test_examples=200))
+    assert replace(evidence(METHOD), test_examples=200).resolution == 0
+
+
+def test_the_index_counts_and_corrects():
+    # METHOD: t = 3 / 0.707107 = 4.2426 with 4 degrees of freedom, p = 0.0132.
+    text = index([evidence(METHOD), replace(evidence(METHOD), key="other")])
+    assert "2 pages, 2 on digits: 2 *held*. Corrected for all of them by Holm's method at 5 %, 2 of 2 comparisons are" in text
+    assert "(the smallest p-value is 0.013; the first would have to be at most 0.025)" in text
 
 
 def test_to_come_close_is_said_with_its_margin():
