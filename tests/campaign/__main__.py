@@ -172,9 +172,9 @@ def tables(runs: list[Ended]) -> str:
 
 
 def _safe(case: str) -> str:
-    """Return a case as it can stand on a page: only its command has a form."""
+    """Return a case as it can stand on a page: its command, and what was seen, as they are."""
     command, _, told = case.partition("`: ")
-    return f"{command}`: " + re.sub(r"([\\`*_{}\[\]<>|])", r"\\\1", told)
+    return f"{command}`: `" + told.replace("`", "'") + "`"
 
 
 def write(runs: list[Ended]) -> None:

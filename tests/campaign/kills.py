@@ -169,6 +169,9 @@ class Running:
             name for name in os.listdir("/dev/shm") if ours & {int(each) for each in re.findall(r"(?<=[-_])\d+(?=[-_])", name)}
         ]
         if left and not until(lambda: not any(Path("/dev/shm", name).exists() for name in left), GRACE):
+            for name in left:
+                path = Path("/dev/shm", name)
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             raise Fault("leftover", f"/dev/shm: {left[:5]}")
         if "Traceback (most recent call last)" in "".join(path.read_text(errors="replace") for path in self.said):
             raise Fault("traceback", self.words())
