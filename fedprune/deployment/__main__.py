@@ -3,6 +3,8 @@
 python -m fedprune.deployment split FOLDER OVERRIDES...
 python -m fedprune.deployment run OVERRIDES... --data FILE [--superlink NAME]
 python -m fedprune.deployment here FOLDER OVERRIDES...
+
+Each takes --config-dir DIR, the folder of options of your own; of `run` it is one on the machine of the SuperLink.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from pathlib import Path
 
 from hydra.errors import HydraException
 
+from fedprune.command.words import arguments
 from fedprune.deployment import here, launch
 from fedprune.deployment.local_data import SERVER_FILE, split
-from fedprune.deployment.serve import Order, composed, of_the_parties
+from fedprune.deployment.serve import Order, composed, of_the_parties, searched
 from fedprune.errors import ConfigError, FedpruneError
 from fedprune.experiment.build import build
 
@@ -42,8 +45,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _split(folder: Path, overrides: Sequence[str]) -> list[Path]:
-    experiment = build(*composed([*(word for word in overrides if not word.startswith("executor")), "executor=serial"]))
+def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
+    """Return what was typed, with overrides as `python -m fedprune` takes them. --config-dir may stand anywhere."""
+    folders = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    folders.add_argument("--config-dir", "-cd", default="")
+    folder, rest = folders.parse_known_args(words)
+    typed = _parser().parse_args(rest, folder)
+    typed.overrides = arguments(typed.overrides)
+    return typed
+
+
+def _split(folder: Path, overrides: Sequence[str], config_dir: str) -> list[Path]:
+    own = [searched(Path(config_dir))] if config_dir else []
+    experiment = build(*composed([*own, *(word for word in overrides if not word.startswith("executor")), "executor=serial"]))
     return split(experiment.dataset, experiment.clients, folder)
 
 
@@ -56,19 +70,21 @@ def _refuse(overrides: Sequence[str]) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command, and return its status."""
-    typed = _parser().parse_args(words)
+    typed = _parsed(words)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's "stop" ends all processes as Ctrl-C does
     try:
         if typed.command == "split":
-            print("\n".join(map(str, _split(typed.folder, typed.overrides))))
+            print("\n".join(map(str, _split(typed.folder, typed.overrides, typed.config_dir))))
             return 0
         if typed.command == "run":
             _refuse(typed.overrides)
             folder = typed.into or str(Path.cwd())
-            return launch.start(Order((*typed.overrides,), typed.data, folder, typed.patience), typed.superlink)
-        server, *clients = _split(typed.folder, typed.overrides)
+            order = Order((*typed.overrides,), typed.data, folder, typed.patience, config_dir=typed.config_dir)
+            return launch.start(order, typed.superlink)
+        server, *clients = _split(typed.folder, typed.overrides, typed.config_dir)
         overrides = tuple(override for override in typed.overrides if not of_the_parties(override))
-        order = Order(overrides, str(server.absolute()), str(Path.cwd()), typed.patience)
+        own = str(Path(typed.config_dir).absolute()) if typed.config_dir else ""
+        order = Order(overrides, str(server.absolute()), str(Path.cwd()), typed.patience, config_dir=own)
         with here.federation(clients, typed.folder / "log") as environment:
             return launch.start(order, "here", environment)
     except (FedpruneError, HydraException) as error:

@@ -19,26 +19,27 @@ from fedprune.config import CONF, schema
 from fedprune.deployment.local_data import read
 from fedprune.deployment.nodes import OFFICE, Nodes
 from fedprune.deployment.post import Post
-from fedprune.errors import FedpruneError
+from fedprune.errors import ConfigError, FedpruneError
 
-OURS = (
-    f"hydra.searchpath=[{json.dumps((Path(__file__).parent / 'conf').as_uri())}]",
-    *("executor=flower", "data=federation", "partition=federation"),
-)
-"""The overrides that make a run one on nodes. Its data set and its partition are in a folder that no other run searches."""
+CONF_HERE = Path(__file__).parent / "conf"
+"""The folder of the data set and the partition of a run on nodes, which no other run searches."""
+
+OURS = ("executor=flower", "data=federation", "partition=federation")
+"""The overrides that make a run one on nodes."""
 
 
 @dataclass(frozen=True)
 class Order:
     """A run that is ordered. overrides: of the command line. data: the server's own file. folder: where results go, on the
     machine of the SuperLink. patience: seconds for all clients to come at the start. ttl: seconds after which Flower forgets a
-    letter."""
+    letter. config_dir: the folder of options of the user's own, on the machine of the SuperLink."""
 
     overrides: tuple[str, ...]
     data: str
     folder: str
     patience: float = 60.0
     ttl: float = 3600.0
+    config_dir: str = ""
 
     @classmethod
     def of(cls, run_config: Mapping[str, object]) -> Order:
@@ -72,11 +73,20 @@ def serve(order: Order, post: Post) -> None:
 def _with_clients(order: Order, post: Post) -> list[str]:
     """Wait for all clients. Return the overrides, with what they say of themselves."""
     local = str(Path(order.data).absolute())
-    overrides = [*order.overrides, *OURS, f"data.local={json.dumps(local)}"]
+    folders = [Path(order.config_dir)] if order.config_dir else []
+    overrides = [searched(CONF_HERE, *folders), *order.overrides, *OURS, f"data.local={json.dumps(local)}"]
     config, OFFICE.names = composed(overrides)
     OFFICE.nodes = Nodes(post, config.federated.clients, read(Path(local)).agreed, order.patience)
     sizes = [list(sizes) for sizes in OFFICE.nodes.gather()]
     return [*overrides, f"partition.sizes={json.dumps(sizes, separators=(',', ':'))}"]
+
+
+def searched(*folders: Path) -> str:
+    """Return the override by which options are also looked for in these folders. Raises ConfigError if one is not there."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError([f"--config-dir {folder}: there is no such folder"])
+    return f"hydra.searchpath=[{','.join(json.dumps(folder.absolute().as_uri()) for folder in folders)}]"
 
 
 def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
