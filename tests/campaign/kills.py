@@ -354,7 +354,8 @@ class Campaign:
         for _ in range(rng.choice([1, 2, 4, 6, 8]) if mode != "joblib" else 1):
             blow = self._blow(mode, rng, [*expected.values()])
             told.append(str(blow))
-            self._strike(mode, blow, folder, words, rng)
+            if not self._strike(mode, blow, folder, words, rng):
+                break  # it has ended, and so there is nothing left to disturb
         last = Running(folder, words, new=mode == "joblib")
         status = last.wait()
         last.check()
@@ -376,8 +377,8 @@ class Campaign:
             return Blow(how, rng.randint(1, operations) + rng.random(), signal.SIGALRM, "process")
         return Blow(how, rng.randint(1, operations), number, whom)
 
-    def _strike(self, mode: str, blow: Blow, folder: Path, words: list[str], rng: random.Random) -> None:
-        """Begin a run, or go on with it, and deal one blow; see that nobody is left. Raises Fault."""
+    def _strike(self, mode: str, blow: Blow, folder: Path, words: list[str], rng: random.Random) -> bool:
+        """Begin a run, or go on with it, and deal one blow; return whether it hit. Raises Fault if somebody is left."""
         run = Running(folder, words, blow, new=mode == "joblib")
         other = Running(folder, words, said="other") if mode == "two terminals" else None
         if mode == "joblib":  # workers take seconds to begin
@@ -395,6 +396,7 @@ class Campaign:
                 raise Fault("failed", f"status {ended}: {each.words()}")
             if each is other and ended != 0:
                 raise Fault("failed", f"the other terminal ended with {ended}: {each.words()}")
+        return hit
 
     def _deal(self, blow: Blow, run: Running, rng: random.Random) -> None:
         workers = run.members()
