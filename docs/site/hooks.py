@@ -47,6 +47,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return f"[{text}]({os.path.relpath(docs / 'index.md', folder)}{anchor})"
         if path.is_relative_to(docs) and path.relative_to(docs).as_posix() in known:
             return match.group(0)
+        if path.suffix == ".yaml" and path.parent == root / "conf" / "experiment":
+            return f"[{text}]({os.path.relpath(docs / 'reference' / 'experiments.md', folder)}#{path.stem})"
         if not path.exists():
             return match.group(0)  # mkdocs reports it
         return outside(text, path.relative_to(root).as_posix(), config.repo_url)

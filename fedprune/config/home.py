@@ -32,7 +32,7 @@ class Home:
 
     controls: simpler ways to the same number, by the words of the page's table. margin: how far below the baseline the claim
     lets the method be, in the metric's unit (0.01 of an accuracy is one point). theirs: the paper's protocol, by the rows of
-    PROTOCOL.
+    PROTOCOL. paper: where it is, such as arXiv:2008.03371; "" if it is not said.
     """
 
     claim: str
@@ -41,6 +41,7 @@ class Home:
     controls: Mapping[str, Compared]
     margin: float
     theirs: Mapping[str, str]
+    paper: str = ""
 
 
 def roles(home: Home) -> dict[str, Compared]:
@@ -70,12 +71,13 @@ def read_home(section: object, swept: Sequence[str]) -> Home:
     controls = {str(words): Compared(**each) for words, each in (values["controls"] or {}).items()}
     theirs = {str(row): str(text) for row, text in values["theirs"].items()}
     method, baseline = Compared(**values["method"]), Compared(**values["baseline"])
-    return Home(str(values["claim"]), method, baseline, controls, float(values["margin"]), theirs)
+    paper = str(values.get("paper") or "")
+    return Home(str(values["claim"]), method, baseline, controls, float(values["margin"]), theirs, paper)
 
 
 def _problems(section: object, swept: Sequence[str]) -> Iterator[str]:
     values = _mapping(section)
-    required = {field.name for field in fields(Home)} - {"controls", "margin"}
+    required = {field.name for field in fields(Home)} - {"controls", "margin", "paper"}
     yield from _keys("home", section, (field.name for field in fields(Home)), required)
     margin = values.get("margin", 0.0)
     if isinstance(margin, bool) or not isinstance(margin, (int, float)) or margin < 0:

@@ -146,20 +146,22 @@ def left_out_text(rows: Sequence[Mapping[str, float]]) -> str | None:
 
 
 class Live:
-    """Told of every round; shows the newest value of the task's metric on test data, density and bytes."""
+    """Told of every round; shows the newest value of the task's metric on test data, density and bytes.
 
-    def __init__(self, rounds: int, done: int, progress: Progress | None, metric: str = "accuracy"):
-        self._rounds, self._progress, self._metric, self._value = rounds, progress, metric, "-"
+    personal: whether clients have masks of their own; then their networks come first, since nobody uses the server's.
+    """
+
+    def __init__(self, rounds: int, done: int, progress: Progress | None, metric: str = "accuracy", personal: bool = False):
+        self._rounds, self._progress, self._metric, self._personal, self._shown_value = rounds, progress, metric, personal, ""
         self._task = progress.add_task("", total=rounds, completed=done, facts="") if progress else None
         self._shown = time.monotonic()
 
     def round(self, metrics: Mapping[str, float]) -> None:
         """Show one round more."""
         value = metrics.get(f"test/{self._metric}")
-        if value is not None:
-            self._value = f"{100 * value:.1f} %" if self._metric.endswith("accuracy") else f"{value:.4g}"
-        shown = f"{self._metric.replace('_', ' ')} {self._value}"
-        facts = f"{shown}  density {metrics['density/weights']:.3g}  sent {amount(metrics['wire/total_bytes'])}"
+        if value is not None or not self._shown_value:
+            self._shown_value = self._values(metrics)
+        facts = f"{self._shown_value}  density {metrics['density/weights']:.3g}  sent {amount(metrics['wire/total_bytes'])}"
         facts = f"flops {metrics['density/flops']:.3g}  {facts}" if "density/flops" in metrics else facts
         left_out = int(sum(metrics.get(name, 0) for name in LEFT_OUT))
         facts += f"  left out {left_out}" if left_out else ""
@@ -170,12 +172,26 @@ class Live:
             self._shown = time.monotonic()
             console.print(f"round {done:>5}/{self._rounds}  {facts}  loss {metrics.get('train/loss', float('nan')):.3f}")
 
+    def _values(self, metrics: Mapping[str, float]) -> str:
+        """Return the values that were measured, each with the networks that it is of; "-" for none."""
+        parts = {"": f"test/{self._metric}"}
+        if self._personal:
+            client = f"client/{self._metric}"
+            parts = {"clients' ": f"{client}_mean", "tuned ": f"{client}_tuned_mean", "server's ": f"test/{self._metric}"}
+        name = self._metric.replace("_", " ")
+        found = {words: metrics[key] for words, key in parts.items() if key in metrics}
+        percent = self._metric.endswith("accuracy")
+        texts = [
+            f"{words}{name} {100 * value:.1f} %" if percent else f"{words}{name} {value:.4g}" for words, value in found.items()
+        ]
+        return ", ".join(texts) or f"{name} -"
+
 
 @contextmanager
-def live(rounds: int, done: int, metric: str = "accuracy") -> Iterator[Live]:
+def live(rounds: int, done: int, metric: str = "accuracy", personal: bool = False) -> Iterator[Live]:
     """Show progress in a terminal; in a log file, a line every few seconds and at the end."""
     if not console.is_terminal:
-        yield Live(rounds, done, None, metric)
+        yield Live(rounds, done, None, metric, personal)
         return
     columns = (
         TextColumn("round"),
@@ -185,4 +201,4 @@ def live(rounds: int, done: int, metric: str = "accuracy") -> Iterator[Live]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        yield Live(rounds, done, progress, metric)
+        yield Live(rounds, done, progress, metric, personal)

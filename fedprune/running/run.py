@@ -150,7 +150,7 @@ def _train(config: DictConfig, folder: Path, experiment: Experiment, about: logg
     with (
         employed(experiment.executor()) as executor,
         loggers.guarded(make(config.logger), f"logger={about['axes']['logger']}", folder, about) as logger,
-        display.live(rounds, done, experiment.task.metric) as live,
+        display.live(rounds, done, experiment.task.metric, not experiment.options.whose.global_mask) as live,
     ):
         loop = experiment.loop(executor)
         state = written = before or loop.start()

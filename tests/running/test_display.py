@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedprune.running.display import about_text, idle_text
+from fedprune.running.display import Live, about_text, idle_text
 from fedprune.types import Plan, PruneEvent
 
 
@@ -53,3 +53,17 @@ def test_a_run_says_what_changes_nothing(tmp_path, perform, typed, said):
         if said
         else "changes nothing" not in result.out and "change nothing" not in result.out
     )
+
+
+def test_the_last_line_of_personal_masks_has_the_clients_networks_first(capsys: pytest.CaptureFixture[str]):
+    measured = {"test/accuracy": 0.276, "client/accuracy_mean": 0.61, "client/accuracy_tuned_mean": 0.8816}
+    metrics = {**measured, "round": 11.0, "density/weights": 0.5, "wire/total_bytes": 1000.0}
+    Live(12, 0, None, personal=True).round(metrics)
+    line = " ".join(capsys.readouterr().out.split())
+    assert "clients' accuracy 61.0 %, tuned accuracy 88.2 %, server's accuracy 27.6 % density 0.5" in line
+    Live(12, 0, None).round(metrics)
+    assert "12/12 accuracy 27.6 % density 0.5" in " ".join(capsys.readouterr().out.split())
+    later = Live(12, 0, None, "mse")
+    later.round({**metrics, "test/mse": 0.5, "round": 10.0})
+    later.round({**metrics, "round": 11.0})  # not evaluated: the newest value stays
+    assert "mse 0.5" in " ".join(capsys.readouterr().out.split())

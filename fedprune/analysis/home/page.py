@@ -8,10 +8,14 @@ import pandas as pd
 
 from fedprune.analysis.home.evidence import ALIVE, BYTES, Evidence, Measured
 from fedprune.analysis.home.judgement import Judgement, judge, too_fine
+from fedprune.analysis.home.sweep import HOMES
 from fedprune.analysis.home.units import difference, number, points, spread, unit
 from fedprune.analysis.markdown import markdown_lines
 from fedprune.analysis.verdict import DISCORDANT, NOT_TESTABLE, Verdict
+from fedprune.config import CONF
 from fedprune.config.home import PROTOCOL, Compared, roles
+
+ARXIV = "arXiv:"
 
 STUDENT = (
     "Each difference is paired: both runs of a seed have the same split, initial weights and cohorts. The interval is "
@@ -75,8 +79,23 @@ def _margin(evidence: Evidence) -> str:
 def _claim(evidence: Evidence) -> str:
     made = f"`python -m fedprune.analysis.home {evidence.key}` makes this page from the runs of"
     about = evidence.about[:1].upper() + evidence.about[1:]
-    paragraphs = [f"**Claim.** {evidence.home.claim}", about, f"{made}\n\n```sh\n{evidence.command}\n```\n"]
+    paragraphs = [f"**Claim.** {evidence.home.claim}", about, _sources(evidence), f"{made}\n\n```sh\n{evidence.command}\n```\n"]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def _sources(evidence: Evidence) -> str:
+    """Return where the paper is, and which file says how ours deviates from it; "" if neither is known."""
+    paper, method = evidence.home.paper, experiment_of(evidence.key)
+    link = f"[{paper}](https://arxiv.org/abs/{paper.removeprefix(ARXIV)})" if paper.startswith(ARXIV) else paper
+    name = f"conf/experiment/{method}.yaml"
+    deviations = f"Where the method deviates from its paper is said in [{name}](../../{name})." if method else ""
+    return " ".join(filter(None, [f"The paper is {link}." if paper else "", deviations]))
+
+
+def experiment_of(key: str) -> str:
+    """Return the experiment that a home of ours is about: of its name, or the longest that its name begins with; or ""."""
+    stems = [path.stem for path in (CONF / "experiment").glob("*.yaml") if f"{key}_".startswith(f"{path.stem}_")]
+    return max(stems, key=len) if stems and (HOMES / f"{key}.yaml").exists() else ""
 
 
 def _protocol(evidence: Evidence) -> str:

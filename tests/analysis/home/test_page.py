@@ -10,7 +10,7 @@ from fedprune.analysis.home.__main__ import write_pages
 from fedprune.analysis.home.evidence import Evidence, Measured, loaded, saved
 from fedprune.analysis.home.index import index
 from fedprune.analysis.home.judgement import judge
-from fedprune.analysis.home.page import page
+from fedprune.analysis.home.page import experiment_of, page
 from fedprune.analysis.home.units import larger_is_better, spread
 from fedprune.analysis.metric import Metric
 from fedprune.analysis.verdict import BEATEN, HELD, NOT_TESTABLE, REVERSED, SIMPLER, UNDECIDED
@@ -162,3 +162,12 @@ def test_of_costs_and_errors_less_is_better():
 def test_a_spread_has_as_many_digits_as_its_mean():
     bytes_up = Measured({"total/up_bytes": {0: 3_040_000.0, 1: 3_040_002.0}}).series("total/up_bytes")
     assert spread(bytes_up, "total/up_bytes") == "3.04 ± 0.00"
+
+
+def test_the_paper_and_the_deviations_are_linked():
+    ours = replace(evidence(METHOD), key="lotteryfl_cifar10_jpeg")
+    ours = replace(ours, home=replace(ours.home, paper="arXiv:2008.03371"))
+    assert "The paper is [arXiv:2008.03371](https://arxiv.org/abs/2008.03371)." in page(ours)
+    assert "is said in [conf/experiment/lotteryfl.yaml](../../conf/experiment/lotteryfl.yaml)." in page(ours)
+    assert experiment_of("lotteryfl_cifar10_jpeg") == "lotteryfl" and experiment_of("subfedavg_un") == "subfedavg_un"
+    assert experiment_of("mine") == "" and "deviates" not in page(evidence(METHOD))
