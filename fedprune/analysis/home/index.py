@@ -42,6 +42,12 @@ INTRODUCTION = (
     'like "comes within 3 points" lets the method be:'
 )
 
+RATES = (
+    "The learning rates were mostly chosen by hand, from two to four values on validation examples of seed 5 (or 5 and 6), "
+    "which no page uses; the comments of [conf/experiment/home/runs](../../conf/experiment/home/runs) say which, and there is "
+    "no table. Several of the best are at the end of their range (FLASH 1.2, SynFlow 1)."
+)
+
 HOW_TO = (
     "`make home METHOD=lotteryfl` runs one of them, `make homes` all. A yaml of your own in the form of "
     "[conf/experiment/home](../../conf/experiment/home) gives a page by `python -m fedprune.analysis.home FILE.yaml`. This "
@@ -65,7 +71,9 @@ def index(pages: Sequence[Evidence]) -> str:
     rules = ["---", "---", "---", "---:", "---:", "---:", "---:", "---"]
     table = markdown_lines(heads, rules, [_row(evidence) for evidence in pages])
     meanings = "".join(f"- *{words}*: {meaning}.\n" for words, meaning in WORDS.items())
-    return f"# Every method at home\n\n{INTRODUCTION}\n\n{meanings}\n{table}\n{_counted(pages)}\n\n{STUDENT} {HOW_TO}\n"
+    ours = [RATES] * any((HOMES / f"{evidence.key}.yaml").exists() for evidence in pages)
+    below = "\n\n".join([_counted(pages), STUDENT, *ours, HOW_TO])
+    return f"# Every method at home\n\n{INTRODUCTION}\n\n{meanings}\n{table}\n{below}\n"
 
 
 def _counted(pages: Sequence[Evidence]) -> str:
