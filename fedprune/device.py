@@ -15,7 +15,7 @@ def chosen(name: str) -> str:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError([f"device={name}: {_reason(error)}; there are {', '.join(there())}"]) from error
+        raise ConfigError([f"device={name}: {_reason(error)}; choose {' or '.join(there())}"]) from error
     return str(device)
 
 

@@ -52,6 +52,9 @@ def maker(config: Node) -> Function:
 
 
 def _factory(config: Node) -> Callable[..., object]:
+    problems = misfits(config)
+    if problems:
+        raise ConfigError(problems)
     try:
         return cast(Callable[..., object], _plain(instantiate(config, _partial_=True, _convert_="all")))
     except InstantiationException as error:
@@ -60,9 +63,6 @@ def _factory(config: Node) -> Callable[..., object]:
 
 
 def _made(config: Node, factory: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
-    problems = misfits(config, factory)
-    if problems:
-        raise ConfigError(problems)
     _check_arguments(inspect.signature(factory).bind, config.get("_target_"), *args, **kwargs)
     with in_user_code(str(config.get("_target_"))):
         return _plain(factory(*args, **kwargs))
@@ -84,6 +84,10 @@ def make_network(config: Node, shape: tuple[int, ...], classes: int) -> nn.Modul
     """
     try:
         net = _called(config, shape, classes)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        raise ConfigError([f"{config.get('_target_')}: there is not enough memory for so large a network"]) from error
     except ConfigError as error:
         if not isinstance(error.__cause__, TypeError):
             raise

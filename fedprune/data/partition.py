@@ -152,6 +152,9 @@ class Shards(Partition):
     def __call__(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
         shuffled = rng.permutation(len(labels))
         by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+        if clients * self.classes > len(labels):
+            shards_of = f"partition.classes={self.classes} shards for each of federated.clients={clients}"
+            raise DataError(f"{shards_of} are more than the {len(labels)} training examples: {self.remedy}")
         shards = np.array_split(by_label, clients * self.classes)
         hands = rng.permutation(len(shards)).reshape(clients, self.classes)
         return [np.concatenate([shards[shard] for shard in hand]) for hand in hands]

@@ -60,15 +60,16 @@ class Serial:
 
 
 @declares(batches_on=("cuda",), one_cpu_each=True)  # on a GPU Experiment.executor takes Batched for it
-def auto(factory: Factory, cohort: int, workers: int | None = None) -> Executor:
+def auto(factory: Factory, cohort: int, workers: int | None = None, clients: int | None = None) -> Executor:
     """Processes where they pay, else Serial: they do with several cores and several clients in a round.
 
     cohort: how many clients train in a round. workers: how many processes (None: one per core, or one alone within a process
     that is itself one of several, as when hydra/launcher=joblib runs cells of a sweep side by side: they have the other cores).
+    clients: how many there are.
     """
     beside_others = multiprocessing.parent_process() is not None
     number = at_least_one(workers) or (1 if beside_others else available_cores())
-    return Processes(factory, number) if min(number, cohort) > 1 else Serial(factory)
+    return Processes(factory, number, clients=clients) if min(number, cohort) > 1 else Serial(factory)
 
 
 @contextmanager

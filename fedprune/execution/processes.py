@@ -35,17 +35,19 @@ class Processes(Pool):
     """One single-threaded worker per core, each training whole clients, the largest first.
 
     Workers are forked, so that the data set is shared and not copied; where fork is not available they are spawned (then
-    the data set's tensors lie in shared memory). workers: how many (None: one per core that this process may use).
+    the data set's tensors lie in shared memory). workers: how many (None: one per core that this process may use). clients: how
+    many there are (None: not known), each of which keeps one worker busy at most.
     """
 
     one_cpu_each = True
 
-    def __init__(self, factory: Factory, workers: int | None = None, start: str | None = None):
+    def __init__(self, factory: Factory, workers: int | None = None, start: str | None = None, clients: int | None = None):
         methods = multiprocessing.get_all_start_methods()
         if start is not None and start not in methods:
             raise ConfigError([f"executor.start={start} is not to be had here: choose one of {', '.join(methods)}, or null"])
         method = start or ("fork" if sys.platform == "linux" and "fork" in methods else "spawn")
         number = at_least_one(workers) or available_cores()
+        number = number if clients is None else min(number, clients)
         torch.set_num_threads(1)
         super().__init__(number, functools.partial(Process, multiprocessing.get_context(method), factory))
 

@@ -91,9 +91,10 @@ def choose(config: DictConfig, names: Names, problems: Problems) -> Chosen:
         problems.attempt(check_aggregate, options.aggregate)
     recipe, ticket = problems.attempt(_recipe, config, options), problems.attempt(_start, config)
     device = problems.attempt(chosen, config.device)
-    executor = problems.attempt(make, {**config.executor, "_partial_": True})
-    problems.add(misfits(config.executor, executor))
-    problems.add(checks.executor(complete(executor, ExecutorChoice), device or config.device))
+    wrong = misfits(config.executor)
+    problems.add(wrong)
+    executor = None if wrong else problems.attempt(make, {**config.executor, "_partial_": True})
+    problems.add(checks.executor(complete(executor, ExecutorChoice), device or config.device) if executor else [])
     problems.stop_if_any()
     assert options is not None, "what cannot be made is a problem"
     return Chosen(config, names, options, recipe, ticket, device)
@@ -101,7 +102,7 @@ def choose(config: DictConfig, names: Names, problems: Problems) -> Chosen:
 
 def load_data(config: DictConfig, device: str, problems: Problems) -> Dataset:
     """Load the data set, which may have to be fetched first, and try its augmentation. Stops at problems."""
-    dataset: Dataset = problems.attempt(make_option, of_the_data_set(config), DATA)
+    dataset: Dataset = problems.attempt(make_option, config, DATA, of_the_data_set(config))
     problems.stop_if_any()
     dataset = problems.attempt(standardised, config, dataset) or dataset
     problems.add(checks.data(dataset))

@@ -76,9 +76,12 @@ def make_options(config: DictConfig, problems: Problems) -> Options | None:
     return None if None in made.values() else Options(**made)
 
 
-def make_option(config: DictConfig, group: Group) -> Any:
-    """Return the object of one option, with the defaults of its group. Raises ConfigError if it is none of the group."""
-    node = OmegaConf.select(config, group.key)
+def make_option(config: DictConfig, group: Group, node: DictConfig | None = None) -> Any:
+    """Return the object of one option, with the defaults of its group. node: what is read in the place of the group's own.
+
+    Raises ConfigError if it is none of the group.
+    """
+    node = OmegaConf.select(config, group.key) if node is None else node
     if isinstance(node, VALUE):
         raise ConfigError([no_option(config, group.key, node)])
     try:

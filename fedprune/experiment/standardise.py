@@ -23,11 +23,11 @@ KEYS = ("mean", "std")
 
 
 def of_the_data_set(config: DictConfig) -> DictConfig:
-    """Return a configuration whose data node has only the keys of the data set's own function."""
-    alone = config.copy()
+    """Return the data node with only the keys of the data set's own function."""
+    alone = config.data.copy()
     with open_dict(alone):
         for key in ("augment", *_ours(config.data)):
-            alone.data.pop(key, None)
+            alone.pop(key, None)
     return alone
 
 

@@ -62,7 +62,7 @@ def learn_training(chosen: Chosen, ground: Ground, problems: Problems) -> Traini
     make_module: MakeModule | None = problems.attempt(_module_maker, chosen)
     module = problems.attempt(_checked_module, chosen, make_module, net) if make_module is not None else None
     problems.attempt(_check_fixed, net, recipe)
-    controlled = problems.attempt(_controlled, chosen, module, net, ground.private) if module is not None else ()
+    controlled = problems.attempt(_controlled, chosen, module, net, ground.private or ()) if module is not None else ()
     task = problems.attempt(checks.task, module, ground.dataset, chosen.names) if module is not None else TaskMetrics()
     if ground.what is not None:
         problems.attempt(check_together, options.penalty, options.dropout, net, ground.what.names)

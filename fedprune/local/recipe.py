@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,12 +53,14 @@ class Recipe:
             f"local.epochs={self.epochs} must be at least 1": self.epochs is None or self.epochs >= 1,
             f"local.steps={self.steps} must be at least 1": self.steps is None or self.steps >= 1,
             f"local.batch_size={self.batch_size} must be at least 1": self.batch_size >= 1,
-            f"local.lr_decay={self.lr_decay} multiplies the learning rate every round: more than 0": self.lr_decay > 0,
+            f"local.lr_decay={self.lr_decay} multiplies the learning rate every round: more than 0": 0
+            < self.lr_decay
+            < math.inf,
             f"local.clip_norm={self.clip_norm} must be positive; null for no clipping": self.clip_norm is None
-            or self.clip_norm > 0,
-            f"local.proximal_mu={self.proximal_mu} must not be negative": self.proximal_mu >= 0,
+            or 0 < self.clip_norm < math.inf,
+            f"local.proximal_mu={self.proximal_mu} must not be negative": 0 <= self.proximal_mu < math.inf,
             f"local.compact={self.compact}: type auto or never": self.compact in ("auto", "never"),
-            f"local.retrain_lr={self.retrain_lr} multiplies the learning rate: more than 0": self.retrain_lr > 0,
+            f"local.retrain_lr={self.retrain_lr} multiplies the learning rate: more than 0": 0 < self.retrain_lr < math.inf,
         }
         problems = [problem for problem, fine in rules.items() if not fine]
         if problems:

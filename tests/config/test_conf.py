@@ -22,6 +22,7 @@ from fedprune.config.instantiate import make
 from fedprune.data.datasets import Dataset
 from fedprune.errors import ConfigError, DataError
 from fedprune.execution import Executor
+from fedprune.experiment.standardise import KEYS, of_the_data_set
 from fedprune.local.module import LocalModule
 from fedprune.local.recipe import Recipe
 from fedprune.types import State, Subnet
@@ -163,11 +164,11 @@ def test_every_data_set_is_there_or_says_what_is_missing(path, assemble, tmp_pat
     config = chosen(assemble, path)
     if option(path)[1] in OWN:
         with pytest.raises(DataError, match=f"data={option(path)[1]} needs .*: type "):
-            make(config)
+            make(of_the_data_set(OmegaConf.create({"data": config})))
         return
     config.root = str(tmp_path)
     try:
-        classes, missing = make(config).classes, ""
+        classes, missing = make(of_the_data_set(OmegaConf.create({"data": config}))).classes, ""
     except DataError as error:
         classes, missing = 0, str(error)
     least = 1 if option(path)[1] == "diabetes" else 10  # outputs of a regression
@@ -180,7 +181,8 @@ def test_no_option_has_a_key_that_does_nothing(path, assemble):
         accepted = parameters(node._target_)
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
             continue
-        assert set(node) - set(PARTIAL) <= set(accepted), node._target_
+        of_the_run = KEYS if option(path)[0] == "data" else ()
+        assert set(node) - {*PARTIAL, *of_the_run} <= set(accepted), node._target_
 
 
 @pytest.mark.parametrize("path", OPTIONS, ids=name)
@@ -201,6 +203,7 @@ def test_every_parameter_that_a_user_may_set_is_in_its_yaml(path, assemble):
             "order",
             "ends",
             "untouched",
+            "carry",
             "cost",
             "began",
         }

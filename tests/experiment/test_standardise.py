@@ -40,7 +40,7 @@ def test_null_changes_nothing_and_keeps_the_identity():
     assert standardised(of(mean=None, std=None), photographs()).mean == (9.0,)
     config, _ = assemble(*TINY)
     assert {"mean", "std"} <= set(config.data) and not {"mean", "std"} & set(identity(config)["data"])
-    assert list(of_the_data_set(config).data) == ["_target_", "root"]
+    assert list(of_the_data_set(config)) == ["_target_", "root"]
 
 
 @pytest.mark.parametrize(
@@ -67,5 +67,5 @@ def loader(mean: float = 1.0) -> Dataset:
 
 def test_a_function_that_has_such_an_argument_keeps_it():
     config = OmegaConf.create({"data": {"_target_": f"{__name__}.loader", "mean": 7.0}})
-    assert list(of_the_data_set(config).data) == ["_target_", "mean"]
+    assert list(of_the_data_set(config)) == ["_target_", "mean"]
     assert standardised(config, loader(7.0)).mean == (7.0,)

@@ -89,7 +89,7 @@ def test_a_key_that_was_added_and_that_nothing_reads_is_refused(typed, words, co
         (["local.optimizer.lr=interval(0,1)"], ["local.optimizer.lr=interval(0,1): a grid has commas", "docs/howto/sweeps.md"]),
         (["local.optimizer.lr=interval(0,1)", "-m"], ["interval(0,1): a grid has commas", "docs/howto/sweeps.md"]),
         (["hydra/sweeper=annealing", "-m"], ["hydra/sweeper=annealing: there is no such option", "docs/howto/sweeps.md"]),
-        (["device=gpu"], ["device=gpu: there is no such device; there are device=auto, device=cpu"]),
+        (["device=gpu"], ["device=gpu: there is no such device; choose device=auto or device=cpu"]),
         (["+federated.cohrt=3"], ["federated.cohort"]),
     ],
 )

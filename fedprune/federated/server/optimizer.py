@@ -62,7 +62,7 @@ class FedAvgM(ServerStep):
     beta: float = 0.9
 
     def __post_init__(self) -> None:
-        _check_lr(self.lr)
+        _check(lr=self.lr, beta=self.beta)
 
     def __call__(self, server: Params, mean: Params, momentum: Momentum, trainable: tuple[str, ...]) -> tuple[Params, Momentum]:
         old, now = momentum.get("v", {}), {name: wide(server[name]) for name in trainable}
@@ -83,7 +83,7 @@ class FedAdam(ServerStep):
     tau: float = 1e-3
 
     def __post_init__(self) -> None:
-        _check_lr(self.lr)
+        _check(lr=self.lr, beta1=self.beta1, beta2=self.beta2, tau=self.tau)
 
     @property
     def fresh(self) -> Fresh:
@@ -129,6 +129,13 @@ def _under(alive: Tensor, momentum: Tensor, fresh: float) -> Tensor:
     return torch.where(there, momentum, fresh) if fresh else momentum * there
 
 
-def _check_lr(lr: float) -> None:
-    if not lr > 0:
-        raise ConfigError([f"federated.server.lr={lr} must be positive"])
+def _check(**values: float) -> None:
+    """Raise ConfigError for a step or a share that is none."""
+    positive = [f"federated.server.{key}={values[key]} must be positive" for key in ("lr", "tau") if not values.get(key, 1) > 0]
+    shares = {key: value for key, value in values.items() if key.startswith("beta") and not 0 <= value < 1}
+    problems = positive + [
+        f"federated.server.{key}={value} is the share of the old mean that is kept: 0 or more, less than 1"
+        for key, value in shares.items()
+    ]
+    if problems:
+        raise ConfigError(problems)
