@@ -36,6 +36,10 @@ class HowOften(ABC):
     def __call__(self, window: Window, density: float) -> Plan: ...
 
 
+MOST_TIMES = 1_000_000
+"""The most events of a plan: each is in memory from the beginning, and in a round of its own."""
+
+
 @dataclass(frozen=True)
 class Never(HowOften):
     """No event: the dense network."""
@@ -60,8 +64,9 @@ class Iterative(HowOften):
             raise ConfigError(
                 [f"how_often.times={self.times} and how_often.rate={self.rate}: give one and set the other to null"]
             )
-        if self.times is not None and self.times < 1:
-            raise ConfigError([f"how_often.times={self.times} must be at least 1; for no pruning choose how_often=never"])
+        if self.times is not None and not 1 <= self.times <= MOST_TIMES:
+            must = f"must be from 1 to {MOST_TIMES:,}; for no pruning choose how_often=never"
+            raise ConfigError([f"how_often.times={self.times} {must}"])
         if self.rate is not None and not 0 < self.rate < 1:
             raise ConfigError([f"how_often.rate={self.rate} is the fraction of the survivors to prune: between 0 and 1"])
 
