@@ -190,7 +190,8 @@ def _same(found: object, typed: object) -> bool:
     """Return whether a value is the one that was typed: a whole number may stand for the same float, 0 and 1 for false and
     true, and a text for any."""
     if isinstance(typed, str) and not isinstance(found, str):
-        typed = typed_value(typed)
+        with contextlib.suppress(ValueError):
+            typed = float(typed) if isinstance(found, float) else typed_value(typed)
     if isinstance(found, bool) and typed in (0, 1):
         return found == typed
     if isinstance(found, float) and isinstance(typed, int | float) and not isinstance(typed, bool):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from pathlib import Path
 
@@ -58,7 +59,16 @@ def test_a_blow_falls_on_the_nth_file_of_the_outputs(monkeypatch):
 
 @pytest.mark.parametrize(
     ("found", "typed", "same"),
-    [(1.0, 1, True), (True, 1, True), (True, 7, False), ("7", 7, True), (2, 2.5, False), (1.0, "1", True), (None, 0, False)],
+    [
+        (1.0, 1, True),
+        (True, 1, True),
+        (True, 7, False),
+        ("7", 7, True),
+        (2, 2.5, False),
+        (1.0, "1", True),
+        (math.inf, "inf", True),
+        (None, 0, False),
+    ],
 )
 def test_a_value_is_what_was_typed_or_not(found, typed, same):
     assert configurations._same(found, typed) is same
