@@ -101,7 +101,7 @@ def perform(part: str, seed: int, minutes: float) -> Ended:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
-            lines.append(line.strip())
+            lines.append(line.strip().replace(f"{ROOT}/", ""))
     outcomes = table.counted(lines[-1]) if lines else {}
     if "cases" not in outcomes:
         raise RuntimeError(f"{part} ended with status {process.returncode} and without a row")
@@ -155,7 +155,7 @@ def tables(runs: list[Ended]) -> str:
         told = ", ".join(f"{number:,} {key}" for key, number in sums.items() if number and key not in (part.unit, "cases"))
         numbers = f"{part.target:,} {part.unit} | {done:,} | {sum(each.bad for each in ours):,}"
         rows.append(f"| {part.title} | {numbers} | {told} | {max(0, part.target - done):,} |")
-    newest = {each.part: each.commit for each in runs}
+    newest = {(each.part, each.seed): each for each in runs}
     rows += ["", "Each run by itself. `commit` is the last one that changed `fedprune/` or `conf/`:", ""]
     rows += ["| date | commit | part | seed | minutes | counted | as none must be |", "|---|---|---|--:|--:|--:|--:|"]
     for each in runs:
@@ -165,9 +165,8 @@ def tables(runs: list[Ended]) -> str:
             f"| {each.date} | `{each.commit}` | {part.title} | {each.seed} | {each.minutes:g} | {number} | {each.bad:,} |"
         )
     rows += ["", "## Left", ""]
-    rows += [f"- {_safe(case)}" for each in runs if each.commit == newest[each.part] for case in each.left] or [
-        "Nothing, of the newest runs of each part."
-    ]
+    cases = [case for each in newest.values() for case in each.left]
+    rows += [f"- {_safe(case)}" for case in cases] or ["Nothing, of the newest run of each part and seed."]
     return "\n".join(rows) + "\n"
 
 
