@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +17,7 @@ from fedprune.storage import digest, safetensors_writer
 from fedprune.storage.before_groups import one_bag
 from fedprune.storage.groups import as_bytes, as_tensor, grouped, ungrouped
 from fedprune.storage.origin import another_run
+from fedprune.storage.replace import replace_by
 from fedprune.storage.safetensors_writer import Rows
 from fedprune.storage.spilled import Stored
 from fedprune.types import ClientState, Json, Mask, Params, Personal, ServerState, State, Subnet
@@ -191,25 +189,6 @@ def write_text(path: Path, text: str) -> None:
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file in one step; see `replace_by`."""
     replace_by(path, lambda file: file.write(content))
-
-
-def replace_by(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file in one step: complete and on the disk, or not at all. write: writes to a file that is open. Raises RunError
-    if the disk refuses."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise RunError(
-            f"cannot write {path}: {error.strerror}. What was saved before is intact: make room, and the same command resumes"
-        ) from error
 
 
 def read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:

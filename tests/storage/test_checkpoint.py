@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from fedprune.errors import RunError
 from fedprune.storage import checkpoint
+from fedprune.storage import replace as in_one_step
 from fedprune.storage.checkpoint import NUMBERS, load_state, read, replace_file, save_state, save_ticket, write
 from fedprune.types import ClientState, Params, ServerState, State, Subnet
 from helpers.odd_networks import odd_tensors
@@ -234,7 +235,7 @@ def full(*_: object, **__: object) -> None:
 def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_to_do(call, path, monkeypatch, differences):
     save_state(state(), path)
     if call == "open":
-        monkeypatch.setattr(checkpoint, "open", full, raising=False)
+        monkeypatch.setattr(in_one_step, "open", full, raising=False)
     else:
         monkeypatch.setattr(os, call, full)
     with pytest.raises(RunError) as caught:
