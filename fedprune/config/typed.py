@@ -15,7 +15,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Literal, TypeVar, Union, get_args, get_origin
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -64,7 +64,7 @@ def _misfits(config: Mapping[str, object] | DictConfig, above: str) -> Iterator[
             yield from _misfits(value, f"{key}.")
             continue
         plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        hint, default = takes.get(str(name), (Any, None))
+        hint, default = takes.get(str(name), (object, None))
         if not fits(plain, hint) and not (plain is None and default is None):
             yield _problem(key, plain, hint)
 
@@ -72,7 +72,7 @@ def _misfits(config: Mapping[str, object] | DictConfig, above: str) -> Iterator[
 def fits(value: object, hint: object) -> bool:
     """Return whether a plain value (a number, a text, null, a list or a mapping of such) can be what an annotation says.
 
-    A whole number is a number; true is no number; nan is none either.
+    A whole number is a number; true is no number; nan is none either. In a list of texts a number is the name of a layer.
     """
     kind, inner = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, types.UnionType):
@@ -99,7 +99,7 @@ def fits(value: object, hint: object) -> bool:
 def _all_fit(values: list[object] | tuple[object, ...], inner: tuple[object, ...], fixed: bool) -> bool:
     if fixed and inner and inner[-1] is not Ellipsis:
         return len(values) == len(inner) and all(map(fits, values, inner))
-    return not inner or all(fits(value, inner[0]) for value in values)
+    return not inner or all(fits(value, inner[0]) or (inner[0] is str and fits(value, float)) for value in values)
 
 
 def _problem(key: str, value: object, hint: object) -> str:
@@ -144,7 +144,7 @@ def parameters(target: str) -> Mapping[str, tuple[object, object]]:
     except Exception:  # a module of anybody's may fail in any way; its error is told where the object is made
         return {}
     hints = _hints(made)
-    return {name: (hints.get(name, Any), each.default) for name, each in signature.parameters.items()}
+    return {name: (hints.get(name, object), each.default) for name, each in signature.parameters.items()}
 
 
 def _hints(made: Callable[..., object]) -> dict[str, object]:
@@ -167,6 +167,6 @@ def _known(hint: object, names: dict[str, object]) -> object:
     try:
         known = eval(hint, names) if isinstance(hint, str) else hint  # as typing.get_type_hints does, but one by one
     except Exception:
-        return Any
+        return object
     known = getattr(known, "__value__", known)
-    return Any if isinstance(known, TypeVar) or known is object else known
+    return object if isinstance(known, TypeVar) else known

@@ -74,6 +74,8 @@ def build_network(ticket: Ticket, model: Model, folders: Sequence[Path], trusted
     problems = [f"{ticket.path}: {problem}" for problem in _untrusted(model, yaml, trusted)]
     if problems:
         raise DataError("\n".join(problems))
+    if (problem := _too_large(ticket, model)) is not None:
+        raise DataError(f"{ticket.path} is damaged: {problem}")
     with torch.random.fork_rng(devices=[]):
         net = make_network(OmegaConf.create(dict(model.config)), model.shape, model.classes)
     return check_network(net, model.config["_target_"])

@@ -93,7 +93,7 @@ def cells() -> list[tuple[str, str]]:
 
 
 def assert_reported(result, folder: Path) -> None:
-    """A sweep leaves a table, sorted, and three figures twice each, prints the table and says where all this is."""
+    """A sweep leaves a table, the best on validation data first, and three figures twice each, and says where all this is."""
     assert f"results: {folder}" in result.out
     for column in ("accuracy", "density", "sent", "time", "criterion", "what", "magnitude", "weights_per_layer"):
         assert column in result.out
@@ -102,7 +102,7 @@ def assert_reported(result, folder: Path) -> None:
         assert (folder / "figures" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (folder / "figures" / f"{figure}.svg").read_text()
     with open(folder / "table.csv", newline="") as file:
-        accuracies = [float(row["test accuracy (%)"]) for row in csv.DictReader(file)]
+        accuracies = [float(row["val accuracy (%)"]) for row in csv.DictReader(file)]
     assert accuracies == sorted(accuracies, reverse=True)
 
 

@@ -132,9 +132,9 @@ def _under(alive: Tensor, momentum: Tensor, fresh: float) -> Tensor:
 def _check(**values: float) -> None:
     """Raise ConfigError for a step or a share that is none."""
     positive = [f"federated.server.{key}={values[key]} must be positive" for key in ("lr", "tau") if not values.get(key, 1) > 0]
-    shares = {key: value for key, value in values.items() if key.startswith("beta") and not 0 <= value < 1}
+    shares = {key: value for key, value in values.items() if key.startswith("beta") and not 0 <= value <= 1}
     problems = positive + [
-        f"federated.server.{key}={value} is the share of the old mean that is kept: 0 or more, less than 1"
+        f"federated.server.{key}={value} is the share of the old mean that is kept: from 0 to 1"
         for key, value in shares.items()
     ]
     if problems:
