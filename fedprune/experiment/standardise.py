@@ -24,7 +24,7 @@ KEYS = ("mean", "std")
 
 def of_the_data_set(config: DictConfig) -> DictConfig:
     """Return the data node with only the keys of the data set's own function."""
-    alone = config.data.copy()
+    alone: DictConfig = config.data.copy()
     with open_dict(alone):
         for key in ("augment", *_ours(config.data)):
             alone.pop(key, None)
