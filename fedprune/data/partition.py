@@ -135,6 +135,10 @@ class Dirichlet(Partition):
         return [*super().problems(), *alpha_problems(self.alpha)]
 
 
+MOST_SHARDS = 1_000_000
+"""Empty shards up to this number are dealt, and clients without examples told by name; more would fill the memory."""
+
+
 @dataclass(frozen=True)
 class Shards(Partition):
     """Label skew: examples sorted by label are cut into clients x classes equal shards, and each client gets `classes` of them.
@@ -152,7 +156,7 @@ class Shards(Partition):
     def __call__(self, labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
         shuffled = rng.permutation(len(labels))
         by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
-        if clients * self.classes > len(labels):
+        if clients * self.classes > max(len(labels), MOST_SHARDS):
             shards_of = f"partition.classes={self.classes} shards for each of federated.clients={clients}"
             raise DataError(f"{shards_of} are more than the {len(labels)} training examples: {self.remedy}")
         shards = np.array_split(by_label, clients * self.classes)

@@ -64,9 +64,10 @@ class Iterative(HowOften):
             raise ConfigError(
                 [f"how_often.times={self.times} and how_often.rate={self.rate}: give one and set the other to null"]
             )
-        if self.times is not None and not 1 <= self.times <= MOST_TIMES:
-            must = f"must be from 1 to {MOST_TIMES:,}; for no pruning choose how_often=never"
-            raise ConfigError([f"how_often.times={self.times} {must}"])
+        if self.times is not None and self.times < 1:
+            raise ConfigError([f"how_often.times={self.times} must be at least 1; for no pruning choose how_often=never"])
+        if self.times is not None and self.times > MOST_TIMES:
+            raise ConfigError([f"how_often.times={self.times} must be at most {MOST_TIMES:,}"])
         if self.rate is not None and not 0 < self.rate < 1:
             raise ConfigError([f"how_often.rate={self.rate} is the fraction of the survivors to prune: between 0 and 1"])
 

@@ -71,7 +71,7 @@ def test_what_fits_an_annotation(hint, takes, refuses):
         ("local.optimizer.lr=-1 federated=scaffold", "-1"),
         ("local.clip_norm=inf", "local.clip_norm=inf must be positive; null for no clipping"),
         ("local.retrain_lr=inf", "local.retrain_lr=inf"),
-        ("rounds=999999999999", "rounds=999999999999 must be from 1 to 1,000,000"),
+        ("rounds=999999999999", "rounds=999999999999 must be at most 1,000,000"),
         ("partition.classes=1000000000000 partition=shards", "are more than the"),
         ("model.width=1000000000000 model=resnet20", "there is not enough memory for so large a network"),
     ],

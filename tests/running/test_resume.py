@@ -328,7 +328,7 @@ def once_it_is_known(outputs: Path, group: int) -> bool:
 
 
 def once_there_are_workers(outputs: Path, group: int) -> bool:
-    return len(alive(group)) > 1
+    return once_it_is_known(outputs, group) and len(alive(group)) > 1  # git, which is asked for a commit, comes before
 
 
 def once_there_are_rounds(outputs: Path, group: int) -> bool:

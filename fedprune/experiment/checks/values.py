@@ -33,7 +33,8 @@ def ranges(config: DictConfig) -> list[str]:
     federated = config.federated
     rules = {
         f"density={config.density} is the fraction alive at the end: more than 0, at most 1": 0 < config.density <= 1,
-        f"rounds={config.rounds} must be from 1 to {MOST_ROUNDS:,}": 1 <= config.rounds <= MOST_ROUNDS,
+        f"rounds={config.rounds} must be at least 1": config.rounds >= 1,
+        f"rounds={config.rounds} must be at most {MOST_ROUNDS:,}": config.rounds <= MOST_ROUNDS,
         f"eval_every={config.eval_every} must be at least 1 round": config.eval_every >= 1,
         f"seed={config.seed} must not be negative": config.seed >= 0,
         f"checkpoint_every={config.checkpoint_every} is in seconds: 0 or more": config.checkpoint_every >= 0,

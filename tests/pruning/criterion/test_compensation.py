@@ -71,13 +71,13 @@ def test_survivors_move_by_the_clients_mean_weighted_by_examples(tiny):
 
 def messages(experiment, monkeypatch) -> list[tuple[Job, int, int]]:
     """Filled while a run is played: every job with the bytes that went down and came up."""
-    seen, receive, wire = [], Exchange._receive, experiment.wire
+    seen, receive, wire = [], Exchange.received, experiment.wire
 
     def noted(exchange: Exchange, answer: Message, job: Job):
         seen.append((job, length(wire.encode_job(job, wire.subnet_block(job.subnet))), length(answer)))
         return receive(exchange, answer, job)
 
-    monkeypatch.setattr(Exchange, "_receive", noted)
+    monkeypatch.setattr(Exchange, "received", noted)
     return seen
 
 
