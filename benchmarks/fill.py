@@ -24,14 +24,14 @@ def main() -> None:
     """Fill the places that are named, one after the other."""
     path, *names = sys.argv[1:]
     for name in names:
-        filled(Path(path).read_text(), name, "")  # before a benchmark takes its minutes
+        filled(Path(path).read_text(encoding="utf-8"), name, "")  # before a benchmark takes its minutes
     for name in names:
         command = [sys.executable, str(Path(__file__).parent / f"{name}.py")]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         print(done.stdout, flush=True)
         if done.returncode:
             raise SystemExit(f"{name}.py failed: its place in {path} is as it was")
-        Path(path).write_text(filled(Path(path).read_text(), name, done.stdout))
+        Path(path).write_text(filled(Path(path).read_text(encoding="utf-8"), name, done.stdout), encoding="utf-8")
 
 
 if __name__ == "__main__":

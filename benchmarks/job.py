@@ -72,7 +72,7 @@ class Job:
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", np.asarray(array))
         given = {"model": self.model, "batch": BATCH, "lr": LR, "momentum": MOMENTUM, "limit": self.limit}
-        (folder / "job.json").write_text(json.dumps(given))
+        (folder / "job.json").write_text(json.dumps(given), encoding="utf-8")
 
 
 def job_of(made: Experiment, model: str, rounds: int) -> Job:

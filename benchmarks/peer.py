@@ -32,7 +32,7 @@ class Peer:
             **{"BENCHMARK_ADDRESS": address, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE / "peers")},
             **{"FLWR_HOME": str(folder), "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"},
         }
-        with socket.socket(socket.AF_UNIX) as listening, self._log.open("w") as log:
+        with socket.socket(socket.AF_UNIX) as listening, self._log.open("w", encoding="utf-8") as log:
             listening.bind(address)
             listening.listen(lines)
             listening.settimeout(1.0)
@@ -83,7 +83,9 @@ class Peer:
 
     def _failure(self) -> SystemExit:
         self.process.terminate()
-        return SystemExit(f"{PEERS[self._name]} does not answer; what it printed last:\n{self._log.read_text()[-3000:]}")
+        return SystemExit(
+            f"{PEERS[self._name]} does not answer; what it printed last:\n{self._log.read_text(encoding='utf-8')[-3000:]}"
+        )
 
 
 def peer(name: str, folder: Path, workers: int) -> Peer:

@@ -89,14 +89,14 @@ def crowd(clients: int, rounds: int) -> dict[str, float]:
 
 def _peak() -> float:
     """The most memory that was resident since `_forget`."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    (line,) = (line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
 def _forget() -> None:
     """What it took to load the data and to make the masks is no part of a round."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def main() -> None:

@@ -33,7 +33,11 @@ def one_run(folder: Path) -> tuple[float, float, float]:
     """(seconds until the first round is written down, of which its evaluation, peak memory of the main process in MB)."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", MAIN, *JOB], cwd=folder, stdout=subprocess.PIPE, text=True)
-    while not (lines := [line for path in folder.glob("outputs/*/*/metrics.jsonl") for line in path.read_text().splitlines()]):
+    while not (
+        lines := [
+            line for path in folder.glob("outputs/*/*/metrics.jsonl") for line in path.read_text(encoding="utf-8").splitlines()
+        ]
+    ):
         if process.poll() is not None:
             raise SystemExit(f"the run failed: {process.args}")
         time.sleep(0.01)

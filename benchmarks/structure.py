@@ -107,7 +107,7 @@ def untyped(tree: ast.AST) -> Iterator[int]:
 
 def measures() -> dict[str, str]:
     """Return what can be read off the source, by name."""
-    sources = {path: path.read_text() for path in sorted(ROOT.rglob("*.py"))}
+    sources = {path: path.read_text(encoding="utf-8") for path in sorted(ROOT.rglob("*.py"))}
     trees = {path: ast.parse(source) for path, source in sources.items()}
     nodes = [node for tree in trees.values() for node in ast.walk(tree)]
     lines = {path: source.count("\n") for path, source in sources.items()}

@@ -36,7 +36,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 def machine() -> str:
     """The processor, how many cores may be used, and the versions of Python and torch."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     processor = models[0] if models else platform.processor() or platform.machine()
     cores = f"{available_cores()} core{'s' * (available_cores() > 1)}"

@@ -87,9 +87,9 @@ def _number(text: str) -> float:
 def main() -> None:
     """Write the pages whose columns have changed, and print their names."""
     for page in PAGES:
-        before = page.read_text()
+        before = page.read_text(encoding="utf-8")
         if (after := filled(before)) != before:
-            page.write_text(after)
+            page.write_text(after, encoding="utf-8")
             sys.stdout.write(f"{page}\n")
 
 

@@ -54,6 +54,6 @@ def _is_dead(pid: int) -> bool:
 def _status(pid: int) -> list[str]:
     """Return what Linux says of a process, from its state on; [] elsewhere."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return []

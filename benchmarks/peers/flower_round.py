@@ -57,9 +57,9 @@ def empty(rounds: int, folder: Path, environment: dict[str, str]) -> list[float]
     app, found = folder / "app", folder / "seconds.json"
     app.mkdir()
     launch.write_app(Order((), str(found), str(folder), rounds), app)
-    (app / "ours.py").write_text(EMPTY)
+    (app / "ours.py").write_text(EMPTY, encoding="utf-8")
     subprocess.run([launch.program("flwr"), "run", str(app), "here", "--stream"], env={**os.environ, **environment}, check=True)
-    return list(json.loads(found.read_text()))
+    return list(json.loads(found.read_text(encoding="utf-8")))
 
 
 def ours(rounds: int, folder: Path, environment: dict[str, str]) -> list[float]:
@@ -67,7 +67,7 @@ def ours(rounds: int, folder: Path, environment: dict[str, str]) -> list[float]:
     overrides = (f"rounds={rounds}", f"eval_every={rounds}", *ALIKE)
     launch.start(Order(overrides, str(folder / SERVER_FILE), str(folder)), "here", environment)
     (metrics,) = folder.glob("outputs/*/*/metrics.jsonl")
-    return [json.loads(line)["time/train_s"] for line in metrics.read_text().splitlines()]
+    return [json.loads(line)["time/train_s"] for line in metrics.read_text(encoding="utf-8").splitlines()]
 
 
 ALIKE = ("federated.clients=3", "federated.cohort=3", "federated.tuned=0", "local.epochs=null", "local.steps=1", "logger=none")

@@ -54,7 +54,7 @@ def read(folder: str) -> Given:
     """What lies in `folder`; tensors are mapped from their files, so that processes share them."""
     arrays = {name: np.load(Path(folder) / f"{name}.npy", mmap_mode="c") for name in ("inputs", "labels", "begin", "order")}
     return Given(
-        **json.loads((Path(folder) / "job.json").read_text()),
+        **json.loads((Path(folder) / "job.json").read_text(encoding="utf-8")),
         **{name: torch.from_numpy(array) for name, array in arrays.items()},
         ends=np.load(Path(folder) / "ends.npy"),
     )

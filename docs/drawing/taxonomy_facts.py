@@ -117,7 +117,7 @@ def _by_structure(node: Any) -> str:
 
 
 def _method(conf: Path, name: str, first: Mapping[str, str], plain: Mapping[str, str]) -> dict[str, Any]:
-    paper, year = _cited((conf / "experiment" / f"{name}.yaml").read_text())
+    paper, year = _cited((conf / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
     chosen = _compose(conf, [f"+experiment={name}", *(f"{axis}={option}" for axis, option in first.items() if axis in AXES)])
     return {
         **{"name": name, "paper": paper, "year": year},

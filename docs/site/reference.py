@@ -24,7 +24,7 @@ def options(conf: Path) -> str:
         "# Every option",
         "`python -m fedprune GROUP=OPTION` chooses one, and `GROUP.KEY=VALUE` sets a key of it. This page is made from conf/.",
         "## Keys of every run",
-        _yaml((conf / "config.yaml").read_text().partition("\nname:")[2].partition("\nhydra:")[0], "name:"),
+        _yaml((conf / "config.yaml").read_text(encoding="utf-8").partition("\nname:")[2].partition("\nhydra:")[0], "name:"),
     ]
     for heading, tops in GROUPS.items():
         parts.append(f"## {heading}")
@@ -41,7 +41,7 @@ def experiments(folder: Path) -> str:
         "`python -m fedprune +experiment=NAME` runs one; with `-m` the grid that it declares, if it declares one. The text is "
         "the header of the yaml: the paper, and where ours deviates.",
     ]
-    parts += [f"## {path.stem}\n\n{_about(path.read_text())}" for path in paths]
+    parts += [f"## {path.stem}\n\n{_about(path.read_text(encoding='utf-8'))}" for path in paths]
     return "\n\n".join(parts) + "\n"
 
 
@@ -57,7 +57,7 @@ def _group(folder: Path, name: str, default: Sequence[str]) -> str:
 
 def _option(path: Path, chosen: bool) -> str:
     """Return an option's name, what its comment says, and the rest of its yaml."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     name = f"{path.stem} (default)" if chosen else path.stem
     return f"#### {name}\n\n{_about(text)}\n\n{_yaml(text)}"
 
@@ -101,5 +101,5 @@ def _defaults(conf: Path) -> set[str]:
 def _listed(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
-    entries = (yaml.safe_load(path.read_text()) or {}).get("defaults", [])
+    entries = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", [])
     return [entry for entry in entries if isinstance(entry, dict) and not any(" " in str(key) for key in entry)]

@@ -48,8 +48,8 @@ def report(runs: Runs, into: Path | str, against: Sequence[str] = ()) -> pd.Data
     compared = [differences(frame, label) for label in against]
     with one_at_a_time(into):  # another terminal with the same sweep may end at the same moment
         results.to_csv(into / "table.csv", index=False)
-        (into / "table.md").write_text(markdown(with_results(results)) + _left_out(results))
-        (into / "table.tex").write_text(table_latex(with_results(results), metric))
+        (into / "table.md").write_text(markdown(with_results(results)) + _left_out(results), encoding="utf-8")
+        (into / "table.tex").write_text(table_latex(with_results(results), metric), encoding="utf-8")
         _write_differences(compared, metric, into)
         rounds = load_rounds(runs)
         done = rounds[rounds["status"] == "done"] if len(rounds) else rounds
@@ -73,8 +73,8 @@ def _write_differences(compared: Sequence[pd.DataFrame], metric: Metric, into: P
     if any(map(len, compared)):
         rows = pd.concat(compared, ignore_index=True)
         rows.to_csv(into / "differences.csv", index=False)
-        (into / "differences.md").write_text(differences_markdown(rows, metric))
-        (into / "differences.tex").write_text(differences_latex(rows, metric))
+        (into / "differences.md").write_text(differences_markdown(rows, metric), encoding="utf-8")
+        (into / "differences.tex").write_text(differences_latex(rows, metric), encoding="utf-8")
 
 
 def _write_levels(rounds: pd.DataFrame, into: Path, against: Sequence[str]) -> None:
@@ -86,11 +86,11 @@ def _write_levels(rounds: pd.DataFrame, into: Path, against: Sequence[str]) -> N
     by_levels = by_level(rounds, by)
     if by_levels[DENSITY].nunique() > 1:
         by_levels.to_csv(into / "levels.csv", index=False)
-        (into / "levels.tex").write_text(levels_latex(by_levels, metric))
+        (into / "levels.tex").write_text(levels_latex(by_levels, metric), encoding="utf-8")
         compared = {cell: gains(rounds, by, cell) for cell in (None, *against) if cell is None or cell in cells_of(rounds, by)}
         pd.concat([gains_table(of_cell, cell) for cell, of_cell in compared.items()]).to_csv(into / "gains.csv", index=False)
         texts = [levels_markdown(by_levels, metric), *(gains_markdown(gain, metric, cell) for cell, gain in compared.items())]
-        (into / "levels.md").write_text("\n".join(text for text in texts if text))
+        (into / "levels.md").write_text("\n".join(text for text in texts if text), encoding="utf-8")
 
 
 def _write_taxonomy(runs: pd.DataFrame, into: Path) -> None:
@@ -101,7 +101,7 @@ def _write_taxonomy(runs: pd.DataFrame, into: Path) -> None:
     if not over_taxonomy(runs):
         return
     cells = by_axes(runs)
-    page.write_text(axes_markdown(cells, metric))
+    page.write_text(axes_markdown(cells, metric), encoding="utf-8")
     with suppress(FedpruneError):  # `draw` has logged already that there is nothing to draw
         figures.save(figures.accuracy_taxonomy(cells, metric), figure)
 
@@ -116,9 +116,9 @@ def _write_methods(runs: pd.DataFrame, rounds: pd.DataFrame, into: Path) -> None
         return
     target = target_of(runs)
     methods = by_method(runs, rounds, target)
-    page.write_text(methods_markdown(methods, target, metric))
+    page.write_text(methods_markdown(methods, target, metric), encoding="utf-8")
     methods.to_csv(values, index=False)
-    paper.write_text(methods_latex(methods, metric))
+    paper.write_text(methods_latex(methods, metric), encoding="utf-8")
     with suppress(FedpruneError):  # `draw` has logged already that there is nothing to draw
         figures.save(figures.accuracy_bytes_methods(methods, metric), figure)
 
@@ -127,7 +127,7 @@ def _write_tuning(runs: pd.DataFrame, into: Path) -> None:
     """Write the tried settings of each method if there are several; remove the file of an earlier sweep."""
     _remove(into / "tuning.md")
     if over_methods(runs) and settings(named(runs)):
-        (into / "tuning.md").write_text(tuning_markdown(named(runs)))
+        (into / "tuning.md").write_text(tuning_markdown(named(runs)), encoding="utf-8")
 
 
 def _files(figure: Path) -> list[Path]:

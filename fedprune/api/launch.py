@@ -143,8 +143,8 @@ def objective(folder: Path, metric: str | None) -> float | None:
     Test data decide nothing unless they are named. None if the run has no validation metric. Raises FedpruneError if it has no
     metric of the name.
     """
-    metrics = json.loads((folder / SUMMARY).read_text())["metrics"]
-    wanted = metric or f"val/{json.loads((folder / 'run.json').read_text())['metric']['name']}"
+    metrics = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["metrics"]
+    wanted = metric or f"val/{json.loads((folder / 'run.json').read_text(encoding='utf-8'))['metric']['name']}"
     if wanted in metrics:
         return float(metrics[wanted])
     if metric is not None:

@@ -104,7 +104,7 @@ class Result:
 
     def _failure(self) -> Json:
         path = self.folder / "failed.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def main() -> None:
     try:
         made = workspace(given.entity or "", given.project, given.metric)
         if given.save is not None:
-            given.save.write_text(spec(made))
+            given.save.write_text(spec(made), encoding="utf-8")
         print(given.save or (push(made) if given.entity else spec(made)), end="" if not (given.save or given.entity) else "\n")
     except OSError as error:
         parser.exit(1, f"--save {given.save}: {error.strerror}\n")

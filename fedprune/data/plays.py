@@ -70,7 +70,7 @@ def _lines(paragraph: str) -> list[str]:
 
 
 def _from_folder(path: Path) -> dict[str, str]:
-    return {file.stem: file.read_text("utf-8") for file in path.glob("*/*.md")}
+    return {file.stem: file.read_text(encoding="utf-8") for file in path.glob("*/*.md")}
 
 
 def _from_archive(path: Path) -> dict[str, str]:

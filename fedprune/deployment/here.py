@@ -45,7 +45,7 @@ def federation(files: Sequence[Path], log: Path) -> Iterator[dict[str, str]]:
         log.mkdir(parents=True, exist_ok=True)
         try:
             port, *ports = _free_ports(1 + len(files))
-            Path(home, "config.toml").write_text(CONNECTION.format(port=port))
+            Path(home, "config.toml").write_text(CONNECTION.format(port=port), encoding="utf-8")
             superlink = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]
             first = _started([*superlink, "--disable-runtime-dependency-installation"], environment, log / "superlink.log")
             _wait_for(port, first, log / "superlink.log")
@@ -117,7 +117,7 @@ def processes_of(home: str) -> list[int]:
 def _is_dead(number: int) -> bool:
     """Return whether a process has ended and waits for its parent to take note."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] == "Z"
     return True
 
 

@@ -40,8 +40,8 @@ OURS = "from fedprune.deployment.flower import client_app, server_app\n\n__all__
 
 def write_app(order: Order, folder: Path) -> None:
     """Write Flower's app of an order: it holds no code but an import, for all is in the installed fedprune of each machine."""
-    (folder / "pyproject.toml").write_text(APP.replace("{order}", json.dumps(order.text())))
-    (folder / "ours.py").write_text(OURS)
+    (folder / "pyproject.toml").write_text(APP.replace("{order}", json.dumps(order.text())), encoding="utf-8")
+    (folder / "ours.py").write_text(OURS, encoding="utf-8")
 
 
 def program(name: str) -> str:

@@ -78,7 +78,7 @@ def _last_started() -> str | None:
     """Return the address that `auto` stands for, if any: Ray takes it although its cluster may have been killed since."""
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     try:
-        return os.environ.get("RAY_ADDRESS") or Path(folder, "ray", "ray_current_cluster").read_text().strip()
+        return os.environ.get("RAY_ADDRESS") or Path(folder, "ray", "ray_current_cluster").read_text(encoding="utf-8").strip()
     except OSError:
         return None
 

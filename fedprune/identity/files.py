@@ -121,7 +121,7 @@ def _remembered(kind: str, files: list[File], digest: Callable[[], str]) -> str:
 
 def _read() -> dict[str, str]:
     with suppress(OSError, ValueError):
-        known = json.loads((home() / "digests.json").read_text())
+        known = json.loads((home() / "digests.json").read_text(encoding="utf-8"))
         return {str(key): str(value) for key, value in known.items()} if isinstance(known, dict) else {}
     return {}
 
@@ -131,5 +131,5 @@ def _write(known: dict[str, str]) -> None:
     partial = path.with_suffix(f".{os.urandom(8).hex()}")  # pids repeat on other machines and in containers
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(known))
+        partial.write_text(json.dumps(known), encoding="utf-8")
         os.replace(partial, path)  # so that another process reads the whole file or none

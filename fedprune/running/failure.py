@@ -50,4 +50,4 @@ def _fail(folder: Path, error: Exception) -> None:
 def _write_traceback(folder: Path) -> None:
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.log").write_text(traceback.format_exc())
+        (folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")

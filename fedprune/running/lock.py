@@ -177,12 +177,12 @@ def _note(path: Path) -> None:
     ours = Holder(socket.gethostname(), os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S"))
     partial = path.with_name(f"{path.name}.partial")
     with suppress(OSError):  # on a full disk the run itself says so
-        partial.write_text(json.dumps(asdict(ours)) + "\n")
+        partial.write_text(json.dumps(asdict(ours)) + "\n", encoding="utf-8")
         os.replace(partial, path)
 
 
 def _noted(folder: Path) -> Holder | None:
     with suppress(OSError, ValueError, TypeError, KeyError):
-        noted = json.loads((folder / HOLDER).read_text())
+        noted = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
         return Holder(str(noted["host"]), int(noted["pid"]), str(noted["since"]))
     return None

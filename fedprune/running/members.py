@@ -72,9 +72,9 @@ def _passed(outputs: Path, sweep: str) -> Path:
 
 def _append(path: Path, line: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:  # one short line: whole, even if several processes append
+    with open(path, "a", encoding="utf-8") as file:  # one short line: whole, even if several processes append
         file.write(f"{line}\n")
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

@@ -117,7 +117,7 @@ def _tell(config: DictConfig, folder: Path, sweep: str) -> None:
 def has_failed(run: Path) -> bool:
     """Return whether a run has ended without a result, by a fault and not because its cell makes no sense."""
     failed = run / "failed.json"
-    return failed.exists() and json.loads(failed.read_text())["status"] == "failed"
+    return failed.exists() and json.loads(failed.read_text(encoding="utf-8"))["status"] == "failed"
 
 
 def summarise(runs: list[Path], into: Path) -> None:

@@ -61,8 +61,8 @@ def report(given: argparse.Namespace) -> None:
     given.into.mkdir(parents=True, exist_ok=True)
     values, page = given.into / "sensitivity.csv", given.into / "sensitivity.md"
     rows.to_csv(values, index=False)
-    page.write_text(markdown(table(rows)))
-    console.print(page.read_text())
+    page.write_text(markdown(table(rows)), encoding="utf-8")
+    console.print(page.read_text(encoding="utf-8"))
     for path in [values, page, *save(figure(rows), given.into / "sensitivity")]:
         console.print(path)
 

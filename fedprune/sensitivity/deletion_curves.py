@@ -68,7 +68,7 @@ def trained(folder: Path) -> Trained:
     if not (folder / "summary.json").exists():
         raise DataError(f"{folder} is not the folder of a finished run: name one that has a summary.json")
     config = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
-    names = json.loads((folder / "run.json").read_text())["axes"]
+    names = json.loads((folder / "run.json").read_text(encoding="utf-8"))["axes"]
     experiment = build(config, names)
     state = load_state(folder / "state" / "state.safetensors")
     if _shapes(state.server.params) != _shapes(tensors_of(experiment.net)):

@@ -123,7 +123,7 @@ def to_state_dict(network: Network, path: Path) -> None:
     it."""
     torch.save({name: tensor.clone() for name, tensor in network.net.state_dict().items()}, path)
     if network.survivors is not None:
-        path.with_suffix(".kept.json").write_text(json.dumps(network.survivors) + "\n")
+        path.with_suffix(".kept.json").write_text(json.dumps(network.survivors) + "\n", encoding="utf-8")
 
 
 FORMATS: dict[str, Callable[[Network, Path], None]] = {

@@ -49,12 +49,14 @@ def fill_methods(page: Path, runs: Path) -> None:
     frame = load_runs(runs)
     target = target_of(frame)
     table = by_method(frame, load_rounds(runs), target)
-    page.write_text(filled(page.read_text(), "methods", methods_markdown(table, target, metric_of(frame))))
+    page.write_text(
+        filled(page.read_text(encoding="utf-8"), "methods", methods_markdown(table, target, metric_of(frame))), encoding="utf-8"
+    )
 
 
 def fill_claims(page: Path) -> None:
     """Write the verdicts on all claims into the page, from the values by seed."""
-    page.write_text(filled(page.read_text(), "claims", judged(page)))
+    page.write_text(filled(page.read_text(encoding="utf-8"), "claims", judged(page)), encoding="utf-8")
 
 
 def judged(page: Path) -> str:

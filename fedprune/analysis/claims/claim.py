@@ -59,7 +59,7 @@ REQUIRED = {field.name for field in fields(Claim) if field.default is MISSING} |
 
 def load_claims(path: Path | str) -> list[Claim]:
     """Return the claims of a yaml file. Raises FedpruneError that names the claim and what to mend in it."""
-    read = yaml.safe_load(Path(path).read_text())
+    read = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if not isinstance(read, list) or not all(isinstance(entry, Mapping) for entry in read):
         raise FedpruneError(f"{path} is not a list of claims: begin each with `- claim: ...`")
     return [_claim(entry, f"{path}, claim '{entry.get('claim', number)}'") for number, entry in enumerate(read)]

@@ -24,7 +24,7 @@ def write(named: str, runs: Path | None, into: Path | None) -> list[Path]:
     into = into or folder
     evidence = collect(sweep, folder)
     into.mkdir(parents=True, exist_ok=True)
-    (into / f"{sweep.key}.json").write_text(saved(evidence))
+    (into / f"{sweep.key}.json").write_text(saved(evidence), encoding="utf-8")
     return write_pages(into)
 
 
@@ -38,7 +38,7 @@ def write_pages(folder: Path) -> list[Path]:
     for evidence in found:
         texts |= {folder / f"{evidence.key}.json": saved(evidence), folder / f"{evidence.key}.md": page(evidence)}
     for path, text in texts.items():
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     return list(texts)
 
 

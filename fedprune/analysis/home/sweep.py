@@ -99,7 +99,7 @@ def _sweep(path: Path, content: Mapping[str, object]) -> Sweep:
 
 def _header(path: Path) -> tuple[str, str]:
     """Return the title and the rest of the comment at the top: `# LotteryFL at home: 2 classes ...`."""
-    lines = [line for line in path.read_text().splitlines() if line != "# @package _global_"]
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line != "# @package _global_"]
     first = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     comment = " ".join(line.lstrip("# ") for line in lines[:first])
     title, about = re.match(r"(?:(.*? at home): )?(.*)", comment).groups()  # type: ignore[union-attr]  # it matches any text
