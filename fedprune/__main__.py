@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -33,6 +34,9 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 
 ELSEWHERE = "start in another folder, or type hydra.run.dir=FOLDER (hydra.sweep.dir=FOLDER with -m)"
 """What to type where a command cannot write its results."""
+
+REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG}
+"""What a file system answers where nothing can be written."""
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +109,10 @@ def _launch() -> None:
         sys.exit(1)
     except HydraException as error:
         print(explained(error) if before == "0" else traceback.format_exc(), file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:  # Hydra makes the folders of results
+        refused = error.errno in REFUSALS and error.filename and before == "0"
+        print(f"{error.filename}: {error.strerror}: {ELSEWHERE}" if refused else traceback.format_exc(), file=sys.stderr)
         sys.exit(1)
     except Exception:
         traceback.print_exc()

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedprune import run_id
-from fedprune.command.advice import explained, unknown_keys, unresolved
+from fedprune.command.advice import explained, no_booleans, unknown_keys, unresolved
 from fedprune.command.words import arguments, key_of
 from fedprune.config import CONF, schema
 from fedprune.config.compose import initialised
@@ -82,7 +82,8 @@ def taken_apart(config: DictConfig, folder: Path) -> Composition:
     with open_dict(config):
         ours = config.pop("hydra")
         objective, home = config.pop("objective"), config.pop("home")
-    problems = list(unknown_keys(config, ours.overrides.task, ours.runtime.choices))
+    typed_words = ours.overrides.task
+    problems = [*unknown_keys(config, typed_words, ours.runtime.choices), *no_booleans(config, typed_words)]
     if problems:
         raise ConfigError(problems)
     folders = [Path(source.path) for source in ours.runtime.config_sources if source.schema == "file"]

@@ -55,6 +55,10 @@ OPEN = ("model", "data", "partition")
 """Groups whose options are often a user's own, and take keys that no yaml has."""
 
 
+BOOLEANS = {"true", "false", "yes", "no", "on", "off", "y", "n", "1", "0"}
+"""The words of omegaconf for yes and no."""
+
+
 def explained(error: HydraException) -> str:
     """Return what a user is told of an error in composing: the nearest option or key, instead of all options."""
     text = str(error)
@@ -94,6 +98,18 @@ def unknown_keys(config: DictConfig, overrides: Iterable[str], groups: Container
         if unread and not re.search(rf"\$\{{{re.escape(unread)}[.}}\[]", OmegaConf.to_yaml(config)):
             others = [each for each in keys(config) if not f"{each}.".startswith(f"{unread}.")]
             yield no_key(key, others, f"+{key}")
+
+
+def no_booleans(config: DictConfig, overrides: Iterable[str]) -> Iterator[str]:
+    """Yield what is wrong with values of yes-or-no keys of the schema: omegaconf makes true of any number."""
+    for word in overrides:
+        key, _, value = word.lstrip("+").partition("=")
+        above, _, name = key.rpartition(".")
+        node = OmegaConf.select(config, above) if above else config
+        kind = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
+        types = {field.name: field.type for field in fields(kind)} if is_dataclass(kind) else {}
+        if types.get(name) == "bool" and value.lower() not in BOOLEANS and "$" not in value:
+            yield f"{key}={value}: it takes true or false"
 
 
 def _unread(config: DictConfig, key: str) -> str | None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedprune import __version__
 from fedprune.data.sources import Source, obtain, unverified
-from fedprune.identity.files import home
+from fedprune.identity.files import beside, home
 from fedprune.identity.reads import reads
 from fedprune.run_id import digest_of
 from fedprune.storage import digest, safetensors_writer
@@ -109,7 +109,7 @@ def _write(loaded: DataclassInstance, path: Path) -> None:
     plain = {name: value for name, value in values.items() if name not in tensors}
     metadata = {"plain": json.dumps(plain), "file": path.name} | digest.SEALED
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.urandom(8).hex()}")  # pids repeat on other machines and in containers
+    partial = beside(path)
     with open(partial, "wb") as file:
         digest.write(file, safetensors_writer.pieces(tensors, metadata))
     os.replace(partial, path)  # so that another process reads the whole file or none

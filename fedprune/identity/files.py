@@ -25,6 +25,8 @@ REMEMBERED = 1000
 SETTLED_NS = 2_000_000_000
 """Files that were changed so short a time ago are read again: on some file systems a second change might have the same time."""
 
+A_DAY = 86400.0  # seconds
+
 LARGE = 2e9  # bytes that are read with a word about it, since it takes seconds
 
 
@@ -45,6 +47,18 @@ def home() -> Path:
     except RuntimeError:
         above = Path(tempfile.gettempdir(), f"cache-{os.getuid()}")
     return above / "fedprune"
+
+
+def beside(path: Path) -> Path:
+    """Return a new name beside a file of the cache, to write to before it takes the file's place.
+
+    What a killed process left under such a name goes after a day.
+    """
+    for left in path.parent.glob(f"{path.stem}.{'[0-9a-f]' * 16}"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > A_DAY:
+                left.unlink()
+    return path.with_suffix(f".{os.urandom(8).hex()}")  # pids repeat on other machines and in containers
 
 
 def content(paths: Iterable[Path | str]) -> str:
@@ -128,7 +142,7 @@ def _read() -> dict[str, str]:
 
 def _write(known: dict[str, str]) -> None:
     path = home() / "digests.json"
-    partial = path.with_suffix(f".{os.urandom(8).hex()}")  # pids repeat on other machines and in containers
+    partial = beside(path)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(known), encoding="utf-8")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,23 @@ def test_without_a_home_the_cache_is_among_temporary_files(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "expanduser", nobody)
     assert files.home().name == "fedprune" and files.home().parent.name == f"cache-{os.getuid()}"
+
+
+def test_what_killed_processes_left_in_the_cache_goes_after_a_day(tmp_path):
+    old, young, other = (tmp_path / f"digits-1a2b.{name}" for name in ("0123456789abcdef", "fedcba9876543210", "safetensors"))
+    for path in (old, young, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (time.time() - 90_000, time.time() - 90_000))
+    new = files.beside(tmp_path / "digits-1a2b.safetensors")
+    assert not old.exists() and young.exists() and other.exists() and not new.exists() and new.parent == tmp_path
+
+
+def test_a_folder_of_results_that_hydra_cannot_make_is_one_line(command, monkeypatch, tmp_path):
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    result = command("rounds=1", "logger=none")
+    assert result.rc == 1 and "Permission denied: start in another folder, or type hydra.run.dir=FOLDER" in result.err
+    assert result.err.count("\n") == 1
