@@ -5,6 +5,7 @@ It takes minutes, most of which Flower spends on starting a process for each let
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -44,10 +45,14 @@ def said(process: subprocess.Popen[bytes], status: int = 0) -> str:
     return output
 
 
-def results(folder: Path) -> dict[str, torch.Tensor]:
+def results(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """Return the tensors of a run's ticket and state, and its metrics without times."""
     (ticket,) = folder.glob("outputs/*/*/ticket.safetensors")
     tensors = load_file(ticket) | load_file(ticket.parent / "state" / "state.safetensors")
-    return dict(sorted(tensors.items()))
+    del tensors["history/lines"]  # those of metrics.jsonl, times included
+    rows = [json.loads(line) for line in (ticket.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    untimed = [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+    return dict(sorted(tensors.items())), untimed
 
 
 def of_federation(folder: Path) -> set[str]:
@@ -70,7 +75,8 @@ def test_tickets_are_those_of_serial_bit_for_bit(method, tmp_path):
     (tmp_path / "flower").mkdir()
     said(started(tmp_path / "serial", "fedprune", *overrides))
     said(started(tmp_path / "flower", "fedprune.deployment", "here", "parties", *overrides))
-    serial, flower = results(tmp_path / "serial"), results(tmp_path / "flower")
+    (serial, rows), (flower, rows_of_flower) = results(tmp_path / "serial"), results(tmp_path / "flower")
+    assert rows and rows == rows_of_flower
     assert list(serial) == list(flower)
     assert [name for name in serial if not torch.equal(serial[name], flower[name])] == []
     assert any(name.startswith("personal") for name in serial) == (method == "lotteryfl")
