@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from fedprune.errors import ConfigError, RunError
 from fedprune.parent_process import lives
 from fedprune.running.display import console
+from fedprune.storage.replace import remedy
 
 if TYPE_CHECKING:  # imported where a lock is taken: importing it takes 10 ms, and most results are only looked into
     from filelock import BaseFileLock
@@ -146,7 +147,7 @@ def _taken(folder: Path, name: str, seconds: float) -> BaseFileLock | None:
         if error.errno in NO_LOCKS and name == LOCK:
             return _taken(folder, SUBSTITUTE, seconds)
         why = f"cannot write {folder / name}: {error.strerror}"
-        raise RunError(f"{why}. Type another hydra.run.dir, or start where you may write") from error
+        raise RunError(f"{why}. Type another hydra.run.dir, or {remedy(error)}") from error
     return lock
 
 

@@ -33,7 +33,10 @@ def replace_by(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        remedy = REMEDIES.get(error.errno or 0, "mend it")
-        raise RunError(
-            f"cannot write {path}: {error.strerror}. What was saved before is intact: {remedy}, and the same command resumes"
-        ) from error
+        what_to_do = f"{remedy(error)}, and the same command resumes"
+        raise RunError(f"cannot write {path}: {error.strerror}. What was saved before is intact: {what_to_do}") from error
+
+
+def remedy(error: OSError) -> str:
+    """Return what a user does about an error of a disk."""
+    return REMEDIES.get(error.errno or 0, "mend it")

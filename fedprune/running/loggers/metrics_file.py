@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fedprune.errors import RunError
 from fedprune.storage.history import METRICS, line
+from fedprune.storage.replace import remedy
 
 
 def append(folder: Path, metrics: Mapping[str, float]) -> None:
@@ -16,4 +17,5 @@ def append(folder: Path, metrics: Mapping[str, float]) -> None:
         with open(path, "ab") as file:
             file.write(line(metrics))
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}. Make room, and the same command resumes") from error
+        what_to_do = f"{remedy(error).capitalize()}, and the same command resumes"
+        raise RunError(f"cannot write {path}: {error.strerror}. {what_to_do}") from error
