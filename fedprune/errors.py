@@ -62,7 +62,7 @@ class RunError(FedpruneError):
 
 
 class Damaged(RunError):
-    """A checkpoint is not what was written. why: a clause."""
+    """A file of a run is not what was written. why: a clause."""
 
     def __init__(self, path: object, why: object):
         self.why = str(why)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -23,9 +22,10 @@ from fedprune.running import launched, members
 from fedprune.running import run as one
 from fedprune.running import sweep as sweeps
 from fedprune.running.display import console, results_text
-from fedprune.running.earlier import SUMMARY
 from fedprune.running.failure import noted
 from fedprune.running.lock import Held
+from fedprune.storage import digest
+from fedprune.storage.history import SUMMARY
 
 log = logging.getLogger(__name__)
 
@@ -141,10 +141,10 @@ def objective(folder: Path, metric: str | None) -> float | None:
     """Return a metric of a run's summary, for a sweeper that searches: by default the task's metric on validation data.
 
     Test data decide nothing unless they are named. None if the run has no validation metric. Raises FedpruneError if it has no
-    metric of the name.
+    metric of the name, and Damaged if the summary is not what was written.
     """
-    metrics = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["metrics"]
-    wanted = metric or f"val/{json.loads((folder / 'run.json').read_text(encoding='utf-8'))['metric']['name']}"
+    metrics = digest.load_json(folder / SUMMARY)["metrics"]
+    wanted = metric or f"val/{digest.load_json(folder / 'run.json')['metric']['name']}"
     if wanted in metrics:
         return float(metrics[wanted])
     if metric is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedprune.config import CONF
 from fedprune.errors import FedpruneError
+from fedprune.running.earlier import failure
 from fedprune.running.lock import holder_of
 from fedprune.storage import digest
 
@@ -42,14 +42,14 @@ class Result:
         if (self.folder / "summary.json").exists():
             return "done"
         others = "running" if holder_of(self.folder) else "unfinished"
-        return str(self._failure().get("status", others))
+        return str(failure(self.folder).get("status", others))
 
     @property
     def reason(self) -> str:
         """Return why the run has no result, or who is at it; "" if it has one."""
         if self.status == "running":
             return str(holder_of(self.folder) or "")
-        return "" if self.status == "done" else str(self._failure().get("reason", ""))
+        return "" if self.status == "done" else str(failure(self.folder).get("reason", ""))
 
     @property
     def config(self) -> DictConfig:
@@ -101,10 +101,6 @@ class Result:
 
         own = [] if config_dir is None else [Path(config_dir)]
         return load_network(self.folder, [*own, CONF]).net
-
-    def _failure(self) -> Json:
-        path = self.folder / "failed.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from fedprune.running.display import console
-from fedprune.running.earlier import SUMMARY
+from fedprune.running.earlier import FAILED
 from fedprune.running.lock import holder_of
 from fedprune.running.members import take_passed_over
+from fedprune.storage.history import SUMMARY
 
 OFTEN = 0.5
 """Seconds between two looks at who is still at it."""
@@ -56,7 +57,7 @@ def tell(left: Sequence[Path]) -> None:
 
 def _has_ended(run: Path) -> bool:
     """Return whether the other process is through with a run: done, failed or skipped."""
-    return (run / SUMMARY).exists() or ((run / "failed.json").exists() and holder_of(run) is None)
+    return (run / SUMMARY).exists() or ((run / FAILED).exists() and holder_of(run) is None)
 
 
 def _launch(config: DictConfig, jobs: Sequence[Sequence[str]]) -> None:

@@ -6,14 +6,18 @@ import glob
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fedprune.errors import RunError
+from fedprune.errors import Damaged, RunError
 from fedprune.identity.changes import changes
 from fedprune.run_id import RunId
 from fedprune.storage import digest
-from fedprune.types import Json
+from fedprune.storage.history import SUMMARY
 
-SUMMARY, STATE = "summary.json", "state/state.safetensors"
+if TYPE_CHECKING:  # importing it takes torch's second, and most results are only looked into
+    from fedprune.types import Json
+
+STATE, FAILED = "state/state.safetensors", "failed.json"
 
 
 def refuse_another(folder: Path, which: RunId) -> None:
@@ -47,3 +51,13 @@ def described(folder: Path) -> Json:
     with suppress(OSError, ValueError):
         return digest.from_json((folder / "run.json").read_bytes())
     return {}
+
+
+def failure(folder: Path) -> Json:
+    """Return why a run has no result, its `status` and `reason`; nothing if no one has written that down."""
+    if not (folder / FAILED).exists():
+        return {}
+    try:
+        return digest.load_json(folder / FAILED)
+    except Damaged as error:
+        return {"status": "failed", "reason": str(error)}

@@ -10,13 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedprune.errors import FedpruneError, Incompatible, RunError, from_user_code
-from fedprune.running.earlier import SUMMARY
+from fedprune.running.earlier import FAILED
 from fedprune.running.lock import is_held_by_another
 from fedprune.storage.checkpoint import write_text
+from fedprune.storage.history import SUMMARY
 
 log = logging.getLogger(__name__)
 
-OF_FAILURE = ("failed.json", "error.log")
+OF_FAILURE = (FAILED, "error.log")
 """Files that a failed run leaves, and that go when it is resumed."""
 
 
@@ -44,7 +45,7 @@ def _fail(folder: Path, error: Exception) -> None:
     status = "skipped" if isinstance(error, Incompatible) else "failed"
     reason = str(error) if expected else f"{type(error).__name__}: {error}"
     with suppress(RunError):  # on a full disk the reason is on the screen all the same
-        write_text(folder / "failed.json", json.dumps({"status": status, "reason": reason}, indent=2) + "\n")
+        write_text(folder / FAILED, json.dumps({"status": status, "reason": reason}, indent=2) + "\n")
 
 
 def _write_traceback(folder: Path) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 from fedprune.errors import Damaged, RunError
 from fedprune.experiment.experiment import Experiment
 from fedprune.running.display import console
-from fedprune.running.earlier import STATE, SUMMARY
+from fedprune.running.earlier import STATE
 from fedprune.storage import digest, history
 from fedprune.storage.checkpoint import Saved, load_saved, replace_file, save_state, write_text
-from fedprune.storage.history import METRICS
+from fedprune.storage.history import METRICS, SUMMARY
 from fedprune.tensors import tensors_of
 from fedprune.types import State
 

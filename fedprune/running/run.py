@@ -30,7 +30,7 @@ from fedprune.pruning.mask import density
 from fedprune.run_id import RunId, run_id
 from fedprune.running import display, loggers
 from fedprune.running.display import console
-from fedprune.running.earlier import STATE, SUMMARY, changed_since, described, refuse_another
+from fedprune.running.earlier import STATE, changed_since, described, refuse_another
 from fedprune.running.failure import OF_FAILURE, noted
 from fedprune.running.first_look import tell_start
 from fedprune.running.lock import held, moment, patience
@@ -40,7 +40,7 @@ from fedprune.running.summary import conclude, provenance
 from fedprune.running.widths import tell_widths
 from fedprune.storage import digest
 from fedprune.storage.checkpoint import save_ticket, write_text
-from fedprune.storage.history import METRICS, line, read
+from fedprune.storage.history import METRICS, SUMMARY, line, read
 from fedprune.storage.spilled import beyond
 from fedprune.types import Json, State
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from contextlib import suppress
@@ -20,6 +19,7 @@ from fedprune.identity import resolved
 from fedprune.run_id import METHOD, digest_of
 from fedprune.running import come_back, dry, launched, loggers
 from fedprune.running.display import console
+from fedprune.running.earlier import failure
 from fedprune.running.lock import patience
 from fedprune.running.members import SWEEP, forget, members, publish
 
@@ -116,8 +116,7 @@ def _tell(config: DictConfig, folder: Path, sweep: str) -> None:
 
 def has_failed(run: Path) -> bool:
     """Return whether a run has ended without a result, by a fault and not because its cell makes no sense."""
-    failed = run / "failed.json"
-    return failed.exists() and json.loads(failed.read_text(encoding="utf-8"))["status"] == "failed"
+    return bool(failure(run).get("status") == "failed")
 
 
 def summarise(runs: list[Path], into: Path) -> None:

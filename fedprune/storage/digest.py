@@ -16,6 +16,8 @@ from typing import IO, TYPE_CHECKING
 
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
+from fedprune.errors import Damaged
+
 if TYPE_CHECKING:  # importing torch takes a second, and results are looked into without it
     from fedprune.storage.safetensors_writer import Buffer
     from fedprune.types import Json
@@ -77,6 +79,14 @@ def of_bytes(content: Buffer) -> str:
 def to_json(content: Mapping[str, object]) -> str:
     """Return an object as the text of a JSON file, with a digest of its values as the last key."""
     return json.dumps({**content, KEY: _of_values(content)}, indent=2) + "\n"
+
+
+def load_json(path: Path) -> Json:
+    """Return the object in a JSON file. Raises Damaged if it cannot be read, or is not what was written."""
+    try:
+        return from_json(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(path, error) from error
 
 
 def from_json(content: bytes) -> Json:

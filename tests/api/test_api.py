@@ -171,6 +171,17 @@ def test_an_objective_that_shows_to_be_none_at_the_end_is_an_error(outputs):
         attempt(composed, "alone")
 
 
+def test_a_summary_that_is_damaged_gives_a_search_no_objective(outputs):
+    from fedprune.api.launch import attempt
+
+    composed = fedprune.compose(TINY)
+    attempt(composed, "alone")
+    path = composed.folder / "summary.json"
+    path.write_text(path.read_text().replace('"val/accuracy": 0.', '"val/accuracy": 1.'))
+    with pytest.raises(FedpruneError, match=r"summary\.json is damaged \(its content is not what was written.*force=true"):
+        attempt(composed, "alone")
+
+
 def test_the_import_takes_no_time_and_the_names_are_there():
     code = (
         "import sys, fedprune; print([n for n in ('torch', 'hydra', 'pandas', 'omegaconf') if n in sys.modules], dir(fedprune))"
