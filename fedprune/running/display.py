@@ -54,19 +54,11 @@ def results_text(folder: Path) -> str:
     return f"results: {folder}  ({files}; `python -m fedprune.analysis {shlex.quote(str(folder))}` makes table and figures)"
 
 
-def brief(
-    plan: Plan,
-    rewind: str,
-    emerges: str = "",
-    own: bool = False,
-    untouched: Sequence[str] = (),
-    of: str = "units",
-    most: int = 12,
-) -> str:
-    """Return the plan's lines, without the middle of a long plan."""
-    lines = plan_text(plan, rewind, emerges, own, untouched, of).splitlines()
+def brief(plan: str, most: int = 12) -> str:
+    """Return a plan's text without the middle of a long plan."""
+    lines = plan.splitlines()
     if len(lines) <= most:
-        return "\n".join(lines)
+        return plan
     left_out = f"  ... {len(lines) - most + 1} more events (all of them: plan.txt) ..."
     return "\n".join([*lines[: most - 3], left_out, *lines[-2:]])
 

@@ -105,10 +105,7 @@ def _brief(
     about |= _facts(experiment, config)
     about["made_with"]["gpu"] = graphics()  # which is in use only now
     console.print(display.about_text(about))
-    own, what = not experiment.options.whose.global_mask, experiment.axes.what
-    console.print(
-        display.brief(experiment.plan, _rewind(experiment, names), what.emerges, own, what.untouched, config.density_of)
-    )
+    console.print(display.brief(_plan_text(experiment, names)))
     others_use_density = "${density}" in json.dumps(OmegaConf.to_container(config))
     if remark := display.idle_text(experiment.plan, names["how_often"], overrides, others_use_density):
         console.print(remark)
@@ -116,9 +113,17 @@ def _brief(
         console.print(display.cost_text(estimate(experiment, config)))
 
 
-def _rewind(experiment: Experiment, names: Mapping[str, str]) -> str:
-    """Return the name of the rewind that follows each event; "" if none does."""
-    return names["rewind"] if experiment.options.rewind.goes_back else ""
+def _plan_text(experiment: Experiment, names: Mapping[str, str]) -> str:
+    """Return the plan as lines, with the rewind by the name of its option."""
+    options, what = experiment.options, experiment.axes.what
+    return display.plan_text(
+        experiment.plan,
+        rewind=names["rewind"] if options.rewind.goes_back else "",
+        emerges=what.emerges,
+        own=not options.whose.global_mask,
+        untouched=what.untouched,
+        of=experiment.config.density_of,
+    )
 
 
 def _begin(folder: Path, config: DictConfig, about: loggers.About) -> None:
@@ -133,10 +138,7 @@ def _begin(folder: Path, config: DictConfig, about: loggers.About) -> None:
 
 def _describe(folder: Path, experiment: Experiment, names: dict[str, str], about: loggers.About) -> None:
     write_text(folder / "run.json", digest.to_json(about))
-    own, what = not experiment.options.whose.global_mask, experiment.axes.what
-    of = experiment.config.density_of
-    plan = display.plan_text(experiment.plan, _rewind(experiment, names), what.emerges, own, what.untouched, of)
-    write_text(folder / "plan.txt", plan + "\n")
+    write_text(folder / "plan.txt", _plan_text(experiment, names) + "\n")
     if experiment.clients.disjoint:  # else clients are drawn, as config.yaml says
         save_partition(experiment.clients, experiment.dataset.y, folder / "partition.safetensors", about["id"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedprune.running.display import Live, about_text, idle_text
+from fedprune.running.display import Live, about_text, brief, idle_text
 from fedprune.types import Plan, PruneEvent
 
 
@@ -25,6 +25,12 @@ def test_what_is_really_run_is_named(group, option, target, expected):
     config = {"model": {}, "data": {}, "partition": {}} | {group: {"_target_": target}}
     counts = dict.fromkeys(("parameters", "prunable", "examples", "clients", "cohort", "seed"), 1)
     assert expected in about_text({"axes": axes, "config": config, "name": "run", **counts})
+
+
+def test_the_middle_of_a_long_plan_is_left_out():
+    plan = "\n".join(["plan", *map(str, range(20))])
+    assert brief(plan, most=6) == "plan\n0\n1\n  ... 16 more events (all of them: plan.txt) ...\n18\n19"
+    assert brief(plan, most=21) == plan
 
 
 def test_what_changes_nothing_without_events_is_said():

@@ -16,7 +16,7 @@ from fedprune.federated.masks.gates import next_gated_event, unmet, unmet_by_cli
 from fedprune.pruning.gate import Accurate, Settled, shift
 from fedprune.pruning.how_often import SHAPES
 from fedprune.pruning.mask import apply, count
-from fedprune.running.display import brief
+from fedprune.running.display import plan_text
 from fedprune.storage.checkpoint import load_state, save_state
 from fedprune.types import Gate, Personal, Plan, PruneEvent, State, Subnet
 
@@ -263,7 +263,7 @@ def test_of_clients_with_masks_of_their_own_it_is_said_how_many_came_to_the_end(
 
 def test_a_plan_of_personal_masks_says_that_each_client_has_its_own_time():
     plan = Plan((PruneEvent(3, 0.5),), 8, Gate(Accurate(0.5), 8, 1))
-    event = brief(plan, "", own=True).splitlines()[1]
+    event = plan_text(plan, "", own=True).splitlines()[1]
     assert event == "  once val accuracy >= 0.5, each client in its own time, at the earliest after round     3: density 0.5"
-    event = brief(replace(plan, gate=None), "", own=True).splitlines()[1]
+    event = plan_text(replace(plan, gate=None), "", own=True).splitlines()[1]
     assert event == "  each client in its own time, at the earliest after round     3: density 0.5"
