@@ -79,7 +79,7 @@ class Experiment:
         """Return what makes a worker's client."""
         return functools.partial(
             client_round,
-            config=_container(self.config),
+            config=cast(Json, OmegaConf.to_container(self.config, resolve=True)),
             dataset=self.dataset,
             clients=self.clients,
             recipe=self.recipe,
@@ -131,20 +131,8 @@ class Experiment:
 
     def loop(self, executor: Executor) -> FederatedLoop:
         """Return the federated loop over these workers."""
-        config, federated, clients, options = self.config, self.config.federated, self.clients, self.options
-        control = functools.partial(scaffold.sent, self.controlled) if self.controlled else None
-        exchange = Exchange(
-            wire=self.wire,
-            executor=executor,
-            seed=config.seed,
-            examples=sizes(clients.train),
-            private=self.private,
-            broken=federated.broken,
-            fates=options.fates,
-            control=control,
-            upload=options.upload,
-            check=UpdateCheck.of(clients, self.net, self.recipe, options.where, options.upload),
-        )
+        config, federated, options = self.config, self.config.federated, self.options
+        exchange = self._exchange(executor)
         return options.round.loop(
             seed=config.seed,
             plan=self.plan,
@@ -160,14 +148,9 @@ class Experiment:
             cohort=federated.cohort,
             eval_every=config.eval_every,
             exchange=exchange,
-            evaluation=Evaluation(
-                *(exchange, len(self.dataset.test_y), clients.seen, *self._own_sizes),
-                *(self.options.whose.client_mask, self.options.whose.common_entries, self.task),
-                unseen=clients.newcomers,
-                newly=[len(clients.test[client]) for client in clients.newcomers],
-            ),
+            evaluation=self._evaluation(exchange),
             tuned=self.tuned,
-            unseen=clients.unseen,
+            unseen=self.clients.unseen,
             fresh=self._fresh,
             parameters=tuple(name for name, _ in self.net.named_parameters()),
             trainable=tuple(name for name, p in self.net.named_parameters() if p.requires_grad and is_number(p)),
@@ -175,6 +158,37 @@ class Experiment:
             effective=self._effective,
             ticket=self.ticket,
             profile=bool(config.get("profile")),
+        )
+
+    def _exchange(self, executor: Executor) -> Exchange:
+        """Return what goes between the server and these workers, and is counted."""
+        return Exchange(
+            wire=self.wire,
+            executor=executor,
+            seed=self.config.seed,
+            examples=sizes(self.clients.train),
+            private=self.private,
+            broken=self.config.federated.broken,
+            fates=self.options.fates,
+            control=functools.partial(scaffold.sent, self.controlled) if self.controlled else None,
+            upload=self.options.upload,
+            check=UpdateCheck.of(self.clients, self.net, self.recipe, self.options.where, self.options.upload),
+        )
+
+    def _evaluation(self, exchange: Exchange) -> Evaluation:
+        """Return what evaluates a state, on the workers of the exchange."""
+        clients, whose, (val, local) = self.clients, self.options.whose, self._own_sizes
+        return Evaluation(
+            exchange=exchange,
+            test=len(self.dataset.test_y),
+            clients=clients.seen,
+            val=val,
+            local=local,
+            client_mask=whose.client_mask,
+            common_entries=whose.common_entries,
+            task=self.task,
+            unseen=clients.newcomers,
+            newly=[len(clients.test[client]) for client in clients.newcomers],
         )
 
     @functools.cached_property
@@ -232,10 +246,5 @@ def client_round(
     channels_last(net, dataset.shape)
     augment = make_augment(config, module.device)
     context = Context(module, dataset, clients, recipe, wire, regularisers, task, untrained, augment)
-    examples, top = options.where.examples, options.where.top
-    worker = ClientRound(context, event, options.upload, accumulates, examples, top)
+    worker = ClientRound(context, event, options.upload, accumulates, options.where.examples, options.where.top)
     return options.client.client_round(worker, functools.partial(fresh, 0), config["seed"])
-
-
-def _container(config: DictConfig) -> Json:
-    return cast(Json, OmegaConf.to_container(config, resolve=True))
