@@ -9,6 +9,7 @@ client); the draws of the training itself stay what they are without it.
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ Change = Callable[[Tensor], Tensor]
 """The inputs of a batch -> what they are trained as."""
 
 
-class Augment:
+class Augment(ABC):
     """The base of all options.
 
     acts: whether it changes anything; what does not is not called. moves: whether it moves pixels, so that a label at each of
@@ -36,14 +37,18 @@ class Augment:
     moves: bool = False
     on_cpu: bool = False
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def __call__(self, inputs: Tensor) -> Tensor: ...
 
 
 class Unchanged(Augment):
     """No augmentation."""
 
     acts = False
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the inputs as they are."""
+        return inputs
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedprune.capabilities import complete
 from fedprune.config.home import experiments, read_home
 from fedprune.config.instantiate import make
 from fedprune.errors import ConfigError, FedpruneError
@@ -110,7 +109,7 @@ def _reported(runs: list[Path], into: Path) -> bool:
 def _tell(config: DictConfig, folder: Path, sweep: str) -> None:
     """Tell the logger of the tables and figures. Values that it refuses were told by the runs."""
     with suppress(FedpruneError):
-        logger = complete(make(config.logger), loggers.LoggerOption)
+        logger = loggers.completed(make(config.logger))
         loggers.report(logger, f"logger={config.hydra.runtime.choices.logger}", folder, sweep)
 
 

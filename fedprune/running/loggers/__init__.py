@@ -5,7 +5,7 @@ rounds of a run that goes on are in metrics.jsonl when its logger is made, and i
 refused when the option is made; whatever goes wrong later is a warning.
 """
 
-from fedprune.running.loggers.base import About, Logger, LoggerOption, Metrics, csv, none
+from fedprune.running.loggers.base import About, Logger, LoggerOption, Metrics, completed, csv, none
 from fedprune.running.loggers.from_lightning import lightning_logger, lightning_loggers
 from fedprune.running.loggers.guard import guarded
 from fedprune.running.loggers.metrics_file import append
@@ -21,6 +21,7 @@ __all__ = [
     "Several",
     "Wandb",
     "append",
+    "completed",
     "csv",
     "guarded",
     "lightning_logger",

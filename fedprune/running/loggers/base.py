@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from fedprune.capabilities import declares
+from fedprune.capabilities import complete, declares
 from fedprune.storage.history import read_metrics
 from fedprune.types import Json
 
@@ -34,7 +35,7 @@ class Silent:
         pass
 
 
-class LoggerOption:
+class LoggerOption(ABC):
     """An option of the group `logger`; one that does not inherit from it has these defaults."""
 
     @property
@@ -42,12 +43,17 @@ class LoggerOption:
         """Return where it writes, in words, or "" for a place of its own. No two loggers of a run may write to one place."""
         return ""
 
+    @abstractmethod
     def __call__(self, folder: Path, about: About) -> AbstractContextManager[Logger]:
         """Return the logger of a run, open as long as the context."""
-        raise NotImplementedError
 
-    def report(self, folder: Path, sweep: str) -> None:
+    def report(self, folder: Path, sweep: str) -> None:  # noqa: B027  a default, and no gap
         """Tell of the tables and figures in the folder of a sweep of this name; by default nobody is told."""
+
+
+def completed(option: object) -> LoggerOption:
+    """Return an option of the group `logger` with the defaults of what it has not."""
+    return complete(option, LoggerOption)  # type: ignore[type-abstract]  # only the defaults of the base are taken
 
 
 @contextmanager

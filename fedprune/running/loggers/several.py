@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from fedprune.capabilities import complete
 from fedprune.errors import ConfigError
-from fedprune.running.loggers.base import About, Logger, LoggerOption, Metrics
+from fedprune.running.loggers.base import About, Logger, LoggerOption, Metrics, completed
 from fedprune.running.loggers.guard import Guard, guarded
 
 
@@ -24,7 +23,7 @@ class Several(LoggerOption):
         for name, logger in loggers.items():
             if not callable(logger):
                 raise ConfigError([_no_option(name, logger)])
-        self._loggers: dict[str, LoggerOption] = {name: complete(one, LoggerOption) for name, one in loggers.items()}
+        self._loggers: dict[str, LoggerOption] = {name: completed(one) for name, one in loggers.items()}
         _check_places(self._loggers)
 
     @contextmanager
