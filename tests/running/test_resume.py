@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedprune.running import loggers
 from fedprune.running.run import run
 from fedprune.storage.checkpoint import load_state, read
 from fedprune.types import State
 from helpers.forked import Forked
+from helpers.interrupting import raised, raised_in
 
 pytestmark = pytest.mark.slow
 
@@ -88,18 +88,9 @@ class Stop(Exception):
 
 
 def stop_in_round(number: int, job: Callable, *overrides: str, error: type[BaseException] = Stop) -> None:
-    """Do the job, and throw the error when round `number` is about to be written down, as late as it can come."""
-    append = loggers.append
-
-    def thrown(folder: Path, metrics: dict[str, float]) -> None:
-        if metrics["round"] == number:
-            raise error
-        append(folder, metrics)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loggers, "append", thrown)
-        with pytest.raises(error):
-            job(*overrides)
+    """Do the job, and throw the error when round `number` is about to be written down."""
+    with raised_in(number, error), pytest.raises(error):
+        job(*overrides)
 
 
 @pytest.mark.parametrize("number", [0, 7, ROUNDS - 1])
@@ -151,16 +142,7 @@ def test_what_is_done_is_not_done_again_unless_forced(reference, here, capsys, d
 
 def test_a_sweep_that_was_interrupted_keeps_what_is_done_and_goes_on_with_the_rest(command, outputs):
     sweep = ("rounds=3", *LONG[:3], "local.epochs=null", "local.steps=1", "logger=none", "executor=serial", "seed=0,1,2", "-m")
-    append, written = loggers.append, []
-
-    def interrupted(folder: Path, metrics: dict[str, float]) -> None:
-        written.append(folder)
-        if len(written) == 5:  # in the second round of the second run
-            raise KeyboardInterrupt
-        append(folder, metrics)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loggers, "append", interrupted)
+    with raised(KeyboardInterrupt, lambda folder, metrics: "seed=1" in folder.name and metrics["round"] == 1):
         assert command(*sweep).rc == 130
     assert len(list(outputs.glob("*/*/summary.json"))) == 1
     assert len(list(outputs.glob("*/*/run.json"))) == 2

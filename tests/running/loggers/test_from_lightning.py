@@ -12,8 +12,8 @@ import yaml
 from pytorch_lightning.loggers import CSVLogger
 
 from fedprune.errors import ConfigError
-from fedprune.running import loggers
 from fedprune.running.loggers import lightning_logger, lightning_loggers, read_metrics
+from helpers.interrupting import raised_in
 
 TINY = (
     *("rounds=3", "federated.clients=4", "federated.cohort=2", "partition=iid", "local.epochs=null", "local.steps=2"),
@@ -103,16 +103,8 @@ def test_several_loggers_write_in_folders_of_the_run_each_of_its_own(command, fo
         assert hyper["criterion"] == "magnitude"
 
 
-def test_a_run_that_goes_on_has_every_round_once(command, folder, monkeypatch):
-    keep = loggers.append
-
-    def interrupt(where: Path, metrics: dict[str, float]) -> None:
-        if metrics["round"] == 2:
-            raise KeyboardInterrupt
-        keep(where, metrics)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loggers, "append", interrupt)
+def test_a_run_that_goes_on_has_every_round_once(command, folder):
+    with raised_in(2):
         assert command(*TINY, "logger=lightning", "checkpoint_every=0").rc == 130
     path = folder() / "lightning" / "csv" / "metrics.csv"
     assert [row["step"] for row in rows(path)] == [0, 1]

@@ -12,6 +12,7 @@ import pytest
 from fedprune.running import loggers
 from fedprune.running.loggers import append
 from fedprune.storage.history import read_metrics
+from helpers.interrupting import raised_in
 from helpers.wandb_files import fields, offline_runs, records
 
 TINY = (
@@ -101,15 +102,7 @@ def test_a_run_that_ends_well_says_so(logged):
 
 def stopped_in(number: int, command, *arguments: str) -> None:
     """Interrupt the run as its `number`-th round is written down."""
-    keep = loggers.append
-
-    def interrupt(where: Path, metrics: dict[str, float]) -> None:
-        if metrics["round"] == number:
-            raise KeyboardInterrupt
-        keep(where, metrics)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loggers, "append", interrupt)
+    with raised_in(number):
         assert command(*arguments).rc == 130
 
 
@@ -270,16 +263,9 @@ def test_csv_has_a_row_per_round_and_a_column_per_metric(command, folder):
         assert {key: float(value) for key, value in row.items() if value} == pytest.approx(metrics)
 
 
-def test_csv_has_what_there_is_of_a_run_that_failed(command, folder, monkeypatch):
-    keep = loggers.append
-
-    def fail_in_the_third(where: Path, metrics: dict[str, float]) -> None:
-        if metrics["round"] == 2:
-            raise ZeroDivisionError
-        keep(where, metrics)
-
-    monkeypatch.setattr(loggers, "append", fail_in_the_third)
-    assert command(*TINY, "logger=csv").rc == 1
+def test_csv_has_what_there_is_of_a_run_that_failed(command, folder):
+    with raised_in(2, ZeroDivisionError):
+        assert command(*TINY, "logger=csv").rc == 1
     assert len((folder() / "metrics.csv").read_text().splitlines()) == 1 + 2
 
 
