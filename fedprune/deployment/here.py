@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fedprune.deployment.launch import program
 from fedprune.errors import RunError
+from fedprune.parent_process import lives
 
 PATIENCE = 60.0
 """Seconds until the SuperLink has to listen."""
@@ -111,14 +112,7 @@ def processes_of(home: str) -> list[int]:
         with contextlib.suppress(OSError):
             if folder.name.isdecimal() and wanted in (folder / "environ").read_bytes().split(b"\0"):
                 found.append(int(folder.name))
-    return [number for number in found if number != os.getpid() and not _is_dead(number)]
-
-
-def _is_dead(number: int) -> bool:
-    """Return whether a process has ended and waits for its parent to take note."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] == "Z"
-    return True
+    return [number for number in found if number != os.getpid() and lives(number)]
 
 
 def end_all(home: str) -> None:
