@@ -67,7 +67,8 @@ def unknown_flag(words: Sequence[str]) -> str | None:
 
 def writes(words: Sequence[str]) -> bool:
     """Return whether a command leaves results in a folder."""
-    return not READ_ONLY & set(words)
+    flags = {word.partition("=")[0] if word.startswith("-") else word for word in words}  # --cfg=job is --cfg job
+    return not READ_ONLY & flags
 
 
 def results_folder(words: Sequence[str]) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import fedprune
-from fedprune.command.words import arguments, results_folder, writable
+from fedprune.command.words import arguments, results_folder, writable, writes
 from fedprune.errors import ConfigError
 from fedprune.identity import files
 
@@ -63,6 +63,11 @@ def test_a_ticket_may_lie_in_a_folder_with_any_letters(tmp_path):
 )
 def test_results_go_where_it_is_typed(words, folder):
     assert results_folder(words) == Path(folder)
+
+
+def test_a_flag_that_only_prints_writes_nothing_however_its_value_is_typed():
+    assert not any(map(writes, (["--cfg", "job"], ["--cfg=job"], ["--info=all"], ["rounds=1", "dry_run=true"])))
+    assert writes(["rounds=1"]) and writes(["-m", "info=1"]) and writes(["dry_run=false"])
 
 
 def test_a_folder_is_writable_if_the_nearest_that_exists_is(tmp_path, monkeypatch):
